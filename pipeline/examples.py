@@ -1,0 +1,158 @@
+"""Turns a sequence into the bytes of a tf.train.Example, and back, without TensorFlow or protobuf objects.
+
+The bytes equal TensorFlow's `SerializeToString(deterministic=True)`: features sorted by name, numbers packed. A packed
+float list is a constant header and the array's own bytes, which is why this is an order of magnitude faster.
+
+Wire format: https://protobuf.dev/programming-guides/encoding; messages: tensorflow/core/example/feature.proto.
+"""
+
+import functools
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pipeline.records import Sequence
+from pipeline.schema import Schema
+
+# Tags of length-delimited fields: the field's number, shifted, with wire type 2.
+_FIELD_1 = b"\x0a"
+_FIELD_2 = b"\x12"
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
+
+_SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
+
+Value: TypeAlias = np.ndarray[Any, Any] | list[bytes]
+
+
+def encode_sequence(sequence: Sequence, schema: Schema) -> bytes:
+    """A serialized tf.train.Example: each step feature one flat list of num_steps × width, the label, length and id."""
+    features: dict[str, Value] = {
+        **sequence.features,
+        schema.label.name: sequence.label,
+        "length": np.array([sequence.num_steps]),
+        "id": [sequence.id.encode()],
+    }
+    return encode_example(features)
+
+
+def encode_example(features: dict[str, Value]) -> bytes:
+    """A serialized tf.train.Example of float32 arrays, int64 arrays and lists of bytes, each flattened.
+
+    >>> encode_example({"a": np.array([1, 300])}).hex()
+    '0a0e0a0c0a016112071a050a0301ac02'
+    """
+    entries = []
+    for name in sorted(features, key=str.encode):
+        entry = _key(name) + _delimited(_FIELD_2, _encode_value(features[name]))
+        entries.append(_delimited(_FIELD_1, entry))
+    return _delimited(_FIELD_1, b"".join(entries))
+
+
+def decode_example(data: bytes) -> dict[str, Value]:
+    """The features of a serialized tf.train.Example, flat: float32 arrays, int64 arrays, lists of bytes.
+
+    Raises:
+        ValueError: these bytes are no Example as `encode_example` writes it.
+    """
+    features: dict[str, Value] = {}
+    try:
+        ((_, message),) = _fields(memoryview(data), {1})
+        for _, entry in _fields(message, {1}):
+            (_, key), (_, value) = _fields(entry, {1, 2})
+            ((kind, numbers),) = _fields(value, {1, 2, 3})
+            features[bytes(key).decode()] = _decode_value(kind, numbers)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not a tf.train.Example of this format: {error}") from None
+    return features
+
+
+def _encode_value(value: Value) -> bytes:
+    if isinstance(value, list):
+        return _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
+    if value.dtype == np.float32:
+        # Fixed32 is little-endian on the wire.
+        return _delimited(_FLOAT_LIST, _delimited(_FIELD_1, value.astype("<f4", copy=False).tobytes()))
+    return _delimited(_INT64_LIST, _delimited(_FIELD_1, encode_varints(value.ravel())))
+
+
+def _decode_value(kind: int, message: memoryview) -> Value:
+    if kind == 1:
+        return [bytes(item) for _, item in _fields(message, {1})]
+    ((_, packed),) = _fields(message, {1})
+    return np.frombuffer(packed, "<f4") if kind == 2 else decode_varints(packed)
+
+
+def encode_varints(values: np.ndarray[Any, Any]) -> bytes:
+    """int64 numbers as base-128 varints, seven bits a byte, lowest first; a negative number takes ten bytes."""
+    unsigned = values.astype(np.int64, copy=False).view(np.uint64)
+    if not len(unsigned) or unsigned.max() < 128:
+        return unsigned.astype(np.uint8).tobytes()
+    groups = unsigned[:, None] >> _SEVEN_BITS
+    used = groups > 0
+    used[:, 0] = True
+    septets = (groups & np.uint64(127)).astype(np.uint8)
+    septets[:, :-1] |= used[:, 1:].astype(np.uint8) << 7  # more bytes follow
+    return septets[used].tobytes()
+
+
+def decode_varints(data: bytes | memoryview) -> np.ndarray[Any, Any]:
+    """int64 numbers from base-128 varints.
+
+    Raises:
+        ValueError: the last number is cut off, or one is longer than ten bytes.
+    """
+    septets = np.frombuffer(data, np.uint8)
+    if not len(septets):
+        return np.zeros(0, np.int64)
+    ends = np.flatnonzero(septets < 128)
+    if not len(ends) or ends[-1] != len(septets) - 1:
+        raise ValueError("a number is cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    positions = np.arange(len(septets)) - np.repeat(starts, ends - starts + 1)
+    if positions.max() > 9:
+        raise ValueError("a number is longer than ten bytes")
+    shifted = (septets & 127).astype(np.uint64) << (positions * 7).astype(np.uint64)
+    return np.bitwise_or.reduceat(shifted, starts).view(np.int64)
+
+
+@functools.cache
+def _key(name: str) -> bytes:
+    return _delimited(_FIELD_1, name.encode())
+
+
+def _delimited(tag: bytes, data: bytes) -> bytes:
+    return tag + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    if value < 128:
+        return bytes((value,))
+    septets = []
+    while value > 127:
+        septets.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*septets, value])
+
+
+def _fields(message: memoryview, allowed: set[int]) -> list[tuple[int, memoryview]]:
+    """(field number, content) of the length-delimited fields of a message."""
+    fields, position = [], 0
+    while position < len(message):
+        tag = message[position]
+        if tag & 7 != 2 or tag >> 3 not in allowed:
+            raise ValueError(f"unexpected field tag {tag}")
+        size, shift, position = 0, 0, position + 1
+        while True:
+            septet = message[position]
+            size |= (septet & 127) << shift
+            shift += 7
+            position += 1
+            if septet < 128:
+                break
+            if shift > 63:
+                raise ValueError("a size is longer than ten bytes")
+        if size > len(message) - position:
+            raise ValueError(f"a field claims {size} bytes where {len(message) - position} are left")
+        fields.append((tag >> 3, message[position : position + size]))
+        position += size
+    return fields

@@ -1,0 +1,71 @@
+"""The index of a shard: where each record lies and how long it is, one row a record, in the shard's order."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.schema import Label
+from pipeline.tfrecord import FRAME_BYTES
+
+
+def index_schema(label: Label) -> pa.Schema:
+    """The columns of an index.
+
+    `offset` is of the record's frame and `num_bytes` of its data, so the next record begins FRAME_BYTES + num_bytes
+    further on. `label` is the class, the probabilities or the number; null for labels per step.
+    """
+    label_type = {
+        "class": pa.string(),
+        "distribution": pa.list_(pa.float32()),
+        "regression": pa.float32(),
+        "step_class": pa.null(),
+    }[label.kind]
+    return pa.schema(
+        [
+            ("offset", pa.int64()),
+            ("num_bytes", pa.int64()),
+            ("num_steps", pa.int32()),
+            ("id", pa.string()),
+            ("label", label_type),
+            ("part", pa.int32()),
+            ("num_parts", pa.int32()),
+        ]
+    )
+
+
+def build_index(
+    label: Label, *, num_bytes: Sequence[int], num_steps: Sequence[int], ids: Sequence[str], labels: Sequence[Any]
+) -> pa.Table:
+    """The index of records that lie one after the other from the start of a file; each is whole (part 0 of 1)."""
+    sizes = np.asarray(num_bytes, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
+    columns = [offsets, sizes, num_steps, ids, labels, np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)]
+    schema = index_schema(label)
+    return pa.table([pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)], schema)
+
+
+def write_index(table: pa.Table) -> bytes:
+    # No statistics and no dictionary on unique values: the same rows are the same bytes, and read fastest.
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_index(data: bytes) -> pa.Table:
+    """The index in the bytes of its file.
+
+    Raises:
+        ValueError: not a Parquet file, or not one with the columns of an index.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a Parquet file: {error}") from None
+    missing = {"offset", "num_bytes", "num_steps", "id", "label", "part", "num_parts"} - set(table.column_names)
+    if missing:
+        raise ValueError(f"has no column {', '.join(sorted(missing))}")
+    return table

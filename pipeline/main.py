@@ -1,0 +1,153 @@
+"""Flags of the commands on raw records and datasets: each parses them and calls one function."""
+
+import json
+import logging
+from typing import Any
+
+from pipeline.flags import FlagParser, positive, share
+
+
+def sample(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "sample",
+        "Makes the raw records of a classic benchmark with variable lengths, and their schema beside them.\n\n"
+        "  temporal_order  which two symbols came, in which order? (class; Hochreiter & Schmidhuber 1997)\n"
+        "  adding          the sum of the two marked numbers (regression; Hochreiter & Schmidhuber 1997)\n"
+        "  seed            random records of 50, 10 and then 60 steps with two-class distributions",
+        examples="  lengthwise sample temporal_order --output raw.jsonl --num_records 2000",
+    )
+    parser.add_argument("name", metavar="NAME", choices=("temporal_order", "adding", "seed"))
+    parser.add_argument("--output", required=True, help="file to write, say raw.jsonl; raw.schema.yaml comes beside it")
+    parser.add_argument("--num_records", type=positive, help="default: 5,000 (seed: 3,000)")
+    parser.add_argument("--seed", type=int, default=0, help="other records for another seed; default: 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    values = parser.parse(arguments)
+    from pipeline.sample import write_sample
+
+    for path in write_sample(**values):
+        print(path)
+
+
+def prepare(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "prepare",
+        "Turns raw records (JSON Lines, plain or .gz) into a dataset: shards of TFRecords, an index, a manifest.\n"
+        "Any flag of Beam's serves too, --runner for one; without it the job runs in this process.",
+        examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
+        "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
+        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite \\\n"
+        "      --direct_running_mode=multi_processing --direct_num_workers=2",
+    )
+    parser.add_argument(
+        "raw", metavar="RAW", nargs="+", help="a file, a glob or a folder, on any file system of Beam's"
+    )
+    parser.add_argument("--schema", required=True, help="YAML file that says what a record holds")
+    parser.add_argument("--output", required=True, help="folder of the dataset")
+    parser.add_argument("--num_shards", type=positive, default=8, help="TFRecord files for each split; default: 8")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other splits and another order; default: 0"
+    )
+    parser.add_argument(
+        "--max_rejected",
+        type=share,
+        default=0.01,
+        help="share of the records, 0 to 1, that may be rejected; above it nothing is published; default: 0.01",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
+    parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    ours = {action.dest for action in parser._actions}
+    if not {"-h", "--help"} & set(arguments):
+        _add_beam_flags(parser, arguments)
+    values = parser.parse(arguments)
+    # Beam complains of extras that are not installed and nobody asked for.
+    logging.disable(logging.WARNING)
+    from pipeline.prepare import PrepareOptions
+    from pipeline.prepare import prepare as run
+
+    as_json = values.pop("json")
+    values["raw"] = tuple(values["raw"])
+    beam_options = {name: values.pop(name) for name in list(values) if name not in ours}
+    manifest = run(PrepareOptions(**values), {k: v for k, v in beam_options.items() if v != parser.get_default(k)})
+    from pipeline.inspect import print_summary, summarize
+
+    if as_json:
+        print(json.dumps(summarize(manifest)))
+    else:
+        print_summary(manifest, values["output"])
+
+
+def inspect(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "inspect",
+        "Shows what is in a dataset: records, steps and lengths, labels and features by split, rejects by reason.",
+        examples="  lengthwise inspect dataset\n  lengthwise inspect dataset --json | python -m json.tool",
+    )
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    values = parser.parse(arguments)
+    from pipeline.inspect import load, print_details, summarize
+
+    manifest = load(values["dataset"])
+    if values["json"]:
+        print(json.dumps(summarize(manifest)))
+    else:
+        print_details(manifest, values["dataset"])
+
+
+def verify(arguments: list[str]) -> int:
+    parser = FlagParser(
+        "verify",
+        "Checks every byte of a dataset: sizes, SHA-256, both CRCs of every record, counts and index against the "
+        "manifest.\nExit status 1 if anything is off; each fault names its file and offset.",
+        examples="  lengthwise verify dataset",
+    )
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    values = parser.parse(arguments)
+    from pipeline.verify import print_report
+    from pipeline.verify import verify as run
+
+    report = run(values["dataset"])
+    if values["json"]:
+        print(json.dumps(report.to_dict()))
+    else:
+        print_report(report, values["dataset"])
+    return 1 if report.faults else 0
+
+
+def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
+    """Makes all of Beam's own flags known to the parser, so that a wrong one is refused instead of dropped.
+
+    Beam is imported for it only when some flag is not ours: it takes a second.
+    """
+    named = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    if named <= set(parser.flags):
+        return
+    logging.disable(logging.WARNING)
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    beam_parser = _BeamFlags(parser)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(beam_parser)
+
+
+class _BeamFlags:
+    """What Beam's option classes add their flags to: hidden in our help, and ours win where names meet."""
+
+    def __init__(self, parser: FlagParser) -> None:
+        self._parser = parser
+
+    def add_argument(self, *names: str, **details: Any) -> None:
+        new = [name for name in names if name not in self._parser.flags]
+        if new:
+            self._parser.add_argument(*new, **{**details, "help": "", "required": False})
+
+    def add_value_provider_argument(self, *names: str, **details: Any) -> None:
+        self.add_argument(*names, **details)
+
+    def add_mutually_exclusive_group(self, *_: Any, **__: Any) -> "_BeamFlags":
+        return self
+
+    def add_argument_group(self, *_: Any, **__: Any) -> "_BeamFlags":
+        return self

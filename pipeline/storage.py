@@ -1,0 +1,126 @@
+"""Opens, lists, moves and removes files on any file system that Beam knows; local ones without Beam."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+from pipeline.errors import UserError
+
+
+def is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def absolute(path: str) -> str:
+    """`path` as it means the same on every machine and in every folder."""
+    return os.path.abspath(path) if is_local(path) else path
+
+
+def join(folder: str, *parts: str) -> str:
+    return "/".join([folder.rstrip("/") or "/", *parts])
+
+
+def filesystems() -> Any:
+    # Imported late: it costs a second, and only remote paths and workers need it.
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[IO[bytes]]:
+    """The bytes of `path` as they are stored, for reading and seeking."""
+    if is_local(path):
+        with open(path, "rb") as file:
+            yield file
+    else:
+        from apache_beam.io.filesystem import CompressionTypes
+
+        # AUTO would decompress by the name's ending; offsets are offsets of stored bytes here.
+        with filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            yield file
+
+
+def read_bytes(path: str) -> bytes:
+    """All of `path`.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    try:
+        with open_read(path) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
+
+
+def exists(path: str) -> bool:
+    return os.path.exists(path) if is_local(path) else bool(filesystems().exists(path))
+
+
+def size(path: str) -> int:
+    return (
+        os.path.getsize(path) if is_local(path) else int(filesystems().match([path])[0].metadata_list[0].size_in_bytes)
+    )
+
+
+@contextlib.contextmanager
+def replace(path: str) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` at once when the block ends well, and is gone when it does not.
+
+    The name is new for every attempt, so a bundle that is tried twice never writes into its twin's file.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    if is_local(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # a name that survives a power cut must not point to lost bytes
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    else:
+        beam_filesystems = filesystems()
+        with beam_filesystems.create(temporary, "application/octet-stream") as file:
+            yield file
+        if beam_filesystems.exists(path):
+            beam_filesystems.delete([path])
+        beam_filesystems.rename([temporary], [path])
+
+
+def list_files(folder: str) -> list[str]:
+    """Every file below `folder`, sorted; none when there is no such folder."""
+    if is_local(folder):
+        return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
+    matches = filesystems().match([join(folder, "**")])
+    return sorted(metadata.path for match in matches for metadata in match.metadata_list)
+
+
+def remove(paths: list[str]) -> None:
+    """Removes files, and local folders that are empty then; one that is gone already is no error."""
+    local = [path for path in paths if is_local(path)]
+    for path in local:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    for folder in sorted({os.path.dirname(path) for path in local}, key=len, reverse=True):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    remote = [path for path in paths if not is_local(path)]
+    if remote:
+        filesystems().delete(remote)
+
+
+def remove_folder(folder: str) -> None:
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(folder))  # where nothing else is in it
+    else:
+        remove(list_files(folder))

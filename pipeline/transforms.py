@@ -1,0 +1,199 @@
+"""The public Beam transforms: raw records to sequences, and sequences to a dataset.
+
+lines | ParseRecords(schema) | WriteDataset(schema, "/data/strokes")
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import orjson
+from apache_beam.metrics import Metrics
+
+from pipeline.hashing import choose_shard
+from pipeline.lines import Lines, ReadChunk
+from pipeline.publish import Publisher, check_output, new_generation
+from pipeline.records import RecordError, Sequence, parse_line, parse_record
+from pipeline.rejects import RejectsFile, write_rejects
+from pipeline.schema import Schema
+from pipeline.shards import Encoded, Origin, Reject, ShardWriter, encode
+from pipeline.storage import absolute
+
+DEFAULT_NUM_SHARDS = 8
+DEFAULT_MAX_REJECTED = 0.01
+
+_REJECTS = "rejects"
+
+
+@dataclasses.dataclass
+class ParseRecords(beam.PTransform):
+    """Raw records -> {"sequences": lists of (Sequence, Origin), "rejects": Reject}.
+
+    An element is one line of JSON (str or bytes), one record as JSON gives it (a dict; NumPy arrays serve as lists), or
+    a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
+
+    Attributes:
+        keep_raw: Rejects carry the raw line.
+    """
+
+    schema: Schema
+    keep_raw: bool = False
+
+    def expand(self, records: Any) -> Any:
+        outputs = records | "Parse" >> beam.ParDo(_Parse(self.schema, self.keep_raw)).with_outputs(
+            _REJECTS, main="sequences"
+        )
+        return {"sequences": outputs["sequences"], "rejects": outputs[_REJECTS]}
+
+
+@dataclasses.dataclass
+class WriteDataset(beam.PTransform):
+    """Sequences, or what `ParseRecords` gives, -> the manifest of the dataset that was published.
+
+    Takes a PCollection of Sequence or of lists of (Sequence, Origin), or the dict of `ParseRecords`, whose rejects are
+    written and counted then. Nothing is published unless all of it was written and few enough records were rejected.
+
+    Attributes:
+        output: Folder of the dataset, on any file system that Beam knows.
+        num_shards: TFRecord files for each split.
+        seed: Another seed gives other splits and another order.
+        max_rejected: Share of the records, from 0 to 1, that may be rejected; above it nothing is published.
+        overwrite: Replace the dataset that is there; without it, that is an error.
+    """
+
+    schema: Schema
+    output: str
+    num_shards: int = DEFAULT_NUM_SHARDS
+    seed: int = 0
+    max_rejected: float = DEFAULT_MAX_REJECTED
+    overwrite: bool = False
+    generation: str = dataclasses.field(default_factory=new_generation)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.num_shards < 1:
+            raise ValueError(f"num_shards is {self.num_shards}, expected at least 1.")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected is {self.max_rejected}, expected a share from 0 to 1.")
+        # A worker's folder is another one.
+        self.output = absolute(self.output)
+
+    def expand(self, inputs: Any) -> Any:
+        check_output(self.output, overwrite=self.overwrite)
+        inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
+        sequences = inputs["sequences"]
+        pipeline = sequences.pipeline
+        nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
+        chunks = beam.pvalue.AsList(inputs.get("chunks", nothing))
+
+        encoded = sequences | "Encode" >> beam.ParDo(_Encode(self.schema, self.seed, self.num_shards))
+        # An empty batch for each number, so that every shard is written.
+        every_shard = pipeline | "EveryShard" >> beam.Create([(n, []) for n in range(self.num_shards)], reshuffle=False)
+        writer = ShardWriter(self.schema, self.output, self.generation, self.num_shards)
+        written = (
+            (encoded, every_shard)
+            | "Gather" >> beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()
+            | "WriteShard" >> beam.ParDo(_WriteShard(writer)).with_outputs(_REJECTS, main="shards")
+        )
+        rejects_files = (
+            (inputs.get(_REJECTS, nothing), written[_REJECTS])
+            | "AllRejects" >> beam.Flatten()
+            | "KeyByFile" >> beam.Map(lambda reject: (reject.origin.path or "", reject))
+            | "GroupByFile" >> beam.GroupByKey()
+            | "WriteRejects" >> beam.ParDo(_WriteRejects(self.output, self.generation), chunks)
+        )
+        publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
+        return (
+            pipeline
+            | "Once" >> beam.Create([publisher], reshuffle=False)
+            | "Publish"
+            >> beam.Map(
+                Publisher.publish,
+                beam.pvalue.AsList(written["shards"]),
+                beam.pvalue.AsList(rejects_files),
+                chunks,
+            )
+        )
+
+
+class _Parse(beam.DoFn):
+    def __init__(self, schema: Schema, keep_raw: bool) -> None:
+        self._schema = schema
+        self._keep_raw = keep_raw
+        self._parsed = Metrics.counter("lengthwise", "records_parsed")
+        self._rejected = Metrics.counter("lengthwise", "records_rejected")
+
+    def process(self, element: Any) -> Iterable[Any]:
+        sequences = []
+        for record, origin in self._records(element):
+            try:
+                parse = parse_record if isinstance(record, Mapping) else parse_line
+                sequences.append((parse(record, self._schema), origin))
+            except RecordError as error:
+                self._rejected.inc()
+                yield beam.pvalue.TaggedOutput(_REJECTS, Reject(error.reason, error.message, error.id, origin))
+        self._parsed.inc(len(sequences))
+        if sequences:
+            yield sequences
+
+    def _records(self, element: Any) -> Iterator[tuple[Any, Origin]]:
+        if not isinstance(element, Lines):
+            yield element, self._origin(_raw_bytes(element), None)
+            return
+        for offset, number, line in zip(element.offsets, element.numbers, element.lines, strict=True):
+            yield line, self._origin(line, element, offset, number)
+
+    def _origin(self, raw: bytes, batch: Lines | None, offset: int = 0, number: int = 0) -> Origin:
+        kept = raw if self._keep_raw else None
+        path, chunk = (None, 0) if batch is None else (batch.path, batch.chunk)
+        return Origin(path, chunk, offset, number, hashlib.sha256(raw).digest(), kept)
+
+
+def _raw_bytes(element: Any) -> bytes:
+    if isinstance(element, bytes):
+        return element
+    if isinstance(element, str):
+        return element.encode("utf-8", "surrogatepass")
+    return orjson.dumps(element, default=repr, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+class _Encode(beam.DoFn):
+    """Sequences -> (shard number, records for it), a batch for each shard and each batch of sequences."""
+
+    def __init__(self, schema: Schema, seed: int, num_shards: int) -> None:
+        self._schema = schema
+        self._seed = seed
+        self._num_shards = num_shards
+
+    def process(self, element: Any) -> Iterator[tuple[int, list[Encoded]]]:
+        batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, Sequence) else element
+        by_shard: dict[int, list[Encoded]] = {}
+        for sequence, origin in batch:
+            encoded = encode(sequence, origin, self._schema, seed=self._seed)
+            by_shard.setdefault(choose_shard(encoded.key, num_shards=self._num_shards), []).append(encoded)
+        yield from by_shard.items()
+
+
+class _WriteShard(beam.DoFn):
+    def __init__(self, writer: ShardWriter) -> None:
+        self._writer = writer
+
+    def process(self, element: tuple[int, Iterable[list[Encoded]]]) -> Iterable[Any]:
+        number, batches = element
+        summaries, rejects = self._writer.write(number, (record for batch in batches for record in batch))
+        yield from summaries
+        for reject in rejects:
+            yield beam.pvalue.TaggedOutput(_REJECTS, reject)
+
+
+class _WriteRejects(beam.DoFn):
+    def __init__(self, output: str, generation: str) -> None:
+        self._output = output
+        self._generation = generation
+
+    def process(self, element: tuple[str, Iterable[Reject]], chunks: list[ReadChunk]) -> Iterator[RejectsFile]:
+        source, rejects = element
+        yield write_rejects(source, rejects, chunks, output=self._output, generation=self._generation)

@@ -1,0 +1,58 @@
+"""Builds the distribution `lengthwise`: the command, `pipeline` and `trainer`."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "lengthwise.py").read_text(), re.MULTILINE)
+if VERSION is None:
+    raise RuntimeError("lengthwise.py does not define __version__.")
+
+# A Beam worker gets the base install by --setup_file, so it holds what `pipeline` needs beside Beam itself.
+BASE = [
+    "numpy>=1.26",
+    "pyarrow>=15",
+    "pydantic>=2.7",
+    "PyYAML>=6",
+    "orjson>=3.10",
+    "google-crc32c>=1.5",
+    "rich>=13",
+]
+# Keras below 3.15 loads unsafe files (CVE-2026-12570 and others).
+KERAS = "keras>=3.15"
+# Beam 2.77 is what was measured; its workers pickle differently before 2.65.
+BEAM = "apache-beam>=2.65"
+
+setup(
+    name="lengthwise",
+    version=VERSION.group(1),
+    description="Records of different lengths in, a trained and exactly masked stacked LSTM out.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    py_modules=["lengthwise"],
+    packages=["pipeline", "trainer"],
+    package_data={"pipeline": ["py.typed"], "trainer": ["py.typed"]},
+    install_requires=BASE,
+    extras_require={
+        "pipeline": [BEAM],
+        # One of the two, never both: each owns the folder tensorflow/.
+        "cpu": ["tensorflow-cpu>=2.21", KERAS],
+        "gpu": ["tensorflow[and-cuda]>=2.21", KERAS],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "ruff",
+            "setuptools",
+            "tfrecord",
+            "types-PyYAML",
+            "uv",
+            "wheel",
+        ],
+    },
+    entry_points={"console_scripts": ["lengthwise = lengthwise:main"]},
+)
