@@ -22,6 +22,8 @@ BASE = [
 ]
 # Keras below 3.15 loads unsafe files (CVE-2026-12570 and others).
 KERAS = "keras>=3.15"
+# TensorFlow writes logs for TensorBoard only where this is installed.
+TENSORBOARD = "tensorboard"
 # Beam 2.77 is what was measured; its workers pickle differently before 2.65.
 BEAM = "apache-beam>=2.65"
 
@@ -40,8 +42,8 @@ setup(
     extras_require={
         "pipeline": [BEAM],
         # One of the two, never both: each owns the folder tensorflow/.
-        "cpu": ["tensorflow-cpu>=2.21", KERAS],
-        "gpu": ["tensorflow[and-cuda]>=2.21", KERAS],
+        "cpu": ["tensorflow-cpu>=2.21", KERAS, TENSORBOARD],
+        "gpu": ["tensorflow[and-cuda]>=2.21", KERAS, TENSORBOARD],
         "dev": [
             "hypothesis",
             "mypy",

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -71,8 +70,3 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small, expected a whole number of at least 1")
     return value
-
-
-def quiet_tensorflow() -> None:
-    """Before TensorFlow is imported: keeps its start-up notes off the terminal, unless someone asked for them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,0 +1,70 @@
+"""The configuration of a training run: what train.yaml may say, and the flags that go over it."""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from pipeline.documents import Document, build, parse_yaml
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+
+
+class TrainConfig(Document):
+    """Every field is a key of train.yaml and a flag of the same name."""
+
+    epochs: Annotated[int, pydantic.Field(ge=0, description="Passes over the train split.")] = 20
+    seed: Annotated[int, pydantic.Field(ge=0, description="Of the weights, the order and dropout.")] = 0
+    batching: Annotated[
+        Literal["bucket", "pad", "exact"], pydantic.Field(description="How records are put into batches; see `plan`.")
+    ] = "bucket"
+    batch_steps: Annotated[
+        Positive | None,
+        pydantic.Field(description="Budget of padded steps a batch; by default such that an epoch has 20 updates."),
+    ] = None
+    batch_size: Annotated[Positive | None, pydantic.Field(description="Records a batch, at most.")] = None
+    pad_length: Annotated[Positive | None, pydantic.Field(description="Steps, for batching pad.")] = None
+    truncate: Annotated[
+        Literal["head", "tail"] | None, pydantic.Field(description="What is cut off records beyond pad_length.")
+    ] = None
+    units: Annotated[
+        tuple[Positive, ...], pydantic.Field(min_length=1, description="Units of each recurrent layer.")
+    ] = (100, 100)
+    cell: Annotated[Literal["lstm", "gru"], pydantic.Field(description="Kind of recurrent layer.")] = "lstm"
+    bidirectional: Annotated[bool, pydantic.Field(description="Read the steps from both ends.")] = False
+    dropout: Annotated[
+        float, pydantic.Field(ge=0, lt=1, description="Share of the units dropped after each recurrent layer.")
+    ] = 0.0
+    optimizer: Annotated[Literal["rmsprop", "adam"], pydantic.Field(description="Which one.")] = "rmsprop"
+    learning_rate: Annotated[float, pydantic.Field(gt=0, description="Of the optimizer.")] = 0.001
+    clip_norm: Annotated[float | None, pydantic.Field(gt=0, description="Largest global norm of the gradient.")] = None
+    early_stopping: Annotated[
+        Positive | None, pydantic.Field(description="Stop after so many epochs without a better validation loss.")
+    ] = None
+    loss_scale: Annotated[
+        Literal["epoch", "batch"],
+        pydantic.Field(description="epoch: every record counts the same; batch: every batch does."),
+    ] = "epoch"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.batching != "pad" and (self.pad_length is not None or self.truncate is not None):
+            raise ValueError(f"pad_length and truncate belong to batching pad, not to {self.batching}")
+        return self
+
+
+def make_config(values: dict[str, Any], *, origin: str = "The configuration") -> TrainConfig:
+    """A configuration of plain values.
+
+    Raises:
+        UserError: the first thing wrong; an unknown key with the nearest known one.
+    """
+    return build(TrainConfig, values, origin=origin)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """What a train.yaml says, checked, without the defaults."""
+    from pipeline.storage import read_bytes
+
+    values = parse_yaml(read_bytes(path), origin=path)
+    make_config(values, origin=path)
+    return values

@@ -1,0 +1,157 @@
+"""Opens a dataset for reading, and trusts none of its files before their frames were checked against the index."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.index import read_index
+from pipeline.manifest import FILE_NAME, Manifest, Shard, Split
+from pipeline.schema import Schema
+from pipeline.tfrecord import FRAME_BYTES, HEADER_BYTES
+
+# Headers that are compared at once.
+_BLOCK = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardIndex:
+    """Where the records of a shard lie and how long they are: int64[records] each, in the shard's order."""
+
+    path: str
+    offset: np.ndarray[Any, Any]
+    num_bytes: np.ndarray[Any, Any]
+    num_steps: np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset by its manifest."""
+
+    path: str
+    manifest: Manifest
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.record_schema
+
+    def split(self, name: str) -> Split:
+        """Raises a UserError if there is no such split, that says which there are."""
+        return self.manifest.split(name, origin=self.path)
+
+    def has_records(self, name: str) -> bool:
+        return name in self.manifest.splits and self.manifest.splits[name].records > 0
+
+    def shards(self, name: str) -> list[ShardIndex]:
+        """The shards of a split that hold a record, checked: size and every record's header fit the index.
+
+        TensorFlow dies by a signal on some crafted lengths and takes some cuts for the end of a file, so it opens no
+        file before this.
+
+        Raises:
+            UserError: a file is missing, or not the one that the manifest lists.
+        """
+        split = self.split(name)
+        found = [_check_shard(self.path, shard) for shard in split.shards if shard.records]
+        counts = collections.Counter(np.concatenate([s.num_steps for s in found]).tolist() if found else [])
+        if counts != split.length_counts:
+            raise _damaged(self.path, "the lengths in the indexes are not those that the manifest counts")
+        return found
+
+
+def open_dataset(path: str) -> Dataset:
+    """The dataset in a folder, local or on any file system that TensorFlow knows.
+
+    Raises:
+        UserError: there is none, or this version cannot read it.
+    """
+    path = path.rstrip("/") or "/"
+    manifest_path = f"{path}/{FILE_NAME}"
+    try:
+        with _open(manifest_path) as file:
+            data = file.read()
+    except _read_errors(path):
+        raise UserError(
+            f"{path}: not a dataset: it has no {FILE_NAME} that can be read. Make one with `lengthwise prepare`."
+        ) from None
+    return Dataset(path, Manifest.parse(data, origin=manifest_path))
+
+
+# A shard is checked once a process: an epoch later it is still the same file, or the CRCs tell.
+@functools.lru_cache(maxsize=1 << 16)
+def _check_shard(root: str, shard: Shard) -> ShardIndex:
+    path, index_path = f"{root}/{shard.path}", f"{root}/{shard.index_path}"
+    try:
+        with _open(index_path) as file:
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            raise _damaged(root, f"{shard.index_path} is not the file that was written")
+        table = read_index(data)
+        columns = (table[name].to_numpy().astype(np.int64) for name in ("offset", "num_bytes", "num_steps"))
+        index = ShardIndex(path, *columns)
+        _check_index(root, shard, index)
+        with _open(path) as file:
+            _check_headers(root, shard, index, file)
+    except _read_errors(root) as error:
+        raise _damaged(root, f"{shard.path} or its index cannot be read: {error}") from None
+    except ValueError as error:
+        raise _damaged(root, f"{shard.index_path} {error}") from None
+    return index
+
+
+def _check_index(root: str, shard: Shard, index: ShardIndex) -> None:
+    ends = index.offset + index.num_bytes + FRAME_BYTES
+    adjoining = len(ends) == shard.records and index.offset[0] == 0 and (ends[:-1] == index.offset[1:]).all()
+    if not adjoining or ends[-1] != shard.bytes or (index.num_steps < 1).any():
+        raise _damaged(root, f"{shard.index_path} does not fit what the manifest says of {shard.path}")
+
+
+def _check_headers(root: str, shard: Shard, index: ShardIndex, file: IO[bytes]) -> None:
+    """Compares the size of the file, and the length that each record claims, with the index."""
+    size = file.seek(0, 2) or file.tell()
+    if size != shard.bytes:
+        raise _damaged(root, f"{shard.path} has {size:,} bytes, expected {shard.bytes:,}")
+    for start in range(0, shard.records, _BLOCK):
+        offsets = index.offset[start : start + _BLOCK]
+        claimed = np.frombuffer(b"".join(_headers(file, offsets)), "<u8")
+        wrong = np.flatnonzero(claimed != index.num_bytes[start : start + _BLOCK].astype(np.uint64))
+        if len(wrong):
+            raise _damaged(
+                root,
+                f"{shard.path}: the record at offset {offsets[wrong[0]]} claims {claimed[wrong[0]]:,} bytes, expected "
+                f"{index.num_bytes[start + wrong[0]]:,}",
+            )
+
+
+def _headers(file: IO[bytes], offsets: np.ndarray[Any, Any]) -> Iterator[bytes]:
+    for offset in offsets.tolist():
+        file.seek(offset)
+        yield file.read(HEADER_BYTES)[:8].ljust(8, b"\xff")
+
+
+def _damaged(root: str, what: str) -> UserError:
+    return UserError(f"{root}: {what}. `lengthwise verify` says all that is wrong; make the dataset again.")
+
+
+def _open(path: str) -> AbstractContextManager[IO[bytes]]:
+    if "://" not in path:
+        return open(path, "rb")
+    # Late: TensorFlow takes three seconds, and a plan of local files needs none of it.
+    import tensorflow as tf
+
+    opener: Callable[..., Any] = tf.io.gfile.GFile
+    return opener(path, "rb")
+
+
+def _read_errors(path: str) -> tuple[type[Exception], ...]:
+    if "://" not in path:
+        return (OSError,)
+    import tensorflow as tf
+
+    return (OSError, tf.errors.OpError)

@@ -1,0 +1,193 @@
+"""Flags of the commands on models and batches: each parses them and calls one function."""
+
+import argparse
+import json
+import sys
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+from pipeline.flags import FlagParser, positive
+from trainer.start import start_tensorflow
+
+# Named by the design, built by a later version.
+_PLANNED = ("--strategy", "--local_workers", "--chunk_steps", "--lanes", "--warm_start")
+
+
+def train(arguments: list[str]) -> None:
+    from trainer.config import TrainConfig, make_config, read_config
+
+    parser = FlagParser(
+        "train",
+        "Trains the masked stacked LSTM on a dataset.\n"
+        "An unfinished run that is there goes on, a finished one prints its result.",
+        examples="  lengthwise train dataset --output run --epochs 30\n"
+        "  lengthwise train dataset --output run --units 200 --bidirectional --dropout 0.2 --early_stopping 5\n"
+        "  lengthwise train dataset --output run --config train.yaml --seed 1",
+        planned=_PLANNED,
+    )
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument("--config", help="YAML file with any of the keys below; flags go over it")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, whatever is there")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    for name, field in TrainConfig.model_fields.items():
+        _add_field(parser, name, field)
+    values = parser.parse(arguments)
+    ours = {name: values.pop(name) for name in ("dataset", "output", "config", "overwrite", "json")}
+    chosen = read_config(ours["config"]) if ours["config"] else {}
+    config = make_config(chosen | {name: _plain(value) for name, value in values.items()}, origin="lengthwise train")
+    start_tensorflow()
+    from trainer.train import train as run
+
+    result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
+    if ours["json"]:
+        print(json.dumps(result))
+    else:
+        print_result(result, ours["output"])
+
+
+def evaluate(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "evaluate",
+        "Measures a run on a split: loss and metrics over real steps and records, whole and by length.\n"
+        "Writes RUN/evaluation-<split>.json.",
+        examples="  lengthwise evaluate run dataset\n  lengthwise evaluate run dataset --split validation --json",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--split", default="test", help="default: test")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="default: the best by validation loss where there is one"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    values = parser.parse(arguments)
+    start_tensorflow()
+    from trainer.evaluate import evaluate as run
+
+    evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
+    if values["json"]:
+        print(json.dumps(evaluation))
+    else:
+        print_evaluation(evaluation, values["run"])
+
+
+def plan(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "plan",
+        "Shows what each way of batching would cost an epoch, from the manifest alone.",
+        examples="  lengthwise plan dataset\n  lengthwise plan dataset --batch_steps 20000 --split train --json",
+    )
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument(
+        "--batch_steps", type=positive, help="budget of padded steps a batch; default: as train would choose"
+    )
+    parser.add_argument("--batch_size", type=positive, help="records a batch, at most")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    values = parser.parse(arguments)
+    from trainer.dataset import open_dataset
+    from trainer.plan import WAYS, make_plan
+
+    counts = open_dataset(values["dataset"]).split(values["split"]).length_counts
+    plans = [
+        make_plan(counts, batching=way, batch_steps=values["batch_steps"], batch_size=values["batch_size"])
+        for way in WAYS
+    ]
+    if values["json"]:
+        print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
+    else:
+        print_plans([plan.to_dict() for plan in plans], values["dataset"], values["split"])
+
+
+def print_result(result: dict[str, Any], output: str) -> None:
+    print(
+        f"{output}: {result['epochs']} epochs, {result['updates']:,} updates, {result['parameters']:,} parameters, "
+        f"{result['useful_share']:.1%} useful steps"
+    )
+    if result["validation"] is not None:
+        print(f"validation after the last epoch: {_measures(result['validation'])}")
+    if result["best_epoch"] is not None:
+        print(f"best by validation loss: epoch {result['best_epoch']}")
+    print(f"weights sha256 {result['weights_sha256']}")
+
+
+def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if evaluation["dataset_changed"]:
+        print("Note: this is not the dataset that the run was trained on (another fingerprint).", file=sys.stderr)
+    table = Table(title=f"{run}: {evaluation['split']}, {evaluation['checkpoint']} checkpoint", title_justify="left")
+    for name in ("steps a record", "records", "loss", *evaluation["metrics"]):
+        table.add_column(name, justify="right")
+    for band in evaluation["by_length"]:
+        table.add_row(f"{band['min_steps']} – {band['max_steps']}", *_cells(band))
+    table.add_section()
+    table.add_row("all", *_cells(evaluation))
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def print_plans(plans: list[dict[str, Any]], dataset: str, split: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{dataset}: an epoch of {split}", title_justify="left")
+    for name in ("batching", "batches", "padded steps", "useful", "largest batch", "shapes"):
+        table.add_column(name, justify="left" if name == "batching" else "right")
+    for found in plans:
+        largest = found["largest_batch"]
+        table.add_row(
+            found["batching"],
+            f"{found['batches']:,}",
+            f"{found['padded_steps']:,}",
+            f"{found['useful_share']:.1%}",
+            f"{largest['records']} x {largest['steps']}",
+            f"{found['shapes']:,}",
+        )
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    print(f"{plans[0]['records']:,} records, {plans[0]['steps']:,} steps")
+
+
+def _cells(measured: dict[str, Any]) -> list[str]:
+    values = [measured["loss"], *measured["metrics"].values()]
+    return [f"{measured['records']:,}", *("" if value is None else f"{value:.4f}" for value in values)]
+
+
+def _measures(measured: dict[str, Any]) -> str:
+    values = {"loss": measured["loss"], **measured["metrics"]}
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+
+
+def _add_field(parser: FlagParser, name: str, field: Any) -> None:
+    """A flag for a key of the configuration; absent from the values unless it is given."""
+    details: dict[str, Any] = {
+        "default": argparse.SUPPRESS,
+        "help": f"{field.description} Default: {_told(field.default)}",
+    }
+    kinds = [k for k in _members(field.annotation) if k is not type(None)]
+    if kinds == [bool]:
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **details)
+        return
+    if typing.get_origin(kinds[0]) is tuple:
+        details |= {"nargs": "+", "type": int, "metavar": "N"}
+    elif typing.get_origin(kinds[0]) is Literal:
+        details["choices"] = typing.get_args(kinds[0])
+    else:
+        number = typing.get_args(kinds[0])[0] if typing.get_origin(kinds[0]) is Annotated else kinds[0]
+        details |= {"type": number, "metavar": "N" if number is int else "X"}
+    parser.add_argument(f"--{name}", **details)
+
+
+def _members(annotation: Any) -> list[Any]:
+    return list(typing.get_args(annotation)) if isinstance(annotation, types.UnionType) else [annotation]
+
+
+def _told(default: Any) -> str:
+    if default is None or default is False:
+        return "no" if default is False else "none"
+    return " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,322 @@
+"""Trains a model on a dataset, epoch by epoch, into a run's folder that the same call takes up again."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from trainer.checkpoints import Checkpoints
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset, open_dataset
+from trainer.evaluate import Evaluator
+from trainer.model import build_model, count_parameters
+from trainer.plan import Plan, make_plan
+from trainer.progress import Progress
+from trainer.reader import batches
+from trainer.run import LOGS, RESULT, Run
+from trainer.update import Update, make_optimizer, make_update
+
+TRAIN, VALIDATION = "train", "validation"
+# A loss stays on the device until its line is written: fetching each would stop the device at every update.
+_WRITE_SECONDS = 1.0
+# What may differ when a run is taken up again.
+_MAY_CHANGE = ("epochs",)
+
+
+def train(
+    dataset: str | Dataset,
+    output: str,
+    config: TrainConfig | None = None,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Trains into the folder `output` and returns what result.json holds.
+
+    A run that is there and not finished goes on after its last whole epoch; a finished one only returns its result.
+
+    Args:
+        callbacks: Keras's or your own; they get the logs of `model.fit`: loss, val_loss, val_accuracy, ….
+        overwrite: Begin anew whatever is there.
+
+    Raises:
+        UserError: no dataset, no record to train on, a run that was begun otherwise, or a loss that is not finite.
+    """
+    dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
+    config = config or TrainConfig()
+    if not dataset.has_records(TRAIN):
+        raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no record, so there is nothing to train on.")
+    plan = _plan(dataset, config)
+    run = Run(output.rstrip("/"))
+    finished = _open(run, config, dataset, overwrite=overwrite)
+    if finished is not None:
+        return finished
+    return _Training(run, dataset, config, plan, callbacks).run()
+
+
+def _plan(dataset: Dataset, config: TrainConfig) -> Plan:
+    try:
+        return make_plan(dataset.split(TRAIN).length_counts, **_batching(config))
+    except ValueError as error:
+        raise UserError(str(error).removesuffix(".") + ".") from None
+
+
+def _batching(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(include={"batching", "batch_steps", "batch_size", "pad_length", "truncate"})
+
+
+def _open(run: Run, config: TrainConfig, dataset: Dataset, *, overwrite: bool) -> dict[str, Any] | None:
+    """Makes the folder ready. Returns the result of a run that is finished already."""
+    if not run.exists():
+        if tf.io.gfile.exists(run.path) and tf.io.gfile.listdir(run.path) and not overwrite:
+            raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
+    if overwrite:
+        run.clear()
+    if not run.exists():
+        run.begin(config, dataset.manifest)
+        return None
+    begun, result = run.config(), run.result()
+    _refuse_difference(run, begun, config)
+    if result is not None and (result["epochs"] >= config.epochs or result["stopped_early"]):
+        return result
+    theirs = run.manifest().fingerprint
+    if theirs != dataset.manifest.fingerprint:
+        raise UserError(
+            f"{run.path}: was begun on a dataset with fingerprint {theirs}, but {dataset.path} has "
+            f"{dataset.manifest.fingerprint}. Go on with the same data, or begin anew with --overwrite."
+        )
+    run.write_config(config)
+    return None
+
+
+def _refuse_difference(run: Run, begun: TrainConfig, config: TrainConfig) -> None:
+    before, now = begun.model_dump(mode="json"), config.model_dump(mode="json")
+    different = [name for name in before if before[name] != now[name] and name not in _MAY_CHANGE]
+    if different:
+        listed = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in different)
+        raise UserError(f"{run.path}: was begun with {listed}. Say the same, or begin anew with --overwrite.")
+
+
+class _Training:
+    """The state of a run while it trains."""
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        config: TrainConfig,
+        plan: Plan,
+        callbacks: Iterable[keras.callbacks.Callback],
+    ) -> None:
+        self._run, self._dataset, self._config, self._plan = run, dataset, config, plan
+        keras.utils.set_random_seed(config.seed)
+        self._strategy = tf.distribute.get_strategy()
+        with self._strategy.scope():
+            self._model = build_model(dataset.schema, dataset.manifest.statistics, config)
+            self._optimizer = make_optimizer(config)
+            # For callbacks that look at model.optimizer; the loop is ours.
+            self._model.compile(optimizer=self._optimizer, jit_compile=False)
+            self._checkpoints = Checkpoints(run, self._model, self._optimizer)
+        self._evaluator = Evaluator(self._model, dataset) if dataset.has_records(VALIDATION) else None
+        self._progress = Progress(epochs=config.epochs, updates_per_epoch=plan.num_batches)
+        self._early_stopping = self._make_early_stopping()
+        own = [keras.callbacks.TensorBoard(run.file(LOGS), write_graph=False)]
+        own += [self._early_stopping] if self._early_stopping else []
+        self._callbacks = keras.callbacks.CallbackList([*own, *callbacks], model=self._model)
+        self._model.stop_training = False
+        self._last_line: dict[str, Any] | None = None
+
+    def run(self) -> dict[str, Any]:
+        self._introduce()
+        resumed = self._checkpoints.restore()
+        past = self._run.cut_metrics(epoch=int(self._checkpoints.epoch.numpy())) if resumed else []
+        if resumed:
+            self._progress.say(f"Going on after epoch {int(self._checkpoints.epoch.numpy())}.")
+        self._callbacks.on_train_begin()
+        self._replay(past)
+        if not resumed:
+            # Something to evaluate, also with no epoch at all.
+            self._last_line = self._epoch_line(0, None)
+            self._checkpoints.save(validation_loss=None)
+        update = self._make_update()
+        for epoch in range(int(self._checkpoints.epoch.numpy()) + 1, self._config.epochs + 1):
+            if self._model.stop_training:
+                break
+            self._train_epoch(epoch, update)
+        self._callbacks.on_train_end()
+        return self._finish()
+
+    def _introduce(self) -> None:
+        """Says what is about to happen, a line each."""
+        plan, (rows, steps) = self._plan, self._plan.largest_batch
+        devices = ", ".join(device.device_type for device in tf.config.list_logical_devices())
+        self._progress.say(f"Devices: {devices}. Parameters: {count_parameters(self._model):,}.")
+        self._progress.say(
+            f"An epoch: {plan.num_batches:,} updates, {plan.records:,} records, {plan.steps:,} steps, "
+            f"{plan.useful_share:.1%} of what is computed is useful; the largest batch is {rows} x {steps} steps."
+        )
+        if self._evaluator is None:
+            self._progress.say("No validation split: the last checkpoint is kept, none is the best.")
+
+    def _make_early_stopping(self) -> keras.callbacks.EarlyStopping | None:
+        if self._config.early_stopping is None:
+            return None
+        if self._evaluator is None:
+            raise UserError(f"early_stopping needs records in the split {VALIDATION!r} of {self._dataset.path}.")
+        return keras.callbacks.EarlyStopping("val_loss", patience=self._config.early_stopping, mode="min")
+
+    def _replay(self, past: list[dict[str, Any]]) -> None:
+        """Tells early stopping, which keeps its count in memory, what it saw before the run was taken up again."""
+        for line in past:
+            self._last_line = line
+            if self._early_stopping is not None:
+                self._early_stopping.on_epoch_end(line["epoch"] - 1, _logs(line))
+
+    def _make_update(self) -> Update:
+        scale = self._plan.num_batches / self._total_weight() if self._config.loss_scale == "epoch" else None
+        return make_update(
+            self._model,
+            self._optimizer,
+            kind=self._dataset.schema.label.kind,
+            element_spec=self._batches(epoch=0).element_spec,
+            scale=scale,
+            strategy=self._strategy,
+        )
+
+    def _total_weight(self) -> float:
+        """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
+        if self._plan.truncate is None or not self._dataset.schema.label.per_step:
+            return max(float(self._dataset.split(TRAIN).labels), 1.0)
+        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight in self._batches(epoch=0)), 1.0)
+
+    def _batches(self, *, epoch: int) -> tf.data.Dataset:
+        return batches(self._dataset, TRAIN, seed=self._config.seed, epoch=epoch, **_batching(self._config))
+
+    def _train_epoch(self, epoch: int, update: Update) -> None:
+        self._callbacks.on_epoch_begin(epoch - 1)
+        state, begin = self._checkpoints, time.monotonic()
+        lines = _Lines(self._run)
+        number = int(state.update.numpy())
+        for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
+            self._callbacks.on_train_batch_begin(position)
+            loss, total = update(features, label, weight)
+            number += 1
+            length = features["length"].numpy()
+            padded = len(length) * int(next(iter(features.values())).shape[1])
+            line = lines.add(epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded)
+            self._progress.update(
+                epoch=epoch, update=number, steps=line["steps"], padded_steps=padded, loss=line["loss"]
+            )
+            self._callbacks.on_train_batch_end(position)
+        summary = lines.close(seconds=time.monotonic() - begin)
+        state.epoch.assign(epoch)
+        state.update.assign(number)
+        state.steps.assign_add(summary["steps"])
+        state.padded_steps.assign_add(summary["padded_steps"])
+        self._last_line = line = self._epoch_line(epoch, summary)
+        # Lines before the checkpoint: those of an epoch whose checkpoint is missing are cut when the run goes on.
+        self._run.append_metrics([line])
+        state.save(validation_loss=line["validation"]["loss"] if line["validation"] else None)
+        self._progress.epoch(line, number)
+        self._callbacks.on_epoch_end(epoch - 1, _logs(line))
+
+    def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
+        validation = None
+        if self._evaluator is not None:
+            measured = self._evaluator.measure(VALIDATION).result()
+            validation = {"loss": measured["loss"], "metrics": measured["metrics"]}
+        return {"epoch": epoch, "train": summary, "validation": validation}
+
+    def _finish(self) -> dict[str, Any]:
+        state = self._checkpoints
+        padded = int(state.padded_steps.numpy())
+        result = {
+            "epochs": int(state.epoch.numpy()),
+            "updates": int(state.update.numpy()),
+            "parameters": count_parameters(self._model),
+            "useful_share": int(state.steps.numpy()) / padded if padded else self._plan.useful_share,
+            "weights_sha256": weights_sha256(self._model),
+            "validation": self._last_line["validation"] if self._last_line else None,
+            "best_epoch": int(state.best_epoch.numpy()) or None,
+            "stopped_early": bool(self._model.stop_training),
+        }
+        self._run.write_json(RESULT, result)
+        return result
+
+
+class _Lines:
+    """The lines of an epoch's updates; written once a second, for then the losses are fetched."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._waiting: list[dict[str, Any]] = []
+        self._written = time.monotonic()
+        self._loss = self._weight = 0.0
+        self._records = self._steps = self._padded = 0
+
+    def add(
+        self, epoch: int, update: int, loss: Any, total: Any, *, records: int, steps: int, padded: int
+    ) -> dict[str, Any]:
+        line = {
+            "epoch": epoch,
+            "update": update,
+            "loss": tf.math.divide_no_nan(loss, total),
+            "records": records,
+            "steps": steps,
+            "padded_steps": padded,
+        }
+        self._waiting.append(line | {"sums": (loss, total)})
+        self._records += records
+        self._steps += steps
+        self._padded += padded
+        if time.monotonic() - self._written >= _WRITE_SECONDS:
+            self._write()
+        return line
+
+    def close(self, *, seconds: float) -> dict[str, Any]:
+        """Writes what waits, and returns the epoch's summary; its loss is over all records (or labelled steps)."""
+        self._write()
+        return {
+            "loss": self._loss / self._weight if self._weight else 0.0,
+            "records": self._records,
+            "steps": self._steps,
+            "padded_steps": self._padded,
+            "seconds": round(seconds, 3),
+        }
+
+    def _write(self) -> None:
+        for line in self._waiting:
+            loss, total = (float(value) for value in line.pop("sums"))
+            line["loss"] = loss / total if total else 0.0
+            if not math.isfinite(line["loss"]):
+                raise UserError(
+                    f"The loss of update {line['update']} (epoch {line['epoch']}) is {line['loss']}. The last "
+                    "checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
+                )
+            self._loss += loss
+            self._weight += total
+        self._run.append_metrics(self._waiting)
+        self._waiting = []
+        self._written = time.monotonic()
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 of the weights' bytes in the order of `model.weights`."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _logs(line: dict[str, Any]) -> dict[str, float]:
+    """An epoch's line as the logs that Keras's callbacks know."""
+    logs = {"loss": line["train"]["loss"]}
+    if line["validation"] is not None:
+        measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
+        logs |= {f"val_{name}": value for name, value in measured.items()}
+    return logs

@@ -1,0 +1,59 @@
+"""One update of the weights by one batch, such that every record counts the same wherever it fell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.config import TrainConfig
+from trainer.model import head_model, losses
+
+# (features, label, weight) -> (sum of weight × loss, sum of weight)
+Update = Callable[[Any, Any, Any], tuple[tf.Tensor, tf.Tensor]]
+
+
+def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+    kind = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}[config.optimizer]
+    return kind(learning_rate=config.learning_rate, global_clipnorm=config.clip_norm)
+
+
+def make_update(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    kind: str,
+    element_spec: Any,
+    scale: float | None,
+    strategy: tf.distribute.Strategy,
+) -> Update:
+    """A compiled update. One trace serves all batches: their sizes and lengths are open in `element_spec`.
+
+    Args:
+        kind: The schema's kind of label.
+        scale: The factor of Σ weight × loss. Number of batches ÷ total weight of the epoch makes every record count the
+            same: then a batch's gradient is that of the mean over all records, up to noise, however many it holds.
+            None divides by the weight of the batch instead.
+    """
+    head = head_model(model)
+
+    def step(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * losses(head(features, training=True), label, kind))
+            total = tf.reduce_sum(weight)
+            # A batch may hold no labelled step at all.
+            objective = loss * scale if scale is not None else tf.math.divide_no_nan(loss, total)
+        variables = model.trainable_variables
+        gradients = tape.gradient(objective, [variable.value for variable in variables])
+        optimizer.apply(gradients, variables)
+        return loss, total
+
+    @tf.function(input_signature=element_spec, jit_compile=False)
+    def update(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, total = strategy.run(step, (features, label, weight))
+        return (
+            strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None),
+            strategy.reduce(tf.distribute.ReduceOp.SUM, total, axis=None),
+        )
+
+    return update
