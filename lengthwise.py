@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"lengthwise {name}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # a full disk, a missing permission
         print(f"lengthwise {name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         return 1

@@ -24,10 +24,11 @@ Model = TypeVar("Model", bound=Document)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the booleans of YAML 1.2, so that the classes `yes` and `no` stay strings; no key twice."""
+    """YAML with the words of YAML 1.2, so that the classes `yes`, `no`, `010` and `1:30` stay strings; no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        entries = node.value if isinstance(node, yaml.MappingNode) else []  # else: `!!map word`, refused below
+        keys = [self.construct_object(key, deep=True) for key, _ in entries]
         for key in keys:
             if isinstance(key, list | dict):
                 raise yaml.MarkedYAMLError(problem=f"a key must be a word, not {key!r}", problem_mark=node.start_mark)
@@ -40,12 +41,16 @@ _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+# YAML 1.1 reads 010 as 8 and 1:30 as 90.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,18})$"), list("-+0123456789")
 )
 
 
@@ -63,6 +68,8 @@ def parse_yaml(text: str | bytes, *, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}{place}: not valid YAML: {error.problem}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise UserError(f"{origin}: not valid YAML: nested too deep.") from None
     if not isinstance(document, dict):
         raise UserError(f"{origin}: holds {_show(document)}, expected keys and values (key: value).")
     return document
@@ -82,8 +89,17 @@ def build(model: type[Model], values: dict[str, Any], *, origin: str) -> Model:
         raise UserError(f"{origin}: {_explain(model, values, faults[0])}") from None
 
 
+# What pydantic says of Python, said of the document.
+_EXPECTED = {
+    "tuple_type": "should be a list: [a, b]",
+    "dict_type": "should be keys and values: {key: value}",
+    "model_type": "should be keys and values: {key: value}",
+    "string_too_short": "should have at least one character",
+}
+
+
 def _explain(model: type[Document], values: dict[str, Any], fault: Any) -> str:
-    path = ".".join(str(part) for part in _key_path(fault["loc"], values))
+    path = ".".join(_show_key(part) for part in _key_path(fault["loc"], values))
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
@@ -91,17 +107,17 @@ def _explain(model: type[Document], values: dict[str, Any], fault: Any) -> str:
         return f"{path}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{path}: this key is missing."
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:] if message.startswith("Input") else message
-    if fault["type"] == "value_error" and not path:
-        return message
-    return f"{path}: {_show(fault['input'])}: {message.removeprefix('input ').removesuffix('.')}."
+    message = _EXPECTED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.removesuffix(".") + "."
+    return message if fault["type"] == "value_error" and not path else f"{path}: {_show(fault['input'])}: {message}"
 
 
 def _key_path(loc: tuple[Any, ...], values: Any) -> list[Any]:
     """The parts of a fault's place that are really keys of the document (pydantic adds names of union members)."""
     path, here = [], values
     for position, part in enumerate(loc):
+        if part == "[key]":  # pydantic's word for: the key itself
+            continue
         last = position == len(loc) - 1
         if isinstance(here, dict) and (part in here or last):
             path.append(part)
@@ -120,6 +136,10 @@ def _known_keys(model: Any, loc: tuple[Any, ...]) -> list[str]:
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel)]
         model = models[0] if models else annotation
     return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+
+
+def _show_key(key: Any) -> str:
+    return key if isinstance(key, str) and key.isprintable() else _show(key)
 
 
 def _show(value: Any) -> str:

@@ -58,7 +58,9 @@ def decode_example(data: bytes) -> dict[str, Value]:
     try:
         ((_, message),) = _fields(memoryview(data), {1})
         for _, entry in _fields(message, {1}):
-            (_, key), (_, value) = _fields(entry, {1, 2})
+            (first, key), (second, value) = _fields(entry, {1, 2})
+            if (first, second) != (1, 2):
+                raise ValueError("an entry is not a name and its values")
             ((kind, numbers),) = _fields(value, {1, 2, 3})
             features[bytes(key).decode()] = _decode_value(kind, numbers)
     except (ValueError, IndexError) as error:
@@ -69,9 +71,11 @@ def decode_example(data: bytes) -> dict[str, Value]:
 def _encode_value(value: Value) -> bytes:
     if isinstance(value, list):
         return _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
-    if value.dtype == np.float32:
+    if value.dtype.kind == "f" and value.dtype.itemsize == 4:
         # Fixed32 is little-endian on the wire.
         return _delimited(_FLOAT_LIST, _delimited(_FIELD_1, value.astype("<f4", copy=False).tobytes()))
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"An array of dtype {value.dtype} has no place in an Example, expected float32 or int64.")
     return _delimited(_INT64_LIST, _delimited(_FIELD_1, encode_varints(value.ravel())))
 
 
@@ -104,6 +108,8 @@ def decode_varints(data: bytes | memoryview) -> np.ndarray[Any, Any]:
     septets = np.frombuffer(data, np.uint8)
     if not len(septets):
         return np.zeros(0, np.int64)
+    if septets.max() < 128:  # one byte a number: labels, lengths, small categories
+        return septets.astype(np.int64)
     ends = np.flatnonzero(septets < 128)
     if not len(ends) or ends[-1] != len(septets) - 1:
         raise ValueError("a number is cut off")

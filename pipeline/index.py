@@ -49,7 +49,7 @@ def build_index(
 
 
 def write_index(table: pa.Table) -> bytes:
-    # No statistics and no dictionary on unique values: the same rows are the same bytes, and read fastest.
+    # The same rows are the same bytes, from one version of pyarrow.
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from apache_beam.metrics import Metrics
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.records import MAX_RECORD_BYTES
-from pipeline.storage import filesystems, is_local, open_read
+from pipeline.storage import filesystems, is_local, list_files, open_read
 
 # Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
 CHUNK_BYTES = 16 * 2**20
@@ -95,23 +95,27 @@ def find_files(patterns: Sequence[str]) -> list[RawFile]:
 
 
 def _match(pattern: str) -> list[RawFile]:
+    # A name that exists is itself, even where it reads as a glob: "run[1].jsonl".
+    if is_local(pattern) and os.path.isfile(pattern):
+        return [RawFile(pattern, os.path.getsize(pattern))]
+    folder = pattern.rstrip("/") or "/"
+    if _is_folder(folder):
+        return [RawFile(path, os.path.getsize(path)) for path in list_files(folder) if _is_raw(path, folder)]
     beam_filesystems = filesystems()
     try:
-        direct = [m for result in beam_filesystems.match([pattern]) for m in result.metadata_list]
+        direct = [m for result in beam_filesystems.match([folder]) for m in result.metadata_list]
         files = [RawFile(m.path, m.size_in_bytes) for m in direct if not _is_folder(m.path)]
         if files:
             return files
-        folder = pattern.rstrip("/") or "/"
         inside = [m for result in beam_filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
     except Exception as error:  # each file system has its own; Beam wraps some of them
         raise UserError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}.") from None
-    return [
-        RawFile(m.path, m.size_in_bytes)
-        for m in inside
-        if m.path.endswith(ENDINGS)
-        and not any(p.startswith((".", "_")) for p in m.path[len(folder) :].split("/"))
-        and not _is_folder(m.path)
-    ]
+    return [RawFile(m.path, m.size_in_bytes) for m in inside if _is_raw(m.path, folder) and not _is_folder(m.path)]
+
+
+def _is_raw(path: str, folder: str) -> bool:
+    """Whether a file in a folder is meant: by its ending, and not hidden or temporary (`_tmp/`, `.a.jsonl`)."""
+    return path.endswith(ENDINGS) and not any(p.startswith((".", "_")) for p in path[len(folder) :].split("/"))
 
 
 def _is_folder(path: str) -> bool:
@@ -143,9 +147,9 @@ def read_chunk(chunk: Chunk) -> Iterator[Lines | ReadChunk]:
             else:
                 yield from _read_lines(chunk, stored, stop=chunk.stop)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{chunk.path}: not a whole gzip file: {error}") from None
+        raise UserError(f"{chunk.path}: not a whole gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
-        raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
 
 
 def _read_lines(chunk: Chunk, stream: IO[bytes] | gzip.GzipFile, *, stop: int | None) -> Iterator[Lines | ReadChunk]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import posixpath
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -12,6 +13,8 @@ from pipeline.schema import Schema
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+# The split whose statistics the model is built from.
+TRAIN = "train"
 
 Count = Annotated[int, pydantic.Field(ge=0)]
 Sha256 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
@@ -108,7 +111,7 @@ class Manifest(_Part):
         """The manifest in the bytes of its file.
 
         Raises:
-            UserError: not a manifest, one of another format version, or one whose fingerprint does not fit.
+            UserError: not a manifest, one of another format version, or one whose fingerprint or counts do not fit.
         """
         try:
             values = json.loads(data)
@@ -132,6 +135,9 @@ class Manifest(_Part):
             ) from None
         if manifest.fingerprint != manifest.computed_fingerprint():
             raise UserError(f"{origin}: the fingerprint does not fit what the manifest lists. Was this file edited?")
+        for place, found, expected, source in _sums(manifest):
+            if found != expected:
+                raise UserError(f"{origin}: {place} is {found:,}, but {source} say {expected:,}. Was this file edited?")
         return manifest
 
     def to_json(self) -> bytes:
@@ -163,3 +169,24 @@ def fingerprint(schema: Schema, *, seed: int, shards: dict[str, list[str]]) -> s
         "shards": shards,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(manifest: Manifest) -> Iterator[tuple[str, int, int, str]]:
+    """(place, number there, number that other places give, those places) of what the manifest says twice."""
+    label = manifest.record_schema.label
+    for name, split in manifest.splits.items():
+        place, lengths = f"splits.{name}", split.length_counts
+        yield f"{place}.records", split.records, sum(s.records for s in split.shards), "its shards"
+        yield f"{place}.steps", split.steps, sum(s.steps for s in split.shards), "its shards"
+        yield f"{place}.records", split.records, sum(lengths.values()), "its length_counts"
+        yield f"{place}.steps", split.steps, sum(n * count for n, count in lengths.items()), "its length_counts"
+        if label.kind in ("class", "step_class"):
+            yield f"{place}.labels", split.labels, sum(split.label_counts.values()), "its label_counts"
+        if not label.per_step:
+            yield f"{place}.labels", split.labels, split.records, "its records"
+    rejected = manifest.rejected
+    yield "rejected.total", rejected.total, sum(rejected.by_reason.values()), "its reasons"
+    train = manifest.splits.get(TRAIN)
+    for name, statistics in manifest.statistics.items():
+        expected = 0 if train is None else train.records if name == label.name else train.steps
+        yield f"statistics.{name}.count", statistics.count, expected, f"the counts of {TRAIN}"

@@ -54,7 +54,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     check_output(output, overwrite=options.overwrite)
     files = find_files([absolute(path) for path in options.raw])
     generation = new_generation()
-    pipeline = beam.Pipeline(runner=_choose_runner(beam_options or {}), options=_pipeline_options(beam_options or {}))
+    pipeline = _pipeline(beam_options or {})
     read = pipeline | "ReadLines" >> ReadLines(files)
     parsed = read["lines"] | "ParseRecords" >> ParseRecords(schema, keep_raw=options.keep_raw)
     _ = {**parsed, "chunks": read["chunks"]} | "WriteDataset" >> WriteDataset(
@@ -68,7 +68,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     )
     try:
         with progress.shown("prepare", total_bytes=sum(file.num_bytes for file in files)), _quiet():
-            pipeline.run().wait_until_finish()
+            state = pipeline.run().wait_until_finish()
     except BaseException as error:
         if not _published(output, generation):
             remove_folder(join(output, "data", generation))
@@ -76,6 +76,9 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         if told is not None:
             raise told from None
         raise
+    # Some runners only return how it ended, and the manifest there may be an older one.
+    if not _published(output, generation):
+        raise UserError(f"{output}: the runner ended as {state}, but no dataset was published. See the runner's log.")
     return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
 
 
@@ -113,8 +116,12 @@ def _choose_runner(beam_options: dict[str, Any]) -> Any:
     return name
 
 
-def _pipeline_options(beam_options: dict[str, Any]) -> PipelineOptions:
-    return PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
+def _pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
+    options = PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
+    try:
+        return beam.Pipeline(runner=_choose_runner(beam_options), options=options)
+    except (ValueError, ImportError, AttributeError) as error:  # no such runner, or its own options are missing
+        raise UserError(f"--runner {beam_options.get('runner')}: {' '.join(str(error).split())}") from None
 
 
 class _quiet:

@@ -4,7 +4,9 @@ import collections
 import dataclasses
 import datetime
 import hashlib
+import os
 import platform
+import re
 import uuid
 from collections.abc import Iterable
 from importlib import metadata
@@ -17,9 +19,18 @@ from pipeline.rejects import RejectsFile
 from pipeline.schema import Schema, class_name
 from pipeline.shards import ShardSummary
 from pipeline.statistics import merge
-from pipeline.storage import exists, join, list_files, read_bytes, remove, replace, size
+from pipeline.storage import exists, is_local, join, list_files, list_temporary, read_bytes, remove, replace, size
 
 Key = TypeVar("Key", int, str)
+
+
+# The files that a run writes, by path inside the output folder. What is called otherwise is someone else's: an output
+# folder may well be one that has a folder `data` with raw records in it.
+_GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
+_OURS = re.compile(
+    rf"data/{_GENERATION}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)(\.[0-9a-f]{{32}}\.tmp)?"
+    rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
+)
 
 
 def new_generation() -> str:
@@ -29,7 +40,9 @@ def new_generation() -> str:
 
 
 def check_output(output: str, *, overwrite: bool) -> None:
-    """Raises a UserError if a dataset is there already and may not be replaced."""
+    """Raises a UserError if a file is in the way, or a dataset that may not be replaced."""
+    if is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
+        raise UserError(f"{output}: a file is in the way, expected a folder or nothing. Choose another --output.")
     if exists(join(output, FILE_NAME)) and not overwrite:
         raise UserError(
             f"{output}: a dataset is there already. Choose another --output, or replace it with --overwrite."
@@ -70,10 +83,10 @@ class Publisher:
                         f"{self.output}: {shard.path} changed while the dataset was made. Run prepare again."
                     )
         path = join(self.output, FILE_NAME)
-        if exists(path):
+        if not self.overwrite and exists(path):
             # A bundle that is tried again finds its own manifest, and writes the same once more.
             theirs = Manifest.parse(read_bytes(path), origin=path)
-            if not self.overwrite and self.generation not in theirs.generations:
+            if self.generation not in theirs.generations:
                 raise UserError(
                     f"{self.output}: another dataset was published there meanwhile. Choose another --output."
                 )
@@ -90,7 +103,8 @@ class Publisher:
         )
         if total == 0:
             raise UserError("The input holds no record: all its lines are blank. Nothing was published.")
-        if rejected.total > self.max_rejected * total:
+        # Divided, so that 29 of 100 are 0.29 and not a rounding error more.
+        if rejected.total / total > self.max_rejected:
             raise UserError(
                 f"{rejected.total:,} of {total:,} records ({rejected.total / total:.2%}) were rejected: {reasons}; "
                 f"at most {self.max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
@@ -146,9 +160,10 @@ def remove_unlisted(output: str, manifest: Manifest | None) -> None:
         for split in manifest.splits.values():
             listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
         listed.update(manifest.rejected.files)
-    keep = {join(output, path) for path in listed}
-    ours = list_files(join(output, "data")) + list_files(join(output, "rejected"))
-    remove([path for path in ours if path not in keep])
+    found = list_files(join(output, "data")) + list_files(join(output, "rejected"))
+    inside = {path: path.removeprefix(join(output, "")) for path in found}
+    stale = [path for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed]
+    remove(stale + list_temporary(join(output, FILE_NAME)))
 
 
 def _build_statistics(shards: list[ShardSummary]) -> dict[str, FeatureStatistics]:

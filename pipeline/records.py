@@ -82,7 +82,8 @@ def parse_line(line: bytes | str, schema: Schema) -> Sequence:
         RecordError: says the reason, the place in the record, the value and what was expected.
     """
     if len(line) > MAX_RECORD_BYTES:
-        raise RecordError("too_large", f"the record has {len(line):,} bytes, expected at most {MAX_RECORD_BYTES:,}")
+        # A reader cuts the line off there, so its whole size is not known.
+        raise RecordError("too_large", f"the record is larger than {MAX_RECORD_BYTES:,} bytes, the most it may have")
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -127,7 +128,9 @@ def _parse_fields(record: Mapping[str, Any], record_id: str, schema: Schema) -> 
 
 
 def _parse_with_constants(line: bytes | str, error: orjson.JSONDecodeError) -> Any:
-    """The record in a line that only Python's own parser reads: NaN, Infinity, 1e999; so its place can be said.
+    """The record in a line that only Python's own parser reads: NaN, Infinity, 1e999, or an integer of 400 digits.
+
+    The place of such a number can be said then, and where nothing reads it, it does no harm.
 
     Python's `json.dumps` writes the first two by default, so they are the likeliest reason for a line to be no JSON.
     """
@@ -141,8 +144,11 @@ def _parse_with_constants(line: bytes | str, error: orjson.JSONDecodeError) -> A
         value = float(word)
         return value if math.isfinite(value) else constant(word)
 
+    def integer(word: str) -> float:
+        return int(word) if math.isfinite(float(word)) else constant(word)
+
     try:
-        record = json.loads(line, parse_constant=constant, parse_float=number)
+        record = json.loads(line, parse_constant=constant, parse_float=number, parse_int=integer)
     except (ValueError, RecursionError):  # ValueError: also bytes that are no UTF-8
         seen.clear()
     if not seen:
@@ -153,19 +159,45 @@ def _parse_with_constants(line: bytes | str, error: orjson.JSONDecodeError) -> A
 
 def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
     if schema.id is None:
-        return hashlib.sha256(_canonical(record)).hexdigest()[:32]
+        return hashlib.sha256(canonical(record)).hexdigest()[:32]
     if schema.id not in record:
         raise RecordError("bad_id", f"{schema.id}: this field is missing; expected a string or an integer")
     return _parse_key(record[schema.id], schema.id, "bad_id")
 
 
-def _canonical(record: Mapping[str, Any]) -> bytes:
-    """One text for one record, however it was written down: keys sorted, no white space."""
+def canonical(record: Any) -> bytes:
+    """One text for one record, however it was written down: keys sorted, no white space, arrays as lists.
+
+    Raises:
+        RecordError: `not_json`, nested so deep that no text can be made.
+    """
     options = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     try:
-        return orjson.dumps(dict(record), option=options)
-    except TypeError:  # what is no JSON in a dict of someone's own pipeline: large integers, bytes, dates
-        return json.dumps(dict(record), sort_keys=True, default=repr).encode()
+        return orjson.dumps(record, option=options, default=_jsonable)
+    except TypeError as error:
+        # Large integers and lone surrogates: only Python's own encoder writes them. How deep that one gets hangs on
+        # the caller's stack, and so on the runner; orjson's limit is always the same.
+        if "ecursion" in str(error):
+            raise RecordError("not_json", "nested deeper than 254 levels") from None
+    try:
+        return json.dumps(_with_string_keys(record), sort_keys=True, default=_jsonable).encode()
+    except (RecursionError, ValueError):  # ValueError: it holds itself
+        raise RecordError("not_json", "nested too deep") from None
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    plain = _plain(value)
+    # `repr` of an array would leave out all but its corners.
+    return repr(value) if plain is value else plain
+
+
+def _with_string_keys(value: Any) -> Any:
+    """Keys that can be sorted: Python's encoder, unlike orjson, sorts before it makes strings of them."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_string_keys(inner) for key, inner in value.items()}
+    return [_with_string_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parse_key(value: Any, name: str, reason: Reason) -> str:
@@ -186,7 +218,7 @@ def _parse_group(record: Mapping[str, Any], name: str) -> str:
 
 
 def _parse_split(record: Mapping[str, Any], name: str) -> str:
-    value = _field(record, name)
+    value = _plain(_field(record, name))
     if value not in FIELD_SPLITS:
         reason: Reason = "unknown_class" if isinstance(value, str) else "wrong_type"
         raise RecordError(reason, f"{name}: {_show(value)}, expected one of {', '.join(FIELD_SPLITS)}")
@@ -228,12 +260,7 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
     Each pass runs in C over a whole level; the place of a fault is looked for only when there is one.
     """
     for depth, dimension in enumerate(shape):
-        if not set(map(type, level)) <= {list}:
-            position = next(i for i, row in enumerate(level) if type(row) is not list)
-            reason: Reason = (
-                "wrong_type" if level[position] is None or isinstance(level[position], str | bool) else "wrong_shape"
-            )
-            _fail(reason, name, shape[:depth], position, level[position], f"a list of {dimension} values")
+        level = _of_types(level, {list}, name, shape[:depth], f"a list of {dimension} values")
         if not set(map(len, level)) <= {dimension}:
             position = next(i for i, row in enumerate(level) if len(row) != dimension)
             _fail(
@@ -249,8 +276,7 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
 
 
 def _parse_floats(values: list[Any], name: str, feature: Feature) -> np.ndarray[Any, Any]:
-    if not set(map(type, values)) <= {float, int}:
-        _refuse_first(values, name, feature.shape, lambda v: type(v) in (float, int), "a number")
+    values = _of_types(values, {float, int}, name, feature.shape, "a number")
     try:
         with np.errstate(over="ignore"):  # found below, and said better
             numbers = np.array(values, np.float32)
@@ -264,8 +290,7 @@ def _parse_floats(values: list[Any], name: str, feature: Feature) -> np.ndarray[
 
 
 def _parse_integers(values: list[Any], name: str, feature: Feature) -> np.ndarray[Any, Any]:
-    if not set(map(type, values)) <= {int}:
-        _refuse_first(values, name, feature.shape, lambda v: type(v) is int, "an integer")
+    values = _of_types(values, {int}, name, feature.shape, "an integer")
     assert feature.num_values is not None
     if values and (min(values) < 0 or max(values) >= feature.num_values):
         position = next(i for i, v in enumerate(values) if not 0 <= v < feature.num_values)
@@ -274,19 +299,25 @@ def _parse_integers(values: list[Any], name: str, feature: Feature) -> np.ndarra
 
 
 def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...]) -> list[bytes]:
-    if not set(map(type, values)) <= {str}:
-        _refuse_first(values, name, shape, lambda v: type(v) is str, "a string")
+    values = _of_types(values, {str}, name, shape, "a string")
     try:
         return [value.encode() for value in values]
     except UnicodeEncodeError as error:
         raise RecordError("wrong_type", f"{name}: {error.object!r} is no valid Unicode") from None
 
 
-def _refuse_first(values: list[Any], name: str, shape: tuple[int, ...], fits: Any, expected: str) -> NoReturn:
-    position = next(i for i, value in enumerate(values) if not fits(value))
-    # A list where a number was due is a matter of shape, everything else one of type.
-    reason: Reason = "wrong_shape" if isinstance(values[position], list) else "wrong_type"
-    _fail(reason, name, shape, position, values[position], expected)
+def _of_types(values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str) -> list[Any]:
+    """`values`, all of which are of `types`; NumPy's arrays and scalars among them become Python's."""
+    if set(map(type, values)) <= types:
+        return values
+    values = [_plain(value) for value in values]
+    position = next((i for i, value in enumerate(values) if type(value) not in types), None)
+    if position is None:
+        return values
+    found = values[position]
+    # A list where a number was due, or a number where a list was, is a matter of shape; everything else one of type.
+    misplaced = isinstance(found, int | float) and not isinstance(found, bool) if list in types else type(found) is list
+    _fail("wrong_shape" if misplaced else "wrong_type", name, shape, position, found, expected)
 
 
 def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, value: Any, expected: str) -> NoReturn:
@@ -377,6 +408,6 @@ def _show(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, default=repr)
     except (TypeError, ValueError, RecursionError):
-        text = repr(value)
+        text = f"a {type(value).__name__} that cannot be shown"
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -15,8 +15,19 @@ RESERVED_NAMES = ("length", "id")
 # The names that `splits: {from: field}` may find in a record: the trainer asks for splits by these.
 FIELD_SPLITS = ("train", "validation", "test")
 
-ClassName = pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictStr
-PositiveInt = Annotated[int, pydantic.Field(strict=True, ge=1)]
+
+def _check_class(name: Any) -> Any:
+    # Said here, so that a fault is not explained by one member of the union.
+    if not isinstance(name, bool | int | str):
+        raise ValueError("a class should be a word, a whole number, true or false")
+    return name
+
+
+ClassName = Annotated[
+    pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictStr, pydantic.BeforeValidator(_check_class)
+]
+# Lengths and positions are int32 in TensorFlow.
+PositiveInt = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**31 - 1)]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
@@ -145,6 +156,8 @@ class Schema(Document):
             raise ValueError("expected shares such as {train: 0.8, test: 0.2}, or {from: field}")
         if isinstance(splits, dict):
             for name, share in splits.items():
+                if not isinstance(name, str):
+                    raise ValueError(f"{name!r}: expected a name of letters, digits and _")
                 if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                     raise ValueError(f"{name}: expected a share between 0 and 1, not {share!r}")
         return splits
@@ -161,6 +174,8 @@ class Schema(Document):
         if not self.steps:
             raise ValueError("steps: expected at least one feature")
         for name in self.steps:
+            if not name.isprintable():
+                raise ValueError(f"steps.{name!r}: expected a name without control characters")
             if name in RESERVED_NAMES or not name:
                 raise ValueError(
                     f"steps.{name}: this name is reserved; expected any other than {', '.join(RESERVED_NAMES)}"

@@ -11,15 +11,12 @@ import numpy as np
 from pipeline.examples import decode_example, encode_sequence
 from pipeline.hashing import choose_split, order_key
 from pipeline.index import build_index, write_index
-from pipeline.manifest import Shard
+from pipeline.manifest import TRAIN, Shard
 from pipeline.records import NO_LABEL, Reason, Sequence
 from pipeline.schema import Schema, SplitFromField, class_name
 from pipeline.statistics import BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
 from pipeline.tfrecord import frame
-
-# The split whose statistics the model is built from.
-TRAIN = "train"
 
 
 class Origin(NamedTuple):
@@ -52,7 +49,7 @@ class Reject(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A record as it travels to its shard; sorts by hash, then by content, then by origin."""
+    """A record as it travels to its shard."""
 
     key: bytes
     digest: bytes
@@ -122,7 +119,7 @@ class ShardWriter:
         by_split: dict[str, list[Encoded]] = {name: [] for name in self.schema.split_names}
         rejects = []
         kept: Encoded | None = None
-        for record in sorted(records, key=lambda r: (r.key, r.id, r.digest, r.origin[:4])):
+        for record in sorted(records, key=_rank):
             if kept is not None and kept.id == record.id:
                 message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
                 rejects.append(Reject("duplicate_id", message, record.id, record.origin))
@@ -208,6 +205,13 @@ class _Contents:
             "step_class": lambda: None,
         }
         self.labels.append(stored[kind]())
+
+
+def _rank(record: Encoded) -> tuple[Any, ...]:
+    # The origin comes last: which of two doubles stays must not hang on the order of the input as long as they differ.
+    origin = record.origin
+    content = (record.digest, record.split, record.truncated)
+    return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256
 
 
 def _place(origin: Origin) -> str:

@@ -1,6 +1,7 @@
 """Opens, lists, moves and removes files on any file system that Beam knows; local ones without Beam."""
 
 import contextlib
+import glob
 import os
 import shutil
 import uuid
@@ -101,6 +102,13 @@ def list_files(folder: str) -> list[str]:
         return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
     matches = filesystems().match([join(folder, "**")])
     return sorted(metadata.path for match in matches for metadata in match.metadata_list)
+
+
+def list_temporary(path: str) -> list[str]:
+    """The files that `replace(path)` left when its process was killed."""
+    if is_local(path):
+        return glob.glob(f"{glob.escape(path)}.*.tmp")
+    return [metadata.path for match in filesystems().match([f"{path}.*.tmp"]) for metadata in match.metadata_list]
 
 
 def remove(paths: list[str]) -> None:

@@ -10,7 +10,7 @@ Source: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format
 import dataclasses
 import struct
 from collections.abc import Iterator
-from typing import IO
+from typing import Protocol
 
 import google_crc32c
 
@@ -24,12 +24,19 @@ _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 
 
+class Readable(Protocol):
+    """What `walk` needs of a file, from wherever it is opened."""
+
+    def read(self, num_bytes: int, /) -> bytes: ...
+
+
 class CorruptRecord(Exception):
     """A TFRecord file that is not whole. `offset` is where the broken record begins, in bytes."""
 
     def __init__(self, offset: int, message: str) -> None:
         super().__init__(f"record at offset {offset}: {message}")
         self.offset = offset
+        self.message = message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ def frame(data: bytes) -> bytes:
     return b"".join((length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data))))
 
 
-def walk(file: IO[bytes], *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES) -> Iterator[Record]:
+def walk(file: Readable, *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES) -> Iterator[Record]:
     """Every record of a file of `num_bytes`; no length is believed before it was checked, so memory is one record.
 
     Raises:

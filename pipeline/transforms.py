@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-import orjson
 from apache_beam.metrics import Metrics
 
 from pipeline.hashing import choose_shard
 from pipeline.lines import Lines, ReadChunk
 from pipeline.publish import Publisher, check_output, new_generation
-from pipeline.records import RecordError, Sequence, parse_line, parse_record
+from pipeline.records import RecordError, Sequence, canonical, parse_line, parse_record
 from pipeline.rejects import RejectsFile, write_rejects
 from pipeline.schema import Schema
 from pipeline.shards import Encoded, Origin, Reject, ShardWriter, encode
@@ -31,8 +30,8 @@ _REJECTS = "rejects"
 class ParseRecords(beam.PTransform):
     """Raw records -> {"sequences": lists of (Sequence, Origin), "rejects": Reject}.
 
-    An element is one line of JSON (str or bytes), one record as JSON gives it (a dict; NumPy arrays serve as lists), or
-    a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
+    An element is one line of JSON (str or bytes; a blank one is no record), one record as JSON gives it (a dict; NumPy
+    arrays serve as lists), or a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
 
     Attributes:
         keep_raw: Rejects carry the raw line.
@@ -130,7 +129,7 @@ class _Parse(beam.DoFn):
         sequences = []
         for record, origin in self._records(element):
             try:
-                parse = parse_record if isinstance(record, Mapping) else parse_line
+                parse = parse_line if isinstance(record, str | bytes) else parse_record
                 sequences.append((parse(record, self._schema), origin))
             except RecordError as error:
                 self._rejected.inc()
@@ -140,6 +139,10 @@ class _Parse(beam.DoFn):
             yield sequences
 
     def _records(self, element: Any) -> Iterator[tuple[Any, Origin]]:
+        if isinstance(element, str | bytes):
+            if element.strip():
+                yield element, self._origin(_raw_bytes(element), None)
+            return
         if not isinstance(element, Lines):
             yield element, self._origin(_raw_bytes(element), None)
             return
@@ -157,7 +160,10 @@ def _raw_bytes(element: Any) -> bytes:
         return element
     if isinstance(element, str):
         return element.encode("utf-8", "surrogatepass")
-    return orjson.dumps(element, default=repr, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    try:
+        return canonical(element)
+    except RecordError:  # nested too deep for any text: parsing it says whether that matters
+        return b""
 
 
 class _Encode(beam.DoFn):

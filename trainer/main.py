@@ -8,7 +8,7 @@ import typing
 from typing import Annotated, Any, Literal
 
 from pipeline.flags import FlagParser, positive
-from trainer.start import start_tensorflow
+from trainer.start import errors_told, start_tensorflow
 
 # Named by the design, built by a later version.
 _PLANNED = ("--strategy", "--local_workers", "--chunk_steps", "--lanes", "--warm_start")
@@ -40,7 +40,8 @@ def train(arguments: list[str]) -> None:
     start_tensorflow()
     from trainer.train import train as run
 
-    result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
+    with errors_told(ours["dataset"]):
+        result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
     if ours["json"]:
         print(json.dumps(result))
     else:
@@ -65,7 +66,8 @@ def evaluate(arguments: list[str]) -> None:
     start_tensorflow()
     from trainer.evaluate import evaluate as run
 
-    evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
+    with errors_told(values["dataset"]):
+        evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
     if values["json"]:
         print(json.dumps(evaluation))
     else:
@@ -133,12 +135,13 @@ def print_plans(plans: list[dict[str, Any]], dataset: str, split: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{dataset}: an epoch of {split}", title_justify="left")
-    for name in ("batching", "batches", "padded steps", "useful", "largest batch", "shapes"):
+    for name in ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes"):
         table.add_column(name, justify="left" if name == "batching" else "right")
     for found in plans:
         largest = found["largest_batch"]
         table.add_row(
             found["batching"],
+            "" if found["batch_steps"] is None else f"{found['batch_steps']:,}",
             f"{found['batches']:,}",
             f"{found['padded_steps']:,}",
             f"{found['useful_share']:.1%}",
@@ -180,7 +183,9 @@ def _add_field(parser: FlagParser, name: str, field: Any) -> None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    return list(typing.get_args(annotation)) if isinstance(annotation, types.UnionType) else [annotation]
+    # `Annotated[int, …] | None` is a typing.Union, `float | None` a types.UnionType.
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return list(typing.get_args(annotation)) if union else [annotation]
 
 
 def _told(default: Any) -> str:

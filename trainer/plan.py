@@ -54,11 +54,14 @@ class Plan:
     """How an epoch is cut into batches.
 
     Attributes:
+        batch_steps, batch_size: The limits that it was made for.
         truncate: Where a record longer than the last pad_length is cut: its head or its tail; None refuses it.
     """
 
     batching: Batching
     buckets: tuple[Bucket, ...]
+    batch_steps: int | None = None
+    batch_size: int | None = None
     truncate: Literal["head", "tail"] | None = None
 
     @property
@@ -117,6 +120,8 @@ class Plan:
         rows, steps = self.largest_batch
         return {
             "batching": self.batching,
+            "batch_steps": self.batch_steps,
+            "batch_size": self.batch_size,
             "batches": self.num_batches,
             "records": self.records,
             "steps": self.steps,
@@ -159,8 +164,8 @@ def make_plan(
         edges = list(counts)
     else:
         edges = choose_edges(counts, num_buckets=NUM_BUCKETS)
-    sizes = [_rows(edge, batch_steps, batch_size) for edge in edges]
-    return Plan(batching, _fill(edges, sizes, counts), truncate)
+    sizes = [rows_of(edge, batch_steps, batch_size) for edge in edges]
+    return Plan(batching, _fill(edges, sizes, counts), batch_steps, batch_size, truncate)
 
 
 def default_batch_steps(
@@ -189,7 +194,7 @@ def plan_buckets(
     ([3, 9], [8, 2, 1])
     """
     edges = choose_edges(length_counts, num_buckets=num_buckets)
-    return [edge + 1 for edge in edges], [*(_rows(edge, batch_steps, None) for edge in edges), 1]
+    return [edge + 1 for edge in edges], [*(rows_of(edge, batch_steps, None) for edge in edges), 1]
 
 
 def choose_edges(length_counts: Mapping[int, int], *, num_buckets: int) -> list[int]:
@@ -232,7 +237,8 @@ def _candidates(length_counts: Mapping[int, int]) -> tuple[np.ndarray[Any, Any],
     return lengths[ends], np.add.reduceat(records, np.concatenate([[0], ends[:-1] + 1]))
 
 
-def _rows(length: int, batch_steps: int | None, batch_size: int | None) -> int:
+def rows_of(length: int, batch_steps: int | None, batch_size: int | None) -> int:
+    """Records in a batch padded to `length` steps, within both limits; at least 1."""
     by_steps = max(1, batch_steps // length) if batch_steps is not None else None
     return min(limit for limit in (by_steps, batch_size) if limit is not None)
 

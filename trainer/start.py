@@ -1,11 +1,14 @@
-"""Starts TensorFlow for a command: quietly, and with the same bits every time on a CPU."""
+"""Runs TensorFlow for a command: quietly, with the same bits every time on a CPU, its errors told in a line."""
 
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
+
+from pipeline.errors import UserError
 
 
 def start_tensorflow() -> None:
@@ -19,6 +22,26 @@ def start_tensorflow() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
+
+
+@contextlib.contextmanager
+def errors_told(dataset: str) -> Iterator[None]:
+    """Turns the errors of TensorFlow that a user can mend into one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        raise UserError(f"{dataset}: damaged: {_line(error)}. `lengthwise verify` says where.") from None
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(f"Out of memory, or of disk: {_line(error)}. Try a smaller --batch_steps.") from None
+    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
+        raise UserError(f"A file cannot be read or written: {_line(error)}.") from None
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, without the name of the graph's node."""
+    return re.sub(r"^\{\{[^}]*\}\} ?", "", str(getattr(error, "message", error))).splitlines()[0].rstrip(".")
 
 
 @contextlib.contextmanager

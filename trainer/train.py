@@ -202,12 +202,13 @@ class _Training:
         state, begin = self._checkpoints, time.monotonic()
         lines = _Lines(self._run)
         number = int(state.update.numpy())
+        some_feature = next(iter(self._dataset.schema.steps))
         for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
             self._callbacks.on_train_batch_begin(position)
             loss, total = update(features, label, weight)
             number += 1
             length = features["length"].numpy()
-            padded = len(length) * int(next(iter(features.values())).shape[1])
+            padded = len(length) * int(features[some_feature].shape[1])
             line = lines.add(epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded)
             self._progress.update(
                 epoch=epoch, update=number, steps=line["steps"], padded_steps=padded, loss=line["loss"]

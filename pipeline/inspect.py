@@ -1,0 +1,242 @@
+"""Shows what is in a dataset, from its manifest alone: by split, label and length, with what was rejected."""
+
+import collections
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.errors import UserError
+from pipeline.lengths import bar, length_bands, length_range
+from pipeline.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
+from pipeline.storage import exists, join, read_bytes
+
+# Columns where there is no terminal that says its own.
+_PLAIN_WIDTH = 100
+_MAX_CLASSES = 20
+
+
+def load(dataset: str) -> Manifest:
+    """The manifest of the dataset in this folder.
+
+    Raises:
+        UserError: there is no dataset, or its manifest is not one.
+    """
+    path = join(dataset, FILE_NAME)
+    if not exists(path):
+        what = f"has no {FILE_NAME}" if exists(dataset) else "there is no such folder"
+        raise UserError(f"{dataset}: not a dataset: {what}; make one with `lengthwise prepare`.")
+    return Manifest.parse(read_bytes(path), origin=path)
+
+
+def summarize(manifest: Manifest) -> dict[str, Any]:
+    """What is in a dataset, as plain values for JSON. Lengths are in time steps, null where there is no record."""
+    schema = manifest.record_schema
+    splits = manifest.splits
+    features = {
+        name: feature.model_dump(mode="json", exclude_none=True) | _statistics(manifest, name)
+        for name, feature in schema.steps.items()
+    }
+    return {
+        "format_version": manifest.format_version,
+        "fingerprint": manifest.fingerprint,
+        "generations": list(manifest.generations),
+        "seed": manifest.seed,
+        "records": sum(split.records for split in splits.values()),
+        "steps": sum(split.steps for split in splits.values()),
+        "lengths": length_range(_all_lengths(manifest)),
+        "splits": {name: _summarize_split(split) for name, split in splits.items()},
+        "label": schema.label.model_dump(mode="json") | _statistics(manifest, schema.label.name),
+        "features": features,
+        "rejected": manifest.rejected.model_dump(mode="json"),
+    }
+
+
+def _summarize_split(split: Split) -> dict[str, Any]:
+    return {
+        "records": split.records,
+        "steps": split.steps,
+        "lengths": length_range(split.length_counts),
+        "labels": split.labels,
+        "label_counts": split.label_counts,
+        "truncated": split.truncated,
+        "shards": len(split.shards),
+        "bytes": sum(shard.bytes for shard in split.shards),
+    }
+
+
+def _statistics(manifest: Manifest, name: str) -> dict[str, Any]:
+    statistics = manifest.statistics.get(name)
+    return {} if statistics is None else {"statistics": statistics.model_dump(mode="json")}
+
+
+def _all_lengths(manifest: Manifest) -> dict[int, int]:
+    total: collections.Counter[int] = collections.Counter()
+    for split in manifest.splits.values():
+        total.update(split.length_counts)
+    return dict(total)
+
+
+def print_summary(manifest: Manifest, output: str) -> None:
+    """Prints the result of `prepare` in a few lines."""
+    width = max(map(len, manifest.splits))
+    print(f"{output}: {_count(sum(s.records for s in manifest.splits.values()), 'record')}")
+    for name, split in manifest.splits.items():
+        print(f"  {name:<{width}}  {_describe_split(split)}")
+    truncated = sum(split.truncated for split in manifest.splits.values())
+    if truncated:
+        print(f"{_count(truncated, 'record')} cut to {_count(manifest.record_schema.max_length or 0, 'step')}")
+    print(_describe_rejects(manifest, output))
+    print(f"fingerprint {manifest.fingerprint}")
+
+
+def _describe_split(split: Split) -> str:
+    ends = length_range(split.length_counts)
+    if ends is None:
+        return "no record"
+    lengths = f"{ends['min']:,}" if ends["min"] == ends["max"] else f"{ends['min']:,} to {ends['max']:,}"
+    return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} a record)"
+
+
+def _describe_rejects(manifest: Manifest, dataset: str) -> str:
+    rejected = manifest.rejected
+    if not rejected.total:
+        return "no record rejected"
+    records = sum(split.records for split in manifest.splits.values()) + rejected.total
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
+    files = [join(dataset, path) for path in rejected.files]
+    more = f" and {_count(len(files) - 1, 'file')} more beside it" if len(files) > 1 else ""
+    return f"rejected {rejected.total:,} of {_count(records, 'record')}: {reasons}; listed in {files[0]}{more}"
+
+
+def print_details(manifest: Manifest, dataset: str) -> None:
+    """Prints all that `inspect` shows, as tables."""
+    # Names come from the user's data: `[b]` in a class is no mark-up. No terminal has rich guess a width of 80.
+    console = Console(
+        width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False, emoji=False, highlight=False, soft_wrap=False
+    )
+    with console.capture() as capture:
+        _print_all(console, manifest, dataset)
+    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    # A terminal that knows fewer characters than a class name has is no reason to fail.
+    sys.stdout.write(text.encode(console.encoding, "replace").decode(console.encoding))
+
+
+def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
+    lengths, label = _all_lengths(manifest), manifest.record_schema.label
+    records = sum(lengths.values())
+    console.print(f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}", soft_wrap=True)
+    console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
+    console.print(f"generations {', '.join(manifest.generations)}")
+    _print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
+    _print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
+    title = f"Label {_clean(label.name)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
+    _print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
+    if label.name in manifest.statistics:
+        _print_table(console, title, _FEATURE_COLUMNS, [_feature_row(manifest, label.name, "float32", ())])
+    rows = [_feature_row(manifest, n, f.dtype, f.shape, f.num_values) for n, f in manifest.record_schema.steps.items()]
+    _print_table(console, f"Features (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
+    reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
+    _print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
+    for path in manifest.rejected.files:
+        console.print(f"  {join(dataset, path)}", soft_wrap=True)
+
+
+def _print_table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    """A table under its title, its first column left and numbers right; the title alone where there are no rows."""
+    rows = list(rows)
+    console.print()
+    console.print(title, style="bold")
+    if not rows:
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True)
+    for position, name in enumerate(columns):
+        table.add_column(name, justify="right" if position and name else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+_SPLIT_COLUMNS = ("split", "records", "steps", "shortest", "median", "longest", "truncated", "shards", "size")
+
+
+def _split_rows(splits: Mapping[str, Split]) -> Iterator[tuple[str, ...]]:
+    for name, split in splits.items():
+        ends = length_range(split.length_counts)
+        yield (
+            name,
+            f"{split.records:,}",
+            f"{split.steps:,}",
+            *((f"{ends[key]:,}" for key in ("min", "median", "max")) if ends else ("-", "-", "-")),
+            f"{split.truncated:,}",
+            f"{len(split.shards):,}",
+            decimal(sum(shard.bytes for shard in split.shards)),
+        )
+
+
+def _length_rows(counts: Mapping[int, int], console: Console) -> Iterator[tuple[str, ...]]:
+    bands = length_bands(counts)
+    most = max((records for *_, records in bands), default=0)
+    blocks = console.encoding.lower().startswith("utf")
+    for first, last, records in bands:
+        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        yield name, f"{records:,}", bar(records / most, blocks=blocks)
+
+
+def _class_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """Labels of each class by split; of very many classes the most frequent."""
+    splits = manifest.splits.values()
+    totals: collections.Counter[str] = collections.Counter()
+    for split in splits:
+        totals.update(split.label_counts)
+    total = sum(totals.values())
+    # Up to a screenful in the schema's order, which is the order of the probabilities.
+    shown = list(totals) if len(totals) <= _MAX_CLASSES else [name for name, _ in totals.most_common(_MAX_CLASSES)]
+    for name in shown:
+        counts = [f"{split.label_counts.get(name, 0):,}" for split in splits]
+        yield _clean(name), *counts, f"{totals[name]:,}", f"{totals[name] / max(total, 1):.1%}"
+    if len(totals) > len(shown):
+        rest = total - sum(totals[name] for name in shown)
+        yield f"{len(totals) - len(shown):,} more", *[""] * len(splits), f"{rest:,}", f"{rest / max(total, 1):.1%}"
+
+
+_FEATURE_COLUMNS = ("name", "dtype", "shape", "values", "mean", "std", "min", "max")
+
+
+def _feature_row(
+    manifest: Manifest, name: str, dtype: str, shape: tuple[int, ...], num_values: int | None = None
+) -> tuple[str, ...]:
+    size = " x ".join(map(str, shape)) or "-"
+    values = "-" if num_values is None else f"{num_values:,}"
+    return _clean(name), dtype, size, values, *_ranges(manifest.statistics.get(name))
+
+
+def _ranges(statistics: FeatureStatistics | None) -> tuple[str, ...]:
+    """Mean and standard deviation, from the smallest to the largest of all columns; minimum and maximum of all."""
+    if statistics is None:
+        return ("-",) * 4
+    deviations = [variance**0.5 for variance in statistics.variance]
+    return (
+        _range(statistics.mean),
+        _range(deviations),
+        f"{min(statistics.min):.4g}",
+        f"{max(statistics.max):.4g}",
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _clean(text: str) -> str:
+    """A name from the data as it may stand on a terminal: without control characters."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,139 @@
+"""TFRecords that others wrote are read by a schema, batched by length, or refused with a clear word."""
+
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.schema import Schema
+from pipeline.tfrecord import masked_crc
+from trainer.foreign import foreign_batches
+
+SCHEMA = """
+steps:
+  x: {dtype: float32, shape: [2]}
+  word: {dtype: string, num_values: 10}
+label: {name: y, kind: %s, classes: [a, b]}
+"""
+CLASS, STEP_CLASS = Schema.parse(SCHEMA % "class"), Schema.parse(SCHEMA % "step_class")
+
+
+def _feature(values):
+    if isinstance(values[0], bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    if isinstance(values[0], int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def _records(count=50, longest=9):
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        length = int(random.integers(1, longest + 1))
+        x = random.normal(size=(length, 2)).astype(np.float32)
+        yield x, [b"w%d" % n for n in range(length)], int(random.integers(2))
+
+
+def _as_example(x, words, label):
+    features = {"x": _feature(x.ravel().tolist()), "word": _feature(words), "y": _feature([label])}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _as_sequence_example(x, words, label):
+    lists = {
+        "x": tf.train.FeatureList(feature=[_feature(row.tolist()) for row in x]),
+        "word": tf.train.FeatureList(feature=[_feature([word]) for word in words]),
+    }
+    if isinstance(label, list):
+        lists["y"] = tf.train.FeatureList(feature=[_feature([value]) for value in label])
+        context = {}
+    else:
+        context = {"y": _feature([label])}
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature=context), feature_lists=tf.train.FeatureLists(feature_list=lists)
+    ).SerializeToString()
+
+
+def _write(path, serialized):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in serialized:
+            writer.write(record)
+    return str(path)
+
+
+def _rows(batches):
+    """Every record of all batches without its padding, sorted."""
+    rows = []
+    for features, label, weight in batches:
+        for row, length in enumerate(features["length"].numpy()):
+            assert not features["x"][row, length:].numpy().any()
+            rows.append(
+                (
+                    features["x"][row, :length].numpy().tolist(),
+                    features["word"][row, :length].numpy().tolist(),
+                    np.array(label[row]).tolist(),
+                    np.array(weight[row]).tolist(),
+                )
+            )
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("encode", [_as_example, _as_sequence_example])
+@pytest.mark.parametrize("classes", [lambda label: label, lambda label: [b"a", b"b"][label]])
+def test_every_record_comes_once_with_its_values(tmp_path, encode, classes):
+    path = _write(tmp_path / "their.tfrecord", [encode(x, w, classes(y)) for x, w, y in _records()])
+    expected = sorted((x.tolist(), words, label, 1.0) for x, words, label in _records())
+    assert _rows(foreign_batches(path, CLASS, batch_size=4)) == expected
+    assert _rows(foreign_batches([path], CLASS, boundaries=[3, 5], batch_size=4, seed=3)) == expected
+
+
+def test_labels_per_step_have_no_weight_where_there_is_none(tmp_path):
+    records = [_as_sequence_example(x, w, [b"b"] + [b""] * (len(x) - 1)) for x, w, _ in _records(5)]
+    for _, label, weight in foreign_batches(_write(tmp_path / "t", records), STEP_CLASS, batch_steps=30):
+        assert label.numpy()[:, 0].tolist() == [1] * len(label)
+        assert weight.numpy().sum(axis=1).tolist() == [1.0] * len(label)
+
+
+def test_boundaries_are_exclusive_upper_edges(tmp_path):
+    records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in (2, 3, 4, 3, 2, 4)]
+    path = _write(tmp_path / "t", [_as_example(*record) for record in records])
+    batches = foreign_batches(path, CLASS, boundaries=[3, 4], batch_size=2)
+    assert sorted(features["length"].numpy().tolist() for features, _, _ in batches) == [[2, 2], [3, 3], [4], [4]]
+
+
+def test_an_outlier_makes_a_batch_of_one(tmp_path):
+    records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in [3] * 40 + [500]]
+    path = _write(tmp_path / "t", [_as_example(*record) for record in records])
+    batches = foreign_batches(path, CLASS, boundaries=[4], batch_steps=60)
+    assert sorted(len(features["length"]) for features, _, _ in batches) == [1, 20, 20]
+
+
+def test_what_does_not_fit_is_refused_with_a_clear_word(tmp_path):
+    record = _as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)
+    path = _write(tmp_path / "t", [record])
+    other = Schema.parse("steps: {z: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a]}")
+    with pytest.raises(UserError, match="the first record has no z; it has word, x, y"):
+        foreign_batches(path, other)
+    with pytest.raises(UserError, match="nothing.*: matches no file"):
+        foreign_batches(str(tmp_path / "nothing*"), CLASS)
+    with pytest.raises(UserError, match=r"boundaries are \[5, 3\], expected rising"):
+        foreign_batches(path, CLASS, boundaries=[5, 3])
+    with pytest.raises(UserError, match="no record"):
+        foreign_batches(_write(tmp_path / "empty", []), CLASS)
+
+
+def test_a_label_that_is_no_class_stops_the_epoch(tmp_path):
+    path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 7)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="A label is no class of the schema"):
+        list(foreign_batches(path, CLASS, boundaries=[9]))
+
+
+@pytest.mark.parametrize("claimed", [2**30, 2**40, 2**62, 2**64 - 1])
+def test_a_crafted_length_is_refused_before_tensorflow_opens_the_file(tmp_path, claimed):
+    length = struct.pack("<Q", claimed)
+    path = tmp_path / "crafted"
+    path.write_bytes(length + struct.pack("<I", masked_crc(length)) + bytes(100))
+    with pytest.raises(UserError, match="record at offset 0: claims"):
+        foreign_batches(str(path), CLASS)
