@@ -46,7 +46,8 @@ class FlagParser(argparse.ArgumentParser):
         name = flag.split("=")[0]
         if name in self._planned:
             self.error(f"{name} is planned, but this version does not have it yet")
-        near = difflib.get_close_matches(name, self.flags, n=1, cutoff=0.5)
+        words = [known for known in self.flags if known.startswith("--")]
+        near = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
         self.error(
             f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are.")
         )

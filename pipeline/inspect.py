@@ -1,22 +1,18 @@
 """Shows what is in a dataset, from its manifest alone: by split, label and length, with what was rejected."""
 
 import collections
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from pipeline.errors import UserError
 from pipeline.lengths import bar, length_bands, length_range
 from pipeline.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
 from pipeline.storage import exists, join, read_bytes
+from pipeline.tables import page, print_table
 
-# Columns where there is no terminal that says its own.
-_PLAIN_WIDTH = 100
 _MAX_CLASSES = 20
 
 
@@ -115,15 +111,8 @@ def _describe_rejects(manifest: Manifest, dataset: str) -> str:
 
 def print_details(manifest: Manifest, dataset: str) -> None:
     """Prints all that `inspect` shows, as tables."""
-    # Names come from the user's data: `[b]` in a class is no mark-up. No terminal has rich guess a width of 80.
-    console = Console(
-        width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False, emoji=False, highlight=False, soft_wrap=False
-    )
-    with console.capture() as capture:
+    with page() as console:
         _print_all(console, manifest, dataset)
-    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-    # A terminal that knows fewer characters than a class name has is no reason to fail.
-    sys.stdout.write(text.encode(console.encoding, "replace").decode(console.encoding))
 
 
 def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
@@ -132,33 +121,18 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     console.print(f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}", soft_wrap=True)
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(f"generations {', '.join(manifest.generations)}")
-    _print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
-    _print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
+    print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
+    print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     title = f"Label {_clean(label.name)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
-    _print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
+    print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
     if label.name in manifest.statistics:
-        _print_table(console, title, _FEATURE_COLUMNS, [_feature_row(manifest, label.name, "float32", ())])
+        print_table(console, title, _FEATURE_COLUMNS, [_feature_row(manifest, label.name, "float32", ())])
     rows = [_feature_row(manifest, n, f.dtype, f.shape, f.num_values) for n, f in manifest.record_schema.steps.items()]
-    _print_table(console, f"Features (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
+    print_table(console, f"Features (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
     reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
-    _print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
+    print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
     for path in manifest.rejected.files:
         console.print(f"  {join(dataset, path)}", soft_wrap=True)
-
-
-def _print_table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table under its title, its first column left and numbers right; the title alone where there are no rows."""
-    rows = list(rows)
-    console.print()
-    console.print(title, style="bold")
-    if not rows:
-        return
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True)
-    for position, name in enumerate(columns):
-        table.add_column(name, justify="right" if position and name else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 _SPLIT_COLUMNS = ("split", "records", "steps", "shortest", "median", "longest", "truncated", "shards", "size")

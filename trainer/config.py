@@ -6,14 +6,16 @@ import pydantic
 
 from pipeline.documents import Document, build, parse_yaml
 
-Positive = Annotated[int, pydantic.Field(ge=1)]
+# Sizes in TensorFlow are int32 or int64; no machine has more.
+Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
 
 
 class TrainConfig(Document):
     """Every field is a key of train.yaml and a flag of the same name."""
 
     epochs: Annotated[int, pydantic.Field(ge=0, description="Passes over the train split.")] = 20
-    seed: Annotated[int, pydantic.Field(ge=0, description="Of the weights, the order and dropout.")] = 0
+    # NumPy's old generator, which Keras seeds too, takes no more.
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32, description="Of the weights, the order and dropout.")] = 0
     batching: Annotated[
         Literal["bucket", "pad", "exact"], pydantic.Field(description="How records are put into batches; see `plan`.")
     ] = "bucket"

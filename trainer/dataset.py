@@ -108,7 +108,7 @@ def _check_shard(root: str, shard: Shard) -> ShardIndex:
 def _check_index(root: str, shard: Shard, index: ShardIndex) -> None:
     ends = index.offset + index.num_bytes + FRAME_BYTES
     adjoining = len(ends) == shard.records and index.offset[0] == 0 and (ends[:-1] == index.offset[1:]).all()
-    if not adjoining or ends[-1] != shard.bytes or (index.num_steps < 1).any():
+    if not adjoining or ends[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
         raise _damaged(root, f"{shard.index_path} does not fit what the manifest says of {shard.path}")
 
 

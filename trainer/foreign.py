@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.records import NO_LABEL
 from pipeline.schema import Schema, class_name
 from pipeline.tfrecord import CorruptRecord, walk
-from trainer.plan import DEFAULT_BATCH_STEPS, NUM_BUCKETS, choose_edges, rows_of
+from trainer.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, choose_edges, rows_of
 from trainer.reader import DTYPES, label_and_weight, step_spec
 
 # Records from which the boundaries are taken where none are given.
@@ -55,7 +55,7 @@ def foreign_batches(
     if boundaries is None:
         sample = tf.data.TFRecordDataset(paths).take(_SAMPLE_RECORDS).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
         lengths = Counter(int(features["length"]) for features, _ in sample)
-        boundaries = [edge + 1 for edge in choose_edges(lengths, num_buckets=NUM_BUCKETS)]
+        boundaries = [edge + 1 for edge in choose_edges(lengths, num_buckets=MIN_BUCKETS)]
     elif list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
         raise UserError(f"boundaries are {list(boundaries)}, expected rising numbers of steps, at least 1.")
     if batch_steps is None and batch_size is None:

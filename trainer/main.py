@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 import types
 import typing
 from typing import Annotated, Any, Literal
 
+from pipeline.errors import UserError
 from pipeline.flags import FlagParser, positive
 from trainer.start import errors_told, start_tensorflow
 
@@ -36,8 +36,12 @@ def train(arguments: list[str]) -> None:
     values = parser.parse(arguments)
     ours = {name: values.pop(name) for name in ("dataset", "output", "config", "overwrite", "json")}
     chosen = read_config(ours["config"]) if ours["config"] else {}
-    config = make_config(chosen | {name: _plain(value) for name, value in values.items()}, origin="lengthwise train")
+    try:
+        config = make_config(chosen | {name: _plain(value) for name, value in values.items()}, origin="flags")
+    except UserError as error:  # the file was checked, so it is a flag
+        parser.error(str(error))
     start_tensorflow()
+    from trainer.report import print_result
     from trainer.train import train as run
 
     with errors_told(ours["dataset"]):
@@ -65,6 +69,7 @@ def evaluate(arguments: list[str]) -> None:
     values = parser.parse(arguments)
     start_tensorflow()
     from trainer.evaluate import evaluate as run
+    from trainer.report import print_evaluation
 
     with errors_told(values["dataset"]):
         evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
@@ -90,6 +95,7 @@ def plan(arguments: list[str]) -> None:
     values = parser.parse(arguments)
     from trainer.dataset import open_dataset
     from trainer.plan import WAYS, make_plan
+    from trainer.report import print_plans
 
     counts = open_dataset(values["dataset"]).split(values["split"]).length_counts
     plans = [
@@ -99,67 +105,7 @@ def plan(arguments: list[str]) -> None:
     if values["json"]:
         print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
     else:
-        print_plans([plan.to_dict() for plan in plans], values["dataset"], values["split"])
-
-
-def print_result(result: dict[str, Any], output: str) -> None:
-    print(
-        f"{output}: {result['epochs']} epochs, {result['updates']:,} updates, {result['parameters']:,} parameters, "
-        f"{result['useful_share']:.1%} useful steps"
-    )
-    if result["validation"] is not None:
-        print(f"validation after the last epoch: {_measures(result['validation'])}")
-    if result["best_epoch"] is not None:
-        print(f"best by validation loss: epoch {result['best_epoch']}")
-    print(f"weights sha256 {result['weights_sha256']}")
-
-
-def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if evaluation["dataset_changed"]:
-        print("Note: this is not the dataset that the run was trained on (another fingerprint).", file=sys.stderr)
-    table = Table(title=f"{run}: {evaluation['split']}, {evaluation['checkpoint']} checkpoint", title_justify="left")
-    for name in ("steps a record", "records", "loss", *evaluation["metrics"]):
-        table.add_column(name, justify="right")
-    for band in evaluation["by_length"]:
-        table.add_row(f"{band['min_steps']} – {band['max_steps']}", *_cells(band))
-    table.add_section()
-    table.add_row("all", *_cells(evaluation))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-
-
-def print_plans(plans: list[dict[str, Any]], dataset: str, split: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{dataset}: an epoch of {split}", title_justify="left")
-    for name in ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes"):
-        table.add_column(name, justify="left" if name == "batching" else "right")
-    for found in plans:
-        largest = found["largest_batch"]
-        table.add_row(
-            found["batching"],
-            "" if found["batch_steps"] is None else f"{found['batch_steps']:,}",
-            f"{found['batches']:,}",
-            f"{found['padded_steps']:,}",
-            f"{found['useful_share']:.1%}",
-            f"{largest['records']} x {largest['steps']}",
-            f"{found['shapes']:,}",
-        )
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    print(f"{plans[0]['records']:,} records, {plans[0]['steps']:,} steps")
-
-
-def _cells(measured: dict[str, Any]) -> list[str]:
-    values = [measured["loss"], *measured["metrics"].values()]
-    return [f"{measured['records']:,}", *("" if value is None else f"{value:.4f}" for value in values)]
-
-
-def _measures(measured: dict[str, Any]) -> str:
-    values = {"loss": measured["loss"], **measured["metrics"]}
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        print_plans(plans, values["dataset"], values["split"])
 
 
 def _add_field(parser: FlagParser, name: str, field: Any) -> None:

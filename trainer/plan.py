@@ -10,9 +10,11 @@ import numpy as np
 Batching = Literal["bucket", "pad", "exact"]
 WAYS: tuple[Batching, ...] = ("bucket", "pad", "exact")
 
-# More buckets waste fewer steps, and leave more batches that are not full: 16 are within 4 % of no padding on the
-# log-normal lengths of the benchmark.
-NUM_BUCKETS = 16
+# More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
+# on 200,000 log-normal lengths around 24 with a tail to 400: 8 buckets 79 % useful, 16 90 %, 32 95.5 %, 64 98.5 %.
+MIN_BUCKETS, MAX_BUCKETS = 16, 32
+# Batches of a bucket on average, before it is worth a bucket more.
+_BATCHES_PER_BUCKET = 4
 # Padded steps a batch: on a CPU, larger batches are hardly faster. Smaller ones are taken for small data.
 DEFAULT_BATCH_STEPS = 6400
 # Fewer updates an epoch than this learn little from small data.
@@ -163,7 +165,7 @@ def make_plan(
     elif batching == "exact":
         edges = list(counts)
     else:
-        edges = choose_edges(counts, num_buckets=NUM_BUCKETS)
+        edges = choose_edges(counts, num_buckets=_num_buckets(counts, batch_steps, batch_size))
     sizes = [rows_of(edge, batch_steps, batch_size) for edge in edges]
     return Plan(batching, _fill(edges, sizes, counts), batch_steps, batch_size, truncate)
 
@@ -235,6 +237,12 @@ def _candidates(length_counts: Mapping[int, int]) -> tuple[np.ndarray[Any, Any],
         return lengths, records
     ends = np.unique(np.linspace(0, len(lengths) - 1, _MAX_CANDIDATES).astype(np.int64))
     return lengths[ends], np.add.reduceat(records, np.concatenate([[0], ends[:-1] + 1]))
+
+
+def _num_buckets(counts: Mapping[int, int], batch_steps: int | None, batch_size: int | None) -> int:
+    by_steps = sum(length * count for length, count in counts.items()) // batch_steps if batch_steps else 0
+    by_size = sum(counts.values()) // batch_size if batch_size else 0
+    return min(MAX_BUCKETS, max(MIN_BUCKETS, max(by_steps, by_size) // _BATCHES_PER_BUCKET))
 
 
 def rows_of(length: int, batch_steps: int | None, batch_size: int | None) -> int:

@@ -40,8 +40,9 @@ def errors_told(dataset: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error, without the name of the graph's node."""
-    return re.sub(r"^\{\{[^}]*\}\} ?", "", str(getattr(error, "message", error))).splitlines()[0].rstrip(".")
+    """The first line of an error, without the names of the graph's node and operation."""
+    line = str(getattr(error, "message", error)).splitlines()[0]
+    return re.sub(r"^\{\{[^}]*\}\} ?| \[Op:.*$", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
