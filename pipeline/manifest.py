@@ -164,7 +164,7 @@ def fingerprint(schema: Schema, *, seed: int, shards: dict[str, list[str]]) -> s
     """SHA-256 over format version, schema, seed and every shard's SHA-256: nothing that varies with time or version."""
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "schema": schema.canonical(),
+        "schema": schema.fingerprint,
         "seed": seed,
         "shards": shards,
     }

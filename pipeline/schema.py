@@ -218,8 +218,12 @@ class Schema(Document):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form, as hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the schema says beside the defaults, as hexadecimal digits.
+
+        So a key that a later version adds does not change the fingerprint of a schema that does without it.
+        """
+        said = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Turns published data sets, as their authors' files have them, into raw records and a schema."""
 
+import collections
 import json
 import os
 import pathlib
@@ -38,7 +39,13 @@ splits: {from: split}
 
 
 def snips(output, *, per_step):
-    """raw.jsonl and schema.yaml of SNIPS: words, and an intent for each record or a slot for each step."""
+    """raw.jsonl and schema.yaml of SNIPS: words, and an intent for each record or a slot for each step.
+
+    A word is its number by frequency in the train split; one that occurs there once, or never, is 0.
+    """
+    train = (FOLDER / "snips_slots/train/seq.in").read_text().split()
+    frequent = [word for word, count in sorted(collections.Counter(train).items(), key=lambda w: -w[1]) if count > 1]
+    number_of = {word: number for number, word in enumerate(frequent, 1)}
     records, slots, intents = [], set(), set()
     for split, part in (("train", "train"), ("validation", "valid"), ("test", "test")):
         folder = FOLDER / "snips_slots" / part
@@ -47,14 +54,15 @@ def snips(output, *, per_step):
             slots.update(tags.split())
             intents.add(intent.strip())
             label = tags.split() if per_step else intent.strip()
-            records.append({"id": f"{split}-{number}", "split": split, "word": words.split(), "y": label})
+            numbers = [number_of.get(word, 0) for word in words.split()]
+            records.append({"id": f"{split}-{number}", "split": split, "word": numbers, "y": label})
     classes = json.dumps(sorted(slots if per_step else intents))
     return _write(
         output,
         records,
         f"""
 id: id
-steps: {{word: {{dtype: string, num_values: 20000}}}}
+steps: {{word: {{dtype: int64, num_values: {len(frequent) + 1}}}}}
 label: {{name: y, kind: {"step_class" if per_step else "class"}, classes: {classes}}}
 splits: {{from: split}}
 """,
