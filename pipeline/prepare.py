@@ -70,8 +70,9 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         with progress.shown("prepare", total_bytes=sum(file.num_bytes for file in files)), _quiet():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
-        if not _published(output, generation):
-            remove_folder(join(output, "data", generation))
+        if _published(output, generation):
+            raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
+        remove_folder(join(output, "data", generation))
         told = user_error(error)
         if told is not None:
             raise told from None
@@ -111,7 +112,8 @@ def _published(output: str, generation: str) -> bool:
 def _choose_runner(beam_options: dict[str, Any]) -> Any:
     name = beam_options.get("runner")
     if name in LOCAL_RUNNERS:
-        print("Running in this process (FnApiRunner).", file=sys.stderr)
+        where = "in processes of this machine" if "direct_running_mode" in beam_options else "in this process"
+        print(f"Running {where} (FnApiRunner).", file=sys.stderr)
         return FnApiRunner()
     return name
 

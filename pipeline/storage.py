@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any
@@ -74,8 +75,8 @@ def replace(path: str) -> Iterator[IO[bytes]]:
 
     The name is new for every attempt, so a bundle that is tried twice never writes into its twin's file.
     """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     if is_local(path):
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             with open(temporary, "xb") as file:
@@ -88,12 +89,13 @@ def replace(path: str) -> Iterator[IO[bytes]]:
                 os.unlink(temporary)
             raise
     else:
-        beam_filesystems = filesystems()
-        with beam_filesystems.create(temporary, "application/octet-stream") as file:
-            yield file
-        if beam_filesystems.exists(path):
-            beam_filesystems.delete([path])
-        beam_filesystems.rename([temporary], [path])
+        # An object store shows an object when all of it is there, and renames by copying: so it is written in one go,
+        # and only when the block has ended well (closing a file there after an error would show half of it).
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            with filesystems().create(path, "application/octet-stream") as file:
+                shutil.copyfileobj(spool, file)
 
 
 def list_files(folder: str) -> list[str]:

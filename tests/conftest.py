@@ -1,0 +1,119 @@
+"""Shared fixtures: a schema, raw records of many lengths, and the dataset that the real pipeline makes of them."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+SCHEMA = """\
+id: id
+steps:
+  x: {dtype: float32, shape: [3]}
+  page: {dtype: int64, num_values: 50}
+  word: {dtype: string, num_values: 100, shape: [2]}
+label: {name: y, kind: class, classes: [a, b, no]}
+"""
+
+
+@pytest.fixture(scope="session")
+def schema_text() -> str:
+    return SCHEMA
+
+
+@pytest.fixture(scope="session")
+def records() -> list[dict[str, Any]]:
+    """200 records of 1 to 40 steps; the numbers are float32 ones, so that JSON gives them back exactly."""
+    random = np.random.default_rng(7)
+    made = []
+    for i, num_steps in enumerate(random.integers(1, 41, 200)):
+        made.append(
+            {
+                "id": f"record-{i}",
+                "x": random.normal(size=(num_steps, 3)).astype(np.float32).tolist(),
+                "page": random.integers(0, 50, num_steps).tolist(),
+                "word": [[f"w{a}", f"ü{b}"] for a, b in random.integers(0, 9, (num_steps, 2))],
+                "y": "a b no".split()[i % 3],
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def schema_file(shared_folder: pathlib.Path) -> str:
+    path = shared_folder / "schema.yaml"
+    path.write_text(SCHEMA)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def raw_file(shared_folder: pathlib.Path, records: list[dict[str, Any]]) -> str:
+    path = shared_folder / "raw.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def dataset(shared_folder: pathlib.Path, raw_file: str, schema_file: str) -> str:
+    """The folder of a dataset of `records`, four shards a split. Do not change it."""
+    from pipeline.prepare import PrepareOptions, prepare
+
+    output = str(shared_folder / "dataset")
+    prepare(PrepareOptions(raw=(raw_file,), schema=schema_file, output=output, num_shards=4))
+    return output
+
+
+@pytest.fixture
+def write_raw(tmp_path: pathlib.Path) -> Callable[..., str]:
+    """Writes records, or lines as they are, to a file of JSON Lines and gives its path."""
+
+    def write(rows: Iterable[dict[str, Any] | str | bytes], name: str = "raw.jsonl") -> str:
+        lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run_prepare(tmp_path: pathlib.Path) -> Callable[..., Any]:
+    """Runs the real pipeline in this process on raw files with a schema given as text; gives the manifest."""
+
+    def run(*raw: str, schema: str = SCHEMA, output: str = "dataset", beam: Any = None, **options: Any) -> Any:
+        from pipeline.prepare import PrepareOptions, prepare
+
+        path = tmp_path / "schema.yaml"
+        path.write_text(schema)
+        return prepare(PrepareOptions(raw=raw, schema=str(path), output=str(tmp_path / output), **options), beam)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def read_records() -> Callable[..., list[dict[str, Any]]]:
+    """The decoded examples of a dataset or of one split, in the order of the manifest, each file checked."""
+
+    def read(folder: str | pathlib.Path, split: str | None = None) -> list[dict[str, Any]]:
+        from pipeline.examples import decode_example
+        from pipeline.manifest import FILE_NAME, Manifest
+        from pipeline.tfrecord import walk
+
+        path = pathlib.Path(folder, FILE_NAME)
+        manifest = Manifest.parse(path.read_bytes(), origin=str(path))
+        examples = []
+        for name, contents in manifest.splits.items():
+            for shard in contents.shards if split in (None, name) else ():
+                with open(pathlib.Path(folder, shard.path), "rb") as file:
+                    examples += [decode_example(record.data) for record in walk(file, num_bytes=shard.bytes)]
+        return examples
+
+    return read

@@ -1,0 +1,184 @@
+"""A schema is refused before any work, with the path of the key, the value and what was expected."""
+
+import json
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.schema import Schema, class_name
+
+GOOD = "steps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
+
+
+def feature(text: str) -> str:
+    return f"steps: {{x: {text}}}\nlabel: {{name: y, kind: regression}}\n"
+
+
+def label(text: str) -> str:
+    return f"steps: {{x: {{dtype: float32}}}}\nlabel: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # values
+        (feature("{dtype: float64}"), "steps.x.dtype: \"float64\": should be 'float32', 'int64' or 'string'."),
+        (feature("{dtype: float32, shape: [2, 0]}"), "steps.x.shape.1: 0: should be greater than or equal to 1."),
+        (feature("{dtype: float32, shape: [-1]}"), "steps.x.shape.0: -1: should be greater than or equal to 1."),
+        (feature("{dtype: float32, shape: [1.5]}"), "steps.x.shape.0: 1.5: should be a valid integer."),
+        (feature("{dtype: float32, shape: 3}"), "steps.x.shape: 3: should be a list: [a, b]."),
+        (feature("float32"), 'steps.x: "float32": should be keys and values: {key: value}.'),
+        (feature("{shape: [3]}"), "steps.x.dtype: this key is missing."),
+        (
+            feature("{dtype: int64}"),
+            'steps.x: {"dtype": "int64"}: int64 is a category and needs num_values (a quantity is float32).',
+        ),
+        (feature("{dtype: int64, num_values: 0}"), "steps.x.num_values: 0: should be greater than or equal to 1."),
+        (
+            feature("{dtype: int64, num_values: 4294967296}"),
+            "steps.x.num_values: 4294967296: should be less than or equal to 2147483647.",
+        ),
+        (label("{name: y, kind: class}"), "kind class needs classes: a list of the class names."),
+        (
+            label("{name: y, kind: class, classes: [1.5]}"),
+            "label.classes.0: 1.5: a class should be a word, a whole number, true or false.",
+        ),
+        (
+            label("{name: y, kind: class, classes: [null]}"),
+            "label.classes.0: null: a class should be a word, a whole number, true or false.",
+        ),
+        (label("{name: y, kind: class, classes: [1, '1']}"), "the class '1' stands twice"),
+        (label("{name: y, kind: regression, classes: [a]}"), "a regression has no classes."),
+        (label("{name: '', kind: regression}"), 'label.name: "": should have at least one character.'),
+        (label("{name: x, kind: regression}"), "label.name: 'x' is a step feature too; expected a name of its own."),
+        (GOOD + "max_length: 0", "max_length: 0: should be greater than or equal to 1."),
+        (GOOD + "max_length: 1_000", 'max_length: "1_000": should be a valid integer.'),
+        (GOOD + "format: csv", "format: \"csv\": should be 'jsonl'."),
+        (GOOD + "over_length: cut", "over_length: \"cut\": should be 'reject', 'truncate_head' or 'truncate_tail'."),
+        (GOOD + "id: 3", "id: 3: should be a valid string."),
+        ("steps: {}\nlabel: {name: y, kind: regression}", "steps: expected at least one feature."),
+        ("label: {name: y, kind: regression}", "steps: this key is missing."),
+        # splits
+        (GOOD + "splits: {train: 0.7, test: 0.2}", "splits: the shares add up to 0.9, expected 1."),
+        (GOOD + "splits: {train: 1.5}", "train: expected a share between 0 and 1, not 1.5."),
+        (GOOD + "splits: {train: '1'}", "train: expected a share between 0 and 1, not '1'."),
+        (GOOD + "splits: {../x: 1}", "splits.../x: expected a name of letters, digits and _."),
+        (GOOD + "splits: {1: 1.0}", "1: expected a name of letters, digits and _."),
+        (GOOD + "splits: []", "splits: []: expected shares such as {train: 0.8, test: 0.2}, or {from: field}."),
+        (GOOD + "splits: {from: 3}", "splits.from: 3: should be a valid string."),
+        (GOOD + "splits: {from: s, train: 1}", "from stands alone: the record's field names the split."),
+        (GOOD + "splits: {from: s, group: g}", "group: means nothing beside splits.from"),
+        (GOOD + "group: g\nsplits: {train: 1, group: g}", "group: stands twice, at the top and inside splits"),
+        # reserved names
+        (feature("{dtype: float32}").replace("x:", "length:"), "steps.length: this name is reserved"),
+        (feature("{dtype: float32}").replace("x:", "id:"), "steps.id: this name is reserved"),
+        (label("{name: length, kind: regression}"), "label.name: 'length' is reserved"),
+        (feature("{dtype: float32}").replace("x:", '"\\ud800":'), "steps.'\\ud800': expected a name without control"),
+        (feature("{dtype: float32}").replace("x:", "3:"), "steps.3: 3: should be a valid string."),
+        # unknown keys
+        (GOOD + "max_lenght: 3", "max_lenght: unknown key; did you mean 'max_length'?"),
+        (GOOD + "colour: red", "colour: unknown key; known are format, id, steps, label, splits, group, max_length"),
+        (GOOD + '"a\\nb": 3', '"a\\nb": unknown key'),
+        (feature("{dtype: float32, shap: [3]}"), "steps.x.shap: unknown key; did you mean 'shape'?"),
+        (label("{name: y, kind: class, clases: [a]}"), "label.clases: unknown key; did you mean 'classes'?"),
+        # planned keys
+        (GOOD + "context: {age: {dtype: float32}}", "context: this key is planned, but this version does not have it"),
+        (feature("{dtype: string, vocabulary: 9}"), "'vocabulary' is planned, but this version does not have it yet."),
+        (feature("{dtype: float32, missing: 0}"), "'missing' is planned, but this version does not have it yet."),
+        (label("{name: y, kind: multilabel, classes: [a]}"), 'label.kind: "multilabel": this kind of label is planned'),
+        (label("{name: y, kind: step_regression}"), 'label.kind: "step_regression": this kind of label is planned'),
+        (label("{next_of: x}"), "label.next_of: this key is planned, but this version does not have it yet."),
+        (GOOD + "over_length: chunk", 'over_length: "chunk": is planned, but this version does not have it yet.'),
+    ],
+)
+def test_a_wrong_schema_is_refused_with_key_value_and_expectation(text, message):
+    with pytest.raises(UserError) as caught:
+        Schema.parse(text, origin="my.yaml")
+    assert str(caught.value).startswith("my.yaml: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nsteps: 2", "my.yaml, line 1, column 1: not valid YAML: the key 'steps' stands twice."),
+        (feature("{dtype: float32, dtype: int64}"), "my.yaml, line 1, column 12: not valid YAML: the key 'dtype' st"),
+        ("steps: [", "my.yaml, line 1, column 9: not valid YAML: expected the node content"),
+        (b"\xff\xfe\x00", "my.yaml: not valid YAML: "),
+        (feature("!!map word"), "my.yaml, line 1, column 12: not valid YAML: expected a mapping node"),
+        (feature("!!python/object:os.system {}"), "not valid YAML: could not determine a constructor"),
+        ("? [a]\n: b", "not valid YAML: a key must be a word, not ['a']."),
+        ("[" * 5000, "my.yaml: not valid YAML: nested too deep."),
+        ("- a", 'my.yaml: holds ["a"], expected keys and values (key: value).'),
+        ("", "my.yaml: holds null, expected keys and values (key: value)."),
+    ],
+)
+def test_what_is_no_yaml_is_refused_with_its_place(text, message):
+    with pytest.raises(UserError) as caught:
+        Schema.parse(text, origin="my.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\x80"])
+def test_a_schema_file_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "my.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: (cannot be read: No such file|not valid YAML)"):
+        Schema.read(str(path))
+
+
+def test_words_that_old_yaml_takes_for_booleans_numbers_or_dates_stay_strings():
+    text = label("{name: y, kind: class, classes: [yes, no, on, Off, y, 010, 1_000, 0x1A, 1:30, 2020-01-01]}")
+    assert Schema.parse(text).label.classes == tuple(
+        "yes no on Off y 010 1_000 0x1A 1:30 2020-01-01".split(),
+    )
+
+
+def test_classes_may_be_whole_numbers_and_booleans():
+    classes = Schema.parse(label("{name: y, kind: class, classes: [0, -12, true, False, b]}")).label.classes
+    assert list(map(repr, classes)) == ["0", "-12", "True", "False", "'b'"]
+    assert [class_name(c) for c in classes] == ["0", "-12", "true", "false", "b"]
+
+
+def test_group_may_stand_at_the_top_or_inside_splits():
+    top = Schema.parse(GOOD + "group: person\nsplits: {train: 0.5, test: 0.5}")
+    inside = Schema.parse(GOOD + "splits: {train: 0.5, test: 0.5, group: person}")
+    assert top == inside
+    assert top.group == "person"
+    assert top.split_names == ("train", "test")
+
+
+def test_splits_from_a_field_are_train_validation_and_test():
+    assert Schema.parse(GOOD + "splits: {from: part}").split_names == ("train", "validation", "test")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        GOOD + "id: key\ngroup: person\nmax_length: 9\nover_length: truncate_head\nsplits: {a: 1}",
+        label("{name: y, kind: step_class, classes: [1, true, '010', 'null', é]}") + "splits: {from: part}",
+        feature("{dtype: string, shape: [2, 3], num_values: 7}"),
+    ],
+)
+def test_the_canonical_form_is_the_schema_again(text):
+    schema = Schema.parse(text)
+    again = Schema.parse(json.dumps(schema.canonical()))
+    assert again == schema
+    assert again.fingerprint == schema.fingerprint
+
+
+def test_the_fingerprint_ignores_how_the_yaml_is_written_and_nothing_else():
+    reordered = "label: {classes: [a, b], kind: class, name: y}\nformat: jsonl\nsteps:\n  x:\n    dtype: float32\n"
+    assert Schema.parse(reordered).fingerprint == Schema.parse(GOOD).fingerprint
+    assert Schema.parse(GOOD + "max_length: 9").fingerprint != Schema.parse(GOOD).fingerprint
+
+
+def test_the_width_of_a_feature_is_the_product_of_its_shape():
+    schema = Schema.parse(
+        "steps: {a: {dtype: float32}, b: {dtype: float32, shape: [4, 3]}}\nlabel: {name: y, kind: regression}"
+    )
+    assert {name: feature.width for name, feature in schema.steps.items()} == {"a": 1, "b": 12}
