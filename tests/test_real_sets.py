@@ -47,5 +47,5 @@ def test_snips_intents(tmp_path):
 @pytest.mark.proof
 @real_sets.needs("snips_slots")
 def test_snips_slots_bidirectional(tmp_path):
-    flags = ["--epochs", "15", "--bidirectional", "--batch_steps", "800", "--dropout", "0.3"]
+    flags = ["--epochs", "15", "--bidirectional", "--batch_steps", "800", "--dropout", "0.3", "--optimizer", "adam"]
     assert _mean_accuracy(real_sets.snips(tmp_path, per_step=True), flags) >= 0.94

@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from trainer.run import CHECKPOINTS, Run
 
 LAST, BEST = "last", "best"
+# What TensorFlow raises for a checkpoint that is cut off, or of another model.
+_RESTORE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError, tf.errors.OpError)
 
 
 class Checkpoints:
@@ -24,7 +26,7 @@ class Checkpoints:
         self.padded_steps = tf.Variable(0, dtype=tf.int64)
         self.best_epoch = tf.Variable(0, dtype=tf.int64)
         self.best_loss = tf.Variable(math.inf, dtype=tf.float64)
-        checkpoint = tf.train.Checkpoint(
+        self._checkpoint = tf.train.Checkpoint(
             weights=_weights(model),
             # What model.weights leaves out: the states of the random generators, without which dropout would replay.
             states=[v.value for v in model.variables if all(v is not w for w in model.weights)],
@@ -36,12 +38,23 @@ class Checkpoints:
             best_epoch=self.best_epoch,
             best_loss=self.best_loss,
         )
-        self._last = tf.train.CheckpointManager(checkpoint, _folder(run, LAST), max_to_keep=2)
-        self._best = tf.train.CheckpointManager(checkpoint, _folder(run, BEST), max_to_keep=1)
+        self._last = tf.train.CheckpointManager(self._checkpoint, _folder(run, LAST), max_to_keep=2)
+        self._best = tf.train.CheckpointManager(self._checkpoint, _folder(run, BEST), max_to_keep=1)
 
     def restore(self) -> bool:
-        """Takes up the last checkpoint; False where there is none."""
-        return self._last.restore_or_initialize() is not None
+        """Takes up the last checkpoint; False where there is none.
+
+        Raises:
+            UserError: it is damaged, or not of this model.
+        """
+        path = self._last.latest_checkpoint
+        if path is None:
+            return False
+        try:
+            self._checkpoint.restore(path).assert_existing_objects_matched()
+        except _RESTORE_ERRORS as error:
+            raise UserError(f"{path}: cannot be taken up: {_line(error)}. Begin anew with --overwrite.") from None
+        return True
 
     def save(self, *, validation_loss: float | None) -> None:
         """Saves the state at the end of an epoch, as the best too if its validation loss is."""
@@ -60,13 +73,15 @@ def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
         UserError: there is no such checkpoint.
     """
     for name in [which] if which else [BEST, LAST]:
-        path = tf.train.latest_checkpoint(_folder(run, name))
-        if path is not None:
+        # Not latest_checkpoint: it takes the folder's name for a pattern.
+        state = tf.train.get_checkpoint_state(_folder(run, name))
+        if state is not None:
+            path = state.model_checkpoint_path
             try:
                 status = tf.train.Checkpoint(weights=_weights(model)).restore(path)
                 status.assert_existing_objects_matched().expect_partial()
-            except (AssertionError, ValueError, tf.errors.OpError) as error:
-                raise UserError(f"{path}: not a checkpoint of this run's model: {error}") from None
+            except _RESTORE_ERRORS as error:
+                raise UserError(f"{path}: not a checkpoint of this run's model: {_line(error)}.") from None
             return name
     raise UserError(
         f"{run.path}: has no {which or LAST} checkpoint yet. Train it to the end of an epoch first"
@@ -76,6 +91,10 @@ def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
 
 def _weights(model: keras.Model) -> list[Any]:
     return [weight.value for weight in model.weights]
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).splitlines()[0].rstrip(".")
 
 
 def _folder(run: Run, name: str) -> str:

@@ -4,10 +4,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from pipeline.documents import Document, build, parse_yaml
+from pipeline.documents import PLANNED, Document, build, parse_yaml
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
+
+
+# Named by the design, built by a later version.
+PLANNED_KEYS = ("strategy", "local_workers", "chunk_steps", "lanes", "warm_start")
 
 
 class TrainConfig(Document):
@@ -37,7 +41,8 @@ class TrainConfig(Document):
         float, pydantic.Field(ge=0, lt=1, description="Share of the units dropped after each recurrent layer.")
     ] = 0.0
     optimizer: Annotated[Literal["rmsprop", "adam"], pydantic.Field(description="Which one.")] = "rmsprop"
-    learning_rate: Annotated[float, pydantic.Field(gt=0, description="Of the optimizer.")] = 0.001
+    # Keras's default of 0.001 is slower, and on small data worse: Japanese Vowels 0.964 in 20 epochs, 0.973 with 0.002.
+    learning_rate: Annotated[float, pydantic.Field(gt=0, description="Of the optimizer.")] = 0.002
     clip_norm: Annotated[float | None, pydantic.Field(gt=0, description="Largest global norm of the gradient.")] = None
     early_stopping: Annotated[
         Positive | None, pydantic.Field(description="Stop after so many epochs without a better validation loss.")
@@ -46,6 +51,14 @@ class TrainConfig(Document):
         Literal["epoch", "batch"],
         pydantic.Field(description="epoch: every record counts the same; batch: every batch does."),
     ] = "epoch"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _refuse_planned(cls, values: Any) -> Any:
+        for key in PLANNED_KEYS:
+            if isinstance(values, dict) and key in values:
+                raise ValueError(f"{key}: this key {PLANNED}")
+        return values
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import IO, Any
@@ -45,8 +46,9 @@ class Dataset:
         """Raises a UserError if there is no such split, that says which there are."""
         return self.manifest.split(name, origin=self.path)
 
-    def has_records(self, name: str) -> bool:
-        return name in self.manifest.splits and self.manifest.splits[name].records > 0
+    def has_labels(self, name: str) -> bool:
+        """Whether there is such a split, and anything in it to learn or to measure."""
+        return name in self.manifest.splits and self.manifest.splits[name].labels > 0
 
     def shards(self, name: str) -> list[ShardIndex]:
         """The shards of a split that hold a record, checked: size and every record's header fit the index.
@@ -65,13 +67,13 @@ class Dataset:
         return found
 
 
-def open_dataset(path: str) -> Dataset:
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """The dataset in a folder, local or on any file system that TensorFlow knows.
 
     Raises:
         UserError: there is none, or this version cannot read it.
     """
-    path = path.rstrip("/") or "/"
+    path = os.fspath(path).rstrip("/") or "/"
     manifest_path = f"{path}/{FILE_NAME}"
     try:
         with _open(manifest_path) as file:

@@ -1,5 +1,6 @@
 """Measures a model on a split: loss and metrics over real steps and records, whole and by band of length."""
 
+import os
 from typing import Any
 
 import keras
@@ -41,7 +42,13 @@ class Evaluator:
         return metrics
 
 
-def evaluate(run_path: str, dataset_path: str, *, split: str = "test", checkpoint: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run_path: str | os.PathLike[str],
+    dataset_path: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
     """Measures a run on a split, writes RUN/evaluation-<split>.json, and returns what it wrote.
 
     Args:
@@ -50,11 +57,11 @@ def evaluate(run_path: str, dataset_path: str, *, split: str = "test", checkpoin
     Raises:
         UserError: no run, no dataset, a split without a record, or data that this model cannot read.
     """
-    run, dataset = Run(run_path.rstrip("/")), open_dataset(dataset_path)
+    run, dataset = Run(os.fspath(run_path).rstrip("/")), open_dataset(dataset_path)
     config, trained_on = run.config(), run.manifest()
-    _compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run_path, dataset_path)
+    _compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
-        raise UserError(f"{dataset_path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
+        raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
     model = build_model(trained_on.record_schema, trained_on.statistics, config)
     used = restore_weights(run, model, checkpoint)
     metrics = Evaluator(model, dataset).measure(split)

@@ -10,12 +10,9 @@ from pipeline.errors import UserError
 from pipeline.flags import FlagParser, positive
 from trainer.start import errors_told, start_tensorflow
 
-# Named by the design, built by a later version.
-_PLANNED = ("--strategy", "--local_workers", "--chunk_steps", "--lanes", "--warm_start")
-
 
 def train(arguments: list[str]) -> None:
-    from trainer.config import TrainConfig, make_config, read_config
+    from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
 
     parser = FlagParser(
         "train",
@@ -24,7 +21,7 @@ def train(arguments: list[str]) -> None:
         examples="  lengthwise train dataset --output run --epochs 30\n"
         "  lengthwise train dataset --output run --units 200 --bidirectional --dropout 0.2 --early_stopping 5\n"
         "  lengthwise train dataset --output run --config train.yaml --seed 1",
-        planned=_PLANNED,
+        planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--output", required=True, help="folder of the run")

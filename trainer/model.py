@@ -65,7 +65,7 @@ def embedding_units(num_values: int) -> int:
     """Width of an embedding, by a rule of thumb that is common in practice: it grows with the root of the categories.
 
     >>> [embedding_units(n) for n in (2, 9, 600, 20_000)]
-    [2, 5, 57, 100]
+    [2, 5, 58, 100]
     """
     return min(100, round(1.6 * num_values**0.56))
 

@@ -107,11 +107,6 @@ class Plan:
         """(rows, steps) of the batch with the most padded steps."""
         return max(self.shapes, key=lambda shape: shape[0] * shape[1], default=(0, 0))
 
-    def bucket_of(self, length: int) -> Bucket:
-        """The bucket of a record of `length` steps, after truncation."""
-        position = bisect.bisect_left([bucket.pad_length for bucket in self.buckets], length)
-        return self.buckets[min(position, len(self.buckets) - 1)]
-
     def with_lengths(self, lengths: Iterable[int]) -> "Plan":
         """The same buckets, filled with records of these lengths: a part of those the plan was made for."""
         counts = _count(np.fromiter(lengths, np.int64))

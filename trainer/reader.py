@@ -1,6 +1,7 @@
 """Reads a dataset as batches of like lengths: every record once an epoch, in an order that seed and epoch decide."""
 
 import functools
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ DTYPES = {"float32": tf.float32, "int64": tf.int64, "string": tf.string}
 
 
 def batches(
-    dataset: str | Dataset,
+    dataset: str | os.PathLike[str] | Dataset,
     split: str,
     *,
     batching: Batching = "bucket",
@@ -51,7 +52,7 @@ def batches(
     """
     if not 0 <= reader_index < num_readers:
         raise ValueError(f"reader_index is {reader_index}, expected 0 to num_readers - 1, which is {num_readers - 1}.")
-    dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
+    dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     plan = make_plan(
         dataset.split(split).length_counts,
         batching=batching,
@@ -124,11 +125,9 @@ def parse_batch(
 
 def label_and_weight(label: tf.Tensor, schema: Schema) -> tuple[tf.Tensor, tf.Tensor]:
     """A label as it was stored -> the label, with some valid class where there is none, and its float32 weight."""
-    if not schema.label.per_step:
-        return label, tf.ones_like(label, tf.float32)[..., 0] if label.shape.rank == 2 else tf.ones_like(
-            label, tf.float32
-        )
-    return tf.maximum(label, 0), tf.cast(label != NO_LABEL, tf.float32)
+    if schema.label.per_step:
+        return tf.maximum(label, 0), tf.cast(label != NO_LABEL, tf.float32)
+    return label, tf.ones(tf.shape(label)[:1])
 
 
 def example_spec(schema: Schema) -> dict[str, Any]:

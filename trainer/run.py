@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, the manifest it was trained on, what was measured, checkpoints."""
 
 import dataclasses
+import fnmatch
 import json
 from typing import Any
 
@@ -28,6 +29,14 @@ class Run:
     def exists(self) -> bool:
         return tf.io.gfile.exists(self.file(CONFIG))
 
+    def is_strange(self) -> bool:
+        """Whether the folder is no run and holds what is not a run's: nothing in it may be touched."""
+        if self.exists() or not tf.io.gfile.exists(self.path):
+            return False
+        # A run that was stopped while it was begun has these and no configuration yet.
+        own = {FILE_NAME, METRICS} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
+        return not set(tf.io.gfile.listdir(self.path)) <= own
+
     def begin(self, config: TrainConfig, manifest: Manifest) -> None:
         """Makes the folder; the configuration comes last, since it is what makes a run of it."""
         tf.io.gfile.makedirs(self.path)
@@ -39,15 +48,13 @@ class Run:
         self.write(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
     def clear(self) -> None:
-        """Removes what a run writes, and nothing else that may lie there; the configuration first."""
-        for name in (CONFIG, RESULT, METRICS, FILE_NAME):
-            if tf.io.gfile.exists(self.file(name)):
-                tf.io.gfile.remove(self.file(name))
-        for path in tf.io.gfile.glob(self.file("evaluation-*.json")):
-            tf.io.gfile.remove(path)
-        for folder in (CHECKPOINTS, LOGS):
-            if tf.io.gfile.exists(self.file(folder)):
-                tf.io.gfile.rmtree(self.file(folder))
+        """Removes what a run writes, and nothing else that may lie there; the configuration last: what is left of a
+        run is one still, and can be cleared again."""
+        names = [name.rstrip("/") for name in tf.io.gfile.listdir(self.path)] if self.exists() else []
+        for pattern in (RESULT, CHECKPOINTS, LOGS, "evaluation-*.json", METRICS, FILE_NAME, CONFIG):
+            for name in [*fnmatch.filter(names, f"{pattern}.tmp"), *fnmatch.filter(names, pattern)]:
+                path = self.file(name)
+                (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
     def config(self) -> TrainConfig:
         return make_config(parse_yaml(self.read(CONFIG), origin=self.file(CONFIG)), origin=self.file(CONFIG))

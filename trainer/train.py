@@ -2,11 +2,13 @@
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
@@ -29,8 +31,8 @@ _MAY_CHANGE = ("epochs",)
 
 
 def train(
-    dataset: str | Dataset,
-    output: str,
+    dataset: str | os.PathLike[str] | Dataset,
+    output: str | os.PathLike[str],
     config: TrainConfig | None = None,
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -47,12 +49,12 @@ def train(
     Raises:
         UserError: no dataset, no record to train on, a run that was begun otherwise, or a loss that is not finite.
     """
-    dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
+    dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     config = config or TrainConfig()
-    if not dataset.has_records(TRAIN):
-        raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no record, so there is nothing to train on.")
+    if not dataset.has_labels(TRAIN):
+        raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
     plan = _plan(dataset, config)
-    run = Run(output.rstrip("/"))
+    run = Run(os.fspath(output).rstrip("/"))
     finished = _open(run, config, dataset, overwrite=overwrite)
     if finished is not None:
         return finished
@@ -72,9 +74,12 @@ def _batching(config: TrainConfig) -> dict[str, Any]:
 
 def _open(run: Run, config: TrainConfig, dataset: Dataset, *, overwrite: bool) -> dict[str, Any] | None:
     """Makes the folder ready. Returns the result of a run that is finished already."""
-    if not run.exists():
-        if tf.io.gfile.exists(run.path) and tf.io.gfile.listdir(run.path) and not overwrite:
-            raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
+    if set(run.path) & set("*?[]\\"):
+        raise UserError(
+            f"{run.path}: TensorFlow finds no checkpoint again below * ? [ ] or \\. Choose another --output."
+        )
+    if run.is_strange():
+        raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
     if overwrite:
         run.clear()
     if not run.exists():
@@ -122,26 +127,27 @@ class _Training:
             # For callbacks that look at model.optimizer; the loop is ours.
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
             self._checkpoints = Checkpoints(run, self._model, self._optimizer)
-        self._evaluator = Evaluator(self._model, dataset) if dataset.has_records(VALIDATION) else None
+        self._evaluator = Evaluator(self._model, dataset) if dataset.has_labels(VALIDATION) else None
         self._progress = Progress(epochs=config.epochs, updates_per_epoch=plan.num_batches)
         self._early_stopping = self._make_early_stopping()
         own = [keras.callbacks.TensorBoard(run.file(LOGS), write_graph=False)]
         own += [self._early_stopping] if self._early_stopping else []
-        self._callbacks = keras.callbacks.CallbackList([*own, *callbacks], model=self._model)
+        self._callbacks = keras.callbacks.CallbackList(
+            [*own, *callbacks], model=self._model, epochs=config.epochs, steps=plan.num_batches, verbose=0
+        )
         self._model.stop_training = False
         self._last_line: dict[str, Any] | None = None
 
     def run(self) -> dict[str, Any]:
         self._introduce()
         resumed = self._checkpoints.restore()
-        past = self._run.cut_metrics(epoch=int(self._checkpoints.epoch.numpy())) if resumed else []
+        past = self._run.cut_metrics(epoch=int(self._checkpoints.epoch.numpy()))
         if resumed:
             self._progress.say(f"Going on after epoch {int(self._checkpoints.epoch.numpy())}.")
         self._callbacks.on_train_begin()
         self._replay(past)
         if not resumed:
             # Something to evaluate, also with no epoch at all.
-            self._last_line = self._epoch_line(0, None)
             self._checkpoints.save(validation_loss=None)
         update = self._make_update()
         for epoch in range(int(self._checkpoints.epoch.numpy()) + 1, self._config.epochs + 1):
@@ -167,7 +173,7 @@ class _Training:
         if self._config.early_stopping is None:
             return None
         if self._evaluator is None:
-            raise UserError(f"early_stopping needs records in the split {VALIDATION!r} of {self._dataset.path}.")
+            raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {self._dataset.path}.")
         return keras.callbacks.EarlyStopping("val_loss", patience=self._config.early_stopping, mode="min")
 
     def _replay(self, past: list[dict[str, Any]]) -> None:
@@ -215,11 +221,15 @@ class _Training:
             )
             self._callbacks.on_train_batch_end(position)
         summary = lines.close(seconds=time.monotonic() - begin)
+        if not all(np.isfinite(weight.numpy()).all() for weight in self._model.weights):
+            raise _diverged(f"A weight is not finite after epoch {epoch}")
         state.epoch.assign(epoch)
         state.update.assign(number)
         state.steps.assign_add(summary["steps"])
         state.padded_steps.assign_add(summary["padded_steps"])
         self._last_line = line = self._epoch_line(epoch, summary)
+        if line["validation"] and not math.isfinite(line["validation"]["loss"]):
+            raise _diverged(f"The validation loss of epoch {epoch} is {line['validation']['loss']}")
         # Lines before the checkpoint: those of an epoch whose checkpoint is missing are cut when the run goes on.
         self._run.append_metrics([line])
         state.save(validation_loss=line["validation"]["loss"] if line["validation"] else None)
@@ -227,6 +237,7 @@ class _Training:
         self._callbacks.on_epoch_end(epoch - 1, _logs(line))
 
     def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
+        """The line of an epoch, measured on the validation split where there is one."""
         validation = None
         if self._evaluator is not None:
             measured = self._evaluator.measure(VALIDATION).result()
@@ -235,6 +246,7 @@ class _Training:
 
     def _finish(self) -> dict[str, Any]:
         state = self._checkpoints
+        line = self._last_line or self._epoch_line(0, None)
         padded = int(state.padded_steps.numpy())
         result = {
             "epochs": int(state.epoch.numpy()),
@@ -242,7 +254,7 @@ class _Training:
             "parameters": count_parameters(self._model),
             "useful_share": int(state.steps.numpy()) / padded if padded else self._plan.useful_share,
             "weights_sha256": weights_sha256(self._model),
-            "validation": self._last_line["validation"] if self._last_line else None,
+            "validation": line["validation"],
             "best_epoch": int(state.best_epoch.numpy()) or None,
             "stopped_early": bool(self._model.stop_training),
         }
@@ -295,15 +307,18 @@ class _Lines:
             loss, total = (float(value) for value in line.pop("sums"))
             line["loss"] = loss / total if total else 0.0
             if not math.isfinite(line["loss"]):
-                raise UserError(
-                    f"The loss of update {line['update']} (epoch {line['epoch']}) is {line['loss']}. The last "
-                    "checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
-                )
+                raise _diverged(f"The loss of update {line['update']} (epoch {line['epoch']}) is {line['loss']}")
             self._loss += loss
             self._weight += total
         self._run.append_metrics(self._waiting)
         self._waiting = []
         self._written = time.monotonic()
+
+
+def _diverged(what: str) -> UserError:
+    return UserError(
+        f"{what}. The last checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
+    )
 
 
 def weights_sha256(model: keras.Model) -> str:

@@ -1,0 +1,129 @@
+"""The configuration: every key is a flag, flags go over the file, and what is wrong is told in one line."""
+
+import datasets
+import pytest
+
+from pipeline.errors import UserError
+from trainer.config import TrainConfig, make_config, read_config
+
+# A value for each flag, and what it becomes.
+VALUES = {
+    "epochs": ("7", 7),
+    "seed": ("4", 4),
+    "batching": ("pad", "pad"),
+    "batch_steps": ("500", 500),
+    "batch_size": ("9", 9),
+    "pad_length": ("30", 30),
+    "truncate": ("head", "head"),
+    "units": ("8 4 2", (8, 4, 2)),
+    "cell": ("gru", "gru"),
+    "bidirectional": ("", True),
+    "dropout": ("0.25", 0.25),
+    "optimizer": ("adam", "adam"),
+    "learning_rate": ("1e-5", 1e-5),
+    "clip_norm": ("1", 1.0),
+    "early_stopping": ("3", 3),
+    "loss_scale": ("batch", "batch"),
+}
+
+
+def test_the_defaults_are_the_seed_model():
+    config = TrainConfig()
+    assert (config.units, config.cell, config.bidirectional, config.optimizer) == ((100, 100), "lstm", False, "rmsprop")
+    assert (config.learning_rate, config.dropout, config.loss_scale, config.batching) == (0.002, 0, "epoch", "bucket")
+
+
+def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
+    assert set(VALUES) == set(TrainConfig.model_fields)
+    dataset = datasets.of_kind("class").path
+    flags = [word for name, (text, _) in VALUES.items() for word in (f"--{name}", *text.split())]
+    status, _, err = datasets.call(capsys, "train", dataset, "--output", tmp_path / "run", *flags, "--epochs", "0")
+    assert status == 0, err
+    found = read_config(str(tmp_path / "run" / "config.yaml"))
+    expected = {name: value for name, (_, value) in VALUES.items()} | {"epochs": 0}
+    assert make_config(found) == TrainConfig(**expected)
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys):
+    (tmp_path / "train.yaml").write_text(
+        "units: [3]\nseed: 5\nlearning_rate: 1e-2\nbidirectional: true\ndropout: 0.5\nepochs: 0\n"
+    )
+    dataset = datasets.of_kind("class").path
+    status, _, err = datasets.call(
+        capsys, "train", dataset, "--output", tmp_path / "run", "--config", tmp_path / "train.yaml",
+        "--seed", 6, "--no-bidirectional", "--dropout", 0,
+    )  # fmt: skip
+    assert status == 0, err
+    found = make_config(read_config(str(tmp_path / "run" / "config.yaml")))
+    assert found == TrainConfig(units=(3,), seed=6, learning_rate=0.01, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "epoch: unknown key; did you mean 'epochs'?"),
+        ("strategy: mirrored", "strategy: this key is planned, but this version does not have it yet."),
+        ("zzz: 8", "zzz: unknown key; known are epochs, seed, batching"),
+        ("units: 8", "units: 8: should be a list: [a, b]."),
+        ("units: []", "units: []: "),
+        ("units: [8, 0]", "units.1: 0: should be greater than or equal to 1."),
+        ("dropout: 1", "dropout: 1: should be less than 1."),
+        ("learning_rate: 0", "learning_rate: 0: should be greater than 0."),
+        ("learning_rate: .nan", "learning_rate: NaN: should be greater than 0."),
+        ("seed: -1", "seed: -1: should be greater than or equal to 0."),
+        ("seed: 4294967296", "seed: 4294967296: should be less than 4294967296."),
+        ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
+        ("batching: window", "batching: \"window\": should be 'bucket', 'pad' or 'exact'."),
+        ("pad_length: 9", "pad_length and truncate belong to batching pad, not to bucket."),
+        ("- 3", "holds [3], expected keys and values (key: value)."),
+        ("a: [", "line 1, column 5: not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_line_with_path_key_value_and_what_was_expected(tmp_path, capsys, text, message):
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    status, out, err = datasets.call(
+        capsys, "train", "nowhere", "--output", tmp_path / "run", "--config", file, "--epochs", 1
+    )
+    assert (status, out, len(err)) == (1, "", 1)
+    assert err[0].startswith(f"lengthwise train: {file}") and message in err[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
+    status, _, err = datasets.call(
+        capsys, "train", "nowhere", "--output", tmp_path / "run", "--config", tmp_path / "t.yaml"
+    )
+    assert (status, len(err)) == (1, 1) and f"{tmp_path}/t.yaml" in err[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
+        ("--unit 3", "unknown flag --unit; did you mean --units?"),
+        ("--strategy mirrored", "--strategy is planned, but this version does not have it yet"),
+        ("--local_workers=2", "--local_workers is planned, but this version does not have it yet"),
+        ("--chunk_steps 9", "--chunk_steps is planned, but this version does not have it yet"),
+        ("--lanes 9", "--lanes is planned, but this version does not have it yet"),
+        ("--warm_start run", "--warm_start is planned, but this version does not have it yet"),
+        ("--batching window", "argument --batching: invalid choice: 'window'"),
+        ("--batch_steps many", "argument --batch_steps: invalid int value: 'many'"),
+        ("--batch_steps 0", "flags: batch_steps: 0: should be greater than or equal to 1."),
+        ("--units 8 -1", "flags: units.1: -1: should be greater than or equal to 1."),
+        ("--units", "argument --units: expected at least one argument"),
+        ("--dropout nan", "flags: dropout: NaN: should be less than 1."),
+        ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to bucket."),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(tmp_path, capsys, flags, message):
+    status, out, err = datasets.call(capsys, "train", "nowhere", "--output", tmp_path / "run", *flags.split())
+    assert (status, out, len(err)) == (2, "", 1)
+    assert err[0].startswith(f"lengthwise train: {message}")
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainConfig().epochs = 3
+    with pytest.raises(UserError, match='The configuration: units.0: "x": should be a valid integer'):
+        make_config({"units": ["x"]})
