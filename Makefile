@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test check format proof lock clean
+.PHONY: env demo test check format proof benchmark lock clean
 
 env: .venv/.complete
 
@@ -48,6 +48,9 @@ format: env
 # The slow proofs: real data over three seeds, kills, a bare worker environment.
 proof: env
 	$(BIN)/python -m pytest -m proof
+
+benchmark:
+	@echo "make benchmark is planned, but this version does not have it yet." >&2; exit 2
 
 # After a change of the dependencies in setup.py.
 lock: env

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import trainer.train
 from pipeline.errors import UserError
+from trainer.checkpoints import weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
 from trainer.evaluate import evaluate
@@ -27,7 +28,7 @@ from trainer.model import build_model, head_model, losses
 from trainer.plan import make_plan
 from trainer.reader import batches
 from trainer.start import start_tensorflow
-from trainer.train import train, weights_sha256
+from trainer.train import train
 from trainer.update import make_update
 
 SMALL = TrainConfig(epochs=3, units=(4,), batch_size=8, dropout=0.3, learning_rate=0.01)

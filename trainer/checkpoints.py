@@ -1,5 +1,6 @@
 """Keeps what a run needs to go on: weights, optimizer, random states and counts, the last of them and the best."""
 
+import hashlib
 import math
 from typing import Any
 
@@ -87,6 +88,14 @@ def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
         f"{run.path}: has no {which or LAST} checkpoint yet. Train it to the end of an epoch first"
         + (", with a validation split for a best one." if which == BEST else ".")
     )
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 of the weights' bytes in the order of `model.weights`."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weights(model: keras.Model) -> list[Any]:

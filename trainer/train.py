@@ -1,6 +1,5 @@
 """Trains a model on a dataset, epoch by epoch, into a run's folder that the same call takes up again."""
 
-import hashlib
 import math
 import os
 import time
@@ -12,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
 from trainer.evaluate import Evaluator
+from trainer.journal import EpochJournal, diverged
 from trainer.model import build_model, count_parameters
 from trainer.plan import Plan, make_plan
 from trainer.progress import Progress
@@ -24,8 +24,6 @@ from trainer.run import LOGS, RESULT, Run
 from trainer.update import Update, make_optimizer, make_update
 
 TRAIN, VALIDATION = "train", "validation"
-# A loss stays on the device until its line is written: fetching each would stop the device at every update.
-_WRITE_SECONDS = 1.0
 # What may differ when a run is taken up again.
 _MAY_CHANGE = ("epochs",)
 
@@ -206,7 +204,7 @@ class _Training:
     def _train_epoch(self, epoch: int, update: Update) -> None:
         self._callbacks.on_epoch_begin(epoch - 1)
         state, begin = self._checkpoints, time.monotonic()
-        lines = _Lines(self._run)
+        journal = EpochJournal(self._run)
         number = int(state.update.numpy())
         some_feature = next(iter(self._dataset.schema.steps))
         for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
@@ -215,21 +213,21 @@ class _Training:
             number += 1
             length = features["length"].numpy()
             padded = len(length) * int(features[some_feature].shape[1])
-            line = lines.add(epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded)
+            line = journal.add(epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded)
             self._progress.update(
                 epoch=epoch, update=number, steps=line["steps"], padded_steps=padded, loss=line["loss"]
             )
             self._callbacks.on_train_batch_end(position)
-        summary = lines.close(seconds=time.monotonic() - begin)
+        summary = journal.close(seconds=time.monotonic() - begin)
         if not all(np.isfinite(weight.numpy()).all() for weight in self._model.weights):
-            raise _diverged(f"A weight is not finite after epoch {epoch}")
+            raise diverged(f"A weight is not finite after epoch {epoch}")
         state.epoch.assign(epoch)
         state.update.assign(number)
         state.steps.assign_add(summary["steps"])
         state.padded_steps.assign_add(summary["padded_steps"])
         self._last_line = line = self._epoch_line(epoch, summary)
         if line["validation"] and not math.isfinite(line["validation"]["loss"]):
-            raise _diverged(f"The validation loss of epoch {epoch} is {line['validation']['loss']}")
+            raise diverged(f"The validation loss of epoch {epoch} is {line['validation']['loss']}")
         # Lines before the checkpoint: those of an epoch whose checkpoint is missing are cut when the run goes on.
         self._run.append_metrics([line])
         state.save(validation_loss=line["validation"]["loss"] if line["validation"] else None)
@@ -260,73 +258,6 @@ class _Training:
         }
         self._run.write_json(RESULT, result)
         return result
-
-
-class _Lines:
-    """The lines of an epoch's updates; written once a second, for then the losses are fetched."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._waiting: list[dict[str, Any]] = []
-        self._written = time.monotonic()
-        self._loss = self._weight = 0.0
-        self._records = self._steps = self._padded = 0
-
-    def add(
-        self, epoch: int, update: int, loss: Any, total: Any, *, records: int, steps: int, padded: int
-    ) -> dict[str, Any]:
-        line = {
-            "epoch": epoch,
-            "update": update,
-            "loss": tf.math.divide_no_nan(loss, total),
-            "records": records,
-            "steps": steps,
-            "padded_steps": padded,
-        }
-        self._waiting.append(line | {"sums": (loss, total)})
-        self._records += records
-        self._steps += steps
-        self._padded += padded
-        if time.monotonic() - self._written >= _WRITE_SECONDS:
-            self._write()
-        return line
-
-    def close(self, *, seconds: float) -> dict[str, Any]:
-        """Writes what waits, and returns the epoch's summary; its loss is over all records (or labelled steps)."""
-        self._write()
-        return {
-            "loss": self._loss / self._weight if self._weight else 0.0,
-            "records": self._records,
-            "steps": self._steps,
-            "padded_steps": self._padded,
-            "seconds": round(seconds, 3),
-        }
-
-    def _write(self) -> None:
-        for line in self._waiting:
-            loss, total = (float(value) for value in line.pop("sums"))
-            line["loss"] = loss / total if total else 0.0
-            if not math.isfinite(line["loss"]):
-                raise _diverged(f"The loss of update {line['update']} (epoch {line['epoch']}) is {line['loss']}")
-            self._loss += loss
-            self._weight += total
-        self._run.append_metrics(self._waiting)
-        self._waiting = []
-        self._written = time.monotonic()
-
-
-def _diverged(what: str) -> UserError:
-    return UserError(
-        f"{what}. The last checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
-    )
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """SHA-256 of the weights' bytes in the order of `model.weights`."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _logs(line: dict[str, Any]) -> dict[str, float]:
