@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainer.train
+import trainer.journal
 from pipeline.errors import UserError
 from trainer.checkpoints import weights_sha256
 from trainer.config import TrainConfig
@@ -170,7 +170,7 @@ def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
 
 @pytest.mark.parametrize("at", [(0, 2), (1, None)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, path, monkeypatch, at):
-    monkeypatch.setattr(trainer.train, "_WRITE_SECONDS", 0)  # so that lines of the broken epoch are there
+    monkeypatch.setattr(trainer.journal, "_WRITE_SECONDS", 0)  # so that lines of the broken epoch are there
     with pytest.raises(Interrupted):
         train(path, tmp_path, SMALL, callbacks=[InterruptAt(*at)])
     begun = lines_of(tmp_path)
