@@ -19,6 +19,7 @@ import pytest
 import tensorflow as tf
 
 import trainer.journal
+import trainer.train
 from pipeline.errors import UserError
 from trainer.checkpoints import weights_sha256
 from trainer.config import TrainConfig

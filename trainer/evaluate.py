@@ -24,7 +24,7 @@ class Evaluator:
         head = head_model(model)
         kind = dataset.schema.label.kind
 
-        @tf.function(reduce_retracing=True, jit_compile=False)
+        @tf.function(reduce_retracing=True, autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
             outputs = head(features, training=False)
             return outputs, losses(outputs, label, kind)

@@ -48,7 +48,7 @@ def make_update(
         optimizer.apply(gradients, variables)
         return loss, total
 
-    @tf.function(input_signature=element_spec, jit_compile=False)
+    @tf.function(input_signature=element_spec, autograph=False, jit_compile=False)
     def update(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
         loss, total = strategy.run(step, (features, label, weight))
         return (
