@@ -1,4 +1,4 @@
-"""Counts what this process has read, so that a command can show that it moves."""
+"""Counts what this process has done, so that a command can show that it moves."""
 
 import contextlib
 import sys
@@ -23,18 +23,23 @@ def add_bytes(count: int) -> None:
 
 
 @contextlib.contextmanager
-def shown(what: str, *, total_bytes: int) -> Iterator[None]:
-    """Prints a line to stderr every two seconds while the block runs; nothing when it is faster than that."""
+def shown(what: str, *, total_bytes: int = 0, total_records: int = 0) -> Iterator[None]:
+    """Prints a line to stderr every two seconds while the block runs; nothing when it is faster than that.
+
+    Args:
+        total_bytes, total_records: What there is to do in all, in one of them, for the share and the time left.
+    """
     done = threading.Event()
     begin, first_records, first_bytes = time.monotonic(), _records, _bytes
 
     def tell() -> None:
         while not done.wait(_INTERVAL_SECONDS):
-            seconds = time.monotonic() - begin
-            read = f"{_records - first_records:,} records read" if _records > first_records else "working"
-            share = min(1.0, (_bytes - first_bytes) / max(total_bytes, 1))
-            left = f", {share:.0%} of {total_bytes / 1e6:,.0f} MB" if share else ""
-            print(f"{what}: {read}{left}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            seconds, records = time.monotonic() - begin, _records - first_records
+            text = f"{what}: {records:,} records" if records else f"{what}: working"
+            share = (_bytes - first_bytes) / total_bytes if total_bytes else records / max(total_records, 1)
+            if 0 < share < 1:
+                text += f", {share:.0%}, {seconds / share - seconds:,.0f} s left"
+            print(f"{text}, {seconds:,.0f} s", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

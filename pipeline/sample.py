@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.storage import replace
 
@@ -60,10 +61,12 @@ def write_sample(
         if os.path.exists(path) and not overwrite:
             raise UserError(f"{path}: is there already. Choose another --output, or replace it with --overwrite.")
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    records = make(num_records or default_records, np.random.default_rng(seed))
-    with replace(os.path.abspath(output)) as file:
+    total = num_records or default_records
+    records = make(total, np.random.default_rng(seed))
+    with replace(os.path.abspath(output)) as file, progress.shown("sample", total_records=total):
         for record in records:
             file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            progress.add_records(1)
     with replace(os.path.abspath(schema_path)) as file:
         file.write(schema.encode())
     return [output, schema_path]

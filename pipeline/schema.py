@@ -174,8 +174,8 @@ class Schema(Document):
         if not self.steps:
             raise ValueError("steps: expected at least one feature")
         for name in self.steps:
-            if not name.isprintable():
-                raise ValueError(f"steps.{name!r}: expected a name without control characters")
+            if not name.isprintable() or "/" in name:  # Keras allows no / in the name of an input
+                raise ValueError(f"steps.{name!r}: expected a name without control characters and without /")
             if name in RESERVED_NAMES or not name:
                 raise ValueError(
                     f"steps.{name}: this name is reserved; expected any other than {', '.join(RESERVED_NAMES)}"

@@ -17,6 +17,7 @@ CONTRACT = {
     "flags",
     "index",
     "manifest",
+    "progress",
     "records",
     "schema",
     "storage",

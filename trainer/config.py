@@ -28,7 +28,9 @@ class TrainConfig(Document):
         pydantic.Field(description="Budget of padded steps a batch; by default such that an epoch has 20 updates."),
     ] = None
     batch_size: Annotated[Positive | None, pydantic.Field(description="Records a batch, at most.")] = None
-    pad_length: Annotated[Positive | None, pydantic.Field(description="Steps, for batching pad.")] = None
+    pad_length: Annotated[
+        Positive | None, pydantic.Field(description="Steps, for batching pad. Evaluation reads whole records.")
+    ] = None
     truncate: Annotated[
         Literal["head", "tail"] | None, pydantic.Field(description="What is cut off records beyond pad_length.")
     ] = None

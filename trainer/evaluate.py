@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from pipeline import progress
 from pipeline.errors import UserError
 from trainer.checkpoints import restore_weights
 from trainer.dataset import Dataset, open_dataset
@@ -39,6 +40,7 @@ class Evaluator:
         for features, target, weight in batches(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS):
             outputs, loss = self._forward(features, target)
             metrics.update(outputs.numpy(), target.numpy(), weight.numpy(), loss.numpy(), features["length"].numpy())
+            progress.add_records(len(target))
         return metrics
 
 
@@ -64,7 +66,8 @@ def evaluate(
         raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
     model = build_model(trained_on.record_schema, trained_on.statistics, config)
     used = restore_weights(run, model, checkpoint)
-    metrics = Evaluator(model, dataset).measure(split)
+    with progress.shown("evaluate", total_records=dataset.split(split).records):
+        metrics = Evaluator(model, dataset).measure(split)
     evaluation = {
         "split": split,
         **metrics.result(),

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.records import NO_LABEL
 from pipeline.schema import Schema, class_name
 from pipeline.tfrecord import CorruptRecord, walk
-from trainer.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, choose_edges, rows_of
+from trainer.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
 from trainer.reader import DTYPES, label_and_weight, step_spec
 
 # Records from which the boundaries are taken where none are given.
@@ -52,15 +52,18 @@ def foreign_batches(
     for path in paths:
         _check_frames(path, _stamp(path))
     parse = _make_parser(paths, schema)
+    if batch_steps is None and batch_size is None:
+        batch_steps = DEFAULT_BATCH_STEPS
     if boundaries is None:
         sample = tf.data.TFRecordDataset(paths).take(_SAMPLE_RECORDS).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
         lengths = Counter(int(features["length"]) for features, _ in sample)
-        boundaries = [edge + 1 for edge in choose_edges(lengths, num_buckets=MIN_BUCKETS)]
+        boundaries, sizes = plan_buckets(
+            lengths, num_buckets=MIN_BUCKETS, batch_steps=batch_steps, batch_size=batch_size
+        )
     elif list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
         raise UserError(f"boundaries are {list(boundaries)}, expected rising numbers of steps, at least 1.")
-    if batch_steps is None and batch_size is None:
-        batch_steps = DEFAULT_BATCH_STEPS
-    sizes = [rows_of(max(boundary - 1, 1), batch_steps, batch_size) for boundary in boundaries]
+    else:
+        sizes = [*(rows_of(max(boundary - 1, 1), batch_steps, batch_size) for boundary in boundaries), 1]
 
     order = np.random.default_rng([seed, epoch])
     records = tf.data.TFRecordDataset([paths[position] for position in order.permutation(len(paths))])
@@ -69,7 +72,7 @@ def foreign_batches(
     batched = parsed.bucket_by_sequence_length(
         lambda features, _: features["length"],
         bucket_boundaries=list(boundaries),
-        bucket_batch_sizes=[*sizes, 1],
+        bucket_batch_sizes=sizes,
         padding_values=_padding_values(schema),
     )
     return batched.map(lambda features, label: (features, *label_and_weight(label, schema))).prefetch(tf.data.AUTOTUNE)

@@ -183,7 +183,11 @@ def default_batch_steps(
 
 
 def plan_buckets(
-    length_counts: Mapping[int, int], *, num_buckets: int, batch_steps: int
+    length_counts: Mapping[int, int],
+    *,
+    num_buckets: int,
+    batch_steps: int | None = None,
+    batch_size: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Bucket boundaries and a batch size for each bucket, as `bucket_by_sequence_length` takes them.
 
@@ -191,7 +195,7 @@ def plan_buckets(
     ([3, 9], [8, 2, 1])
     """
     edges = choose_edges(length_counts, num_buckets=num_buckets)
-    return [edge + 1 for edge in edges], [*(rows_of(edge, batch_steps, None) for edge in edges), 1]
+    return [edge + 1 for edge in edges], [*(rows_of(edge, batch_steps, batch_size) for edge in edges), 1]
 
 
 def choose_edges(length_counts: Mapping[int, int], *, num_buckets: int) -> list[int]:

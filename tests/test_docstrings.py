@@ -1,0 +1,23 @@
+"""What a docstring shows as an example is so."""
+
+import doctest
+import importlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+WITH_EXAMPLES = [
+    f"{path.parent.name}.{path.stem}"
+    for package in ("pipeline", "trainer")
+    for path in sorted((ROOT / package).glob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_hold(module):
+    failed, tried = doctest.testmod(
+        importlib.import_module(module), extraglobs={"np": importlib.import_module("numpy")}
+    )
+    assert tried and not failed
