@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.examples import Value
 from pipeline.manifest import FeatureStatistics, Split
-from pipeline.records import NO_LABEL
 from pipeline.schema import Schema, class_name
 from pipeline.statistics import Moments, merge
+from pipeline.values import NO_LABEL
 
 # Numbers of a feature that are summed at once: enough for NumPy to be fast, few enough for any machine.
 _BLOCK_VALUES = 2**16

@@ -12,11 +12,13 @@ from pipeline.examples import decode_example, encode_sequence
 from pipeline.hashing import choose_split, order_key
 from pipeline.index import build_index, write_index
 from pipeline.manifest import TRAIN, Shard
-from pipeline.records import NO_LABEL, Reason, Sequence
+from pipeline.reasons import Reason
+from pipeline.records import Sequence
 from pipeline.schema import Schema, SplitFromField, class_name
 from pipeline.statistics import BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
 from pipeline.tfrecord import frame
+from pipeline.values import NO_LABEL
 
 
 class Origin(NamedTuple):

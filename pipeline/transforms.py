@@ -14,7 +14,8 @@ from apache_beam.metrics import Metrics
 from pipeline.hashing import choose_shard
 from pipeline.lines import Lines, ReadChunk
 from pipeline.publish import Publisher, check_output, new_generation
-from pipeline.records import RecordError, Sequence, canonical, parse_line, parse_record
+from pipeline.reasons import RecordError
+from pipeline.records import Sequence, canonical, parse_line, parse_record
 from pipeline.rejects import RejectsFile, write_rejects
 from pipeline.schema import Schema
 from pipeline.shards import Encoded, Origin, Reject, ShardWriter, encode

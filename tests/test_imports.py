@@ -18,11 +18,13 @@ CONTRACT = {
     "index",
     "manifest",
     "progress",
+    "reasons",
     "records",
     "schema",
     "storage",
     "tables",
     "tfrecord",
+    "values",
 }
 # Only what prints tables needs it, and it takes a moment.
 NEED_RICH = {"tables"}

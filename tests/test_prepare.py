@@ -19,7 +19,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.hashing import choose_split
 from pipeline.manifest import FILE_NAME, Manifest
-from pipeline.records import MAX_RECORD_BYTES, REASONS, parse_record
+from pipeline.reasons import REASONS
+from pipeline.records import MAX_RECORD_BYTES, parse_record
 from pipeline.schema import Schema
 from pipeline.shards import Origin, encode
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.records import MAX_RECORD_BYTES, NO_LABEL, REASONS, RecordError, Sequence, parse_line, parse_record
+from pipeline.reasons import REASONS, RecordError
+from pipeline.records import MAX_RECORD_BYTES, Sequence, parse_line, parse_record
 from pipeline.schema import Schema
+from pipeline.values import NO_LABEL
 
 STEPS = """\
 steps:

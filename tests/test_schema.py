@@ -74,6 +74,7 @@ def label(text: str) -> str:
         (feature("{dtype: float32}").replace("x:", "id:"), "steps.id: this name is reserved"),
         (label("{name: length, kind: regression}"), "label.name: 'length' is reserved"),
         (feature("{dtype: float32}").replace("x:", '"\\ud800":'), "steps.'\\ud800': expected a name without control"),
+        (feature("{dtype: float32}").replace("x:", "a/b:"), "steps.'a/b': expected a name without control characters"),
         (feature("{dtype: float32}").replace("x:", "3:"), "steps.3: 3: should be a valid string."),
         # unknown keys
         (GOOD + "max_lenght: 3", "max_lenght: unknown key; did you mean 'max_length'?"),

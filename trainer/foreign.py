@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.records import NO_LABEL
 from pipeline.schema import Schema, class_name
 from pipeline.tfrecord import CorruptRecord, walk
+from pipeline.values import NO_LABEL
 from trainer.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
 from trainer.reader import DTYPES, label_and_weight, step_spec
 

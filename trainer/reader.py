@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from pipeline.records import NO_LABEL
 from pipeline.schema import Feature, Schema
+from pipeline.values import NO_LABEL
 from trainer.dataset import Dataset, ShardIndex, open_dataset
 from trainer.plan import Batching, Plan, make_plan
 
