@@ -86,8 +86,6 @@ class WriteDataset(beam.PTransform):
         sequences = inputs["sequences"]
         pipeline = sequences.pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        chunks = beam.pvalue.AsList(inputs.get("chunks", nothing))
-
         encoded = sequences | "Encode" >> beam.ParDo(_Encode(self.schema, self.seed, self.num_shards))
         # An empty batch for each number, so that every shard is written.
         every_shard = pipeline | "EveryShard" >> beam.Create([(n, []) for n in range(self.num_shards)], reshuffle=False)
@@ -98,12 +96,15 @@ class WriteDataset(beam.PTransform):
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShard" >> beam.ParDo(_WriteShard(writer)).with_outputs(_REJECTS, main="shards")
         )
+        # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
+        shards = written["shards"] | "Shards" >> beam.Map(lambda shard: shard)
+        chunks = inputs.get("chunks", nothing) | "Chunks" >> beam.Map(lambda chunk: chunk)
         rejects_files = (
             (inputs.get(_REJECTS, nothing), written[_REJECTS])
             | "AllRejects" >> beam.Flatten()
             | "KeyByFile" >> beam.Map(lambda reject: (reject.origin.path or "", reject))
             | "GroupByFile" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.ParDo(_WriteRejects(self.output, self.generation), chunks)
+            | "WriteRejects" >> beam.ParDo(_WriteRejects(self.output, self.generation), beam.pvalue.AsList(chunks))
         )
         publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
         return (
@@ -112,9 +113,9 @@ class WriteDataset(beam.PTransform):
             | "Publish"
             >> beam.Map(
                 Publisher.publish,
-                beam.pvalue.AsList(written["shards"]),
+                beam.pvalue.AsList(shards),
                 beam.pvalue.AsList(rejects_files),
-                chunks,
+                beam.pvalue.AsList(chunks),
             )
         )
 

@@ -103,8 +103,9 @@ def test_the_index_says_where_each_record_lies(dataset, read_records):
         None,
         {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
         {"direct_runner_bundle_repeat": 3},
+        {"runner": "BundleBasedDirectRunner"},
     ],
-    ids=["plain", "multi_processing", "bundle_repeat"],
+    ids=["plain", "multi_processing", "bundle_repeat", "older_runner"],
 )
 def test_the_shards_are_the_same_bytes_on_any_road(dataset, records, write_raw, run_prepare, tmp_path, beam):
     shuffled = list(records)
