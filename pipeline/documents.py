@@ -17,7 +17,7 @@ PLANNED = "is planned, but this version does not have it yet"
 class Document(pydantic.BaseModel):
     """A model whose keys are all known: an unknown key is an error."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, populate_by_name=True)
 
 
 Model = TypeVar("Model", bound=Document)

@@ -124,8 +124,9 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     title = f"Label {_clean(label.name)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
-    print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
-    if label.name in manifest.statistics:
+    if label.name not in manifest.statistics:
+        print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
+    else:
         print_table(console, title, _FEATURE_COLUMNS, [_feature_row(manifest, label.name, "float32", ())])
     rows = [_feature_row(manifest, n, f.dtype, f.shape, f.num_values) for n, f in manifest.record_schema.steps.items()]
     print_table(console, f"Features (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)

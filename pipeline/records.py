@@ -128,7 +128,9 @@ def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
     if schema.id is None:
         return hashlib.sha256(canonical(record)).hexdigest()[:32]
     if schema.id not in record:
-        raise RecordError("bad_id", f"{schema.id}: this field is missing; expected a string or an integer")
+        raise RecordError(
+            "bad_id", f"{schema.id}: this field is missing; expected a string or an integer of up to 64 bits"
+        )
     return _parse_key(record[schema.id], schema.id, "bad_id")
 
 
@@ -177,7 +179,7 @@ def _parse_key(value: Any, name: str, reason: Reason) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise RecordError(reason, f"{name}: {show(value)}, expected a string or an integer")
+    raise RecordError(reason, f"{name}: {show(value)}, expected a string or an integer of up to 64 bits")
 
 
 def _parse_group(record: Mapping[str, Any], name: str) -> str:

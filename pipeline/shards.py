@@ -29,7 +29,7 @@ class Origin(NamedTuple):
         chunk: Where the chunk of the file starts, in bytes.
         byte_offset: Where the line starts, in bytes of the decompressed file.
         number: Lines before it in its chunk.
-        sha256: Digest of the raw line.
+        sha256: Digest of the raw line; of one that is too large, of its beginning.
         raw: The line itself, only where it is to be kept.
     """
 

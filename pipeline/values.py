@@ -18,7 +18,9 @@ Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
 
 def plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def as_list(value: Any, name: str) -> list[Any]:

@@ -69,7 +69,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
         ("units: [8, 0]", "units.1: 0: should be greater than or equal to 1."),
         ("dropout: 1", "dropout: 1: should be less than 1."),
         ("learning_rate: 0", "learning_rate: 0: should be greater than 0."),
-        ("learning_rate: .nan", "learning_rate: NaN: should be greater than 0."),
+        ("learning_rate: .nan", "learning_rate: NaN: should be a finite number."),
         ("seed: -1", "seed: -1: should be greater than or equal to 0."),
         ("seed: 4294967296", "seed: 4294967296: should be less than 4294967296."),
         ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
@@ -112,7 +112,8 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
         ("--batch_steps 0", "flags: batch_steps: 0: should be greater than or equal to 1."),
         ("--units 8 -1", "flags: units.1: -1: should be greater than or equal to 1."),
         ("--units", "argument --units: expected at least one argument"),
-        ("--dropout nan", "flags: dropout: NaN: should be less than 1."),
+        ("--clip_norm inf", "flags: clip_norm: Infinity: should be a finite number."),
+        ("--dropout nan", "flags: dropout: NaN: should be a finite number."),
         ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to bucket."),
     ],
 )

@@ -19,9 +19,10 @@ from pipeline.schema import Schema
 from pipeline.values import NO_LABEL
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-NAMES = st.text(st.characters(categories=["L", "N", "P"], exclude_characters="/"), min_size=1, max_size=12).filter(
-    lambda name: name not in ("length", "id", "label-of-it")
-)
+# Names that begin with one another, too: protobuf's own order of those is not the plain one.
+NAMES = st.sampled_from(["x", "x2", "x20", "page", "page_type", "i", "idx", "lengths", "label-of"]) | st.text(
+    st.characters(categories=["L", "N", "P"], exclude_characters="/"), min_size=1, max_size=12
+).filter(lambda name: name not in ("length", "id", "label-of-it"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """TFRecords that others wrote are read by a schema, batched by length, or refused with a clear word."""
 
+import gzip
 import struct
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_a_label_that_is_no_class_stops_the_epoch(tmp_path):
     path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 7)])
     with pytest.raises(tf.errors.InvalidArgumentError, match="A label is no class of the schema"):
         list(foreign_batches(path, CLASS, boundaries=[9]))
+
+
+def test_paths_may_be_path_objects_and_what_is_no_example_is_named(tmp_path):
+    path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)])
+    assert (
+        len(_rows(foreign_batches(tmp_path / "t", CLASS))) == len(_rows(foreign_batches([tmp_path / "t"], CLASS))) == 1
+    )
+    with pytest.raises(UserError, match="neither an Example nor a SequenceExample"):
+        foreign_batches(_write(tmp_path / "other", [b"\xff\xff"]), CLASS)
+    with pytest.raises(UserError, match="batch_steps is 0, expected at least 1"):
+        foreign_batches(path, CLASS, batch_steps=0)
+    (tmp_path / "gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(UserError, match="is compressed; decompress it first"):
+        foreign_batches(tmp_path / "gz", CLASS)
 
 
 @pytest.mark.parametrize("claimed", [2**30, 2**40, 2**62, 2**64 - 1])

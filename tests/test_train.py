@@ -359,6 +359,17 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before
     assert math.isfinite(evaluate(tmp_path, path)["loss"])
 
 
+def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, capsys):
+    """An embedding's update fails on weights that are no numbers, before the loss is looked at."""
+    records = [r | {"c": [3] * len(r["x"])} for r in datasets.random_records([3, 5, 4] * 12, kind="regression")]
+    schema = datasets.schema_text("regression", datasets.X + "\n  c: {dtype: int64, num_values: 9}")
+    made = datasets.make(tmp_path, records, schema)
+    flags = ["--units", 4, "--batch_size", 2, "--learning_rate", 1e18, "--epochs", 2]
+    status, _, err = datasets.call(capsys, "train", made.path, "--output", tmp_path / "run", *flags)
+    assert status == 1
+    assert err[-1].startswith("lengthwise train: The loss of update") and "Traceback" not in "".join(err)
+
+
 @pytest.mark.parametrize("splits", [("train",), ("train", "validation")])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, splits):
     """The only update of the epoch spoils them, after a loss that was well."""

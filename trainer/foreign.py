@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from pipeline.errors import UserError
 from pipeline.schema import Schema, class_name
@@ -22,7 +23,7 @@ _SHUFFLE_RECORDS = 4096
 
 
 def foreign_batches(
-    files: str | Sequence[str],
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     schema: Schema,
     *,
     boundaries: Sequence[int] | None = None,
@@ -52,6 +53,9 @@ def foreign_batches(
     for path in paths:
         _check_frames(path, _stamp(path))
     parse = _make_parser(paths, schema)
+    for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
+        if limit is not None and limit < 1:
+            raise UserError(f"{name} is {limit}, expected at least 1.")
     if batch_steps is None and batch_size is None:
         batch_steps = DEFAULT_BATCH_STEPS
     if boundaries is None:
@@ -78,9 +82,10 @@ def foreign_batches(
     return batched.map(lambda features, label: (features, *label_and_weight(label, schema))).prefetch(tf.data.AUTOTUNE)
 
 
-def _find(files: str | Sequence[str]) -> list[str]:
+def _find(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     paths = []
-    for pattern in [files] if isinstance(files, str) else files:
+    for path in [files] if isinstance(files, str | os.PathLike) else files:
+        pattern = os.fspath(path)
         found = sorted(tf.io.gfile.glob(pattern))
         if not found:
             raise UserError(f"{pattern}: matches no file.")
@@ -98,6 +103,9 @@ def _stamp(path: str) -> tuple[int, float]:
 def _check_frames(path: str, stamp: tuple[int, float]) -> None:
     """Walks a file, once a process: TensorFlow dies by a signal on some lengths, and takes some cuts for an end."""
     with tf.io.gfile.GFile(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise UserError(f"{path}: is compressed; decompress it first.")
+        file.seek(0)
         try:
             for _ in walk(file, num_bytes=stamp[0]):
                 pass
@@ -110,7 +118,10 @@ def _make_parser(paths: list[str], schema: Schema) -> Any:
     first = next(iter(tf.data.TFRecordDataset(paths).take(1).as_numpy_iterator()), None)
     if first is None:
         raise UserError(f"{', '.join(paths[:3])}: no record.")
-    sequence = tf.train.SequenceExample.FromString(first)
+    try:
+        sequence = tf.train.SequenceExample.FromString(first)
+    except DecodeError:
+        raise UserError(f"{paths[0]}: the first record is neither an Example nor a SequenceExample.") from None
     in_lists = bool(sequence.feature_lists.feature_list)
     label_in_lists = in_lists and schema.label.per_step
     known = set(sequence.feature_lists.feature_list) if in_lists else set(sequence.context.feature)

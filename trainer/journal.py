@@ -39,12 +39,12 @@ class EpochJournal:
         self._steps += steps
         self._padded += padded
         if time.monotonic() - self._written >= _WRITE_SECONDS:
-            self._write()
+            self.flush()
         return line
 
     def close(self, *, seconds: float) -> dict[str, Any]:
         """Writes what waits, and returns the epoch's summary; its loss is over all records (or labelled steps)."""
-        self._write()
+        self.flush()
         return {
             "loss": self._loss / self._weight if self._weight else 0.0,
             "records": self._records,
@@ -53,7 +53,12 @@ class EpochJournal:
             "seconds": round(seconds, 3),
         }
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes the lines that wait.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
         for line in self._waiting:
             loss, total = (float(value) for value in line.pop("sums"))
             line["loss"] = loss / total if total else 0.0

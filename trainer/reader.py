@@ -50,6 +50,8 @@ def batches(
         UserError: the dataset or the split is not there, or its files are not those that the manifest lists.
         ValueError: a wrong argument.
     """
+    if num_readers < 1:
+        raise ValueError(f"num_readers is {num_readers}, expected at least 1.")
     if not 0 <= reader_index < num_readers:
         raise ValueError(f"reader_index is {reader_index}, expected 0 to num_readers - 1, which is {num_readers - 1}.")
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)

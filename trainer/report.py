@@ -31,7 +31,8 @@ def _plan_row(plan: Plan) -> tuple[str, ...]:
 
 def print_result(result: dict[str, Any], output: str) -> None:
     print(
-        f"{output}: {result['epochs']:,} epochs, {result['updates']:,} updates, {result['parameters']:,} parameters, "
+        f"{output}: {_count(result['epochs'], 'epoch')}, {_count(result['updates'], 'update')}, "
+        f"{_count(result['parameters'], 'parameter')}, "
         f"{result['useful_share']:.1%} of the computed steps were useful"
     )
     if result["validation"] is not None:
@@ -55,3 +56,7 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
 def _measures(measured: dict[str, Any]) -> tuple[str, ...]:
     values = [measured["loss"], *measured["metrics"].values()]
     return (f"{measured['records']:,}", *("-" if value is None else f"{value:.4f}" for value in values))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

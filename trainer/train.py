@@ -49,7 +49,7 @@ def train(
     """
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     config = config or TrainConfig()
-    if not dataset.has_labels(TRAIN):
+    if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
     plan = _plan(dataset, config)
     run = Run(os.fspath(output).rstrip("/"))
@@ -207,17 +207,24 @@ class _Training:
         journal = EpochJournal(self._run)
         number = int(state.update.numpy())
         some_feature = next(iter(self._dataset.schema.steps))
-        for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
-            self._callbacks.on_train_batch_begin(position)
-            loss, total = update(features, label, weight)
-            number += 1
-            length = features["length"].numpy()
-            padded = len(length) * int(features[some_feature].shape[1])
-            line = journal.add(epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded)
-            self._progress.update(
-                epoch=epoch, update=number, steps=line["steps"], padded_steps=padded, loss=line["loss"]
-            )
-            self._callbacks.on_train_batch_end(position)
+        try:
+            for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
+                self._callbacks.on_train_batch_begin(position)
+                loss, total = update(features, label, weight)
+                number += 1
+                length = features["length"].numpy()
+                padded = len(length) * int(features[some_feature].shape[1])
+                line = journal.add(
+                    epoch, number, loss, total, records=len(length), steps=int(length.sum()), padded=padded
+                )
+                self._progress.update(
+                    epoch=epoch, update=number, steps=line["steps"], padded_steps=padded, loss=line["loss"]
+                )
+                self._callbacks.on_train_batch_end(position)
+        except tf.errors.OpError:
+            # Weights that are no numbers may fail in some operation before their loss is looked at.
+            journal.flush()
+            raise
         summary = journal.close(seconds=time.monotonic() - begin)
         if not all(np.isfinite(weight.numpy()).all() for weight in self._model.weights):
             raise diverged(f"A weight is not finite after epoch {epoch}")
