@@ -188,3 +188,12 @@ def test_a_plan_of_no_dataset_or_no_split_is_one_line(dataset, tmp_path, capsys)
     assert capsys.readouterr().err.startswith(f"lengthwise plan: {tmp_path}: not a dataset: it has no manifest.json")
     assert lengthwise.main(["plan", dataset, "--split", "trian"]) == 1
     assert "has no split 'trian'; it has train, validation, test." in capsys.readouterr().err
+
+
+def test_the_command_plans_padding_to_a_given_length(dataset, capsys):
+    assert lengthwise.main(["plan", dataset, "--pad_length", "2", "--truncate", "tail", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["pad"]["largest_batch"]["steps"] == 2
+    assert said["exact"]["useful_share"] == 1.0
+    assert lengthwise.main(["plan", dataset, "--pad_length", "2"]) == 1
+    assert "choose truncate head or tail." in capsys.readouterr().err

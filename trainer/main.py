@@ -88,17 +88,22 @@ def plan(arguments: list[str]) -> None:
         "--batch_steps", type=positive, help="budget of padded steps a batch; default: as train would choose"
     )
     parser.add_argument("--batch_size", type=positive, help="records a batch, at most")
+    parser.add_argument("--pad_length", type=positive, help="steps to which `pad` pads; default: the longest record")
+    parser.add_argument("--truncate", choices=("head", "tail"), help="what `pad` cuts off records beyond --pad_length")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
+    from pipeline.errors import UserError
     from trainer.dataset import open_dataset
     from trainer.plan import WAYS, make_plan
     from trainer.report import print_plans
 
     counts = open_dataset(values["dataset"]).split(values["split"]).length_counts
-    plans = [
-        make_plan(counts, batching=way, batch_steps=values["batch_steps"], batch_size=values["batch_size"])
-        for way in WAYS
-    ]
+    limits = {name: values[name] for name in ("batch_steps", "batch_size")}
+    only_pad = {name: values[name] for name in ("pad_length", "truncate")}
+    try:
+        plans = [make_plan(counts, batching=way, **limits, **(only_pad if way == "pad" else {})) for way in WAYS]
+    except ValueError as error:  # records beyond --pad_length
+        raise UserError(str(error)) from None
     if values["json"]:
         print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
     else:
