@@ -66,10 +66,8 @@ class Contents:
         self.schema = schema
         self._lengths: collections.Counter[int] = collections.Counter()
         self._labels: collections.Counter[int] = collections.Counter()
-        widths = {name: feature.width for name, feature in schema.steps.items() if feature.dtype == "float32"}
-        if schema.label.kind == "regression":
-            widths[schema.label.name] = 1
-        self._columns = {name: _Column(width) for name, width in widths.items()} if with_moments else {}
+        widths = schema.measured_widths if with_moments else {}
+        self._columns = {name: _Column(width) for name, width in widths.items()}
 
     def add(self, example: dict[str, Value], num_steps: int) -> None:
         self._lengths[num_steps] += 1

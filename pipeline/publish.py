@@ -139,7 +139,6 @@ class Publisher:
 
     def _build_split(self, shards: list[ShardSummary]) -> Split:
         records = sum(s.shard.records for s in shards)
-        lengths = _add_up(s.length_counts for s in shards)
         labels = _add_up(s.label_counts for s in shards)
         return Split(
             records=records,
@@ -148,18 +147,16 @@ class Publisher:
             truncated=sum(s.truncated for s in shards),
             # A split without a record has no shard; its empty files are removed with the rest that is not listed.
             shards=tuple(s.shard for s in shards) if records else (),
-            length_counts=dict(sorted(lengths.items())),
+            length_counts=_add_up(s.length_counts for s in shards),
             label_counts={n: labels.get(n, 0) for n in map(class_name, self.schema.label.classes)} if labels else {},
         )
 
 
-def remove_unlisted(output: str, manifest: Manifest | None) -> None:
+def remove_unlisted(output: str, manifest: Manifest) -> None:
     """Removes generations and rejects that the manifest does not list: older ones, and what killed runs left."""
-    listed: set[str] = set()
-    if manifest is not None:
-        for split in manifest.splits.values():
-            listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
-        listed.update(manifest.rejected.files)
+    listed = set(manifest.rejected.files)
+    for split in manifest.splits.values():
+        listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
     found = list_files(join(output, "data")) + list_files(join(output, "rejected"))
     inside = {path: path.removeprefix(join(output, "")) for path in found}
     stale = [path for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed]

@@ -1,5 +1,6 @@
 """The schema: what one record holds, what is to be learnt from it, and how records are split."""
 
+import functools
 import hashlib
 import json
 import math
@@ -94,7 +95,7 @@ class Label(Document):
     def per_step(self) -> bool:
         return self.kind.startswith("step_")
 
-    @property
+    @functools.cached_property  # every record asks for it
     def class_index(self) -> dict[str, int]:
         """Position of each class in the schema's order, by its canonical name."""
         return {class_name(c): position for position, c in enumerate(self.classes)}
@@ -224,6 +225,12 @@ class Schema(Document):
         """
         said = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def measured_widths(self) -> dict[str, int]:
+        """Numbers a step (or a record) of what statistics are taken of: float features, the label of a regression."""
+        widths = {name: feature.width for name, feature in self.steps.items() if feature.dtype == "float32"}
+        return widths | ({self.label.name: 1} if self.label.kind == "regression" else {})
 
     @property
     def split_names(self) -> tuple[str, ...]:

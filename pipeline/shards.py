@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,11 +179,7 @@ class _Contents:
     def __init__(self, schema: Schema, *, with_moments: bool) -> None:
         self._label = schema.label
         self._names = [class_name(c) for c in schema.label.classes]
-        self._widths = (
-            {name: f.width for name, f in schema.steps.items() if f.dtype == "float32"} if with_moments else {}
-        )
-        if with_moments and schema.label.kind == "regression":
-            self._widths[schema.label.name] = 1
+        self._widths = schema.measured_widths if with_moments else {}
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
@@ -197,16 +193,17 @@ class _Contents:
             self.moments[name] = merge([self.moments[name], Moments.of(rows)])
 
     def _add_label(self, label: np.ndarray[Any, Any]) -> None:
-        kind = self._label.kind
-        if kind in ("class", "step_class"):
+        if self._label.kind in ("class", "step_class"):
             self.label_counts.update(self._names[c] for c in label.tolist() if c != NO_LABEL)
-        stored: Mapping[str, Any] = {
-            "class": lambda: self._names[int(label[0])],
-            "distribution": lambda: label,
-            "regression": lambda: label[0],
-            "step_class": lambda: None,
-        }
-        self.labels.append(stored[kind]())
+        self.labels.append(self._indexed(label))
+
+    def _indexed(self, label: np.ndarray[Any, Any]) -> Any:
+        """A label as the index holds it."""
+        if self._label.per_step:
+            return None
+        if self._label.kind == "class":
+            return self._names[int(label[0])]
+        return label if self._label.kind == "distribution" else label[0]
 
 
 def _rank(record: Encoded) -> tuple[Any, ...]:

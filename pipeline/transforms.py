@@ -141,9 +141,7 @@ class _Parse(beam.DoFn):
             yield sequences
 
     def _records(self, element: Any) -> Iterator[tuple[Any, Origin]]:
-        if isinstance(element, str | bytes):
-            if element.strip():
-                yield element, self._origin(_raw_bytes(element), None)
+        if isinstance(element, str | bytes) and not element.strip():
             return
         if not isinstance(element, Lines):
             yield element, self._origin(_raw_bytes(element), None)

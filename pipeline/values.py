@@ -13,6 +13,8 @@ from pipeline.schema import Feature, Label, class_name
 NO_LABEL = -1
 # Probabilities are often rounded to a few digits before they are written.
 _DISTRIBUTION_TOLERANCE = 1e-3
+# What a number of a label is read as.
+_NUMBER = Feature(dtype="float32")
 
 Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
@@ -59,12 +61,11 @@ def parse_label(value: Any, label: Label) -> np.ndarray[Any, Any]:
             [NO_LABEL if c is None else _parse_class(c, f"{label.name}[{i}]", index) for i, c in enumerate(value)],
             np.int64,
         )
-    number = Feature(dtype="float32")
     if label.kind == "regression":
         if type(value) not in (float, int):
             raise RecordError("wrong_type", f"{label.name}: {show(value)}, expected a number")
-        return _parse_floats([value], label.name, number)
-    return _parse_distribution(as_list(value, label.name), label, number)
+        return _parse_floats([value], label.name, _NUMBER)
+    return _parse_distribution(as_list(value, label.name), label)
 
 
 def _flatten(level: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
@@ -144,13 +145,13 @@ def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, valu
     raise RecordError(reason, f"{place}: {show(value)}, expected {expected}")
 
 
-def _parse_distribution(value: list[Any], label: Label, number: Feature) -> np.ndarray[Any, Any]:
+def _parse_distribution(value: list[Any], label: Label) -> np.ndarray[Any, Any]:
     if len(value) != len(label.classes):
         raise RecordError(
             "wrong_shape",
             f"{label.name}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
         )
-    probabilities = _parse_floats(value, label.name, number)
+    probabilities = _parse_floats(value, label.name, _NUMBER)
     total = float(probabilities.sum(dtype=np.float64))
     if probabilities.min() < 0 or abs(total - 1) > _DISTRIBUTION_TOLERANCE:
         raise RecordError(

@@ -49,13 +49,13 @@ def foreign_batches(
     Raises:
         UserError: no file, a file that is not whole, a first record that does not fit the schema, wrong boundaries.
     """
+    for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
+        if limit is not None and limit < 1:
+            raise UserError(f"{name} is {limit}, expected at least 1.")
     paths = _find(files)
     for path in paths:
         _check_frames(path, _stamp(path))
     parse = _make_parser(paths, schema)
-    for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
-        if limit is not None and limit < 1:
-            raise UserError(f"{name} is {limit}, expected at least 1.")
     if batch_steps is None and batch_size is None:
         batch_steps = DEFAULT_BATCH_STEPS
     if boundaries is None:

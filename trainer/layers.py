@@ -5,6 +5,7 @@ needs no mask inside: reading the output at `length - 1` gives the numbers that 
 CPU, and without the masked cuDNN kernel, which has been wrong more than once.
 """
 
+import math
 from typing import Any
 
 import keras
@@ -48,11 +49,9 @@ class Standardize(keras.layers.Layer):
         self.variance = list(variance)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        deviation = [variance**0.5 if variance > 1e-12 * mean**2 else 1.0 for mean, variance in self._columns()]
+        columns = zip(self.mean, self.variance, strict=True)
+        deviation = [variance**0.5 if variance > 1e-12 * mean**2 else 1.0 for mean, variance in columns]
         return (values - tf.constant(self.mean, values.dtype)) / tf.constant(deviation, values.dtype)
-
-    def _columns(self) -> list[tuple[float, float]]:
-        return list(zip(self.mean, self.variance, strict=True))
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape, dtype=values.dtype)
@@ -85,17 +84,10 @@ class FlattenSteps(keras.layers.Layer):
     """values[batch, time, …] -> [batch, time, width]."""
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        width = self._width(values.shape)
-        return tf.reshape(values, tf.concat([tf.shape(values)[:2], [width]], 0))
+        return tf.reshape(values, tf.concat([tf.shape(values)[:2], [math.prod(values.shape[2:])]], 0))
 
     def compute_output_spec(self, values: Any) -> Any:
-        return keras.KerasTensor((*values.shape[:2], self._width(values.shape)), dtype=values.dtype)
-
-    def _width(self, shape: Any) -> int:
-        width = 1
-        for dimension in shape[2:]:
-            width *= dimension
-        return width
+        return keras.KerasTensor((*values.shape[:2], math.prod(values.shape[2:])), dtype=values.dtype)
 
 
 @_register

@@ -34,7 +34,7 @@ def train(arguments: list[str]) -> None:
     ours = {name: values.pop(name) for name in ("dataset", "output", "config", "overwrite", "json")}
     chosen = read_config(ours["config"]) if ours["config"] else {}
     try:
-        config = make_config(chosen | {name: _plain(value) for name, value in values.items()}, origin="flags")
+        config = make_config(chosen | values, origin="flags")
     except UserError as error:  # the file was checked, so it is a flag
         parser.error(str(error))
     start_tensorflow()
@@ -92,7 +92,6 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--truncate", choices=("head", "tail"), help="what `pad` cuts off records beyond --pad_length")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
-    from pipeline.errors import UserError
     from trainer.dataset import open_dataset
     from trainer.plan import WAYS, make_plan
     from trainer.report import print_plans
@@ -140,7 +139,3 @@ def _told(default: Any) -> str:
     if default is None or default is False:
         return "no" if default is False else "none"
     return " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from pipeline.manifest import TRAIN
 from trainer.checkpoints import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
@@ -23,7 +24,7 @@ from trainer.reader import batches
 from trainer.run import LOGS, RESULT, Run
 from trainer.update import Update, make_optimizer, make_update
 
-TRAIN, VALIDATION = "train", "validation"
+VALIDATION = "validation"
 # What may differ when a run is taken up again.
 _MAY_CHANGE = ("epochs",)
 
@@ -63,7 +64,7 @@ def _plan(dataset: Dataset, config: TrainConfig) -> Plan:
     try:
         return make_plan(dataset.split(TRAIN).length_counts, **_batching(config))
     except ValueError as error:
-        raise UserError(str(error).removesuffix(".") + ".") from None
+        raise UserError(str(error)) from None
 
 
 def _batching(config: TrainConfig) -> dict[str, Any]:
