@@ -17,8 +17,10 @@ COMMANDS = {
     "verify": ("pipeline.main:verify", "check every byte of a dataset"),
     "train": ("trainer.main:train", "train the masked stacked LSTM on a dataset"),
     "evaluate": ("trainer.main:evaluate", "write and print the metrics of a run, whole and by length"),
+    "export": ("trainer.main:export", "make a model that serves anywhere of a run"),
+    "predict": ("trainer.main:predict", "predict raw records in bulk"),
 }
-PLANNED = ("schema", "predict", "export")
+PLANNED = ("schema",)
 
 
 def main(arguments: list[str] | None = None) -> int:

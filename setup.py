@@ -46,9 +46,11 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21", KERAS, TENSORBOARD],
         "dev": [
             "hypothesis",
+            "matplotlib",
             "mypy",
             "pytest",
             "ruff",
+            "scipy",
             "setuptools",
             "tfrecord",
             "types-PyYAML",

@@ -25,13 +25,17 @@ Value: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
 
 def encode_sequence(sequence: Sequence, schema: Schema) -> bytes:
-    """A serialized tf.train.Example: each step feature one flat list of num_steps × width, the label, length and id."""
+    """A serialized tf.train.Example: step features as flat lists of num_steps × width, context, label, length, id."""
     features: dict[str, Value] = {
         **sequence.features,
-        schema.label.name: sequence.label,
+        **sequence.context,
         "length": np.array([sequence.num_steps]),
         "id": [sequence.id.encode()],
     }
+    if schema.label.name is not None:
+        if sequence.label is None:
+            raise ValueError(f"Sequence {sequence.id!r} has no label, but the schema has one: {schema.label.name}.")
+        features[schema.label.name] = sequence.label
     return encode_example(features)
 
 

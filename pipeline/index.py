@@ -8,22 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.schema import Label
+from pipeline.schema import Label, class_name
 from pipeline.tfrecord import FRAME_BYTES
+from pipeline.values import named_classes
+
+_COLUMNS = ("offset", "num_bytes", "num_steps", "id", "label", "part", "num_parts", "group", "source")
 
 
 def index_schema(label: Label) -> pa.Schema:
     """The columns of an index.
 
     `offset` is of the record's frame and `num_bytes` of its data, so the next record begins FRAME_BYTES + num_bytes
-    further on. `label` is the class, the probabilities or the number; null for labels per step.
+    further on. `label` is the class, the list of classes, the probabilities or the number; null for labels per step.
+    `group` is null where the schema has none, and `source`, the raw file, where it is not known.
     """
     label_type = {
         "class": pa.string(),
+        "multilabel": pa.list_(pa.string()),
         "distribution": pa.list_(pa.float32()),
         "regression": pa.float32(),
-        "step_class": pa.null(),
-    }[label.kind]
+    }.get(label.kind, pa.null())
     return pa.schema(
         [
             ("offset", pa.int64()),
@@ -33,17 +37,42 @@ def index_schema(label: Label) -> pa.Schema:
             ("label", label_type),
             ("part", pa.int32()),
             ("num_parts", pa.int32()),
+            ("group", pa.string()),
+            ("source", pa.string()),
         ]
     )
 
 
+def index_label(values: Any, label: Label) -> Any:
+    """What the index holds of a stored label, int64 or float32[numbers]; None for labels per step."""
+    if label.per_step:
+        return None
+    if label.kind == "class":
+        return class_name(label.classes[int(values[0])])
+    if label.kind == "multilabel":
+        return [class_name(label.classes[position]) for position in named_classes(values, label)]
+    return values.tolist() if label.kind == "distribution" else float(values[0])
+
+
 def build_index(
-    label: Label, *, num_bytes: Sequence[int], num_steps: Sequence[int], ids: Sequence[str], labels: Sequence[Any]
+    label: Label,
+    *,
+    num_bytes: Sequence[int],
+    num_steps: Sequence[int],
+    ids: Sequence[str],
+    labels: Sequence[Any],
+    groups: Sequence[str | None],
+    sources: Sequence[str | None],
 ) -> pa.Table:
-    """The index of records that lie one after the other from the start of a file; each is whole (part 0 of 1)."""
+    """The index of records that lie one after the other from the start of a file; each is whole (part 0 of 1).
+
+    Args:
+        labels: As `index_label` gives them.
+    """
     sizes = np.asarray(num_bytes, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
-    columns = [offsets, sizes, num_steps, ids, labels, np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)]
+    parts = np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)
+    columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources]
     schema = index_schema(label)
     return pa.table([pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)], schema)
 
@@ -65,7 +94,7 @@ def read_index(data: bytes) -> pa.Table:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None
-    missing = {"offset", "num_bytes", "num_steps", "id", "label", "part", "num_parts"} - set(table.column_names)
+    missing = set(_COLUMNS) - set(table.column_names)
     if missing:
         raise ValueError(f"has no column {', '.join(sorted(missing))}")
     return table

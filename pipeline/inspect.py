@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from pipeline.errors import UserError
 from pipeline.lengths import bar, length_bands, length_range
 from pipeline.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
+from pipeline.schema import MULTILABEL, Feature, Schema
 from pipeline.storage import exists, join, read_bytes
 from pipeline.tables import page, print_table
 
@@ -33,10 +34,6 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
     """What is in a dataset, as plain values for JSON. Lengths are in time steps, null where there is no record."""
     schema = manifest.record_schema
     splits = manifest.splits
-    features = {
-        name: feature.model_dump(mode="json", exclude_none=True) | _statistics(manifest, name)
-        for name, feature in schema.steps.items()
-    }
     return {
         "format_version": manifest.format_version,
         "fingerprint": manifest.fingerprint,
@@ -45,28 +42,58 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "records": sum(split.records for split in splits.values()),
         "steps": sum(split.steps for split in splits.values()),
         "lengths": length_range(_all_lengths(manifest)),
-        "splits": {name: _summarize_split(split) for name, split in splits.items()},
-        "label": schema.label.model_dump(mode="json") | _statistics(manifest, schema.label.name),
-        "features": features,
+        "splits": {name: _summarize_split(split, schema) for name, split in splits.items()},
+        "label": schema.label.model_dump(mode="json", exclude_none=True) | _statistics(manifest, schema.label.name),
+        "features": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.steps.items()},
+        "context": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.context.items()},
         "rejected": manifest.rejected.model_dump(mode="json"),
     }
 
 
-def _summarize_split(split: Split) -> dict[str, Any]:
+def _summarize_feature(manifest: Manifest, name: str, feature: Feature) -> dict[str, Any]:
+    summary = feature.model_dump(mode="json", exclude_none=True) | _statistics(manifest, name)
+    vocabulary = manifest.vocabularies.get(name)
+    return summary if vocabulary is None else summary | {"vocabulary_size": vocabulary.size}
+
+
+def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
+    gaps: dict[str, dict[str, Any]] = {"missing": {}, "unknown": {}}
+    for gap in _gaps(split, schema):
+        gaps[gap.what][gap.feature] = {"count": gap.number, "share": gap.number / max(gap.of, 1)}
     return {
         "records": split.records,
         "steps": split.steps,
         "lengths": length_range(split.length_counts),
         "labels": split.labels,
         "label_counts": split.label_counts,
+        **gaps,
         "truncated": split.truncated,
         "shards": len(split.shards),
         "bytes": sum(shard.bytes for shard in split.shards),
     }
 
 
-def _statistics(manifest: Manifest, name: str) -> dict[str, Any]:
-    statistics = manifest.statistics.get(name)
+class _Gap(NamedTuple):
+    """How many of the values of a feature, `of` which there are so many, are missing or unknown."""
+
+    feature: str
+    what: Literal["missing", "unknown"]
+    number: int
+    of: int
+
+
+def _gaps(split: Split, schema: Schema) -> Iterator[_Gap]:
+    """Missing values among all, and strings of no vocabulary among those that are not missing."""
+    for name, feature in schema.features.items():
+        values = (split.steps if schema.is_per_step(name) else split.records) * feature.width
+        if name in split.missing:
+            yield _Gap(name, "missing", split.missing[name], values)
+        if name in split.unknown:
+            yield _Gap(name, "unknown", split.unknown[name], values - split.missing.get(name, 0))
+
+
+def _statistics(manifest: Manifest, name: str | None) -> dict[str, Any]:
+    statistics = manifest.statistics.get(name or "")
     return {} if statistics is None else {"statistics": statistics.model_dump(mode="json")}
 
 
@@ -116,24 +143,46 @@ def print_details(manifest: Manifest, dataset: str) -> None:
 
 
 def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
-    lengths, label = _all_lengths(manifest), manifest.record_schema.label
+    lengths = _all_lengths(manifest)
     records = sum(lengths.values())
     console.print(f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}", soft_wrap=True)
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(f"generations {', '.join(manifest.generations)}")
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
-    title = f"Label {_clean(label.name)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
-    if label.name not in manifest.statistics:
-        print_table(console, title, ("class", *manifest.splits, "all", "share"), _class_rows(manifest))
-    else:
-        print_table(console, title, _FEATURE_COLUMNS, [_feature_row(manifest, label.name, "float32", ())])
-    rows = [_feature_row(manifest, n, f.dtype, f.shape, f.num_values) for n, f in manifest.record_schema.steps.items()]
-    print_table(console, f"Features (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
+    _print_label(console, manifest)
+    schema = manifest.record_schema
+    for title, features in (("Features", schema.steps), ("Context, one value a record", schema.context)):
+        rows = [_feature_row(manifest, name, feature) for name, feature in features.items()]
+        if rows:
+            print_table(console, f"{title} (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
+    gaps = list(_gap_rows(manifest))
+    if gaps:
+        columns = ("feature", "", *manifest.splits, "all", "share")
+        print_table(console, "Missing values, and strings of no vocabulary", columns, gaps)
     reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
     print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
     for path in manifest.rejected.files:
         console.print(f"  {join(dataset, path)}", soft_wrap=True)
+
+
+def _print_label(console: Console, manifest: Manifest) -> None:
+    label, splits = manifest.record_schema.label, manifest.splits
+    title = f"Label {_clean(label.title)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
+    if label.name in manifest.statistics:
+        row = (_clean(label.title), "float32", "-", "-", *_ranges(manifest.statistics[label.name]))
+        print_table(console, title, _FEATURE_COLUMNS, [row])
+    elif label.classes and label.kind != "distribution":
+        print_table(console, title, ("class", *splits, "all", "share"), _class_rows(manifest))
+    else:
+        print_table(console, title, (), [])
+    if label.per_step:
+        print_table(console, "Steps with a label", ("", *splits, "all", "share"), [_labelled_row(splits)])
+
+
+def _labelled_row(splits: Mapping[str, Split]) -> tuple[str, ...]:
+    labels, steps = sum(s.labels for s in splits.values()), sum(s.steps for s in splits.values())
+    return "steps", *(f"{split.labels:,}" for split in splits.values()), f"{labels:,}", f"{labels / max(steps, 1):.1%}"
 
 
 _SPLIT_COLUMNS = ("split", "records", "steps", "shortest", "median", "longest", "truncated", "shards", "size")
@@ -163,31 +212,44 @@ def _length_rows(counts: Mapping[int, int], console: Console) -> Iterator[tuple[
 
 
 def _class_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    """Labels of each class by split; of very many classes the most frequent."""
+    """Labels of each class by split; of very many classes the most frequent.
+
+    The share is of all labels, each of which may name several classes where it is a multilabel.
+    """
     splits = manifest.splits.values()
     totals: collections.Counter[str] = collections.Counter()
     for split in splits:
         totals.update(split.label_counts)
-    total = sum(totals.values())
+    total = sum(split.labels for split in splits)
     # Up to a screenful in the schema's order, which is the order of the probabilities.
     shown = list(totals) if len(totals) <= _MAX_CLASSES else [name for name, _ in totals.most_common(_MAX_CLASSES)]
     for name in shown:
         counts = [f"{split.label_counts.get(name, 0):,}" for split in splits]
         yield _clean(name), *counts, f"{totals[name]:,}", f"{totals[name] / max(total, 1):.1%}"
     if len(totals) > len(shown):
-        rest = total - sum(totals[name] for name in shown)
-        yield f"{len(totals) - len(shown):,} more", *[""] * len(splits), f"{rest:,}", f"{rest / max(total, 1):.1%}"
+        rest = sum(totals.values()) - sum(totals[name] for name in shown)
+        share = "" if manifest.record_schema.label.kind in MULTILABEL else f"{rest / max(total, 1):.1%}"
+        yield f"{len(totals) - len(shown):,} more", *[""] * len(splits), f"{rest:,}", share
+
+
+def _gap_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """A row for each kind of gap that a feature may have, by split."""
+    by_split = [list(_gaps(split, manifest.record_schema)) for split in manifest.splits.values()]
+    for gaps in zip(*by_split, strict=True):
+        number, of = sum(gap.number for gap in gaps), sum(gap.of for gap in gaps)
+        numbers = (f"{gap.number:,}" for gap in gaps)
+        yield _clean(gaps[0].feature), gaps[0].what, *numbers, f"{number:,}", f"{number / max(of, 1):.1%}"
 
 
 _FEATURE_COLUMNS = ("name", "dtype", "shape", "values", "mean", "std", "min", "max")
 
 
-def _feature_row(
-    manifest: Manifest, name: str, dtype: str, shape: tuple[int, ...], num_values: int | None = None
-) -> tuple[str, ...]:
-    size = " x ".join(map(str, shape)) or "-"
-    values = "-" if num_values is None else f"{num_values:,}"
-    return _clean(name), dtype, size, values, *_ranges(manifest.statistics.get(name))
+def _feature_row(manifest: Manifest, name: str, feature: Feature) -> tuple[str, ...]:
+    shape = " x ".join(map(str, feature.shape)) or "-"
+    vocabulary = manifest.vocabularies.get(name)
+    values = feature.num_values if vocabulary is None else vocabulary.size
+    number = "-" if values is None else f"{values:,}"
+    return _clean(name), feature.dtype, shape, number, *_ranges(manifest.statistics.get(name))
 
 
 def _ranges(statistics: FeatureStatistics | None) -> tuple[str, ...]:

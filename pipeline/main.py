@@ -1,9 +1,8 @@
 """Flags of the commands on raw records and datasets: each parses them and calls one function."""
 
 import json
-import logging
-from typing import Any
 
+from pipeline.beam_flags import parse_with_beam
 from pipeline.flags import FlagParser, positive, share
 
 
@@ -56,19 +55,13 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
     parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    ours = {action.dest for action in parser._actions}
-    if not {"-h", "--help"} & set(arguments):
-        _add_beam_flags(parser, arguments)
-    values = parser.parse(arguments)
-    # Beam complains of extras that are not installed and nobody asked for.
-    logging.disable(logging.WARNING)
+    values, beam_options = parse_with_beam(parser, arguments)
     from pipeline.prepare import PrepareOptions
     from pipeline.prepare import prepare as run
 
     as_json = values.pop("json")
     values["raw"] = tuple(values["raw"])
-    beam_options = {name: values.pop(name) for name in list(values) if name not in ours}
-    manifest = run(PrepareOptions(**values), {k: v for k, v in beam_options.items() if v != parser.get_default(k)})
+    manifest = run(PrepareOptions(**values), beam_options)
     from pipeline.inspect import print_summary, summarize
 
     if as_json:
@@ -114,40 +107,3 @@ def verify(arguments: list[str]) -> int:
     else:
         print_report(report, values["dataset"])
     return 1 if report.faults else 0
-
-
-def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
-    """Makes all of Beam's own flags known to the parser, so that a wrong one is refused instead of dropped.
-
-    Beam is imported for it only when some flag is not ours: it takes a second.
-    """
-    named = {word.split("=")[0] for word in arguments if word.startswith("--")}
-    if named <= set(parser.flags):
-        return
-    logging.disable(logging.WARNING)
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    beam_parser = _BeamFlags(parser)
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(beam_parser)
-
-
-class _BeamFlags:
-    """What Beam's option classes add their flags to: hidden in our help, and ours win where names meet."""
-
-    def __init__(self, parser: FlagParser) -> None:
-        self._parser = parser
-
-    def add_argument(self, *names: str, **details: Any) -> None:
-        new = [name for name in names if name not in self._parser.flags]
-        if new:
-            self._parser.add_argument(*new, **{**details, "help": "", "required": False})
-
-    def add_value_provider_argument(self, *names: str, **details: Any) -> None:
-        self.add_argument(*names, **details)
-
-    def add_mutually_exclusive_group(self, *_: Any, **__: Any) -> "_BeamFlags":
-        return self
-
-    def add_argument_group(self, *_: Any, **__: Any) -> "_BeamFlags":
-        return self

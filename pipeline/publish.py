@@ -8,28 +8,55 @@ import os
 import platform
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
+from pipeline.allowance import check_rejected
 from pipeline.errors import UserError
 from pipeline.lines import ReadChunk
-from pipeline.manifest import FILE_NAME, FeatureStatistics, Manifest, Rejected, Source, Split, fingerprint
+from pipeline.manifest import (
+    FILE_NAME,
+    TRAIN,
+    FeatureStatistics,
+    Manifest,
+    Rejected,
+    Source,
+    Split,
+    Vocabulary,
+    fingerprint,
+)
 from pipeline.rejects import RejectsFile
 from pipeline.schema import Schema, class_name
 from pipeline.shards import ShardSummary
 from pipeline.statistics import merge
-from pipeline.storage import exists, is_local, join, list_files, list_temporary, read_bytes, remove, replace, size
+from pipeline.storage import (
+    exists,
+    is_local,
+    join,
+    list_files,
+    list_temporary,
+    read_bytes,
+    remove,
+    remove_folder,
+    replace,
+    size,
+)
+from pipeline.vocabulary import choose_terms, count_unknown, name_files, write_terms
 
 Key = TypeVar("Key", int, str)
+# The vocabulary of each feature that has one.
+_Terms: TypeAlias = Mapping[str, Sequence[bytes]]
 
-
+_FOLDERS = ("data", "rejected", "vocabulary")
 # The files that a run writes, by path inside the output folder. What is called otherwise is someone else's: an output
 # folder may well be one that has a folder `data` with raw records in it.
 _GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 _OURS = re.compile(
     rf"data/{_GENERATION}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)(\.[0-9a-f]{{32}}\.tmp)?"
     rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
+    rf"|vocabulary/{_GENERATION}/([\w-]{{1,64}}|sha256\.[0-9a-f]{{32}})\.txt(\.[0-9a-f]{{32}}\.tmp)?",
+    re.ASCII,
 )
 
 
@@ -73,9 +100,20 @@ class Publisher:
             UserError: too much was rejected, there is no record at all, or another dataset came in between. Nothing is
                 published then; the rejects stay where they are.
         """
-        manifest = self._build(list(shards), list(rejects), list(chunks))
-        records = sum(split.records for split in manifest.splits.values())
-        self._check_rejects(manifest.rejected, records)
+        shards = sorted(shards, key=lambda shard: shard.number)
+        terms = {
+            name: choose_terms(_count_strings(name, [s for s in shards if s.split == TRAIN]), feature.vocabulary)
+            for name, feature in self.schema.features.items()
+            if feature.vocabulary is not None
+        }
+        manifest = self._build(shards, list(rejects), list(chunks), terms)
+        check_rejected(
+            manifest.rejected,
+            sum(split.records for split in manifest.splits.values()),
+            max_rejected=self.max_rejected,
+            output=self.output,
+            generation=self.generation,
+        )
         for split in manifest.splits.values():
             for shard in split.shards:
                 if size(join(self.output, shard.path)) != shard.bytes:
@@ -90,34 +128,20 @@ class Publisher:
                 raise UserError(
                     f"{self.output}: another dataset was published there meanwhile. Choose another --output."
                 )
+        for name, vocabulary in manifest.vocabularies.items():
+            with replace(join(self.output, vocabulary.path)) as file:
+                file.write(write_terms(terms[name]))
         with replace(path) as file:
             file.write(manifest.to_json())
         remove_unlisted(self.output, manifest)
         return manifest
 
-    def _check_rejects(self, rejected: Rejected, records: int) -> None:
-        total = records + rejected.total
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
-        where = join(
-            self.output, rejected.files[0] if len(rejected.files) == 1 else f"rejected/{self.generation}-*.jsonl"
-        )
-        if total == 0:
-            raise UserError("The input holds no record: all its lines are blank. Nothing was published.")
-        # Divided, so that 29 of 100 are 0.29 and not a rounding error more.
-        if rejected.total / total > self.max_rejected:
-            raise UserError(
-                f"{rejected.total:,} of {total:,} records ({rejected.total / total:.2%}) were rejected: {reasons}; "
-                f"at most {self.max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
-                "mend the records or the schema, or allow more with --max_rejected."
-            )
-        if records == 0:
-            raise UserError(
-                f"All {total:,} records were rejected: {reasons}. Nothing was published. The rejects are in {where}."
-            )
-
-    def _build(self, shards: list[ShardSummary], rejects: list[RejectsFile], chunks: list[ReadChunk]) -> Manifest:
-        shards.sort(key=lambda shard: shard.number)
-        splits = {name: self._build_split([s for s in shards if s.split == name]) for name in self.schema.split_names}
+    def _build(
+        self, shards: list[ShardSummary], rejects: list[RejectsFile], chunks: list[ReadChunk], terms: _Terms
+    ) -> Manifest:
+        splits = {
+            name: self._build_split([s for s in shards if s.split == name], terms) for name in self.schema.split_names
+        }
         by_reason = _add_up(file.by_reason for file in rejects)
         return Manifest(
             record_schema=self.schema,
@@ -130,6 +154,7 @@ class Publisher:
             generations=(self.generation,),
             splits=splits,
             statistics=_build_statistics(shards),
+            vocabularies=self._build_vocabularies(terms),
             rejected=Rejected(
                 total=sum(by_reason.values()), by_reason=by_reason, files=tuple(sorted(file.path for file in rejects))
             ),
@@ -137,7 +162,17 @@ class Publisher:
             software=_software(),
         )
 
-    def _build_split(self, shards: list[ShardSummary]) -> Split:
+    def _build_vocabularies(self, terms: _Terms) -> dict[str, Vocabulary]:
+        return {
+            name: Vocabulary(
+                path=f"vocabulary/{self.generation}/{file_name}",
+                sha256=hashlib.sha256(write_terms(terms[name])).hexdigest(),
+                size=len(terms[name]),
+            )
+            for name, file_name in name_files(terms).items()
+        }
+
+    def _build_split(self, shards: list[ShardSummary], terms: _Terms) -> Split:
         records = sum(s.shard.records for s in shards)
         labels = _add_up(s.label_counts for s in shards)
         return Split(
@@ -149,33 +184,42 @@ class Publisher:
             shards=tuple(s.shard for s in shards) if records else (),
             length_counts=_add_up(s.length_counts for s in shards),
             label_counts={n: labels.get(n, 0) for n in map(class_name, self.schema.label.classes)} if labels else {},
+            missing={n: sum(s.missing[n] for s in shards) for n, f in self.schema.features.items() if f.may_miss},
+            unknown={name: count_unknown(_count_strings(name, shards), known) for name, known in terms.items()},
         )
 
 
 def remove_unlisted(output: str, manifest: Manifest) -> None:
     """Removes generations and rejects that the manifest does not list: older ones, and what killed runs left."""
-    listed = set(manifest.rejected.files)
+    listed = {*manifest.rejected.files, *(vocabulary.path for vocabulary in manifest.vocabularies.values())}
     for split in manifest.splits.values():
         listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
-    found = list_files(join(output, "data")) + list_files(join(output, "rejected"))
+    found = [path for folder in _FOLDERS for path in list_files(join(output, folder))]
     inside = {path: path.removeprefix(join(output, "")) for path in found}
     stale = [path for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed]
     remove(stale + list_temporary(join(output, FILE_NAME)))
 
 
+def discard_generation(output: str, generation: str) -> None:
+    """Removes what a run wrote that published nothing; its rejects stay, to be read."""
+    for folder in ("data", "vocabulary"):
+        remove_folder(join(output, folder, generation))
+
+
+def _count_strings(name: str, shards: Iterable[ShardSummary]) -> dict[bytes, int]:
+    """How often each string of a feature occurs in these shards."""
+    total: collections.Counter[bytes] = collections.Counter()
+    for shard in shards:
+        total.update(shard.strings[name])
+    return total
+
+
 def _build_statistics(shards: list[ShardSummary]) -> dict[str, FeatureStatistics]:
-    names = sorted({name for shard in shards for name in shard.moments})
     statistics = {}
-    for name in names:
+    for name in sorted({name for shard in shards for name in shard.moments}):
         moments = merge(shard.moments.get(name) for shard in shards)
         assert moments is not None
-        statistics[name] = FeatureStatistics(
-            count=moments.count,
-            mean=tuple(moments.mean.tolist()),
-            variance=tuple(moments.variance.tolist()),
-            min=tuple(moments.minimum.tolist()),
-            max=tuple(moments.maximum.tolist()),
-        )
+        statistics[name] = moments.statistics()
     return statistics
 
 

@@ -12,7 +12,7 @@ import orjson
 
 from pipeline.reasons import Reason, RecordError, show
 from pipeline.schema import FIELD_SPLITS, Schema, SplitFromField
-from pipeline.values import Values, as_list, parse_feature, parse_label, plain
+from pipeline.values import NO_LABEL, Values, as_list, is_missing, parse_context, parse_label, parse_steps, plain
 
 # Bytes of one raw record. The file format ends at 2 GiB, TensorFlow's parser with a misleading word before that.
 MAX_RECORD_BYTES = 64 * 2**20
@@ -25,9 +25,13 @@ class Sequence:
     Attributes:
         id: Key of the record.
         num_steps: Time steps, at least 1.
-        features: By name: float32[num_steps, *shape], int64[num_steps, *shape], or num_steps × width strings as bytes.
-        label: class: int64[1]; step_class: int64[num_steps], NO_LABEL where there is none; distribution:
-            float32[classes]; regression: float32[1].
+        features: Of the steps, by name: float32[num_steps, *shape], int64[num_steps, *shape], or num_steps × width
+            strings as bytes. Where a value is missing: NaN, MISSING_INTEGER, MISSING_STRING.
+        label: class: int64[1]; distribution: float32[classes]; multilabel: int64[classes] of 0 and 1; regression:
+            float32[1]; step_class: int64[num_steps]; step_multilabel: int64[num_steps, classes]; step_regression:
+            float32[num_steps]. A step without a label: NO_LABEL, or NaN. None where the label is the next value of a
+            step feature, or was not read.
+        context: By name: float32[*shape], int64[*shape], or width strings.
         group: What decides the split when the schema has a group, else None.
         split: The split that the record names itself, else None.
         truncated: Steps beyond `max_length` were cut off.
@@ -36,14 +40,18 @@ class Sequence:
     id: str
     num_steps: int
     features: dict[str, Values]
-    label: np.ndarray[Any, Any]
+    label: np.ndarray[Any, Any] | None
+    context: dict[str, Values] = dataclasses.field(default_factory=dict)
     group: str | None = None
     split: str | None = None
     truncated: bool = False
 
 
-def parse_line(line: bytes | str, schema: Schema) -> Sequence:
+def parse_line(line: bytes | str, schema: Schema, *, labelled: bool = True) -> Sequence:
     """The sequence in one line of JSON Lines.
+
+    Args:
+        labelled: As for `parse_record`.
 
     Raises:
         RecordError: says the reason, the place in the record, the value and what was expected.
@@ -55,11 +63,14 @@ def parse_line(line: bytes | str, schema: Schema) -> Sequence:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         record = _parse_with_constants(line, error)
-    return parse_record(record, schema)
+    return parse_record(record, schema, labelled=labelled)
 
 
-def parse_record(record: Any, schema: Schema) -> Sequence:
+def parse_record(record: Any, schema: Schema, *, labelled: bool = True) -> Sequence:
     """The sequence in one record: a mapping as JSON gives it; NumPy arrays and scalars serve as lists and numbers do.
+
+    Args:
+        labelled: False reads no label, group or split: what a record has that is only to be predicted.
 
     Raises:
         RecordError: as for `parse_line`.
@@ -68,30 +79,58 @@ def parse_record(record: Any, schema: Schema) -> Sequence:
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
     record_id = _parse_id(record, schema)
     try:
-        return _parse_fields(record, record_id, schema)
+        return _parse_fields(record, record_id, schema, labelled)
     except RecordError as error:
         error.id = record_id
         raise
 
 
-def _parse_fields(record: Mapping[str, Any], record_id: str, schema: Schema) -> Sequence:
-    features = {name: parse_feature(_field(record, name), name, feature) for name, feature in schema.steps.items()}
+def _parse_fields(record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool) -> Sequence:
+    features = {name: parse_steps(_field(record, name), name, feature) for name, feature in schema.steps.items()}
     lengths = {
         name: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
         for name, values in features.items()
     }
-    if schema.label.per_step:
-        lengths[schema.label.name] = len(as_list(_field(record, schema.label.name), schema.label.name))
+    label_name = schema.label.name if labelled else None
+    if label_name is not None and schema.label.per_step:
+        lengths[label_name] = len(as_list(_field(record, label_name), label_name))
     num_steps = _common_length(lengths)
-    label = parse_label(_field(record, schema.label.name), schema.label)
+    label = None if label_name is None else parse_label(_field(record, label_name), schema.label)
     sequence = Sequence(record_id, num_steps, features, label)
+    for name, feature in schema.context.items():
+        # Who writes JSON often leaves nulls out.
+        value = record.get(name) if feature.may_miss else _field(record, name)
+        sequence.context[name] = parse_context(value, name, feature)
+    if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
+        _check_bits(features[schema.label.next_of], schema.label.next_of)
     if schema.max_length is not None and num_steps > schema.max_length:
         _truncate(sequence, schema)
-    if schema.group is not None:
+    if labelled and schema.group is not None:
         sequence.group = _parse_group(record, schema.group)
-    if isinstance(schema.splits, SplitFromField):
+    if labelled and isinstance(schema.splits, SplitFromField):
         sequence.split = _parse_split(record, schema.splits.field)
     return sequence
+
+
+def _check_bits(values: Values, name: str) -> None:
+    """A multilabel of what comes next needs a feature of 0 and 1."""
+    assert isinstance(values, np.ndarray)
+    wrong = values[~((values == 0) | (values == 1) | np.isnan(values))]
+    if len(wrong):
+        raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1: it is learnt as multilabel")
+
+
+def num_labels(sequence: Sequence, schema: Schema) -> int:
+    """How often a sequence says what is to be learnt: its labelled steps; 1 where there is one label a record."""
+    label = sequence.label
+    if schema.label.next_of is not None:
+        missing = is_missing(sequence.features[schema.label.next_of]).reshape(sequence.num_steps, -1)
+        return int((~missing[1:].any(axis=1)).sum())
+    if not schema.label.per_step:
+        return 1
+    assert label is not None
+    rows = label.reshape(sequence.num_steps, -1)[:, 0]
+    return int((np.isfinite(rows) if rows.dtype.kind == "f" else rows != NO_LABEL).sum())
 
 
 def _parse_with_constants(line: bytes | str, error: orjson.JSONDecodeError) -> Any:
@@ -225,7 +264,7 @@ def _truncate(sequence: Sequence, schema: Schema) -> None:
     for name, values in sequence.features.items():
         # Strings lie flat, numbers have a row for each step.
         sequence.features[name] = cut(values, schema.steps[name].width if isinstance(values, list) else 1)
-    if schema.label.per_step:
+    if schema.label.per_step and sequence.label is not None:
         sequence.label = cut(sequence.label, 1)
     sequence.num_steps = limit
     sequence.truncated = True

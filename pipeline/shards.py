@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.examples import decode_example, encode_sequence
+from pipeline.examples import Value, decode_example, encode_sequence
 from pipeline.hashing import choose_split, order_key
-from pipeline.index import build_index, write_index
+from pipeline.index import build_index, index_label, write_index
 from pipeline.manifest import TRAIN, Shard
 from pipeline.reasons import Reason
-from pipeline.records import Sequence
+from pipeline.records import Sequence, num_labels
 from pipeline.schema import Schema, SplitFromField, class_name
 from pipeline.statistics import BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
 from pipeline.tfrecord import frame
-from pipeline.values import NO_LABEL
+from pipeline.values import MISSING_STRING, is_missing, named_classes
 
 
 class Origin(NamedTuple):
@@ -57,6 +57,7 @@ class Encoded(NamedTuple):
     digest: bytes
     origin: Origin
     id: str
+    group: str | None
     split: str
     num_steps: int
     num_labels: int
@@ -66,6 +67,7 @@ class Encoded(NamedTuple):
 
 def encode(sequence: Sequence, origin: Origin, schema: Schema, *, seed: int) -> Encoded:
     """A sequence as bytes, with the split and the place that follow from its id."""
+    group = None if schema.group is None else sequence.group
     if isinstance(schema.splits, SplitFromField):
         if sequence.split is None:
             raise ValueError(
@@ -73,17 +75,19 @@ def encode(sequence: Sequence, origin: Origin, schema: Schema, *, seed: int) -> 
             )
         split = sequence.split
     else:
-        group = sequence.id if sequence.group is None else sequence.group
-        split = choose_split(group, schema.splits, seed=seed)
+        if schema.group is not None and sequence.group is None:
+            raise ValueError(f"Sequence {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
+        split = choose_split(sequence.id if group is None else group, schema.splits, seed=seed)
     example = encode_sequence(sequence, schema)
     return Encoded(
         key=order_key(sequence.id, seed=seed),
         digest=hashlib.sha256(example).digest(),
         origin=origin,
         id=sequence.id,
+        group=group,
         split=split,
         num_steps=sequence.num_steps,
-        num_labels=int((sequence.label != NO_LABEL).sum()) if schema.label.per_step else 1,
+        num_labels=num_labels(sequence, schema),
         truncated=sequence.truncated,
         example=example,
     )
@@ -91,7 +95,13 @@ def encode(sequence: Sequence, origin: Origin, schema: Schema, *, seed: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ShardSummary:
-    """What the manifest needs to know of one shard; sums that can be added up."""
+    """What the manifest needs to know of one shard; sums that can be added up.
+
+    Attributes:
+        missing: Missing values of each feature that may miss.
+        strings: How often each string occurs, of each feature with a vocabulary.
+        moments: In the shards of the train split only.
+    """
 
     split: str
     number: int
@@ -100,6 +110,8 @@ class ShardSummary:
     truncated: int
     length_counts: dict[int, int]
     label_counts: dict[str, int]
+    missing: dict[str, int]
+    strings: dict[str, dict[bytes, int]]
     moments: dict[str, Moments]
 
 
@@ -149,6 +161,8 @@ class ShardWriter:
                 num_steps=[r.num_steps for r in records],
                 ids=[r.id for r in records],
                 labels=contents.labels,
+                groups=[r.group for r in records],
+                sources=[r.origin.path for r in records],
             )
         )
         with replace(join(self.output, f"{stem}.index.parquet")) as file:
@@ -169,12 +183,14 @@ class ShardWriter:
             truncated=sum(r.truncated for r in records),
             length_counts=dict(collections.Counter(r.num_steps for r in records)),
             label_counts=dict(contents.label_counts),
+            missing=contents.missing,
+            strings={name: dict(counts) for name, counts in contents.strings.items()},
             moments={name: m for name, m in contents.moments.items() if m is not None},
         )
 
 
 class _Contents:
-    """What lies in the records of a shard: labels for the index, counts of classes, moments of the numbers."""
+    """What lies in the records of a shard: labels for the index, counts of classes and strings, moments of numbers."""
 
     def __init__(self, schema: Schema, *, with_moments: bool) -> None:
         self._label = schema.label
@@ -182,35 +198,38 @@ class _Contents:
         self._widths = schema.measured_widths if with_moments else {}
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
+        self.missing = {name: 0 for name, feature in schema.features.items() if feature.may_miss}
+        self.strings: dict[str, collections.Counter[bytes]] = {
+            name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
+        }
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
     def add(self, records: list[Encoded]) -> None:
         examples = [decode_example(record.example) for record in records]
         for example in examples:
-            self._add_label(np.asarray(example[self._label.name]))
+            self._add_label(example)
+            for name in self.missing:
+                self.missing[name] += int(is_missing(example[name]).sum())
+            for name, counts in self.strings.items():
+                counts.update(example[name])
+        for counts in self.strings.values():
+            counts.pop(MISSING_STRING, None)
         for name, width in self._widths.items():
             rows = np.concatenate([np.asarray(example[name]).reshape(-1, width) for example in examples])
             self.moments[name] = merge([self.moments[name], Moments.of(rows)])
 
-    def _add_label(self, label: np.ndarray[Any, Any]) -> None:
-        if self._label.kind in ("class", "step_class"):
-            self.label_counts.update(self._names[c] for c in label.tolist() if c != NO_LABEL)
-        self.labels.append(self._indexed(label))
-
-    def _indexed(self, label: np.ndarray[Any, Any]) -> Any:
-        """A label as the index holds it."""
-        if self._label.per_step:
-            return None
-        if self._label.kind == "class":
-            return self._names[int(label[0])]
-        return label if self._label.kind == "distribution" else label[0]
+    def _add_label(self, example: dict[str, Value]) -> None:
+        label = None if self._label.name is None else np.asarray(example[self._label.name])
+        if label is not None:
+            self.label_counts.update(self._names[c] for c in named_classes(label, self._label).tolist())
+        self.labels.append(index_label(label, self._label))
 
 
 def _rank(record: Encoded) -> tuple[Any, ...]:
-    # The origin comes last: which of two doubles stays must not hang on the order of the input as long as they differ.
+    # The origin comes late: which of two doubles stays must not hang on the order of the input as long as they differ.
     origin = record.origin
     content = (record.digest, record.split, record.truncated)
-    return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256
+    return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
 
 
 def _place(origin: Origin) -> str:

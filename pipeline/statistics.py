@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pipeline.manifest import FeatureStatistics
+
 # Records summed at once: enough for NumPy to be fast, and part of the result's bits.
 BLOCK_RECORDS = 1024
 
@@ -18,9 +20,18 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 @dataclasses.dataclass
 class Moments:
-    """Sums over rows of float64[width]; `sum_squares` is of the distances from the mean."""
+    """Sums over rows of float64[width], of which NaN, a missing value, counts in nothing.
 
-    count: int
+    Attributes:
+        rows: All of them.
+        count: int64[width], the values that are not missing.
+        mean: Of these; 0 where there is none.
+        sum_squares: Of their distances from the mean.
+        minimum, maximum: Infinity and -infinity where there is none.
+    """
+
+    rows: int
+    count: Array
     mean: Array
     sum_squares: Array
     minimum: Array
@@ -30,28 +41,47 @@ class Moments:
     def of(cls, rows: Array) -> "Moments":
         """The moments of float[rows, width], at least one row."""
         rows = rows.astype(np.float64)
-        mean = rows.mean(axis=0)
+        missing = np.isnan(rows)
+        any_missing = bool(missing.any())
+
+        def filled(value: Any) -> Array:
+            return np.where(missing, value, rows) if any_missing else rows
+
+        count = len(rows) - missing.sum(axis=0)
+        minimum, maximum = filled(np.inf).min(axis=0), filled(-np.inf).max(axis=0)
+        mean = filled(0.0).sum(axis=0) / np.maximum(count, 1)
         # A constant column has a spread of exactly 0, whatever the rounding of its mean.
-        minimum, maximum = rows.min(axis=0), rows.max(axis=0)
         mean = np.where(minimum == maximum, minimum, mean)
-        return cls(len(rows), mean, np.square(rows - mean).sum(axis=0), minimum, maximum)
+        return cls(len(rows), count, mean, np.square(filled(mean) - mean).sum(axis=0), minimum, maximum)
 
     def merged(self, other: "Moments") -> "Moments":
         """The moments of both sets of rows together."""
         count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean
+        # Float64 before the product: that of two counts may be too large for int64.
+        weight = self.count.astype(np.float64) * other.count / np.maximum(count, 1)
         return Moments(
+            self.rows + other.rows,
             count,
-            self.mean + delta * (other.count / count),
-            self.sum_squares + other.sum_squares + np.square(delta) * (self.count * other.count / count),
+            self.mean + delta * share,
+            self.sum_squares + other.sum_squares + np.square(delta) * weight,
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),
         )
 
-    @property
-    def variance(self) -> Array:
-        """Population variance of each column; 0 for a constant one."""
-        return self.sum_squares / self.count
+    def statistics(self) -> FeatureStatistics:
+        """As the manifest has them."""
+        missing = self.rows - self.count
+        none = self.count == 0
+        return FeatureStatistics(
+            count=self.rows,
+            missing=tuple(missing.tolist()) if missing.any() else (),
+            mean=tuple(self.mean.tolist()),
+            variance=tuple((self.sum_squares / np.maximum(self.count, 1)).tolist()),
+            min=tuple(np.where(none, 0.0, self.minimum).tolist()),
+            max=tuple(np.where(none, 0.0, self.maximum).tolist()),
+        )
 
 
 def merge(parts: Iterable[Moments | None]) -> Moments | None:

@@ -98,6 +98,14 @@ def replace(path: str) -> Iterator[IO[bytes]]:
                 shutil.copyfileobj(spool, file)
 
 
+def move(source: str, target: str) -> None:
+    """Renames a file within a file system; one that is at `target` is replaced."""
+    if is_local(source):
+        os.replace(source, target)
+    else:
+        filesystems().rename([source], [target])
+
+
 def list_files(folder: str) -> list[str]:
     """Every file below `folder`, sorted; none when there is no such folder."""
     if is_local(folder):
@@ -106,11 +114,18 @@ def list_files(folder: str) -> list[str]:
     return sorted(metadata.path for match in matches for metadata in match.metadata_list)
 
 
+def list_named(prefix: str, suffix: str) -> list[str]:
+    """The files whose paths begin with `prefix` and end with `suffix`, with no folder between, sorted."""
+    if is_local(prefix):
+        return sorted(glob.glob(f"{glob.escape(prefix)}*{suffix}"))
+    return sorted(
+        metadata.path for match in filesystems().match([f"{prefix}*{suffix}"]) for metadata in match.metadata_list
+    )
+
+
 def list_temporary(path: str) -> list[str]:
     """The files that `replace(path)` left when its process was killed."""
-    if is_local(path):
-        return glob.glob(f"{glob.escape(path)}.*.tmp")
-    return [metadata.path for match in filesystems().match([f"{path}.*.tmp"]) for metadata in match.metadata_list]
+    return list_named(f"{path}.", ".tmp")
 
 
 def remove(paths: list[str]) -> None:

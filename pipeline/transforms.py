@@ -36,15 +36,16 @@ class ParseRecords(beam.PTransform):
 
     Attributes:
         keep_raw: Rejects carry the raw line.
+        labelled: False reads no label, group or split, for records that are only to be predicted.
     """
 
     schema: Schema
     keep_raw: bool = False
+    labelled: bool = True
 
     def expand(self, records: Any) -> Any:
-        outputs = records | "Parse" >> beam.ParDo(_Parse(self.schema, self.keep_raw)).with_outputs(
-            _REJECTS, main="sequences"
-        )
+        parse = _Parse(self.schema, self.keep_raw, self.labelled)
+        outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(_REJECTS, main="sequences")
         return {"sequences": outputs["sequences"], "rejects": outputs[_REJECTS]}
 
 
@@ -121,9 +122,10 @@ class WriteDataset(beam.PTransform):
 
 
 class _Parse(beam.DoFn):
-    def __init__(self, schema: Schema, keep_raw: bool) -> None:
+    def __init__(self, schema: Schema, keep_raw: bool, labelled: bool) -> None:
         self._schema = schema
         self._keep_raw = keep_raw
+        self._labelled = labelled
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
@@ -132,7 +134,7 @@ class _Parse(beam.DoFn):
         for record, origin in self._records(element):
             try:
                 parse = parse_line if isinstance(record, str | bytes) else parse_record
-                sequences.append((parse(record, self._schema), origin))
+                sequences.append((parse(record, self._schema, labelled=self._labelled), origin))
             except RecordError as error:
                 self._rejected.inc()
                 yield beam.pvalue.TaggedOutput(_REJECTS, Reject(error.reason, error.message, error.id, origin))

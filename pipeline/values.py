@@ -7,14 +7,20 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from pipeline.reasons import Reason, RecordError, show
-from pipeline.schema import Feature, Label, class_name
+from pipeline.schema import MULTILABEL, ONE_CLASS, Feature, Label, class_name
 
-# Class index of a step without a label: its weight is 0.
+# Class index of a step without a label: its weight is 0. A number is NaN there.
 NO_LABEL = -1
+# What stands for a null, where a feature may miss values; a number is NaN there. No category is below 0, and no text in
+# UTF-8 has this byte, so neither can be taken for a value of a record.
+MISSING_INTEGER = -1
+MISSING_STRING = b"\xff"
 # Probabilities are often rounded to a few digits before they are written.
 _DISTRIBUTION_TOLERANCE = 1e-3
-# What a number of a label is read as.
-_NUMBER = Feature(dtype="float32")
+# How nulls are met: as a missing value, or refused with these words at the end.
+_MAY_MISS = None
+_REFUSED = ""
+_REFUSED_UNLESS_SAID = " (say missing: fill or missing: indicator in the schema to allow nulls)"
 
 Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
@@ -32,49 +38,89 @@ def as_list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def parse_feature(value: Any, name: str, feature: Feature) -> Values:
+def parse_steps(value: Any, name: str, feature: Feature) -> Values:
     """float32 or int64[num_steps, *shape], or num_steps × width strings, of one step feature.
 
     Raises:
         RecordError: says the place in the record, the value and what was expected.
     """
     steps = as_list(value, name)
-    values = _flatten(steps, name, feature.shape)
+    values = _parse_values(steps, name, feature)
+    return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
+
+
+def parse_context(value: Any, name: str, feature: Feature) -> Values:
+    """float32 or int64[*shape], or width strings, of one context feature.
+
+    Raises:
+        RecordError: as for `parse_steps`.
+    """
+    # As the values of one step, whose place is told as what it is.
+    try:
+        values = _parse_values([plain(value)], name, feature)
+    except RecordError as error:
+        raise RecordError(error.reason, error.message.replace(f"{name}[0]", name, 1)) from None
+    return values if isinstance(values, list) else values.reshape(feature.shape)
+
+
+def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
+    """The values of all steps in one row."""
+    nulls = _MAY_MISS if feature.may_miss else _REFUSED_UNLESS_SAID
+    values = _flatten(steps, name, feature.shape, nulls)
     if feature.dtype == "string":
-        return _parse_strings(values, name, feature.shape)
-    numbers = (_parse_floats if feature.dtype == "float32" else _parse_integers)(values, name, feature)
-    return numbers.reshape(len(steps), *feature.shape)
+        return _parse_strings(values, name, feature.shape, nulls)
+    if feature.dtype == "float32":
+        return _parse_floats(values, name, feature.shape, nulls)
+    assert feature.num_values is not None
+    return _parse_integers(values, name, feature.shape, nulls, end=feature.num_values)
 
 
 def parse_label(value: Any, label: Label) -> np.ndarray[Any, Any]:
     """A label as `Sequence.label` holds it.
 
     Raises:
-        RecordError: as for `parse_feature`.
+        RecordError: as for `parse_steps`.
     """
     value = plain(value)
+    name = label.title
     if label.kind == "class":
-        return np.array([_parse_class(value, label.name, label.class_index)], np.int64)
+        return np.array([_parse_class(value, name, label.class_index)], np.int64)
     if label.kind == "step_class":
         index = label.class_index
         return np.array(
-            [NO_LABEL if c is None else _parse_class(c, f"{label.name}[{i}]", index) for i, c in enumerate(value)],
+            [NO_LABEL if c is None else _parse_class(c, f"{name}[{i}]", index) for i, c in enumerate(value)],
             np.int64,
         )
+    if label.kind == "multilabel":
+        return _parse_classes(value, name, label)
+    if label.kind == "step_multilabel":
+        return np.stack([_parse_classes(classes, f"{name}[{i}]", label) for i, classes in enumerate(value)])
+    if label.kind == "step_regression":
+        return _parse_floats(value, name, (), _MAY_MISS)
     if label.kind == "regression":
         if type(value) not in (float, int):
-            raise RecordError("wrong_type", f"{label.name}: {show(value)}, expected a number")
-        return _parse_floats([value], label.name, _NUMBER)
-    return _parse_distribution(as_list(value, label.name), label)
+            raise RecordError("wrong_type", f"{name}: {show(value)}, expected a number")
+        return _parse_floats([value], name, (), _REFUSED)
+    return _parse_distribution(as_list(value, name), label)
 
 
-def _flatten(level: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
+def is_missing(values: Values) -> np.ndarray[Any, Any]:
+    """bool of the shape of `values`: which of them stand for a null."""
+    if isinstance(values, list):
+        return np.array([value == MISSING_STRING for value in values], bool)
+    return np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INTEGER
+
+
+def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[Any]:
     """All values of nested lists, row by row, after a check that every row is a list as wide as the schema says.
 
-    Each pass runs in C over a whole level; the place of a fault is looked for only when there is one.
+    Each pass runs in C over a whole level; the place of a fault is looked for only when there is one. A null in the
+    place of a row is a row of nulls, where nulls are allowed.
     """
     for depth, dimension in enumerate(shape):
-        level = _of_types(level, {list}, name, shape[:depth], f"a list of {dimension} values")
+        if nulls is _MAY_MISS and any(row is None for row in level):  # not `in`: a row may be an array
+            level = [[None] * dimension if row is None else row for row in level]
+        level = _of_types(level, {list}, name, shape[:depth], f"a list of {dimension} values", nulls)
         if not set(map(len, level)) <= {dimension}:
             position = next(i for i, row in enumerate(level) if len(row) != dimension)
             _fail(
@@ -89,8 +135,11 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
     return level
 
 
-def _parse_floats(values: list[Any], name: str, feature: Feature) -> np.ndarray[Any, Any]:
-    values = _of_types(values, {float, int}, name, feature.shape, "a number")
+def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> np.ndarray[Any, Any]:
+    values = _of_types(values, {float, int}, name, shape, "a number", nulls)
+    missing = np.array([value is None for value in values]) if nulls is _MAY_MISS and None in values else None
+    if missing is not None:
+        values = [0.0 if value is None else value for value in values]
     try:
         with np.errstate(over="ignore"):  # found below, and said better
             numbers = np.array(values, np.float32)
@@ -99,29 +148,39 @@ def _parse_floats(values: list[Any], name: str, feature: Feature) -> np.ndarray[
     finite = np.isfinite(numbers)
     if not finite.all():
         position = int(np.argmin(finite))
-        _fail("not_finite", name, feature.shape, position, values[position], "a finite number in the range of float32")
+        _fail("not_finite", name, shape, position, values[position], "a finite number in the range of float32")
+    if missing is not None:
+        numbers[missing] = np.nan
     return numbers
 
 
-def _parse_integers(values: list[Any], name: str, feature: Feature) -> np.ndarray[Any, Any]:
-    values = _of_types(values, {int}, name, feature.shape, "an integer")
-    assert feature.num_values is not None
-    if values and (min(values) < 0 or max(values) >= feature.num_values):
-        position = next(i for i, v in enumerate(values) if not 0 <= v < feature.num_values)
-        _fail("unknown_class", name, feature.shape, position, values[position], f"0 to {feature.num_values - 1}")
+def _parse_integers(
+    values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None, *, end: int
+) -> np.ndarray[Any, Any]:
+    values = _of_types(values, {int}, name, shape, "an integer", nulls)
+    present = [value for value in values if value is not None] if nulls is _MAY_MISS else values
+    if present and (min(present) < 0 or max(present) >= end):
+        position = next(i for i, v in enumerate(values) if v is not None and not 0 <= v < end)
+        _fail("unknown_class", name, shape, position, values[position], f"0 to {end - 1}")
+    if len(present) < len(values):
+        values = [MISSING_INTEGER if value is None else value for value in values]
     return np.array(values, np.int64)
 
 
-def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...]) -> list[bytes]:
-    values = _of_types(values, {str}, name, shape, "a string")
+def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[bytes]:
+    values = _of_types(values, {str}, name, shape, "a string", nulls)
     try:
-        return [value.encode() for value in values]
+        return [MISSING_STRING if value is None else value.encode() for value in values]
     except UnicodeEncodeError as error:
         raise RecordError("wrong_type", f"{name}: {error.object!r} is no valid Unicode") from None
 
 
-def _of_types(values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str) -> list[Any]:
-    """`values`, all of which are of `types`; NumPy's arrays and scalars among them become Python's."""
+def _of_types(
+    values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: str | None
+) -> list[Any]:
+    """`values`, all of which are of `types`, or null if that may be; NumPy's arrays and scalars become Python's."""
+    if nulls is _MAY_MISS:
+        types = types | {type(None)}
     if set(map(type, values)) <= types:
         return values
     values = [plain(value) for value in values]
@@ -131,7 +190,8 @@ def _of_types(values: list[Any], types: set[type], name: str, shape: tuple[int, 
     found = values[position]
     # A list where a number was due, or a number where a list was, is a matter of shape; everything else one of type.
     misplaced = isinstance(found, int | float) and not isinstance(found, bool) if list in types else type(found) is list
-    _fail("wrong_shape" if misplaced else "wrong_type", name, shape, position, found, expected)
+    reason: Reason = "wrong_shape" if misplaced else "wrong_type"
+    _fail(reason, name, shape, position, found, expected + (nulls or "" if found is None else ""))
 
 
 def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, value: Any, expected: str) -> NoReturn:
@@ -149,16 +209,41 @@ def _parse_distribution(value: list[Any], label: Label) -> np.ndarray[Any, Any]:
     if len(value) != len(label.classes):
         raise RecordError(
             "wrong_shape",
-            f"{label.name}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
+            f"{label.title}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
         )
-    probabilities = _parse_floats(value, label.name, _NUMBER)
+    probabilities = _parse_floats(value, label.title, (), _REFUSED)
     total = float(probabilities.sum(dtype=np.float64))
     if probabilities.min() < 0 or abs(total - 1) > _DISTRIBUTION_TOLERANCE:
         raise RecordError(
             "wrong_type",
-            f"{label.name}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",
+            f"{label.title}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",
         )
     return probabilities
+
+
+def named_classes(values: np.ndarray[Any, Any], label: Label) -> np.ndarray[Any, Any]:
+    """int64: the position of every class that a stored label names, once for each step (or record) that it names.
+
+    >>> label = Label(name="y", kind="step_multilabel", classes=("a", "b"))
+    >>> named_classes(np.array([0, 1, -1, -1, 1, 1]), label).tolist()
+    [1, 0, 1]
+    """
+    if label.kind in MULTILABEL:
+        return np.nonzero(values.reshape(-1, len(label.classes)) == 1)[1]
+    return values[values != NO_LABEL] if label.kind in ONE_CLASS else np.zeros(0, np.int64)
+
+
+def _parse_classes(value: Any, place: str, label: Label) -> np.ndarray[Any, Any]:
+    """int64[classes] of 0 and 1, from a list of class names; NO_LABEL everywhere for the null of a step."""
+    if value is None and label.per_step:
+        return np.full(len(label.classes), NO_LABEL, np.int64)
+    value = plain(value)
+    if not isinstance(value, list):
+        raise RecordError("wrong_type", f"{place}: {show(value)}, expected a list of class names")
+    present = np.zeros(len(label.classes), np.int64)
+    for name in value:
+        present[_parse_class(name, place, label.class_index)] = 1
+    return present
 
 
 def _parse_class(value: Any, place: str, index: Mapping[str, int]) -> int:

@@ -1,13 +1,10 @@
 """Checks every byte of a dataset against its manifest; each fault names its file and the offset in it."""
 
 import collections
-import contextlib
-import dataclasses
-import hashlib
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -15,54 +12,25 @@ import pyarrow as pa
 from pipeline import progress
 from pipeline.contents import Contents, check_example, differences
 from pipeline.examples import Value, decode_example
-from pipeline.index import index_schema, read_index
+from pipeline.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
+from pipeline.index import index_label, index_schema, read_index
 from pipeline.inspect import load
 from pipeline.manifest import FILE_NAME, TRAIN, Manifest, Shard
-from pipeline.schema import Label, Schema, class_name
-from pipeline.storage import exists, join, open_read, read_bytes, size
-from pipeline.tfrecord import MAX_DATA_BYTES, CorruptRecord, walk
+from pipeline.origins import Origins
+from pipeline.schema import Label, Schema
+from pipeline.storage import join, open_read, size
+from pipeline.tfrecord import MAX_DATA_BYTES, walk
+from pipeline.vocabulary import choose_terms, parse_terms, write_terms
 
-_CHUNK_BYTES = 2**20
 _INDEX_ROWS = 4096
 # Wrong numbers told of each split; more of them tell no more.
 _MANIFEST_FAULTS = 10
-_MESSAGE_CHARACTERS = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """Something that is not as the manifest says. `file` is relative to the dataset, `offset` in bytes if known."""
-
-    file: str
-    offset: int | None
-    message: str
-
-
-@dataclasses.dataclass
-class Report:
-    """What was checked, and what was found. A file of data has one fault: what follows may follow from it."""
-
-    faults: list[Fault] = dataclasses.field(default_factory=list)
-    records: int = 0
-    steps: int = 0
-    shards: int = 0
-    bytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-class _FaultError(Exception):
-    def __init__(self, offset: int | None, message: str) -> None:
-        super().__init__(message)
-        self.offset = offset
-        self.message = message
 
 
 def verify(dataset: str) -> Report:
     """What was checked of a dataset, with its faults; a fault in one file does not hide another's.
 
-    Memory is that of one shard's index and of its largest record.
+    Memory is that of one shard's index, of its largest record, and of all strings that a vocabulary is chosen from.
 
     Raises:
         UserError: there is no dataset, or the manifest itself cannot be believed.
@@ -71,14 +39,22 @@ def verify(dataset: str) -> Report:
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with progress.shown("verify", total_bytes=total):
+        vocabularies = _read_vocabularies(dataset, manifest, report)
+        # A vocabulary is empty where there is no train split.
+        train: Contents | None = Contents(manifest.record_schema, with_moments=False)
         for name, split in manifest.splits.items():
             contents = Contents(manifest.record_schema, with_moments=name == TRAIN)
-            whole = [_verify_shard(dataset, shard, contents, report) for shard in split.shards]
+            origins = Origins.of(manifest, name)
+            # All of them, for each has its own faults to tell.
+            whole = all([_verify_shard(dataset, shard, contents, origins, report) for shard in split.shards])
+            train = (contents if whole else None) if name == TRAIN else train
             # Of a split that was not read to its end the counts would be wrong for that reason alone.
-            if all(whole):
+            if whole:
                 statistics = manifest.statistics if name == TRAIN else {}
-                off = itertools.islice(contents.differences(name, split, statistics), _MANIFEST_FAULTS)
+                off = itertools.islice(contents.differences(name, split, statistics, vocabularies), _MANIFEST_FAULTS)
                 report.faults += [Fault(FILE_NAME, None, message) for message in off]
+        if train is not None:
+            _verify_vocabularies(manifest, vocabularies, train, report)
         _verify_rejects(dataset, manifest, report)
     return report
 
@@ -100,15 +76,15 @@ def print_report(report: Report, dataset: str) -> None:
         print(f"{dataset}: no fault in {checked}")
 
 
-def _verify_shard(dataset: str, shard: Shard, contents: Contents, report: Report) -> bool:
+def _verify_shard(dataset: str, shard: Shard, contents: Contents, origins: Origins, report: Report) -> bool:
     """Checks the two files of a shard; True if both are as the manifest says."""
     index = None
-    with _reported(shard.index_path, report):
+    with reported(shard.index_path, report):
         index = _check_index(join(dataset, shard.index_path), shard, contents.schema.label)
     # Without its index the shard still has its checksums and counts.
     whole = False
-    with _reported(shard.path, report):
-        _check_shard(join(dataset, shard.path), shard, index, contents)
+    with reported(shard.path, report):
+        _check_shard(join(dataset, shard.path), shard, index, contents, origins)
         whole = index is not None
     if whole:
         report.records += shard.records
@@ -118,50 +94,26 @@ def _verify_shard(dataset: str, shard: Shard, contents: Contents, report: Report
     return whole
 
 
-@contextlib.contextmanager
-def _reported(path: str, report: Report) -> Iterator[None]:
-    """Puts what goes wrong in the block with the file `path` into the report, and goes on after the block."""
-    try:
-        yield
-    except (_FaultError, CorruptRecord) as error:
-        # Names and ids in a message come from the file, and may be as long as it pleases.
-        report.faults.append(Fault(path, error.offset, error.message[:_MESSAGE_CHARACTERS]))
-    except OSError as error:
-        report.faults.append(Fault(path, None, f"cannot be read: {error.strerror or error}"))
-
-
-def _check_listed(path: str) -> None:
-    if not exists(path):
-        raise _FaultError(None, "is missing, but the manifest lists it")
-
-
 def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
     """The index of a shard, whose bytes are those that the manifest names."""
-    _check_listed(path)
-    with open_read(path) as file:
-        hashing = _HashingReader(file)
-        while hashing.read(_CHUNK_BYTES):
-            pass
-    # Nothing is parsed that is not what was written.
-    hashing.check(shard.index_sha256)
     try:
-        index = read_index(read_bytes(path))
+        index = read_index(read_checked(path, shard.index_sha256))
     except ValueError as error:
-        raise _FaultError(None, str(error)) from None
+        raise FaultError(None, str(error)) from None
     if not index.schema.equals(index_schema(label)):
-        raise _FaultError(None, f"has columns of other types than an index: {index.schema.types}")
+        raise FaultError(None, f"has columns of other types than an index: {index.schema.types}")
     if index.num_rows != shard.records:
-        raise _FaultError(None, f"has {index.num_rows:,} rows, but the manifest says {shard.records:,} records")
+        raise FaultError(None, f"has {index.num_rows:,} rows, but the manifest says {shard.records:,} records")
     return index
 
 
-def _check_shard(path: str, shard: Shard, index: pa.Table | None, contents: Contents) -> None:
+def _check_shard(path: str, shard: Shard, index: pa.Table | None, contents: Contents, origins: Origins) -> None:
     """Walks a shard once, record by record beside its index; raises at the first thing that is off."""
-    _check_listed(path)
+    check_listed(path)
     rows = None if index is None else _index_rows(index)
     records = steps = end = 0
     with open_read(path) as file:
-        hashing = _HashingReader(file)
+        hashing = HashingReader(file)
         for record in walk(hashing, num_bytes=size(path), max_data_bytes=_largest_record(shard, index)):
             end = hashing.position
             try:
@@ -169,40 +121,24 @@ def _check_shard(path: str, shard: Shard, index: pa.Table | None, contents: Cont
                 num_steps = check_example(example, contents.schema)
                 if rows is not None:
                     found = _index_row(example, contents.schema, record.offset, len(record.data), num_steps)
-                    _compare(found, next(rows, None))
+                    row = next(rows, None)
+                    if row is None:
+                        raise ValueError(f"a record more than the index has, with the id {found['id']!r}")
+                    _compare(found, row)
+                    origins.check(row)
             except ValueError as error:
-                raise _FaultError(record.offset, str(error)) from None
+                raise FaultError(record.offset, str(error)) from None
             contents.add(example, num_steps)
             progress.add_records(1)
             progress.add_bytes(end - record.offset)
             records, steps = records + 1, steps + num_steps
     if records != shard.records:
-        raise _FaultError(end, f"the file ends after {records:,} records, but the manifest says {shard.records:,}")
+        raise FaultError(end, f"the file ends after {records:,} records, but the manifest says {shard.records:,}")
     if end != shard.bytes:
-        raise _FaultError(end, f"the file ends here, but the manifest says after {shard.bytes:,} bytes")
+        raise FaultError(end, f"the file ends here, but the manifest says after {shard.bytes:,} bytes")
     if steps != shard.steps:
-        raise _FaultError(None, f"has {steps:,} steps, but the manifest says {shard.steps:,}")
+        raise FaultError(None, f"has {steps:,} steps, but the manifest says {shard.steps:,}")
     hashing.check(shard.sha256)
-
-
-class _HashingReader:
-    """A file whose bytes are hashed as they are read."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.position = 0
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._file.read(num_bytes)
-        self._digest.update(data)
-        self.position += len(data)
-        return data
-
-    def check(self, expected: str) -> None:
-        found = self._digest.hexdigest()
-        if found != expected:
-            raise _FaultError(None, f"the SHA-256 of the file is {found}, but the manifest says {expected}")
 
 
 def _largest_record(shard: Shard, index: pa.Table | None) -> int:
@@ -220,32 +156,51 @@ def _index_rows(index: pa.Table) -> Iterator[_Row]:
 
 
 def _index_row(example: dict[str, Value], schema: Schema, offset: int, num_bytes: int, num_steps: int) -> _Row:
-    """The row that the index should have for a record."""
-    label: Any = example[schema.label.name]
-    stored = {
-        "class": lambda: class_name(schema.label.classes[int(label[0])]),
-        "distribution": label.tolist,
-        "regression": lambda: float(label[0]),
-        "step_class": lambda: None,
-    }[schema.label.kind]()
+    """What the index should have for a record, as far as the record itself says it."""
+    label = None if schema.label.name is None else example[schema.label.name]
     record_id = bytes(example["id"][0]).decode()
     return {
         "offset": offset,
         "num_bytes": num_bytes,
         "num_steps": num_steps,
         "id": record_id,
-        "label": stored,
+        "label": index_label(label, schema.label),
         "part": 0,
         "num_parts": 1,
     }
 
 
-def _compare(found: _Row, expected: _Row | None) -> None:
-    if expected is None:
-        raise ValueError(f"a record more than the index has, with the id {found['id']!r}")
+def _compare(found: _Row, expected: _Row) -> None:
     for column, value in found.items():
         if value != expected[column]:
             raise ValueError(f"the record's {column} is {value!r}, but the index says {expected[column]!r}")
+
+
+def _read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict[str, list[bytes]]:
+    """The vocabularies whose files are as the manifest says."""
+    found = {}
+    for name, vocabulary in manifest.vocabularies.items():
+        with reported(vocabulary.path, report):
+            data = read_checked(join(dataset, vocabulary.path), vocabulary.sha256)
+            terms = parse_terms(data)
+            if write_terms(terms) != data:
+                raise FaultError(None, "is not written as a vocabulary is: a string a line, with escapes")
+            if len(terms) != vocabulary.size:
+                raise FaultError(None, f"has {len(terms):,} strings, but the manifest says {vocabulary.size:,}")
+            found[name] = terms
+    return found
+
+
+def _verify_vocabularies(
+    manifest: Manifest, vocabularies: dict[str, list[bytes]], train: Contents, report: Report
+) -> None:
+    """Chooses the vocabularies anew, from the strings of the train split."""
+    for name, terms in vocabularies.items():
+        due = choose_terms(train.strings(name), manifest.record_schema.features[name].vocabulary or 0)
+        with reported(manifest.vocabularies[name].path, report):
+            for line, (is_there, is_due) in enumerate(itertools.zip_longest(terms, due), 1):
+                if is_there != is_due:
+                    raise FaultError(None, f"line {line} is {is_there!r}, but by the records of {TRAIN} {is_due!r}")
 
 
 def _verify_rejects(dataset: str, manifest: Manifest, report: Report) -> None:
@@ -253,7 +208,7 @@ def _verify_rejects(dataset: str, manifest: Manifest, report: Report) -> None:
     reasons: collections.Counter[str] = collections.Counter()
     faults = len(report.faults)
     for path in manifest.rejected.files:
-        with _reported(path, report):
+        with reported(path, report):
             _count_reasons(join(dataset, path), reasons)
     if len(report.faults) == faults:
         off = differences("rejected.by_reason", dict(reasons), manifest.rejected.by_reason, holder="its files")
@@ -261,12 +216,12 @@ def _verify_rejects(dataset: str, manifest: Manifest, report: Report) -> None:
 
 
 def _count_reasons(path: str, reasons: collections.Counter[str]) -> None:
-    _check_listed(path)
+    check_listed(path)
     offset = 0
     with open_read(path) as file:
         for line in file:
             try:
                 reasons[str(orjson.loads(line)["reason"])] += 1
             except (ValueError, TypeError, KeyError):
-                raise _FaultError(offset, "is no line of a rejects file") from None
+                raise FaultError(offset, "is no line of a rejects file") from None
             offset += len(line)

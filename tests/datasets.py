@@ -23,7 +23,29 @@ LABELS = {
     "distribution": "{name: y, kind: distribution, classes: [a, b, c]}",
     "regression": "{name: y, kind: regression}",
     "step_class": "{name: y, kind: step_class, classes: [a, b, c]}",
+    "multilabel": "{name: y, kind: multilabel, classes: [a, b, c]}",
+    "step_multilabel": "{name: y, kind: step_multilabel, classes: [a, b, c]}",
+    "step_regression": "{name: y, kind: step_regression}",
 }
+# Labels that are the next value of one of EVERY_FEATURE.
+NEXT_LABELS = {
+    "next_word": "{next_of: word}",
+    "next_page": "{next_of: page}",
+    "next_x": "{next_of: x}",
+    "next_bits": "{next_of: bits, kind: multilabel}",
+}
+# Features of every kind: some values are missing, and some words are too rare for the vocabulary.
+EVERY_FEATURE = """
+steps:
+  x: {dtype: float32, shape: [2], missing: {fill: mean}}
+  word: {dtype: string, vocabulary: 4, missing: fill}
+  page: {dtype: int64, num_values: 5, missing: indicator}
+  bits: {dtype: float32, shape: [3]}
+context:
+  age: {dtype: float32, missing: indicator}
+  city: {dtype: string, vocabulary: 3, missing: {fill: york}}
+  plan: {dtype: int64, num_values: 3, shape: [2]}
+"""
 X = "x: {dtype: float32, shape: [2]}"
 Record = dict[str, Any]
 
@@ -50,6 +72,12 @@ def random_label(random: np.random.Generator, kind: str, length: int) -> Any:
         return random.dirichlet(np.ones(3)).astype(np.float32).tolist()
     if kind == "regression":
         return float(np.float32(random.normal(5, 3)))
+    if kind == "multilabel":
+        return [name for name in CLASSES if random.random() < 0.4]
+    if kind == "step_multilabel":
+        return [None if random.random() < 0.3 else random_label(random, "multilabel", 1) for _ in range(length)]
+    if kind == "step_regression":
+        return [None if random.random() < 0.3 else random_label(random, "regression", 1) for _ in range(length)]
     return [None if random.random() < 0.3 else str(random.choice(CLASSES)) for _ in range(length)]
 
 
@@ -65,6 +93,42 @@ def random_records(lengths: Sequence[int], *, split: str = "train", kind: str = 
         }
         for number, length in enumerate(lengths)
     ]
+
+
+def every_feature_records(lengths: Sequence[int], *, split: str, kind: str, seed: int = 0) -> list[Record]:
+    """Records with a value for each of EVERY_FEATURE, and a label where it is a field of its own."""
+    random = np.random.default_rng([seed, len(lengths)])
+
+    def maybe(value: Any) -> Any:
+        return None if random.random() < 0.15 else value
+
+    def record(number: int, length: int) -> Record:
+        x = random.normal(3, 2, (length, 2)).astype(np.float32).tolist()
+        words = random.choice(["the", "of", "and", "to", "rare", "rarer"], length, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
+        made = {
+            "id": f"{split}-{number}",
+            "split": split,
+            "x": [maybe([maybe(value) for value in row]) for row in x],
+            "word": [maybe(str(word)) for word in words],
+            "page": [maybe(int(page)) for page in random.integers(0, 5, length)],
+            "bits": random.integers(0, 2, (length, 3)).tolist(),
+            "age": maybe(float(np.float32(random.normal(40, 9)))),
+            "city": maybe(str(random.choice(["york", "bath", "ely", "wells"]))),
+            "plan": random.integers(0, 3, 2).tolist(),
+        }
+        return made if kind.startswith("next_") else made | {"y": random_label(random, kind, length)}
+
+    return [record(number, length) for number, length in enumerate(lengths)]
+
+
+@functools.cache
+def of_every_feature(kind: str) -> Made:
+    """As `of_kind`, with EVERY_FEATURE."""
+    random, records = np.random.default_rng(6), []
+    for split, count in (("train", 40), ("validation", 20), ("test", 30)):
+        records += every_feature_records(random.integers(1, 13, count).tolist(), split=split, kind=kind)
+    schema = f"id: id{EVERY_FEATURE}label: {(LABELS | NEXT_LABELS)[kind]}\nsplits: {{from: split}}\n"
+    return make(new_folder(), records, schema)
 
 
 def make(folder: pathlib.Path, records: list[Record], schema: str | None = None, *, num_shards: int = 2) -> Made:

@@ -18,6 +18,7 @@ VALUES = {
     "units": ("8 4 2", (8, 4, 2)),
     "cell": ("gru", "gru"),
     "bidirectional": ("", True),
+    "pooling": ("mean", "mean"),
     "dropout": ("0.25", 0.25),
     "optimizer": ("adam", "adam"),
     "learning_rate": ("1e-5", 1e-5),

@@ -1,22 +1,33 @@
 """Evaluation equals a plain computation over unpadded records, one at a time."""
 
+import collections
+import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
 
 import datasets
 import numpy as np
 import pytest
-from test_metrics import classes_by_hand
+from test_metrics import by_hand as metrics_by_hand
 
 from pipeline.errors import UserError
+from pipeline.prepare import PrepareOptions, prepare
 from trainer.checkpoints import restore_weights
 from trainer.config import TrainConfig
+from trainer.dataset import Dataset, open_dataset
 from trainer.evaluate import evaluate
 from trainer.model import build_model
+from trainer.reader import batches
 from trainer.run import Run
+from trainer.target import make_target
 from trainer.train import train
+
+
+def made(kind):
+    return datasets.of_every_feature(kind) if kind.startswith("next_") else datasets.of_kind(kind)
 
 
 @functools.cache
@@ -24,62 +35,65 @@ def run_of(kind):
     """A run on the dataset of a kind of label, that takes steps too large to get better all the time."""
     output = datasets.new_folder() / "run"
     config = TrainConfig(epochs=3, units=(5,), batch_size=8, learning_rate=0.3, seed=2)
-    train(datasets.of_kind(kind).path, output, config)
+    train(made(kind).path, output, config)
     return str(output)
 
 
 def answers(kind, checkpoint, split):
-    """[(length, the model's output, raw label)] of each record, which the model reads alone and unpadded."""
-    run = Run(run_of(kind))
+    """(target, [(length, outputs, labels)]) of each record, which the model reads alone and unpadded.
+
+    What goes through the softmax or sigmoid of the model comes out as its logarithm, or logit.
+    """
+    run, dataset = Run(run_of(kind)), open_dataset(made(kind).path)
     manifest = run.manifest()
-    model = build_model(manifest.record_schema, manifest.statistics, run.config())
+    vocabularies = run.vocabularies()
+    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=vocabularies)
     assert restore_weights(run, model, checkpoint) == checkpoint
+    target = make_target(dataset.schema, vocabularies)
     found = []
-    for record in datasets.of_kind(kind).of(split):
-        x = np.array([record["x"]], np.float32)
-        output = model({"x": x, "length": np.array([x.shape[1]], np.int32)}).numpy()[0]
-        found.append((x.shape[1], output.astype(np.float64), record["y"]))
-    return found
+    for features, label, weight in batches(dataset, split, batching="exact", batch_size=1):
+        output = model(features).numpy().astype(np.float64)
+        if target.kind not in ("regression", "step_regression"):
+            output = np.log(output) - (np.log1p(-output) if "multilabel" in target.kind else 0)
+        real = weight.numpy() > 0
+        found.append((int(features["length"][0]), output[real], label.numpy()[real]))
+    return target, found
 
 
-def by_hand(kind, answered):
+def by_hand(target, answered, statistics):
     """Records, steps, loss and metrics, in the most literal way."""
-    losses, actual, predicted, errors = [], [], [], []
-    for _, output, label in answered:
-        if kind == "regression":
-            errors.append(output - label)
-            losses.append((output - label) ** 2)
-        elif kind == "distribution":
-            losses.append(-sum(p * np.log(q) for p, q in zip(label, output, strict=True)))
-            actual.append(int(np.argmax(label)))
-            predicted.append(int(output.argmax()))
-        else:
-            rows, labels = (output, label) if kind == "step_class" else ([output], [label])
-            for probabilities, y in zip(rows, labels, strict=True):
-                if y is not None:
-                    actual.append(datasets.CLASSES.index(y))
-                    predicted.append(int(probabilities.argmax()))
-                    losses.append(-np.log(probabilities[actual[-1]]))
+    outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
     measured = {"records": len(answered), "steps": sum(length for length, _, _ in answered)}
-    if kind == "regression":
-        metrics = {"mae": np.abs(errors).mean(), "rmse": np.sqrt(np.mean(losses))}
+    metrics = metrics_by_hand(target, outputs, labels)
+    if "rmse" in metrics:
+        # The columns of a vector weigh the same in the loss, whatever their units.
+        scale = np.array(statistics[target.next_of].variance) if target.is_vector else 1.0
+        loss = np.mean((outputs - labels) ** 2 / scale)
     else:
-        accuracy, f1 = classes_by_hand(actual, predicted)
-        metrics = {"accuracy": accuracy, "macro_f1": f1, "cross_entropy": np.mean(losses)}
-    return measured | {"loss": np.mean(losses)}, metrics
+        loss = metrics.get("cross_entropy", metrics.get("nll"))
+    return measured | {"loss": loss}, metrics
 
 
 @pytest.mark.parametrize("kind", datasets.LABELS)
 def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
-    found = evaluate(run_of(kind), datasets.of_kind(kind).path, checkpoint="last")
-    answered = answers(kind, "last", "test")
+    found = evaluate(run_of(kind), made(kind).path, checkpoint="last")
+    target, answered = answers(kind, "last", "test")
+    statistics = Run(run_of(kind)).manifest().statistics
     bands = found["by_length"]
     assert len(bands) > 3 and sum(band["records"] for band in bands) == 30
     for measured in (found, *bands):
         inside = [a for a in answered if measured.get("min_steps", 1) <= a[0] <= measured.get("max_steps", 99)]
-        values, metrics = by_hand(kind, inside)
+        if not sum(len(labels) for _, _, labels in inside):
+            assert measured["loss"] is None and not any(measured["metrics"].values())
+            continue
+        values, metrics = by_hand(target, inside, statistics)
         assert {name: measured[name] for name in values} == pytest.approx(values, rel=1e-4)
-        assert measured["metrics"] == pytest.approx(metrics, rel=1e-4)
+        # A probability of a record alone may fall into the bin beside that of the same record in a batch.
+        assert measured["metrics"] == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    if "confusion" in found:
+        assert found["confusion"]["classes"] == list(target.names)
+        assert np.sum(found["confusion"]["counts"]) == sum(len(labels) for _, _, labels in answered)
+    assert ("confusion" in found) == (target.kind in ("class", "distribution", "step_class"))
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_and_the_default():
@@ -94,7 +108,8 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_and_the_defau
     assert last["loss"] == pytest.approx(validation[-1], rel=1e-6)
     assert last["loss"] > 1.001 * best["loss"]
     for checkpoint, loss in (("best", best["loss"]), ("last", last["loss"])):
-        assert by_hand("class", answers("class", checkpoint, "validation"))[0]["loss"] == pytest.approx(loss, rel=1e-4)
+        target, answered = answers("class", checkpoint, "validation")
+        assert by_hand(target, answered, {})[0]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_command_writes_and_prints_what_it_measured(capsys):
@@ -108,8 +123,108 @@ def test_the_command_writes_and_prints_what_it_measured(capsys):
     assert set(found) >= {"split", "records", "steps", "loss", "metrics", "by_length"}
     status, out, err = datasets.call(capsys, "evaluate", f"{run}/", f"{dataset.path}/", "--checkpoint", "last")
     assert (status, err) == (0, [])
-    accuracy = json.loads((run / "evaluation-test.json").read_text())["metrics"]["accuracy"]
-    assert f"{accuracy:.4f}" in out and "30" in out
+    found = json.loads((run / "evaluation-test.json").read_text())
+    lines = [line.split() for line in out.splitlines()]
+    assert ["steps", "records", "loss", "accuracy", "macro_f1", "ECE"] in lines
+    names = ("accuracy", "macro_f1", "expected_calibration_error")
+    values = [found["loss"], *(found["metrics"][name] for name in names)]
+    assert ["all", "30", *(f"{value:.4f}" for value in values)] in lines
+    counts = zip("abc", found["confusion"]["counts"], strict=True)
+    assert lines[lines.index(["a", "b", "c"]) + 2 :][:3] == [[name, *map(str, row)] for name, row in counts]
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_an_epoch_measures_what_evaluate_does_but_for_rankings():
+    run, path = run_of("multilabel"), datasets.of_kind("multilabel").path
+    lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
+    found = evaluate(run, path, split="validation", checkpoint="last")["metrics"]
+    assert all(0 < found.pop(name) < 1 for name in ("auc", "average_precision"))
+    assert lines[-1]["validation"]["metrics"] == pytest.approx(found, rel=1e-6)
+
+
+GROUPED = """
+id: id
+steps: {x: {dtype: float32, shape: [2]}}
+label: {name: y, kind: class, classes: [a, b, c]}
+splits: {train: 0.3, test: 0.7}
+group: person
+"""
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """(folder of a dataset, of a run on it, raw records by id): a raw file for each of two days, and 60 people."""
+    folder = datasets.new_folder()
+    records = datasets.random_records(np.random.default_rng(3).integers(1, 9, 300).tolist(), split="all")
+    for number, record in enumerate(records):
+        # Person 0 has the most records, and so on; the first record of everyone is of the first day.
+        record |= {"person": f"person {int(60 * (number / 300) ** 2)}", "day": number % 2}
+    (folder / "schema.yaml").write_text(GROUPED)
+    for day in (0, 1):
+        lines = (json.dumps(record) + "\n" for record in records if record["day"] == day)
+        (folder / f"day-{day}.jsonl").write_text("".join(lines))
+    raw = tuple(str(folder / f"day-{day}.jsonl") for day in (0, 1))
+    with contextlib.redirect_stderr(None):
+        prepare(PrepareOptions(raw, str(folder / "schema.yaml"), str(folder / "dataset"), num_shards=3))
+    train(str(folder / "dataset"), folder / "run", TrainConfig(epochs=1, units=(5,)))
+    return folder / "dataset", folder / "run", {record["id"]: record for record in records}
+
+
+def test_groups_and_raw_files_are_each_measured_alone(grouped):
+    dataset, run, records = grouped
+    found = evaluate(run, dataset)
+    inside = [records[name] for name in open_dataset(dataset).index("test")["id"].to_pylist()]
+    people = collections.Counter(record["person"] for record in inside)
+    order = sorted(people, key=lambda name: (-people[name], name))
+    assert [(part["group"], part["records"]) for part in found["by_group"]] == [(n, people[n]) for n in order]
+    days = collections.Counter(record["day"] for record in inside)
+    files = {os.path.basename(part["source"]): part["records"] for part in found["by_source"]}
+    assert files == {f"day-{day}.jsonl": count for day, count in days.items()}
+    assert (found["groups_left_out"], found["sources_left_out"]) == (0, 0)
+    for parts in (found["by_group"], found["by_source"], found["by_length"]):
+        records_of = np.array([part["records"] for part in parts])
+        for name in ("accuracy", "cross_entropy"):
+            values = [part["metrics"][name] for part in parts]
+            assert np.dot(values, records_of) / len(inside) == pytest.approx(found["metrics"][name])
+    steps = {name: sum(len(r["x"]) for r in inside if r["person"] == name) for name in people}
+    assert {part["group"]: part["steps"] for part in found["by_group"]} == steps
+
+
+def test_the_largest_groups_are_printed(grouped, capsys):
+    dataset, run, _ = grouped
+    status, out, _ = datasets.call(capsys, "evaluate", run, dataset)
+    found = json.loads((run / "evaluation-test.json").read_text())
+    assert status == 0 and len(found["by_group"]) > 20
+    assert f"By group, the 20 with the most records of {len(found['by_group'])}" in out
+    printed = [line.split()[:3] for line in out.splitlines() if line.startswith(" person ")]
+    assert printed == [[*part["group"].split(), str(part["records"])] for part in found["by_group"][:20]]
+    assert "By source\n" in out and all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_an_index_without_groups_and_sources_divides_by_length_only(grouped, monkeypatch):
+    dataset, run, _ = grouped
+    before = evaluate(run, dataset)
+    whole = Dataset.index
+    monkeypatch.setattr(Dataset, "index", lambda self, split: whole(self, split).drop_columns(["group", "source"]))
+    after = evaluate(run, dataset)
+    del before["by_group"], before["groups_left_out"], before["by_source"], before["sources_left_out"]
+    assert after == before
+
+
+def test_the_vocabulary_of_the_run_serves_and_another_in_the_data_is_a_note(tmp_path, capsys):
+    """The other dataset has the same test split, but was made with other records to train on."""
+    mine, kind = made("next_word"), "next_word"
+    other = [record | {"word": ["rarer"] * len(record["x"])} for record in mine.of("train")]
+    schema = f"id: id{datasets.EVERY_FEATURE}label: {datasets.LABELS[kind]}\nsplits: {{from: split}}\n"
+    changed = datasets.make(tmp_path, other + mine.of("test"), schema)
+    before, after = evaluate(run_of(kind), mine.path), evaluate(run_of(kind), changed.path)
+    assert (before["vocabularies_changed"], after["vocabularies_changed"]) == ([], ["word"])
+    for name in ("loss", "metrics"):
+        assert after[name] == pytest.approx(before[name], rel=1e-6)
+    assert after["confusion"] == before["confusion"]
+    status, _, err = datasets.call(capsys, "evaluate", run_of(kind), changed.path)
+    assert (status, len(err)) == (0, 2)
+    assert err[1] == "Note: the dataset has another vocabulary of word; the run's own was used."
 
 
 def test_a_run_is_evaluated_wherever_it_was_moved(tmp_path):
@@ -136,10 +251,11 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
             "its schema has steps {'x'",
         ),
         (datasets.schema_text().replace("[a, b, c]", "[c, b, a]"), [1.0, 2.0], "its schema has label {'name': 'y'"),
+        (f"{datasets.schema_text()}context: {{z: {{dtype: float32}}}}\n", [1.0, 2.0], "its schema has context {'z'"),
     ],
 )
 def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, schema, change, said):
-    other = datasets.make(tmp_path, [{"id": 1, "split": "test", "x": [change], "y": "a"}], schema).path
+    other = datasets.make(tmp_path, [{"id": 1, "split": "test", "x": [change], "y": "a", "z": 1.0}], schema).path
     status, out, err = datasets.call(capsys, "evaluate", run_of("class"), other)
     assert (status, out, len(err)) == (1, "", 1)
     assert err[0].startswith(f"lengthwise evaluate: {other}: {said}")

@@ -3,6 +3,7 @@
 import gzip
 import struct
 
+import datasets
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +11,9 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.schema import Schema
 from pipeline.tfrecord import masked_crc
+from trainer.dataset import open_dataset
 from trainer.foreign import foreign_batches
+from trainer.reader import batches
 
 SCHEMA = """
 steps:
@@ -97,18 +100,77 @@ def test_labels_per_step_have_no_weight_where_there_is_none(tmp_path):
         assert weight.numpy().sum(axis=1).tolist() == [1.0] * len(label)
 
 
+def _all_values(batches, per_step):
+    """Every record of all batches, each value as text, without padding; sorted."""
+    rows = []
+    for features, label, weight in batches:
+        for row, length in enumerate(features["length"].numpy()):
+            steps = {n: v[row] if v.shape.rank == 1 or n in CONTEXT else v[row, :length] for n, v in features.items()}
+            known = weight[row, :length] if per_step else weight[row]
+            one = label[row, :length][known > 0] if per_step else label[row]
+            rows.append(repr([{n: v.numpy().tolist() for n, v in sorted(steps.items())}, one.numpy().tolist()]))
+    return sorted(rows)
+
+
+CONTEXT = ("age", "city", "plan", "length")
+
+
+@pytest.mark.parametrize("kind", [*datasets.LABELS, *datasets.NEXT_LABELS])
+def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):
+    dataset = open_dataset(datasets.of_every_feature(kind).path)
+    per_step, vocabularies = dataset.schema.label.per_step, dataset.vocabularies()
+    files = [shard.path for shard in dataset.shards("train")]
+    theirs = foreign_batches(files, dataset.schema, batch_steps=50, vocabularies=vocabularies)
+    assert _all_values(theirs, per_step) == _all_values(batches(dataset, "train", batch_steps=50), per_step)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("in_lists", [False, True])
+def test_several_labels_are_names_or_a_number_for_each_class(tmp_path, named, in_lists):
+    schema = Schema.parse(
+        "steps: {x: {dtype: float32}}\ncontext: {age: {dtype: float32}}\n"
+        "label: {name: y, kind: multilabel, classes: [a, b, c]}"
+    )
+    records = []
+    for label in ([0, 1, 1], [1, 0, 0], [0, 0, 0]):
+        stored = [b"abc"[n : n + 1] for n in range(3) if label[n]] if named else label
+        y = tf.train.Feature(bytes_list=tf.train.BytesList(value=stored)) if named else _feature(stored)
+        context = {"y": y, "age": _feature([0.5 + sum(label)])}
+        if in_lists:
+            lists = {"x": tf.train.FeatureList(feature=[_feature([1.0]), _feature([2.0])])}
+            record = tf.train.SequenceExample(
+                context=tf.train.Features(feature=context), feature_lists=tf.train.FeatureLists(feature_list=lists)
+            )
+        else:
+            record = tf.train.Example(features=tf.train.Features(feature=context | {"x": _feature([1.0, 2.0])}))
+        records.append(record.SerializeToString())
+    ((features, label, weight),) = foreign_batches(
+        _write(tmp_path / "t", records), schema, batch_size=3, boundaries=[9]
+    )
+    order = np.argsort(features["age"].numpy())
+    assert label.numpy()[order].tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    assert features["age"].numpy()[order].tolist() == [0.5, 1.5, 2.5]
+    assert weight.numpy().tolist() == [1.0] * 3
+
+
+def test_strings_that_come_next_need_their_vocabulary(tmp_path):
+    schema = Schema.parse("steps: {w: {dtype: string, vocabulary: 3}}\nlabel: {next_of: w}")
+    with pytest.raises(UserError, match="next_of w: needs its vocabulary"):
+        foreign_batches(str(tmp_path / "t"), schema)
+
+
 def test_boundaries_are_exclusive_upper_edges(tmp_path):
     records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in (2, 3, 4, 3, 2, 4)]
     path = _write(tmp_path / "t", [_as_example(*record) for record in records])
-    batches = foreign_batches(path, CLASS, boundaries=[3, 4], batch_size=2)
-    assert sorted(features["length"].numpy().tolist() for features, _, _ in batches) == [[2, 2], [3, 3], [4], [4]]
+    theirs = foreign_batches(path, CLASS, boundaries=[3, 4], batch_size=2)
+    assert sorted(features["length"].numpy().tolist() for features, _, _ in theirs) == [[2, 2], [3, 3], [4], [4]]
 
 
 def test_an_outlier_makes_a_batch_of_one(tmp_path):
     records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in [3] * 40 + [500]]
     path = _write(tmp_path / "t", [_as_example(*record) for record in records])
-    batches = foreign_batches(path, CLASS, boundaries=[4], batch_steps=60)
-    assert sorted(len(features["length"]) for features, _, _ in batches) == [1, 20, 20]
+    theirs = foreign_batches(path, CLASS, boundaries=[4], batch_steps=60)
+    assert sorted(len(features["length"]) for features, _, _ in theirs) == [1, 20, 20]
 
 
 def test_what_does_not_fit_is_refused_with_a_clear_word(tmp_path):

@@ -138,7 +138,7 @@ def test_every_record_comes_once_as_it_was(made, name, way):
     assert as_text(rows) == as_text(map(expected, dataset.of(split)))
 
 
-@pytest.mark.parametrize("kind", datasets.LABELS)
+@pytest.mark.parametrize("kind", ["class", "distribution", "regression", "step_class"])  # others: test_kinds.py
 def test_every_kind_of_label_comes_as_it_was_and_a_null_weighs_nothing(kind):
     dataset = datasets.of_kind(kind)
     for arguments in ({"batch_size": 6}, {"batching": "pad", "pad_length": 20, "batch_size": 9}):
@@ -325,7 +325,7 @@ def miscount_lengths(path):
         (swap_shards, r"train-0000\d-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
         (miscount_lengths, r"the lengths in the indexes are not those that the manifest counts"),
         (lambda path: files(path, "train-*.tfrecord")[1].unlink(), r"tfrecord or its index cannot be read: .*No such"),
-        (lambda path: files(path, "train-*.parquet")[1].unlink(), r"tfrecord or its index cannot be read: .*No such"),
+        (lambda path: files(path, "train-*.parquet")[1].unlink(), r"index\.parquet cannot be read: No such"),
         (lambda path: files(path, "train-*.parquet")[1].write_bytes(b""), r"parquet is not the file that was written"),
         (lambda path: pathlib.Path(path, "manifest.json").unlink(), r"not a dataset: it has no manifest\.json"),
     ],

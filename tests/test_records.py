@@ -34,11 +34,20 @@ KINDS = {
         "distribution": ", classes: [a, b]",
         "regression": "",
         "step_class": ", classes: [a, b]",
+        "multilabel": ", classes: [a, b]",
+        "step_multilabel": ", classes: [a, b]",
+        "step_regression": "",
     }.items()
 }
+# Nulls may be anywhere, and the label is a feature.
+WITH_NULLS = Schema.parse(
+    "id: id\nlabel: {next_of: x}\n"
+    + STEPS.replace("shape: [2]", "shape: [2], missing: fill")
+    + "context: {who: {dtype: string, vocabulary: 3, missing: indicator}}\n"
+)
 # A feature of every shape in which values are nested.
 DEEP = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [2, 3]}}\n" + CLASS)
-ALL_SCHEMAS = [SCHEMA, GROUPED, FROM_FIELD, WITHOUT_ID, DEEP, *KINDS.values()]
+ALL_SCHEMAS = [SCHEMA, GROUPED, FROM_FIELD, WITHOUT_ID, DEEP, WITH_NULLS, *KINDS.values()]
 
 
 def refusal(record, schema=SCHEMA):
@@ -91,14 +100,22 @@ def test_a_line_that_is_no_record_says_why(line, reason, message):
     [
         ({"x": None}, "wrong_type", "x: null, expected a list with one value a step"),
         ({"x": "12"}, "wrong_type", 'x: "12", expected a list with one value a step'),
-        ({"x": [[1, 2], None]}, "wrong_type", "x[1]: null, expected a list of 2 values"),
+        (
+            {"x": [[1, 2], None]},
+            "wrong_type",
+            "x[1]: null, expected a list of 2 values (say missing: fill or missing: indica",
+        ),
         ({"x": [[1, 2], {"a": 1}]}, "wrong_type", 'x[1]: {"a": 1}, expected a list of 2 values'),
         ({"x": [[1, 2], 3]}, "wrong_shape", "x[1]: 3, expected a list of 2 values"),
         ({"x": [[1, 2], [3]]}, "wrong_shape", "x[1]: [3], expected 2 values, not 1"),
         ({"x": [[1, 2], [3, [4]]]}, "wrong_shape", "x[1][1]: [4], expected a number"),
         ({"x": [[1, 2], [3, "4"]]}, "wrong_type", 'x[1][1]: "4", expected a number'),
         ({"x": [[1, 2], [3, True]]}, "wrong_type", "x[1][1]: true, expected a number"),
-        ({"x": [[1, 2], [None, 4]]}, "wrong_type", "x[1][0]: null, expected a number"),
+        (
+            {"x": [[1, 2], [None, 4]]},
+            "wrong_type",
+            "x[1][0]: null, expected a number (say missing: fill or missing: indicator in ",
+        ),
         ({"x": [[1, 2], [3, 1e39]]}, "not_finite", "x[1][1]: 1e+39, expected a finite number in the range of float32"),
         ({"x": [[1, 2], [3, -((10**30) ** 20)]]}, "not_finite", "x[1][1]: -1000000"),
         ({"page": [0, 5]}, "unknown_class", "page[1]: 5, expected 0 to 4"),
@@ -146,7 +163,7 @@ def test_a_number_that_is_not_finite_does_no_harm_where_nothing_reads_it():
 
 def test_the_places_of_a_deeply_shaped_feature_are_told():
     record = {"id": "r", "y": "a", "x": [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, None, 6]]]}
-    assert refusal(record, DEEP)[:2] == ("wrong_type", "x[1][1][1]: null, expected a number")
+    assert refusal(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (say missing: ")
     record["x"][1][1] = [4, 5]
     assert refusal(record, DEEP)[:2] == ("wrong_shape", "x[1][1]: [4, 5], expected 3 values, not 2")
 

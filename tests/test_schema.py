@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.schema import Schema, class_name
+from pipeline.schema import Feature, Label, Schema, class_name
 
 GOOD = "steps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 
@@ -16,6 +16,10 @@ def feature(text: str) -> str:
 
 def label(text: str) -> str:
     return f"steps: {{x: {{dtype: float32}}}}\nlabel: {text}\n"
+
+
+def next_of(text: str, more: str = "") -> str:
+    return f"steps: {{x: {text}}}\nlabel: {{next_of: x{more}}}\n"
 
 
 @pytest.mark.parametrize(
@@ -78,17 +82,134 @@ def label(text: str) -> str:
         (feature("{dtype: float32}").replace("x:", "3:"), "steps.3: 3: should be a valid string."),
         # unknown keys
         (GOOD + "max_lenght: 3", "max_lenght: unknown key; did you mean 'max_length'?"),
-        (GOOD + "colour: red", "colour: unknown key; known are format, id, steps, label, splits, group, max_length"),
+        (GOOD + "colour: red", "colour: unknown key; known are format, id, steps, context, label, splits, group, max_"),
         (GOOD + '"a\\nb": 3', '"a\\nb": unknown key'),
         (feature("{dtype: float32, shap: [3]}"), "steps.x.shap: unknown key; did you mean 'shape'?"),
         (label("{name: y, kind: class, clases: [a]}"), "label.clases: unknown key; did you mean 'classes'?"),
-        # planned keys
-        (GOOD + "context: {age: {dtype: float32}}", "context: this key is planned, but this version does not have it"),
-        (feature("{dtype: string, vocabulary: 9}"), "'vocabulary' is planned, but this version does not have it yet."),
-        (feature("{dtype: float32, missing: 0}"), "'missing' is planned, but this version does not have it yet."),
-        (label("{name: y, kind: multilabel, classes: [a]}"), 'label.kind: "multilabel": this kind of label is planned'),
-        (label("{name: y, kind: step_regression}"), 'label.kind: "step_regression": this kind of label is planned'),
-        (label("{next_of: x}"), "label.next_of: this key is planned, but this version does not have it yet."),
+        # vocabularies
+        (
+            feature("{dtype: string}"),
+            "string needs either vocabulary (the most frequent strings have a value each) or nu",
+        ),
+        (feature("{dtype: string, vocabulary: 9, num_values: 9}"), "string needs either vocabulary (the most frequent"),
+        (feature("{dtype: string, vocabulary: 0}"), "steps.x.vocabulary: 0: should be greater than or equal to 1."),
+        (feature("{dtype: string, vocabulary: all}"), 'steps.x.vocabulary: "all": should be a valid integer.'),
+        (feature("{dtype: int64, vocabulary: 9}"), "vocabulary belongs to the dtype string, not to int64."),
+        (feature("{dtype: float32, vocabulary: 9}"), "vocabulary belongs to the dtype string, not to float32."),
+        (
+            feature("{dtype: float32, num_values: 9}"),
+            "num_values belongs to the categories int64 and string, a float32",
+        ),
+        # missing values
+        (feature("{dtype: float32, missing: 0}"), "steps.x.missing: 0: should be 'reject', 'fill' or 'indicator'."),
+        (
+            feature("{dtype: float32, missing: {mean: 1}}"),
+            "missing: {'mean': 1}: expected reject, indicator, fill, or {f",
+        ),
+        (
+            feature("{dtype: float32, missing: {fill: 1, of: 2}}"),
+            "missing: {'fill': 1, 'of': 2}: expected reject, indic",
+        ),
+        (
+            feature("{dtype: float32, missing: {fill: 1}, fill_value: 1}"),
+            "fill_value: stands twice, here and inside miss",
+        ),
+        (
+            feature("{dtype: float32, fill_value: 1}"),
+            "fill_value: 1: belongs to missing: fill, not to missing: reject.",
+        ),
+        (
+            feature("{dtype: float32, missing: indicator, fill_value: 1}"),
+            "fill_value: 1: belongs to missing: fill, not to missing: indicator.",
+        ),
+        (
+            feature("{dtype: float32, missing: {fill: median}}"),
+            "'median': expected a number in the range of float32, or",
+        ),
+        (
+            feature("{dtype: float32, missing: {fill: 1.0e+39}}"),
+            "1e+39: expected a number in the range of float32, or m",
+        ),
+        (feature("{dtype: float32, missing: {fill: .inf}}"), "steps.x.fill_value: Infinity: expected a finite number."),
+        (
+            feature("{dtype: float32, missing: {fill: true}}"),
+            "steps.x.fill_value: true: expected a number, a string, or",
+        ),
+        (
+            feature("{dtype: float32, missing: {fill: [1]}}"),
+            "steps.x.fill_value: [1]: expected a number, a string, or m",
+        ),
+        (feature("{dtype: string, vocabulary: 2, missing: {fill: 1}}"), "fill_value: 1: expected a string."),
+        (feature('{dtype: string, vocabulary: 2, missing: {fill: "\\ud800"}}'), "expected valid Unicode."),
+        (
+            feature("{dtype: int64, num_values: 5, missing: fill}"),
+            "is missing: expected a value of this category, 0 to 4",
+        ),
+        (feature("{dtype: int64, num_values: 5, missing: {fill: 5}}"), "5: expected a value of this category, 0 to 4."),
+        (
+            feature("{dtype: int64, num_values: 5, missing: {fill: -1}}"),
+            "-1: expected a value of this category, 0 to 4.",
+        ),
+        (
+            feature("{dtype: int64, num_values: 5, missing: {fill: 1.0}}"),
+            "1.0: expected a value of this category, 0 to",
+        ),
+        (
+            feature("{dtype: int64, num_values: 5, missing: {fill: mean}}"),
+            "'mean': expected a value of this category, 0",
+        ),
+        # context
+        (GOOD + "context: {x: {dtype: float32}}", "context.x: is a step feature too; expected a name of its own."),
+        (
+            GOOD + "context: {y: {dtype: float32}}",
+            "label.name: 'y' is a context feature too; expected a name of its own.",
+        ),
+        (GOOD + "context: {length: {dtype: float32}}", "context.length: this name is reserved"),
+        (GOOD + "context: {a/b: {dtype: float32}}", "context.'a/b': expected a name without control characters"),
+        (GOOD + "context: {age: {}}", "context.age.dtype: this key is missing."),
+        (GOOD + "context: [age]", 'context: ["age"]: should be keys and values: {key: value}.'),
+        # labels
+        (label("{name: y, kind: multilabel}"), "kind multilabel needs classes: a list of the class names."),
+        (label("{name: y, kind: step_multilabel, classes: []}"), "kind step_multilabel needs classes"),
+        (label("{name: y, kind: step_regression, classes: [a]}"), "a regression has no classes."),
+        (
+            label("{name: y, kind: next}"),
+            "label.kind: \"next\": should be 'class', 'distribution', 'multilabel', 'regress",
+        ),
+        (label('{name: y, kind: class, classes: ["\\ud800"]}'), "expected valid Unicode."),
+        (label("{kind: regression}"), "expected either name (a field of the record) or next_of (a step feature)."),
+        (label("{name: y, next_of: x}"), "expected either name (a field of the record) or next_of (a step feature)."),
+        (label("{next_of: z}"), "label.next_of: 'z': expected the name of a step feature; there are x."),
+        (label("{next_of: [x]}"), "label.next_of: ['x']: expected the name of a step feature; there are x."),
+        (label("{next_of: x, classes: [a]}"), "classes: with next_of they are those of the feature."),
+        (next_of("{dtype: string, vocabulary: 3}", ", kind: regression"), "what comes next of a string is class."),
+        (next_of("{dtype: int64, num_values: 3}", ", kind: multilabel"), "what comes next of a int64 is class."),
+        (next_of("{dtype: float32}", ", kind: class"), "what comes next of a float32 is regression or multilabel."),
+        (
+            next_of("{dtype: string, num_values: 3}"),
+            "label.next_of: x: is hashed, and no hash says what comes next; expec",
+        ),
+        (
+            next_of("{dtype: int64, num_values: 3, shape: [2]}"),
+            "has the shape [2]; expected one category a step, without",
+        ),
+        (
+            next_of("{dtype: float32, shape: [2, 2]}"),
+            "has the shape [2, 2]; expected none (one number a step), or [2 or",
+        ),
+        (
+            next_of("{dtype: float32, shape: [1]}"),
+            "has the shape [1]; expected none (one number a step), or [2 or more].",
+        ),
+        (
+            next_of("{dtype: float32}", ", kind: multilabel"),
+            "has the shape []; expected [classes]: 0 or 1 for each of th",
+        ),
+        # What is wrong with the feature is told of the feature.
+        (next_of("float32"), 'steps.x: "float32": should be keys and values: {key: value}.'),
+        (next_of("{dtype: float32, shape: 3}"), "steps.x.shape: 3: should be a list: [a, b]."),
+        (next_of("{dtype: [1]}"), "steps.x.dtype: [1]: should be 'float32', 'int64' or 'string'."),
+        # planned
         (GOOD + "over_length: chunk", 'over_length: "chunk": is planned, but this version does not have it yet.'),
     ],
 )
@@ -163,6 +284,14 @@ def test_splits_from_a_field_are_train_validation_and_test():
         GOOD + "id: key\ngroup: person\nmax_length: 9\nover_length: truncate_head\nsplits: {a: 1}",
         label("{name: y, kind: step_class, classes: [1, true, '010', 'null', é]}") + "splits: {from: part}",
         feature("{dtype: string, shape: [2, 3], num_values: 7}"),
+        feature("{dtype: string, vocabulary: 7, missing: {fill: mean}}"),
+        feature("{dtype: float32, missing: fill}") + "context: {age: {dtype: float32, missing: {fill: -1}}}",
+        feature("{dtype: float32, missing: {fill: 0.1}}")
+        + "context: {a: {dtype: string, vocabulary: 1, missing: fill}}",
+        feature("{dtype: int64, num_values: 7, missing: {fill: 6}}"),
+        next_of("{dtype: string, vocabulary: 7}"),
+        next_of("{dtype: float32, shape: [3]}", ", kind: multilabel"),
+        label("{name: y, kind: step_multilabel, classes: [a, true]}"),
     ],
 )
 def test_the_canonical_form_is_the_schema_again(text):
@@ -183,3 +312,55 @@ def test_the_width_of_a_feature_is_the_product_of_its_shape():
         "steps: {a: {dtype: float32}, b: {dtype: float32, shape: [4, 3]}}\nlabel: {name: y, kind: regression}"
     )
     assert {name: feature.width for name, feature in schema.steps.items()} == {"a": 1, "b": 12}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("missing: {fill: 0}", "missing: fill, fill_value: 0.0"),
+        ("missing: fill", "missing: {fill: mean}"),
+        ("missing: {fill: null}", "fill_value: mean, missing: fill"),
+        ("missing: reject", "shape: []"),
+    ],
+)
+def test_what_means_the_same_is_the_same_schema(one, other):
+    schemas = [Schema.parse(feature(f"{{dtype: float32, {text}}}")) for text in (one, other)]
+    assert schemas[0] == schemas[1]
+    assert schemas[0].fingerprint == schemas[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (next_of("{dtype: string, vocabulary: 7}"), "step_class"),
+        (next_of("{dtype: int64, num_values: 7}", ", kind: class"), "step_class"),
+        (next_of("{dtype: float32}"), "step_regression"),
+        (next_of("{dtype: float32, shape: [4]}"), "step_regression"),
+        (next_of("{dtype: float32, shape: [4]}", ", kind: step_multilabel"), "step_multilabel"),
+    ],
+)
+def test_the_kind_of_what_comes_next_follows_from_the_feature(text, kind):
+    schema = Schema.parse(text)
+    assert (schema.label.kind, schema.label.per_step, schema.label.title) == (kind, True, "next x")
+    assert Schema.parse(json.dumps(schema.canonical())) == schema
+
+
+def test_a_label_that_is_made_in_python_is_checked_against_the_features_too():
+    steps = {"x": Feature(dtype="float32")}
+    with pytest.raises(ValueError, match="'z': expected the name of a step feature; there are x"):
+        Schema(steps=steps, label=Label(next_of="z", kind="step_class"))
+    with pytest.raises(ValueError, match="what comes next of a float32 is regression or multilabel"):
+        Schema(steps=steps, label=Label(next_of="x", kind="step_class"))
+    assert Schema(steps=steps, label=Label(next_of="x", kind="step_regression")) == Schema.parse(label("{next_of: x}"))
+
+
+def test_features_are_those_of_the_steps_and_of_the_context():
+    schema = Schema.parse(
+        "steps: {a: {dtype: float32, shape: [2]}, b: {dtype: int64, num_values: 3}}\n"
+        "context: {c: {dtype: float32}, d: {dtype: string, vocabulary: 4, missing: indicator}}\n"
+        "label: {name: y, kind: step_regression}\n"
+    )
+    assert list(schema.features) == ["a", "b", "c", "d"]
+    assert schema.measured_widths == {"a": 2, "c": 1, "y": 1}
+    assert [name for name in ("a", "b", "c", "d", "y") if schema.is_per_step(name)] == ["a", "b", "y"]
+    assert [name for name, feature in schema.features.items() if feature.may_miss] == ["d"]

@@ -2,15 +2,23 @@
 
 import hashlib
 import math
-from typing import Any
+import os
+import re
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from trainer.run import CHECKPOINTS, Run
+from trainer.run import CHECKPOINTS, RESULT, Run
 
 LAST, BEST = "last", "best"
+# Where result.json keeps the digest of each.
+WEIGHTS_SHA256 = {LAST: "weights_sha256", BEST: "best_weights_sha256"}
+Array: TypeAlias = np.ndarray[Any, Any]
+
 # What TensorFlow raises for a checkpoint that is cut off, or of another model.
 _RESTORE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError, tf.errors.OpError)
 
@@ -28,7 +36,7 @@ class Checkpoints:
         self.best_epoch = tf.Variable(0, dtype=tf.int64)
         self.best_loss = tf.Variable(math.inf, dtype=tf.float64)
         self._checkpoint = tf.train.Checkpoint(
-            weights=_weights(model),
+            weights=[weight.value for weight in model.weights],
             # What model.weights leaves out: the states of the random generators, without which dropout would replay.
             states=[v.value for v in model.variables if all(v is not w for w in model.weights)],
             optimizer=[variable.value for variable in optimizer.variables],
@@ -71,35 +79,122 @@ def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
     """Gives `model` the weights of a checkpoint and returns which: the best where there is one, unless told.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, it is damaged or of another model, or its weights are not those that a
+            finished run says it ended with.
     """
+    name, path = _choose(run, which)
+    values = _read_weights(path, model)
+    _check_digest(run, name, path, values)
+    for weight, value in zip(model.weights, values, strict=True):
+        weight.assign(value)
+    return name
+
+
+def check_shapes(run: Run, model: keras.Model, which: str | None) -> None:
+    """Compares the shapes in a checkpoint with those of `model`, whose weights need not be in memory.
+
+    Raises:
+        UserError: as `restore_weights` does.
+    """
+    _open_weights(_choose(run, which)[1], model)
+
+
+def checkpoint_sha256(run: Run, model: keras.Model, which: str) -> str | None:
+    """`weights_sha256` of what a checkpoint holds; None where there is none.
+
+    Raises:
+        UserError: it is damaged or of another model.
+    """
+    path = _find(run, which)
+    return None if path is None else sha256(_read_weights(path, model))
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 of the weights' bytes in the order of `model.weights`."""
+    return sha256(weight.numpy() for weight in model.weights)
+
+
+def sha256(values: Iterable[Array]) -> str:
+    """SHA-256 of the bytes of arrays, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _choose(run: Run, which: str | None) -> tuple[str, str]:
+    """Which checkpoint, and its path."""
     for name in [which] if which else [BEST, LAST]:
-        # Not latest_checkpoint: it takes the folder's name for a pattern.
-        state = tf.train.get_checkpoint_state(_folder(run, name))
-        if state is not None:
-            path = state.model_checkpoint_path
-            try:
-                status = tf.train.Checkpoint(weights=_weights(model)).restore(path)
-                status.assert_existing_objects_matched().expect_partial()
-            except _RESTORE_ERRORS as error:
-                raise UserError(f"{path}: not a checkpoint of this run's model: {_line(error)}.") from None
-            return name
+        path = _find(run, name)
+        if path is not None:
+            return name, path
     raise UserError(
         f"{run.path}: has no {which or LAST} checkpoint yet. Train it to the end of an epoch first"
         + (", with a validation split for a best one." if which == BEST else ".")
     )
 
 
-def weights_sha256(model: keras.Model) -> str:
-    """SHA-256 of the weights' bytes in the order of `model.weights`."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
+def _find(run: Run, name: str) -> str | None:
+    """The path of a checkpoint, without the endings of its files."""
+    folder = _folder(run, name)
+    # Not latest_checkpoint: it takes the folder's name for a pattern.
+    state = tf.train.get_checkpoint_state(folder)
+    if state is None:
+        if tf.io.gfile.exists(f"{folder}/checkpoint"):
+            raise UserError(f"{folder}/checkpoint: names no checkpoint. Is this file damaged?")
+        return None
+    path = str(state.model_checkpoint_path)
+    # The file may name any path: only what a run writes is opened.
+    if os.path.dirname(path) != folder or not re.fullmatch(r"ckpt-\d+", os.path.basename(path)):
+        raise UserError(f"{folder}/checkpoint: names {path!r}, expected a checkpoint beside it. Was this file edited?")
+    return path
 
 
-def _weights(model: keras.Model) -> list[Any]:
-    return [weight.value for weight in model.weights]
+def _read_weights(path: str, model: keras.Model) -> list[Array]:
+    """The weights in a checkpoint, in the order of `model.weights`."""
+    reader, keys = _open_weights(path, model)
+    try:
+        return [reader.get_tensor(key) for key in keys]
+    except _RESTORE_ERRORS as error:
+        raise _damaged(path, _line(error)) from None
+
+
+def _open_weights(path: str, model: keras.Model) -> tuple[Any, list[str]]:
+    """What reads a checkpoint, and the keys of the weights there, once their shapes are those of `model`.
+
+    Not `tf.train.Checkpoint.restore`: it reads what the checkpoint names, however large, before anyone looks at it.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except _RESTORE_ERRORS as error:
+        raise _damaged(path, _line(error)) from None
+    num_found = sum(key.startswith("weights/") for key in shapes)
+    if num_found != len(model.weights):
+        raise _damaged(path, f"it holds {num_found} weights, expected {len(model.weights)}")
+    keys = [f"weights/{number}/.ATTRIBUTES/VARIABLE_VALUE" for number in range(num_found)]
+    for key, weight in zip(keys, model.weights, strict=True):
+        found = f"{dtypes[key].name}{shapes[key]}" if key in shapes else "missing"
+        expected = f"{weight.dtype}{list(weight.shape)}"
+        if found != expected:
+            raise _damaged(path, f"the weight {weight.path} is {found}, expected {expected}")
+    return reader, keys
+
+
+def _damaged(path: str, what: str) -> UserError:
+    return UserError(f"{path}: not a checkpoint of this run's model: {what}.")
+
+
+def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
+    result = run.result()
+    if result is None:  # the run goes on, and its weights change
+        return
+    found, expected = sha256(values), result.get(WEIGHTS_SHA256[name])
+    if found != expected:
+        raise UserError(
+            f"{path}: its weights have the SHA-256 {found}, but {run.file(RESULT)} says {expected}: they are not those "
+            "that the run ended with. Train anew with --overwrite."
+        )
 
 
 def _line(error: Exception) -> str:

@@ -39,6 +39,10 @@ class TrainConfig(Document):
     ] = (100, 100)
     cell: Annotated[Literal["lstm", "gru"], pydantic.Field(description="Kind of recurrent layer.")] = "lstm"
     bidirectional: Annotated[bool, pydantic.Field(description="Read the steps from both ends.")] = False
+    pooling: Annotated[
+        Literal["last", "mean", "max"],
+        pydantic.Field(description="What the head reads of a record's steps, for a label that is one a record."),
+    ] = "last"
     dropout: Annotated[
         float, pydantic.Field(ge=0, lt=1, description="Share of the units dropped after each recurrent layer.")
     ] = 0.0

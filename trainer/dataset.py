@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.index import read_index
 from pipeline.manifest import FILE_NAME, Manifest, Shard, Split
 from pipeline.schema import Schema
 from pipeline.tfrecord import FRAME_BYTES, HEADER_BYTES
+from pipeline.vocabulary import parse_terms
 
 # Headers that are compared at once.
 _BLOCK = 1 << 16
@@ -49,6 +51,19 @@ class Dataset:
     def has_labels(self, name: str) -> bool:
         """Whether there is such a split, and anything in it to learn or to measure."""
         return name in self.manifest.splits and self.manifest.splits[name].labels > 0
+
+    def vocabularies(self) -> dict[str, list[bytes]]:
+        """The strings of each feature with a vocabulary; the number of a string is its position.
+
+        Raises:
+            UserError: a file is missing, or not the one that the manifest lists.
+        """
+        return read_vocabularies(self.path, self.manifest)
+
+    def index(self, name: str) -> pa.Table:
+        """The indexes of a split's shards as one table, its rows in the order of `numbered_batches`."""
+        tables = [read_index(_read_checked(self.path, s.index_path, s.index_sha256)) for s in self.split(name).shards]
+        return pa.concat_tables(tables) if tables else pa.table({})
 
     def shards(self, name: str) -> list[ShardIndex]:
         """The shards of a split that hold a record, checked: size and every record's header fit the index.
@@ -85,16 +100,35 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     return Dataset(path, Manifest.parse(data, origin=manifest_path))
 
 
+def read_vocabularies(folder: str, manifest: Manifest) -> dict[str, list[bytes]]:
+    """The vocabularies that lie beside a manifest: in a dataset, or in a run that was trained on it.
+
+    Raises:
+        UserError: a file is missing, or not the one that the manifest lists.
+    """
+    return {
+        name: parse_terms(_read_checked(folder, vocabulary.path, vocabulary.sha256))
+        for name, vocabulary in manifest.vocabularies.items()
+    }
+
+
+def _read_checked(root: str, path: str, sha256: str) -> bytes:
+    try:
+        with _open(f"{root}/{path}") as file:
+            data = file.read()
+    except _read_errors(root) as error:
+        raise _damaged(root, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(root, f"{path} is not the file that was written")
+    return data
+
+
 # A shard is checked once a process: an epoch later it is still the same file, or the CRCs tell.
 @functools.lru_cache(maxsize=1 << 16)
 def _check_shard(root: str, shard: Shard) -> ShardIndex:
-    path, index_path = f"{root}/{shard.path}", f"{root}/{shard.index_path}"
+    path = f"{root}/{shard.path}"
     try:
-        with _open(index_path) as file:
-            data = file.read()
-        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-            raise _damaged(root, f"{shard.index_path} is not the file that was written")
-        table = read_index(data)
+        table = read_index(_read_checked(root, shard.index_path, shard.index_sha256))
         columns = (table[name].to_numpy().astype(np.int64) for name in ("offset", "num_bytes", "num_steps"))
         index = ShardIndex(path, *columns)
         _check_index(root, shard, index)

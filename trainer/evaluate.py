@@ -1,6 +1,7 @@
-"""Measures a model on a split: loss and metrics over real steps and records, whole and by band of length."""
+"""Measures a model on a split: loss and metrics over real steps and records, whole and by length, group and source."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,39 +9,60 @@ import tensorflow as tf
 
 from pipeline import progress
 from pipeline.errors import UserError
+from pipeline.manifest import FeatureStatistics, Manifest
+from trainer.breakdown import Breakdown, break_down
 from trainer.checkpoints import restore_weights
 from trainer.dataset import Dataset, open_dataset
-from trainer.metrics import Metrics
-from trainer.model import build_model, head_model, losses
+from trainer.metrics import Metrics, has_confusion
+from trainer.model import build_model, head_model, loss_scale, losses
 from trainer.plan import DEFAULT_BATCH_STEPS
-from trainer.reader import batches
+from trainer.reader import numbered_batches
 from trainer.run import Run
+from trainer.target import Vocabularies, make_target
 
 
 class Evaluator:
-    """Measures one model as often as it is asked to; compiled once."""
+    """Measures one model as often as it is asked to; compiled once.
 
-    def __init__(self, model: keras.Model, dataset: Dataset) -> None:
+    Args:
+        statistics, vocabularies: Those that the model was built with, if not the dataset's own.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: Dataset,
+        *,
+        statistics: Mapping[str, FeatureStatistics] | None = None,
+        vocabularies: Vocabularies | None = None,
+    ) -> None:
         self._dataset = dataset
-        head = head_model(model)
-        kind = dataset.schema.label.kind
+        self._vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
+        self.target = make_target(dataset.schema, self._vocabularies)
+        head, kind = head_model(model), self.target.kind
+        column_scale = loss_scale(self.target, dataset.manifest.statistics if statistics is None else statistics)
 
         @tf.function(reduce_retracing=True, autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
             outputs = head(features, training=False)
-            return outputs, losses(outputs, label, kind)
+            return outputs, losses(outputs, label, kind, column_scale)
 
         self._forward = forward
 
-    def measure(self, split: str) -> Metrics:
-        """The metrics of a split; of none where it holds no record."""
-        label = self._dataset.schema.label
-        metrics = Metrics(label.kind, len(label.classes))
+    def measure(self, split: str, breakdowns: Sequence[Breakdown] = (), *, ranked: bool = False) -> Metrics:
+        """The metrics of a split, and of parts of it; of none where it holds no record.
+
+        Args:
+            ranked: With auc and average_precision, which may take as long as the model itself.
+        """
+        metrics = Metrics(self.target, breakdowns, ranked=ranked)
         # The order is of no matter here, so the budget is not that of training: what is quick is best.
-        for features, target, weight in batches(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS):
-            outputs, loss = self._forward(features, target)
-            metrics.update(outputs.numpy(), target.numpy(), weight.numpy(), loss.numpy(), features["length"].numpy())
-            progress.add_records(len(target))
+        for features, label, weight, row in numbered_batches(
+            self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS, vocabularies=self._vocabularies
+        ):
+            outputs, loss = self._forward(features, label)
+            metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
+            progress.add_records(len(label))
         return metrics
 
 
@@ -53,6 +75,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run on a split, writes RUN/evaluation-<split>.json, and returns what it wrote.
 
+    That is {"split", "records", "steps", "loss", "metrics"}, the last four for each part too: `by_length`, and where
+    the records have a group or come from several raw files, `by_group` and `by_source`, the largest parts first (at
+    most 1,000: `groups_left_out`, `sources_left_out`). Where a label is one class, `confusion` is how often each was
+    taken for each; null above 256 classes.
+
     Args:
         checkpoint: `best` by validation loss, or `last`; by default the best where there is one.
 
@@ -64,30 +91,50 @@ def evaluate(
     _compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
-    model = build_model(trained_on.record_schema, trained_on.statistics, config)
+    built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
+    model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
+    evaluator = Evaluator(model, dataset, **built_with)
+    breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
     with progress.shown("evaluate", total_records=dataset.split(split).records):
-        metrics = Evaluator(model, dataset).measure(split)
+        metrics = evaluator.measure(split, breakdowns, ranked=True)
     evaluation = {
         "split": split,
         **metrics.result(),
-        "by_length": metrics.by_length(),
+        **_parts(metrics),
+        **({"confusion": metrics.confusion()} if has_confusion(evaluator.target) else {}),
         "checkpoint": used,
         "dataset_fingerprint": dataset.manifest.fingerprint,
         "dataset_changed": dataset.manifest.fingerprint != trained_on.fingerprint,
+        "vocabularies_changed": _changed_vocabularies(trained_on, dataset.manifest),
     }
     run.write_json(f"evaluation-{split}.json", evaluation)
     return evaluation
 
 
+def _parts(metrics: Metrics) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for breakdown, parts in metrics.by_part():
+        found[f"by_{breakdown.name}"] = parts
+        if breakdown.name != "length":
+            found[f"{breakdown.name}s_left_out"] = breakdown.left_out
+    return found
+
+
 def _compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
     """Refuses data whose features or label are not those of the model; how it was split and cut is of no matter."""
-    for key in ("steps", "label"):
+    for key in ("steps", "context", "label"):
         if trained[key] != found[key]:
             raise UserError(
                 f"{dataset}: its schema has {key} {found[key]}, but {run} was trained on {trained[key]}. "
                 "Prepare the data with the schema of the run, or train a run on this data."
             )
+
+
+def _changed_vocabularies(trained_on: Manifest, found: Manifest) -> list[str]:
+    """The features whose strings are other ones in this dataset; the model goes by those that it was trained on."""
+    known = {name: vocabulary.sha256 for name, vocabulary in found.vocabularies.items()}
+    return [name for name, vocabulary in trained_on.vocabularies.items() if known.get(name) != vocabulary.sha256]
 
 
 def _filled(dataset: Dataset) -> str:

@@ -11,12 +11,22 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from pipeline.values import MISSING_STRING
+from trainer.lookup import make_table
+
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 
 
 def step_mask(values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """bool[batch, time]: the real steps of values[batch, time, …]."""
     return tf.sequence_mask(length, tf.shape(values)[1])
+
+
+def is_missing(values: tf.Tensor) -> tf.Tensor:
+    """bool of the shape of `values`: which of them stand for a value that is missing."""
+    if values.dtype == tf.string:
+        return values == MISSING_STRING
+    return values < 0 if values.dtype == tf.int64 else tf.math.is_nan(values)
 
 
 @_register
@@ -62,21 +72,75 @@ class Standardize(keras.layers.Layer):
 
 @_register
 class Unstandardize(keras.layers.Layer):
-    """float32[…] -> in the units of a label with this mean and variance."""
+    """float32[…, width] -> in the units of a label whose columns have this mean and variance; or of one number, […]."""
 
-    def __init__(self, mean: float, variance: float, **kwargs: Any) -> None:
+    def __init__(self, mean: list[float], variance: list[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.mean = mean
-        self.variance = variance
+        self.mean = list(mean)
+        self.variance = list(variance)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        return values * (self.variance**0.5 if self.variance > 0 else 1.0) + self.mean
+        mean = tf.constant(self.mean, values.dtype)
+        deviation = tf.constant([variance**0.5 if variance > 0 else 1.0 for variance in self.variance], values.dtype)
+        # One number has no axis of columns.
+        return values * deviation + mean if len(self.mean) > 1 else values * deviation[0] + mean[0]
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape, dtype=values.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"mean": self.mean, "variance": self.variance}
+
+
+@_register
+class Fill(keras.layers.Layer):
+    """values[…, width] -> the same with `fill` (one value, or one for each column) where a value is missing.
+
+    An integer or a string that is never given out by a record stands for a missing value, and NaN among numbers.
+    """
+
+    def __init__(self, fill: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fill = list(fill) if isinstance(fill, list | tuple) else fill
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.where(is_missing(values), tf.constant(self.fill, values.dtype), values)
+
+    def compute_output_spec(self, values: Any) -> Any:
+        return keras.KerasTensor(values.shape, dtype=values.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"fill": self.fill}
+
+
+@_register
+class Indicator(keras.layers.Layer):
+    """values[…] -> float32[…]: 1 where a value is missing, else 0."""
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.cast(is_missing(values), tf.float32)
+
+    def compute_output_spec(self, values: Any) -> Any:
+        return keras.KerasTensor(values.shape, dtype="float32")
+
+
+@_register
+class Lookup(keras.layers.Layer):
+    """strings[…] -> int64[…]: the position of each in `terms`, or len(terms)."""
+
+    def __init__(self, terms: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.terms = list(terms)
+        self._table = make_table(tuple(term.encode() for term in terms))
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        return self._table.lookup(values)
+
+    def compute_output_spec(self, values: Any) -> Any:
+        return keras.KerasTensor(values.shape, dtype="int64")
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"terms": self.terms}
 
 
 @_register
@@ -110,6 +174,40 @@ class LastStep(keras.layers.Layer):
 
     def compute_output_spec(self, values: Any, length: Any) -> Any:
         return keras.KerasTensor((values.shape[0], values.shape[2]), dtype=values.dtype)
+
+
+@_register
+class MeanStep(keras.layers.Layer):
+    """(values[batch, time, width], length[batch]) -> [batch, width]: the mean over each row's real steps."""
+
+    def call(self, values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        real = tf.where(step_mask(values, length)[..., None], values, 0.0)
+        return tf.reduce_sum(real, axis=1) / tf.cast(length, values.dtype)[:, None]
+
+    def compute_output_spec(self, values: Any, length: Any) -> Any:
+        return keras.KerasTensor((values.shape[0], values.shape[2]), dtype=values.dtype)
+
+
+@_register
+class MaxStep(keras.layers.Layer):
+    """(values[batch, time, width], length[batch]) -> [batch, width]: the largest of each row's real steps."""
+
+    def call(self, values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_max(tf.where(step_mask(values, length)[..., None], values, values.dtype.min), axis=1)
+
+    def compute_output_spec(self, values: Any, length: Any) -> Any:
+        return keras.KerasTensor((values.shape[0], values.shape[2]), dtype=values.dtype)
+
+
+@_register
+class RepeatLike(keras.layers.Layer):
+    """(values[batch, width], steps[batch, time, …]) -> values at every step, [batch, time, width]."""
+
+    def call(self, values: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+        return tf.repeat(values[:, None], tf.shape(steps)[1], axis=1)
+
+    def compute_output_spec(self, values: Any, steps: Any) -> Any:
+        return keras.KerasTensor((*steps.shape[:2], values.shape[1]), dtype=values.dtype)
 
 
 @_register

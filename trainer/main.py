@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import time
 import types
 import typing
 from typing import Annotated, Any, Literal
 
+from pipeline.beam_flags import parse_with_beam
 from pipeline.errors import UserError
-from pipeline.flags import FlagParser, positive
+from pipeline.flags import FlagParser, positive, share
 from trainer.start import errors_told, start_tensorflow
 
 
@@ -74,6 +76,77 @@ def evaluate(arguments: list[str]) -> None:
         print(json.dumps(evaluation))
     else:
         print_evaluation(evaluation, values["run"])
+
+
+def predict(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "predict",
+        "Predicts raw records (JSON Lines, plain or .gz) in bulk: a line with id and prediction for each of them.\n"
+        "They are read and checked as `prepare` does, but need no label. Any flag of Beam's serves too.",
+        examples="  lengthwise predict run new.jsonl --output predictions\n"
+        "  lengthwise predict run 'logs/*.jsonl.gz' --output predictions --max_rejected 0.05 --keep_raw --overwrite\n"
+        "  lengthwise predict run raw/ --output predictions --direct_running_mode=multi_processing \\\n"
+        "      --direct_num_workers=2",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "raw", metavar="RAW", nargs="+", help="a file, a glob or a folder, on any file system of Beam's"
+    )
+    parser.add_argument("--output", required=True, help="folder of the predictions: part-*.jsonl, predictions.json")
+    parser.add_argument(
+        "--max_rejected",
+        type=share,
+        default=0.01,
+        help="share of the records, 0 to 1, that may be rejected; above it nothing is published; default: 0.01",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the predictions that are there")
+    parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="default: the best by validation loss where there is one"
+    )
+    parser.add_argument(
+        "--batch_steps", type=positive, help="budget of padded steps a batch; default: as wide as the records allow"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    values, beam_options = parse_with_beam(parser, arguments)
+    as_json, values["raw"] = values.pop("json"), tuple(values["raw"])
+    begin = time.monotonic()
+    start_tensorflow()
+    from trainer.delivery import print_summary
+    from trainer.predict import PredictOptions
+    from trainer.predict import predict as run
+
+    with errors_told(values["run"]):
+        summary = run(PredictOptions(**values), beam_options)
+    summary |= {"seconds": time.monotonic() - begin}
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print_summary(summary, values["output"])
+
+
+def export(arguments: list[str]) -> None:
+    parser = FlagParser(
+        "export",
+        "Makes of a finished run a model that serves anywhere, without Lengthwise: a SavedModel and a .keras file.\n"
+        "It is there only once another process has read it back and got the model's own answers.",
+        examples="  lengthwise export run --output export\n"
+        "  lengthwise export run --output export --checkpoint last --overwrite --json",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the export, on a local disk")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="default: the best by validation loss where there is one"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
+    parser.add_argument("--json", action="store_true", help="print what export.json says as JSON")
+    values = parser.parse(arguments)
+    from trainer.export import export as run
+    from trainer.export import summarize
+
+    as_json = values.pop("json")
+    about = run(values.pop("run"), values["output"], checkpoint=values["checkpoint"], overwrite=values["overwrite"])
+    print(json.dumps(about) if as_json else f"{values['output']}: {summarize(about)}")
 
 
 def plan(arguments: list[str]) -> None:

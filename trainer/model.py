@@ -1,64 +1,108 @@
 """Builds the stacked LSTM: raw values and `length` in, probabilities or numbers out, exact under any padding."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.errors import UserError
 from pipeline.manifest import FeatureStatistics
-from pipeline.schema import Feature, Label, Schema
+from pipeline.schema import MULTILABEL, REGRESSION, Feature, Schema
 from trainer.config import TrainConfig
 from trainer.layers import (
     DropLastAxis,
+    Fill,
     FlattenSteps,
+    Indicator,
     LastStep,
+    Lookup,
+    MaxStep,
+    MeanStep,
+    RepeatLike,
     ReverseSteps,
     Standardize,
     Unstandardize,
     ZeroPadding,
 )
+from trainer.target import Target, Vocabularies, make_target
 
 # A name for a layer -> that name, or one like it that no feature has: in Keras all names differ, inputs' too.
 Namer = Callable[[str], str]
+Statistics = Mapping[str, FeatureStatistics]
+
+_POOLING: dict[str, type[keras.layers.Layer]] = {"last": LastStep, "mean": MeanStep, "max": MaxStep}
 
 
 def build_model(
-    schema: Schema, statistics: Mapping[str, FeatureStatistics], config: TrainConfig | None = None
+    schema: Schema,
+    statistics: Statistics,
+    config: TrainConfig | None = None,
+    *,
+    vocabularies: Vocabularies | None = None,
 ) -> keras.Model:
-    """A Keras model of a dict of inputs: each step feature [batch, time, *shape], and `length` int32[batch].
+    """A Keras model of a dict of inputs: the features of a batch as `trainer.reader.batches` gives them, and `length`.
 
-    Its output is float32[batch, classes] for class and distribution, [batch] for regression, [batch, time, classes]
-    for step_class. Normalization and embedding are inside. No weight depends on a length.
+    Its output is float32[batch, classes] for class, distribution and multilabel, [batch] for regression,
+    [batch, time, classes] for step_class and step_multilabel, [batch, time] for step_regression (or
+    [batch, time, width] where a vector comes next). Normalization, lookup, filling and embedding are inside. No weight
+    depends on a length.
+
+    Args:
+        vocabularies: As the dataset or the run has them; needed where the schema has a vocabulary.
+
+    Raises:
+        UserError: the configuration does not go with the label.
     """
     config = config or TrainConfig()
+    vocabularies = vocabularies or {}
+    target = make_target(schema, vocabularies)
+    check_config(config, target)
     named = _make_namer(schema)
     inputs: dict[str, Any] = {
-        name: keras.Input((None, *feature.shape), name=name, dtype=feature.dtype)
-        for name, feature in schema.steps.items()
+        name: keras.Input((*((None,) if name in schema.steps else ()), *feature.shape), name=name, dtype=feature.dtype)
+        for name, feature in schema.features.items()
     }
     length = inputs["length"] = keras.Input((), name="length", dtype="int32")
-    encoded = []
-    for number, (name, feature) in enumerate(schema.steps.items()):
+    steps, context = [], []
+    for number, (name, feature) in enumerate(schema.features.items()):
         # Numbered, for a feature's name may hold what TensorFlow takes in no name of an operation.
-        real = ZeroPadding(name=named(f"steps_{number}"))(inputs[name], length)
-        encoded.append(_encode(real, feature, statistics.get(name), number, named))
-    hidden = keras.layers.Concatenate(name=named("features"))(encoded) if len(encoded) > 1 else encoded[0]
+        encode = _Encoder(feature, statistics.get(name), vocabularies.get(name), number, named)
+        if name in schema.steps:
+            steps.append(encode(ZeroPadding(name=named(f"steps_{number}"))(inputs[name], length), FlattenSteps))
+        else:
+            context.append(encode(inputs[name], keras.layers.Flatten))
+    hidden = _join(steps, named("features"))
     for number, units in enumerate(config.units):
-        last = number == len(config.units) - 1 and not schema.label.per_step
+        last = number == len(config.units) - 1 and not target.per_step
         hidden = _recur(hidden, length, units, config, number, named, last=last)
         if config.dropout:
             hidden = keras.layers.Dropout(config.dropout, name=named(f"dropout_{number}"))(hidden)
-    return keras.Model(inputs, _head(hidden, schema.label, statistics, named), name="lengthwise")
+    if context:
+        known = _join(context, named("context"))
+        known = RepeatLike(name=named("context_steps"))(known, hidden) if target.per_step else known
+        hidden = _join([hidden, known], named("with_context"))
+    found = statistics.get(schema.label.next_of or schema.label.name or "")
+    return keras.Model(inputs, _head(hidden, target, found, named), name="lengthwise")
+
+
+def check_config(config: TrainConfig, target: Target) -> None:
+    """Raises a UserError if a model so configured cannot learn, or would learn nothing from, what is asked of it."""
+    if target.per_step and config.pooling != "last":
+        raise UserError(f"pooling {config.pooling}: each step has its own label ({target.kind}); leave pooling out.")
+    if target.next_of is not None and config.bidirectional:
+        raise UserError(
+            f"bidirectional: reads each next step, and so the label (next_of {target.next_of}); leave it out."
+        )
 
 
 def head_model(model: keras.Model) -> keras.Model:
-    """The same weights, with the output before the softmax: probabilities that were rounded to 0 have no gradient."""
+    """The same weights, with the output before softmax or sigmoid: a probability rounded to 0 has no gradient."""
     last = model.layers[-1]
-    head = last.input if isinstance(last, keras.layers.Softmax) else model.output
-    return keras.Model(model.input, head, name="lengthwise_head")
+    is_probability = isinstance(last, keras.layers.Softmax | keras.layers.Activation)
+    return keras.Model(model.input, last.input if is_probability else model.output, name="lengthwise_head")
 
 
 def embedding_units(num_values: int) -> int:
@@ -72,30 +116,69 @@ def embedding_units(num_values: int) -> int:
 
 def _make_namer(schema: Schema) -> Namer:
     def named(name: str) -> str:
-        return next(free for free in (name + "_" * n for n in itertools.count()) if free not in schema.steps)
+        return next(free for free in (name + "_" * n for n in itertools.count()) if free not in schema.features)
 
     return named
 
 
-def _encode(values: Any, feature: Feature, statistics: FeatureStatistics | None, number: int, named: Namer) -> Any:
-    """A step feature as float32[batch, time, width]."""
-    flatten = FlattenSteps(name=named(f"flat_{number}"))
-    if feature.dtype == "float32":
+def _join(parts: list[Any], name: str) -> Any:
+    return keras.layers.Concatenate(name=name)(parts) if len(parts) > 1 else parts[0]
+
+
+class _Encoder:
+    """Turns a feature into numbers that a network can read, float32[batch, time, width] or [batch, width]."""
+
+    def __init__(
+        self,
+        feature: Feature,
+        statistics: FeatureStatistics | None,
+        terms: Sequence[bytes] | None,
+        number: int,
+        named: Namer,
+    ) -> None:
+        self._feature, self._statistics, self._terms = feature, statistics, terms
+        self._name: Callable[[str], str] = lambda name: named(f"{name}_{number}")
+
+    def __call__(self, values: Any, flatten: type[keras.layers.Layer]) -> Any:
+        """Of values[batch, time, *shape] or [batch, *shape], flattened by such a layer."""
+        flat = flatten(name=self._name("flat"))(values)
+        encode = self._encode_numbers if self._feature.dtype == "float32" else self._encode_categories
+        encoded = encode(flat, flatten)
+        if self._feature.missing != "indicator":
+            return encoded
+        return _join([encoded, Indicator(name=self._name("missing"))(flat)], self._name("with_missing"))
+
+    def _encode_numbers(self, flat: Any, _: type[keras.layers.Layer]) -> Any:
+        width, statistics = self._feature.width, self._statistics
+        mean = list(statistics.mean) if statistics else [0.0] * width
+        if self._feature.may_miss:
+            fill = self._feature.fill_value
+            flat = Fill(mean if fill in (None, "mean") else [fill] * width, name=self._name("fill"))(flat)
         if statistics is None:
-            return flatten(values)
-        standardize = Standardize(list(statistics.mean), list(statistics.variance), name=named(f"standard_{number}"))
-        return standardize(flatten(values))
-    assert feature.num_values is not None
-    if feature.dtype == "string":
-        values = keras.layers.Hashing(feature.num_values, name=named(f"hash_{number}"))(values)
-    embed = keras.layers.Embedding(
-        feature.num_values, embedding_units(feature.num_values), name=named(f"embedding_{number}")
-    )
-    return flatten(embed(values))
+            return flat
+        return Standardize(mean, list(statistics.variance), name=self._name("standard"))(flat)
+
+    def _encode_categories(self, flat: Any, flatten: type[keras.layers.Layer]) -> Any:
+        feature = self._feature
+        # A string that is missing needs no other: it is in no vocabulary, and its hash is one of its own.
+        fill = 0 if feature.dtype == "int64" and feature.missing == "indicator" else feature.fill_value
+        if fill is not None:
+            flat = Fill(fill, name=self._name("fill"))(flat)
+        num_values = feature.num_values
+        if self._terms is not None:
+            flat = Lookup([term.decode() for term in self._terms], name=self._name("lookup"))(flat)
+            num_values = len(self._terms) + 1
+        elif feature.vocabulary is not None:
+            raise ValueError("The schema has a vocabulary: pass vocabularies, as Dataset and Run have them.")
+        elif feature.dtype == "string":
+            flat = keras.layers.Hashing(num_values, name=self._name("hash"))(flat)
+        assert num_values is not None
+        embed = keras.layers.Embedding(num_values, embedding_units(num_values), name=self._name("embedding"))
+        return flatten(name=self._name("embedded"))(embed(flat))
 
 
 def _recur(hidden: Any, length: Any, units: int, config: TrainConfig, number: int, named: Namer, *, last: bool) -> Any:
-    """One layer, in one direction or both; of the last layer only the last step is read where `last`."""
+    """One layer, in one direction or both; of the last layer only what pooling leaves of the steps, where `last`."""
     cell = keras.layers.LSTM if config.cell == "lstm" else keras.layers.GRU
 
     def run(values: Any, name: str) -> Any:
@@ -103,36 +186,55 @@ def _recur(hidden: Any, length: Any, units: int, config: TrainConfig, number: in
         return cell(units, return_sequences=True, name=named(name))(values)
 
     forward = run(hidden, f"{config.cell}_{number}")
-    read = LastStep(name=named(f"last_{number}")) if last else None
+    read = _POOLING[config.pooling](name=named(f"{config.pooling}_{number}")) if last else None
     if not config.bidirectional:
         return read(forward, length) if read else forward
     reverse = ReverseSteps(name=named(f"reverse_{number}"))
     backward = run(reverse(hidden, length), f"{config.cell}_{number}_backward")
-    # Read from the end, the last step is the record's first.
+    # Read from the end, the last step is the record's first; to mean and max the order is all one.
     both = [read(forward, length), read(backward, length)] if read else [forward, reverse(backward, length)]
     return keras.layers.Concatenate(name=named(f"both_{number}"))(both)
 
 
-def _head(hidden: Any, label: Label, statistics: Mapping[str, FeatureStatistics], named: Namer) -> Any:
-    if label.kind != "regression":
-        logits = keras.layers.Dense(len(label.classes), name=named("head"))(hidden)
-        return keras.layers.Softmax(name=named("probabilities"))(logits)
-    value = DropLastAxis(name=named("number"))(keras.layers.Dense(1, name=named("head"))(hidden))
-    found = statistics.get(label.name)
-    mean, variance = (found.mean[0], found.variance[0]) if found else (0.0, 1.0)
-    return Unstandardize(mean, variance, name=named("value"))(value)
+def _head(hidden: Any, target: Target, statistics: FeatureStatistics | None, named: Namer) -> Any:
+    """The output; `statistics` are those of the numbers that a regression is to give."""
+    outputs = keras.layers.Dense(target.size, name=named("head"))(hidden)
+    if target.kind in MULTILABEL:
+        return keras.layers.Activation("sigmoid", name=named("probabilities"))(outputs)
+    if target.kind not in REGRESSION:
+        return keras.layers.Softmax(name=named("probabilities"))(outputs)
+    if not target.is_vector:
+        outputs = DropLastAxis(name=named("number"))(outputs)
+    mean = list(statistics.mean) if statistics else [0.0] * target.size
+    variance = list(statistics.variance) if statistics else [1.0] * target.size
+    return Unstandardize(mean, variance, name=named("value"))(outputs)
 
 
-def losses(outputs: tf.Tensor, label: tf.Tensor, kind: str) -> tf.Tensor:
+def losses(outputs: tf.Tensor, label: tf.Tensor, kind: str, column_scale: Sequence[float] = ()) -> tf.Tensor:
     """The loss of each record [batch], or of each step [batch, time], from the output of `head_model`.
 
-    Cross-entropy in nats for class, step_class and distribution; the squared error for regression.
+    In nats: cross-entropy for class, step_class and distribution, the sum of all classes' binary cross-entropies for
+    multilabel and step_multilabel. The squared error for a regression; for one of vectors the mean over the columns.
+
+    Args:
+        column_scale: As `loss_scale` gives it.
     """
-    if kind == "regression":
-        return tf.square(outputs - label)
+    if kind in MULTILABEL:
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(label, outputs), axis=-1)
+    if kind in REGRESSION:
+        error = tf.square(outputs - label)
+        return tf.reduce_mean(error * tf.constant(column_scale, tf.float32), axis=-1) if column_scale else error
     if kind == "distribution":
         return tf.nn.softmax_cross_entropy_with_logits(label, outputs)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs)
+
+
+def loss_scale(target: Target, statistics: Statistics) -> tuple[float, ...]:
+    """What the squared errors of a vector's columns are multiplied by, so that no unit outweighs another."""
+    if target.kind not in REGRESSION or not target.is_vector:
+        return ()
+    found = statistics.get(target.next_of or "")
+    return tuple(1 / v if v > 0 else 1.0 for v in found.variance) if found else (1.0,) * target.size
 
 
 def count_parameters(model: keras.Model) -> int:

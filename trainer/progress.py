@@ -6,6 +6,8 @@ from typing import Any, TextIO
 
 # Seconds between two lines where nobody looks at a terminal.
 _INTERVAL_SECONDS = 2.0
+# Of an epoch's measures, the first, which tell most; all of them are in metrics.jsonl.
+_NUM_MEASURES = 4
 
 
 class Progress:
@@ -35,7 +37,8 @@ class Progress:
         text = f"epoch {line['epoch']}/{self._epochs}, loss {line['train']['loss']:.4f}"
         if line["validation"] is not None:
             measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
-            text += ", validation " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+            told = [f"{name} {value:.4f}" for name, value in measured.items() if value is not None]
+            text += ", validation " + ", ".join(told[:_NUM_MEASURES])
         self._show(text, update, keep=True)
 
     def say(self, text: str) -> None:

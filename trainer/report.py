@@ -2,10 +2,34 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+from rich.console import Console
+
+from pipeline.schema import class_name
 from pipeline.tables import page, print_table
 from trainer.plan import Plan
+
+# The metrics for which a line has room, by the first metric of a kind of label; the others are in the file.
+_SHOWN = {
+    "accuracy": ("accuracy", "top_3_accuracy", "top_5_accuracy", "macro_f1", "expected_calibration_error"),
+    "nll": ("micro_f1", "macro_f1", "exact_match", "auc", "average_precision", "expected_calibration_error"),
+    "mae": ("mae", "rmse"),
+}
+_SHORT = {
+    "top_3_accuracy": "top 3",
+    "top_5_accuracy": "top 5",
+    "average_precision": "AP",
+    "expected_calibration_error": "ECE",
+}
+# In a line of text, the first ones.
+_MOST_MEASURES = 4
+# Groups or raw files, and classes, of which a table stays readable.
+_MOST_PARTS = 20
+_MOST_CLASSES = 12
+# Characters of a line that are left to the counts of a table of classes.
+_COUNTS_WIDTH = 85
 
 
 def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
@@ -37,7 +61,8 @@ def print_result(result: dict[str, Any], output: str) -> None:
     )
     if result["validation"] is not None:
         values = {"loss": result["validation"]["loss"], **result["validation"]["metrics"]}
-        print(f"validation after the last epoch: {', '.join(f'{n} {v:.4f}' for n, v in values.items())}")
+        told = [f"{name} {_number(value)}" for name, value in values.items()][:_MOST_MEASURES]
+        print(f"validation after the last epoch: {', '.join(told)}")
     if result["best_epoch"] is not None:
         print(f"best by validation loss: epoch {result['best_epoch']}")
     print(f"weights sha256 {result['weights_sha256']}")
@@ -46,16 +71,61 @@ def print_result(result: dict[str, Any], output: str) -> None:
 def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
     if evaluation["dataset_changed"]:
         print("Note: this is not the dataset that the run was trained on (another fingerprint).", file=sys.stderr)
-    columns = ("steps", "records", "loss", *evaluation["metrics"])
-    rows = [(f"{b['min_steps']:,} to {b['max_steps']:,}", *_measures(b)) for b in evaluation["by_length"]]
+    for name in evaluation["vocabularies_changed"]:
+        print(f"Note: the dataset has another vocabulary of {name}; the run's own was used.", file=sys.stderr)
+    metrics = evaluation["metrics"]
+    shown = [name for name in _SHOWN[next(iter(metrics))] if name in metrics]
     with page() as console:
         console.print(f"{run}: {evaluation['checkpoint']} checkpoint")
-        print_table(console, f"Split {evaluation['split']}", columns, [*rows, ("all", *_measures(evaluation))])
+        _print_parts(console, f"Split {evaluation['split']}", "steps", _bands(evaluation), shown)
+        for name in ("group", "source"):
+            _print_largest(console, evaluation, name, shown)
+        _print_confusion(console, evaluation.get("confusion"))
+        told = [f"{_SHORT[name]}: {name.replace('_', ' ')}" for name in shown if _SHORT.get(name, "").isupper()]
+        console.print("\n" + "; ".join([*told, f"all metrics: evaluation-{evaluation['split']}.json"]))
 
 
-def _measures(measured: dict[str, Any]) -> tuple[str, ...]:
-    values = [measured["loss"], *measured["metrics"].values()]
-    return (f"{measured['records']:,}", *("-" if value is None else f"{value:.4f}" for value in values))
+# Part by its title -> the numbers of it.
+_Parts: TypeAlias = list[tuple[str, dict[str, Any]]]
+
+
+def _bands(evaluation: dict[str, Any]) -> _Parts:
+    bands = [(f"{band['min_steps']:,} to {band['max_steps']:,}", band) for band in evaluation["by_length"]]
+    return [*bands, ("all", evaluation)]
+
+
+def _print_largest(console: Console, evaluation: dict[str, Any], name: str, shown: Sequence[str]) -> None:
+    parts = evaluation.get(f"by_{name}")
+    if parts is None:
+        return
+    rows = [("unknown" if part[name] is None else part[name], part) for part in parts[:_MOST_PARTS]]
+    total = len(parts) + evaluation[f"{name}s_left_out"]
+    title = f"By {name}" + (f", the {len(rows)} with the most records of {total:,}" if total > len(rows) else "")
+    _print_parts(console, title, name, rows, shown)
+
+
+def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: Sequence[str]) -> None:
+    columns = (name, "records", "loss", *(_SHORT.get(metric, metric) for metric in shown))
+    rows = (
+        (part, f"{found['records']:,}", _number(found["loss"]), *(_number(found["metrics"][m]) for m in shown))
+        for part, found in parts
+    )
+    print_table(console, title, columns, rows)
+
+
+def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None:
+    if confusion is None or len(confusion["classes"]) > _MOST_CLASSES:
+        return
+    classes = ["other" if name is None else class_name(name) for name in confusion["classes"]]
+    counts, title = np.array(confusion["counts"]), "Labels (a row each), and what was predicted (a column each)"
+    if len(classes) * (len(str(counts.max())) + 3) > _COUNTS_WIDTH:
+        counts, title = np.rint(counts / 1000).astype(np.int64), f"{title}, in thousands"
+    rows = [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)]
+    print_table(console, title, ("", *classes), rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _count(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import json
+import os
 from typing import Any
 
 import tensorflow as tf
@@ -11,10 +12,12 @@ import yaml
 from pipeline.documents import parse_yaml
 from pipeline.errors import UserError
 from pipeline.manifest import FILE_NAME, Manifest
+from pipeline.vocabulary import write_terms
 from trainer.config import TrainConfig, make_config
+from trainer.dataset import Dataset, read_vocabularies
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
-CHECKPOINTS, LOGS = "checkpoints", "logs"
+CHECKPOINTS, LOGS, VOCABULARY = "checkpoints", "logs", "vocabulary"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +37,17 @@ class Run:
         if self.exists() or not tf.io.gfile.exists(self.path):
             return False
         # A run that was stopped while it was begun has these and no configuration yet.
-        own = {FILE_NAME, METRICS} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
-        return not set(tf.io.gfile.listdir(self.path)) <= own
+        own = {FILE_NAME, METRICS, VOCABULARY} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
+        return not {name.rstrip("/") for name in tf.io.gfile.listdir(self.path)} <= own
 
-    def begin(self, config: TrainConfig, manifest: Manifest) -> None:
+    def begin(self, config: TrainConfig, dataset: Dataset) -> None:
         """Makes the folder; the configuration comes last, since it is what makes a run of it."""
         tf.io.gfile.makedirs(self.path)
+        manifest = dataset.manifest
+        for name, terms in dataset.vocabularies().items():
+            path = manifest.vocabularies[name].path
+            tf.io.gfile.makedirs(os.path.dirname(self.file(path)))
+            self.write(path, write_terms(terms))
         self.write(FILE_NAME, manifest.to_json())
         self.write(METRICS, b"")
         self.write_config(config)
@@ -47,11 +55,17 @@ class Run:
     def write_config(self, config: TrainConfig) -> None:
         self.write(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
+    def go_on(self, config: TrainConfig) -> None:
+        """Takes a run up again: what it came to before is its result no more."""
+        if tf.io.gfile.exists(self.file(RESULT)):
+            tf.io.gfile.remove(self.file(RESULT))
+        self.write_config(config)
+
     def clear(self) -> None:
         """Removes what a run writes, and nothing else that may lie there; the configuration last: what is left of a
         run is one still, and can be cleared again."""
         names = [name.rstrip("/") for name in tf.io.gfile.listdir(self.path)] if self.exists() else []
-        for pattern in (RESULT, CHECKPOINTS, LOGS, "evaluation-*.json", METRICS, FILE_NAME, CONFIG):
+        for pattern in (RESULT, CHECKPOINTS, LOGS, "evaluation-*.json", METRICS, VOCABULARY, FILE_NAME, CONFIG):
             for name in [*fnmatch.filter(names, f"{pattern}.tmp"), *fnmatch.filter(names, pattern)]:
                 path = self.file(name)
                 (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
@@ -62,14 +76,25 @@ class Run:
     def manifest(self) -> Manifest:
         return Manifest.parse(self.read(FILE_NAME), origin=self.file(FILE_NAME))
 
+    def vocabularies(self) -> dict[str, list[bytes]]:
+        """Those of the dataset that it was trained on, by the feature's name.
+
+        Raises:
+            UserError: a file is missing, or not the one that the manifest lists.
+        """
+        return read_vocabularies(self.path, self.manifest())
+
     def result(self) -> dict[str, Any] | None:
         """What the run reached; None while it is not finished."""
         if not tf.io.gfile.exists(self.file(RESULT)):
             return None
         try:
-            return json.loads(self.read(RESULT))
-        except ValueError:
+            result = json.loads(self.read(RESULT))
+        except (ValueError, RecursionError):
             raise UserError(f"{self.file(RESULT)}: not JSON. Train anew with --overwrite.") from None
+        if not isinstance(result, dict) or not isinstance(result.get("epochs"), int):
+            raise UserError(f"{self.file(RESULT)}: not the result of a run: it has no epochs. Was this file edited?")
+        return result
 
     def read(self, name: str) -> bytes:
         """Raises a UserError if the folder is no run."""

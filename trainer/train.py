@@ -12,16 +12,17 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import TRAIN
-from trainer.checkpoints import Checkpoints, weights_sha256
+from trainer.checkpoints import BEST, LAST, WEIGHTS_SHA256, Checkpoints, checkpoint_sha256, weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
 from trainer.evaluate import Evaluator
 from trainer.journal import EpochJournal, diverged
-from trainer.model import build_model, count_parameters
+from trainer.model import build_model, check_config, count_parameters, loss_scale
 from trainer.plan import Plan, make_plan
 from trainer.progress import Progress
 from trainer.reader import batches
 from trainer.run import LOGS, RESULT, Run
+from trainer.target import make_target
 from trainer.update import Update, make_optimizer, make_update
 
 VALIDATION = "validation"
@@ -52,6 +53,7 @@ def train(
     config = config or TrainConfig()
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
+    check_config(config, make_target(dataset.schema, dataset.vocabularies()))
     plan = _plan(dataset, config)
     run = Run(os.fspath(output).rstrip("/"))
     finished = _open(run, config, dataset, overwrite=overwrite)
@@ -82,7 +84,7 @@ def _open(run: Run, config: TrainConfig, dataset: Dataset, *, overwrite: bool) -
     if overwrite:
         run.clear()
     if not run.exists():
-        run.begin(config, dataset.manifest)
+        run.begin(config, dataset)
         return None
     begun, result = run.config(), run.result()
     _refuse_difference(run, begun, config)
@@ -94,7 +96,7 @@ def _open(run: Run, config: TrainConfig, dataset: Dataset, *, overwrite: bool) -
             f"{run.path}: was begun on a dataset with fingerprint {theirs}, but {dataset.path} has "
             f"{dataset.manifest.fingerprint}. Go on with the same data, or begin anew with --overwrite."
         )
-    run.write_config(config)
+    run.go_on(config)
     return None
 
 
@@ -121,7 +123,9 @@ class _Training:
         keras.utils.set_random_seed(config.seed)
         self._strategy = tf.distribute.get_strategy()
         with self._strategy.scope():
-            self._model = build_model(dataset.schema, dataset.manifest.statistics, config)
+            statistics, vocabularies = dataset.manifest.statistics, dataset.vocabularies()
+            self._target = make_target(dataset.schema, vocabularies)
+            self._model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
             self._optimizer = make_optimizer(config)
             # For callbacks that look at model.optimizer; the loop is ours.
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
@@ -191,6 +195,7 @@ class _Training:
             element_spec=self._batches(epoch=0).element_spec,
             scale=scale,
             strategy=self._strategy,
+            column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
         )
 
     def _total_weight(self) -> float:
@@ -259,7 +264,8 @@ class _Training:
             "updates": int(state.update.numpy()),
             "parameters": count_parameters(self._model),
             "useful_share": int(state.steps.numpy()) / padded if padded else self._plan.useful_share,
-            "weights_sha256": weights_sha256(self._model),
+            WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
+            WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),
             "validation": line["validation"],
             "best_epoch": int(state.best_epoch.numpy()) or None,
             "stopped_early": bool(self._model.stop_training),

@@ -1,6 +1,6 @@
 """One update of the weights by one batch, such that every record counts the same wherever it fell."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ def make_update(
     element_spec: Any,
     scale: float | None,
     strategy: tf.distribute.Strategy,
+    column_scale: Sequence[float] = (),
 ) -> Update:
     """A compiled update. One trace serves all batches: their sizes and lengths are open in `element_spec`.
 
@@ -34,12 +35,13 @@ def make_update(
         scale: The factor of Σ weight × loss. Number of batches ÷ total weight of the epoch makes every record count the
             same: then a batch's gradient is that of the mean over all records, up to noise, however many it holds.
             None divides by the weight of the batch instead.
+        column_scale: As for `losses`.
     """
     head = head_model(model)
 
     def step(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(weight * losses(head(features, training=True), label, kind))
+            loss = tf.reduce_sum(weight * losses(head(features, training=True), label, kind, column_scale))
             total = tf.reduce_sum(weight)
             # A batch may hold no labelled step at all.
             objective = loss * scale if scale is not None else tf.math.divide_no_nan(loss, total)

@@ -1,0 +1,555 @@
+"""Predictions of raw records: one line for each, the same as from the dataset, whatever road they took."""
+
+import functools
+import gzip
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+
+import apache_beam as beam
+import datasets
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.examples import encode_sequence
+from pipeline.prepare import PrepareOptions, prepare
+from pipeline.records import parse_record
+from pipeline.schema import Schema
+from trainer import delivery, padding, predictor
+from trainer import predict as job
+from trainer.checkpoints import restore_weights
+from trainer.config import TrainConfig
+from trainer.dataset import open_dataset
+from trainer.model import build_model
+from trainer.plan import make_plan
+from trainer.predict import PredictOptions, RunHandler, choose_batch_steps, predict
+from trainer.predictions import LineWriter
+from trainer.reader import numbered_batches, parse_batch
+from trainer.run import Run
+from trainer.target import Target, make_target
+from trainer.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+KINDS = list(datasets.LABELS)
+GENERATION = "20200101T000000-00000000"
+
+
+@functools.cache
+def run_of(kind, *, every_feature=False):
+    """A run on the dataset of a kind of label, trained so hard that its outputs differ from record to record."""
+    made = (datasets.of_every_feature if every_feature else datasets.of_kind)(kind)
+    output = datasets.new_folder() / "run"
+    train(made.path, output, TrainConfig(epochs=2, units=(8,), batch_size=8, learning_rate=0.1))
+    return made, str(output)
+
+
+@pytest.fixture
+def run_predict(tmp_path, write_raw):
+    """Predicts records with a run; gives the lines by id, or the list of all of them."""
+
+    def run(run, records, *, output="predictions", beam=None, **options):
+        raw = records if isinstance(records, str) else write_raw(records, "new.jsonl")
+        options = PredictOptions(run, (raw,), str(tmp_path / output), **options)
+        summary = predict(options, beam)
+        return summary, lines_of(tmp_path / output)
+
+    return run
+
+
+def lines_of(folder):
+    paths = sorted(pathlib.Path(folder).glob("part-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def by_id(lines):
+    found = {line["id"]: line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def numbers_of(line):
+    """The numbers of a line as float32, whatever it calls them."""
+    (numbers,) = [line[name] for name in ("probabilities", "value", "values") if name in line]
+    return np.array(numbers, np.float32)
+
+
+def snapshot(folder):
+    """Every file of a folder and its bytes."""
+    folder = pathlib.Path(folder)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_close(first, second, atol=1e-5):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_allclose(numbers_of(first[key]), numbers_of(second[key]), rtol=0, atol=atol)
+
+
+# Cutting and padding
+
+
+def cut_slowly(lengths, batch_steps):
+    """The same cut, a record at a time."""
+    batches = []
+    for position in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        if batches and (len(batches[-1]) + 1) * lengths[position] <= batch_steps:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+@pytest.mark.parametrize("batch_steps", [1, 7, 64, 1000, 10**6])
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+def test_batches_hold_like_lengths_within_the_budget(count, batch_steps):
+    lengths = np.random.default_rng(count).integers(1, 90, count).tolist()
+    batches = [batch.tolist() for batch in padding.cut_batches(lengths, batch_steps=batch_steps)]
+    assert batches == cut_slowly(lengths, batch_steps)
+    assert sorted(n for batch in batches for n in batch) == list(range(count))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= batch_steps
+
+
+def pad_slowly(records, schema):
+    """The same rectangle, a value at a time."""
+    longest = max(record.num_steps for record in records)
+    batch = {"length": np.array([record.num_steps for record in records], np.int32)}
+    for name, feature in schema.features.items():
+        time = (longest,) if name in schema.steps else ()
+        dtype = {"float32": np.float32, "int64": np.int64, "string": object}[feature.dtype]
+        batch[name] = np.full((len(records), *time, *feature.shape), b"" if dtype is object else 0, dtype)
+        for row, record in enumerate(records):
+            values = (record.features | record.context)[name]
+            flat = values if isinstance(values, list) else values.ravel()
+            for number, value in enumerate(flat):
+                place = divmod(number, feature.width) if time else (number,)
+                inner = np.unravel_index(place[-1], feature.shape)
+                batch[name][(row, *place[:-1], *inner)] = value
+    return batch
+
+
+ODD_SCHEMA = """
+id: id
+steps:
+  a: {dtype: float32}
+  b: {dtype: float32, shape: [2, 3], missing: indicator}
+  c: {dtype: int64, num_values: 9, missing: indicator}
+  d: {dtype: int64, num_values: 9, shape: [2]}
+  e: {dtype: string, num_values: 9, missing: fill}
+  f: {dtype: string, num_values: 9, shape: [2, 2]}
+context:
+  g: {dtype: float32, missing: indicator}
+  h: {dtype: float32, shape: [2, 2]}
+  i: {dtype: int64, num_values: 9}
+  j: {dtype: string, num_values: 9, missing: fill}
+  k: {dtype: string, num_values: 9, shape: [3]}
+label: {name: y, kind: regression}
+"""
+
+
+def odd_record(number, length, numbers):
+    def maybe(value):
+        return None if numbers.random() < 0.3 else value
+
+    def words(*shape):
+        return numbers.choice(["", "ä", "word", "\0"], shape).tolist()
+
+    return {
+        "id": number,
+        "a": numbers.normal(size=length).tolist(),
+        "b": [maybe([[maybe(1.5), 2, 3], [4, 5, 6]]) for _ in range(length)],
+        "c": [maybe(int(c)) for c in numbers.integers(0, 9, length)],
+        "d": numbers.integers(0, 9, (length, 2)).tolist(),
+        "e": [maybe(word) for word in words(length)],
+        "f": words(length, 2, 2),
+        "g": maybe(0.0),
+        "h": numbers.normal(size=(2, 2)).tolist(),
+        "i": 3,
+        "j": maybe("x"),
+        "k": words(3),
+        "y": 0,
+    }
+
+
+@pytest.mark.parametrize("lengths", [[1], [3], [2, 2], [1, 7, 4], [5, 1, 1, 9, 2]])
+def test_a_batch_is_what_the_reader_gives_for_the_same_records(lengths):
+    schema, numbers = Schema.parse(ODD_SCHEMA), np.random.default_rng(len(lengths))
+    records = [parse_record(odd_record(n, length, numbers), schema) for n, length in enumerate(lengths)]
+    batch = padding.pad_batch(records, schema)
+    slow = pad_slowly(records, schema)
+    examples = tf.constant([encode_sequence(record, schema) for record in records])
+    plan = make_plan({max(lengths): 1}, batching="pad")
+    read, *_ = parse_batch(examples, tf.constant(lengths, tf.int32), schema=schema, plan=plan)
+    assert batch.keys() == slow.keys() == read.keys()
+    for name, values in batch.items():
+        assert values.dtype == slow[name].dtype
+        np.testing.assert_array_equal(values, slow[name])
+        assert read[name].numpy().dtype == values.dtype
+        np.testing.assert_array_equal(values, read[name].numpy())
+
+
+def test_wide_steps_make_smaller_batches():
+    def steps(width, label):
+        schema = Schema.parse(f"steps: {{x: {{dtype: float32, shape: [{width}]}}}}\nlabel: {label}\n")
+        return choose_batch_steps(schema, make_target(schema, {}))
+
+    number = "{name: y, kind: regression}"
+    assert steps(8, number) == steps(100, number) > steps(1000, number) > steps(10**6, number) > 0
+    assert steps(10**9, number) == 1
+    assert steps(1000, "{next_of: x}") < steps(1000, number)
+
+
+# What a line says
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_of_raw_records_are_those_of_the_dataset(kind, run_predict):
+    made, run = run_of(kind, every_feature=True)
+    records = made.of("test")
+    summary, lines = run_predict(run, records)
+    assert summary["records"] == len(lines) == len(records)
+    found = by_id(lines)
+    lengths = {record["id"]: len(record["x"]) for record in records}
+    for record_id, (target, outputs) in dataset_predictions(made, run).items():
+        line = found.pop(record_id)
+        assert line == expected_line(record_id, target, numbers_of(line))
+        np.testing.assert_allclose(numbers_of(line), outputs, rtol=0, atol=1e-5)
+        assert not target.per_step or len(outputs) == lengths[record_id]
+    assert found == {}
+
+
+def dataset_predictions(made, run_path):
+    """{id: (target, outputs)} of the records of the split test, from the dataset's reader."""
+    dataset, run = open_dataset(made.path), Run(run_path)
+    manifest, vocabularies = run.manifest(), run.vocabularies()
+    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=vocabularies)
+    restore_weights(run, model, None)
+    target = make_target(manifest.record_schema, vocabularies)
+    ids = dataset.index("test")["id"].to_pylist()
+    found = {}
+    for features, _, _, rows in numbered_batches(dataset, "test", batching="exact"):
+        for row, outputs in zip(rows.numpy(), model(features).numpy(), strict=True):
+            found[ids[row]] = (target, outputs)
+    return found
+
+
+def expected_line(record_id, target, numbers):
+    """A line with these numbers, in the most literal way."""
+    numbers = json.loads(json.dumps([float(str(n)) for n in np.ravel(numbers)]))
+    width = target.size if target.is_vector else 1
+    steps = [numbers[start : start + width] for start in range(0, len(numbers), width)]
+    if "regression" in target.kind:
+        values = steps if target.is_vector else [step[0] for step in steps]
+        return {"id": record_id, "values": values} if target.per_step else {"id": record_id, "value": values[0]}
+    if "multilabel" in target.kind:
+        labels = [[name for name, p in zip(target.names, step, strict=True) if p >= 0.5] for step in steps]
+    else:
+        labels = [target.names[step.index(max(step))] for step in steps]
+    if target.per_step:
+        return {"id": record_id, "labels": labels, "probabilities": steps}
+    name = "labels" if target.kind == "multilabel" else "label"
+    return {"id": record_id, name: labels[0], "probabilities": steps[0]}
+
+
+def test_numbers_have_the_fewest_digits_that_give_them_back():
+    outputs = np.array([[0.1, 0.9], [1 / 3, 2 / 3], [1e-8, 1], [5e-39, 1]], np.float32)
+    lines = LineWriter(Target("class", 2, ("a", "b"))).write(list("pqrs"), np.ones(4, np.int32), outputs)
+    assert lines[0] == b'{"id":"p","label":"b","probabilities":[0.1,0.9]}\n'
+    assert lines[1] == b'{"id":"q","label":"b","probabilities":[0.33333334,0.6666667]}\n'
+    read = np.array([json.loads(line)["probabilities"] for line in lines], np.float32)
+    np.testing.assert_array_equal(read, outputs)
+
+
+def test_names_and_ids_come_out_as_they_are():
+    names = (True, 7, "7 ", 'ü"\n', 10**30)
+    ids = ["ü", 'a"b', "\n", "\0", ""]
+    lines = LineWriter(Target("class", 5, names)).write(ids, np.ones(5, np.int32), np.eye(5, dtype=np.float32))
+    assert all(line.count(b"\n") == 1 for line in lines)
+    assert [json.loads(line)["id"] for line in lines] == ids
+    assert [json.loads(line)["label"] for line in lines] == list(names)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_refused_unless_it_is_padding(per_step, number):
+    target = Target("step_regression" if per_step else "regression", 1)
+    outputs, lengths = np.zeros((3, 4) if per_step else 3, np.float32), np.array([4, 2, 3], np.int32)
+    if per_step:
+        outputs[1, 2:] = number
+        assert len(LineWriter(target).write(list("abc"), lengths, outputs)) == 3
+    outputs[2] = number
+    with pytest.raises(UserError, match=r"^The model gives a number that is not finite for the record 'c'\. "):
+        LineWriter(target).write(list("abc"), lengths, outputs)
+
+
+def test_a_record_that_makes_the_model_overflow_publishes_nothing(run_predict, tmp_path):
+    made, run = run_of("regression")
+    wild = made.of("test")[0] | {"id": "wild", "x": [[3e38, -3e38]] * 3}
+    with pytest.raises(
+        UserError, match=r"^The model gives a number that is not finite for the record 'wild'\. [^\n]*$"
+    ):
+        run_predict(run, [*made.of("test"), wild])
+    assert snapshot(tmp_path / "predictions") == {}
+
+
+# Neighbours, order, roads
+
+
+def test_one_trace_serves_batches_of_all_shapes():
+    made, run = run_of("class")
+    model = predictor.load_predictor(run)
+    records = [parse_record(record, model.schema) for record in made.of("test")]
+    for rows in ([0], [1, 2], range(30), [3]):
+        assert model([records[row] for row in rows]).shape == (len(rows), 3)
+    assert model.forward.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("kind", ["class", "step_class"])
+def test_neighbours_order_and_batches_change_no_prediction(kind, run_predict):
+    made, run = run_of(kind)
+    records = list(made.records)
+    expected = by_id(run_predict(run, records)[1])
+    random.Random(3).shuffle(records)
+    for number, batch_steps in enumerate((1, 30, 10**6)):
+        _, lines = run_predict(run, records[number:], batch_steps=batch_steps, overwrite=True)
+        found = by_id(lines)
+        assert_close(found, {key: expected[key] for key in found})
+        assert len(found) == len(records) - number
+
+
+def test_a_full_buffer_and_a_full_part_lose_and_double_nothing(run_predict, monkeypatch):
+    made, run = run_of("class")
+    expected = by_id(run_predict(run, made.records)[1])
+    monkeypatch.setattr(job, "_BUFFER_RECORDS", 7)
+    monkeypatch.setattr(job, "_PART_BYTES", 1000)
+    summary, lines = run_predict(run, made.records, overwrite=True)
+    assert len(summary["parts"]) > 5
+    assert_close(by_id(lines), expected)
+    monkeypatch.setattr(job, "_BUFFER_BYTES", 100)
+    assert_close(by_id(run_predict(run, made.records, overwrite=True)[1]), expected)
+
+
+@pytest.mark.parametrize(
+    "beam_options",
+    [
+        {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
+        {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
+        {"direct_runner_bundle_repeat": 3},
+        {"runner": "BundleBasedDirectRunner"},
+    ],
+    ids=["multi_processing", "multi_threading", "bundle_repeat", "older_runner"],
+)
+def test_any_runner_predicts_the_same_once(run_predict, write_raw, tmp_path, beam_options):
+    made, run = run_of("class")
+    expected = by_id(run_predict(run, made.records)[1])
+    for number in range(5):
+        write_raw([*made.records[number::5], "{"], f"raw/{number}.jsonl")
+    summary, lines = run_predict(
+        run, str(tmp_path / "raw"), beam=beam_options, output="other", max_rejected=1, keep_raw=True
+    )
+    assert_close(by_id(lines), expected)
+    assert summary["rejected"]["by_reason"] == {"not_json": 5}
+    check_whole(tmp_path / "other")
+
+
+def check_whole(folder):
+    """What the summary lists is there, and nothing else."""
+    summary = json.loads(pathlib.Path(folder, delivery.SUMMARY).read_text())
+    listed = {part["path"] for part in summary["parts"]} | set(summary["rejected"]["files"])
+    assert set(snapshot(folder)) == {delivery.SUMMARY, *listed}
+    assert not pathlib.Path(folder, ".staging").exists()
+    for part in summary["parts"]:
+        data = pathlib.Path(folder, part["path"]).read_bytes()
+        assert (data.count(b"\n"), len(data)) == (part["records"], part["bytes"])
+    assert sum(part["records"] for part in summary["parts"]) == summary["records"]
+    return summary
+
+
+# Reading
+
+
+def test_label_split_and_group_are_neither_needed_nor_read(run_predict):
+    made, run = run_of("class")
+    expected = by_id(run_predict(run, made.of("test"))[1])
+    for change in ({}, {"y": "no such class", "split": 3}, {"y": None, "split": None}):
+        bare = [{key: record[key] for key in ("id", "x")} | change for record in made.of("test")]
+        summary, lines = run_predict(run, bare, overwrite=True)
+        assert by_id(lines) == expected
+        assert summary["rejected"] == {"total": 0, "by_reason": {}, "files": []}
+
+
+def test_rejects_are_those_of_prepare(run_predict, tmp_path, write_raw):
+    made, run = run_of("class")
+    good = made.of("test")
+    bad = [
+        "{",
+        "[]",
+        {"id": 1.5, "x": [[1, 2]]},
+        {"id": "no x"},
+        {"id": "wide", "x": [[1, 2, 3]]},
+        {"id": "empty", "x": []},
+        {"id": "null", "x": [[1, None]]},
+        '{"id": "infinite", "x": [[1, 1e999]]}',
+    ]
+    rows = [*good[:5], *(row | {"y": "a", "split": "test"} if isinstance(row, dict) else row for row in bad), *good[5:]]
+    raw = write_raw(rows)
+    summary, lines = run_predict(run, raw, max_rejected=0.5, keep_raw=True)
+    schema = Run(run).manifest().record_schema
+    (tmp_path / "schema.yaml").write_text(json.dumps(schema.canonical()))
+    manifest = prepare(
+        PrepareOptions((raw,), str(tmp_path / "schema.yaml"), str(tmp_path / "ds"), max_rejected=0.5, keep_raw=True)
+    )
+    assert summary["rejected"]["by_reason"] == manifest.rejected.by_reason
+    assert summary["rejected"]["total"] == len(bad)
+    (mine,), (theirs,) = summary["rejected"]["files"], manifest.rejected.files
+    assert (tmp_path / "predictions" / mine).read_bytes() == (tmp_path / "ds" / theirs).read_bytes()
+    assert sorted(by_id(lines)) == sorted(record["id"] for record in good)
+    check_whole(tmp_path / "predictions")
+
+
+def test_too_many_rejects_publish_nothing_and_stay(run_predict, tmp_path):
+    made, run = run_of("class")
+    with pytest.raises(
+        UserError, match=r"1 of 31 records \(3\.23%\) were rejected: 1 not_json; at most 1\.00% may"
+    ) as e:
+        run_predict(run, [*made.of("test"), "{"])
+    (path,) = (tmp_path / "predictions").rglob("*")[1:] if False else (tmp_path / "predictions/rejected").iterdir()
+    assert f"The rejects are in {path}; " in str(e.value)
+    assert list(snapshot(tmp_path / "predictions")) == [f"rejected/{path.name}"]
+    run_predict(run, [*made.of("test"), "{"], max_rejected=0.04)
+    check_whole(tmp_path / "predictions")
+
+
+def test_records_with_one_id_have_a_line_each(run_predict):
+    made, run = run_of("class")
+    first, second = made.of("test")[:2]
+    _, lines = run_predict(run, [first, first, second | {"id": first["id"]}])
+    assert [line["id"] for line in lines] == [first["id"]] * 3
+    assert len({line["probabilities"][0] for line in lines}) == 2
+
+
+def test_over_length_is_what_the_schema_of_the_run_says(run_predict, tmp_path):
+    records = datasets.random_records([3] * 20, kind="step_class")
+    schema = datasets.schema_text("step_class") + "max_length: 4\nover_length: truncate_head\n"
+    made = datasets.make(tmp_path / "made", records, schema)
+    train(made.path, tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
+    whole = datasets.random_records([6], kind="step_class")[0]
+    tail = whole | {"id": "tail", "x": whole["x"][2:]}
+    _, lines = run_predict(str(tmp_path / "run"), [whole, tail])
+    found = by_id(lines)
+    assert len(found[whole["id"]]["labels"]) == 4
+    assert found[whole["id"]]["probabilities"] == found["tail"]["probabilities"]
+
+
+def test_files_globs_folders_and_gzip_are_read(run_predict, write_raw, tmp_path):
+    made, run = run_of("class")
+    records = made.of("test")
+    write_raw(records[:10], "raw/a.jsonl")
+    rest = pathlib.Path(write_raw(records[10:], "rest"))
+    (tmp_path / "raw/b.jsonl.gz").write_bytes(gzip.compress(rest.read_bytes()))
+    for raw in ("raw", "raw/*"):
+        _, lines = run_predict(run, str(tmp_path / raw), overwrite=True)
+        assert sorted(by_id(lines)) == sorted(record["id"] for record in records)
+
+
+def test_the_best_checkpoint_is_taken_unless_another_is_asked_for(run_predict):
+    made, run = run_of("class")
+    best, best_lines = run_predict(run, made.of("test"))
+    last, last_lines = run_predict(run, made.of("test"), checkpoint="last", overwrite=True)
+    assert (best["checkpoint"], last["checkpoint"]) == ("best", "last")
+    assert last["weights_sha256"] == Run(run).result()["weights_sha256"]
+    assert (best_lines == last_lines) == (best["weights_sha256"] == last["weights_sha256"])
+
+
+def test_a_worker_that_finds_other_weights_fails(run_predict, monkeypatch):
+    made, run = run_of("class")
+    monkeypatch.setattr(job, "RunHandler", lambda run, checkpoint, _: RunHandler(run, checkpoint, "0" * 64))
+    with pytest.raises(UserError, match=f"^{run}: its weights changed while predictions were made. Run predict again"):
+        run_predict(run, made.of("test"))
+
+
+# The folder
+
+
+def test_predictions_that_are_there_are_refused_or_replaced(run_predict, tmp_path):
+    made, run = run_of("class")
+    run_predict(run, made.of("test"))
+    before = snapshot(tmp_path / "predictions")
+    with pytest.raises(UserError, match="predictions: predictions are there already. Choose another --output, or repl"):
+        run_predict(run, made.of("train"))
+    assert snapshot(tmp_path / "predictions") == before
+    summary, _ = run_predict(run, [*made.of("train"), "{"], overwrite=True, max_rejected=1)
+    assert check_whole(tmp_path / "predictions") == summary
+    assert summary["records"] == len(made.of("train"))
+
+
+def test_a_job_that_fails_leaves_the_older_predictions_alone(run_predict, tmp_path, write_raw):
+    made, run = run_of("class")
+    run_predict(run, made.of("test"))
+    before = snapshot(tmp_path / "predictions")
+    good = pathlib.Path(write_raw(made.of("train")))
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(good.read_bytes() * 50)[:-20])
+    with pytest.raises(UserError, match=rf"^{cut}: not a whole gzip file: [^\n]*$"):
+        run_predict(run, str(cut), overwrite=True)
+    assert snapshot(tmp_path / "predictions") == before
+    assert not (tmp_path / "predictions/.staging").exists()
+
+
+def test_what_killed_jobs_left_goes_and_what_is_others_stays(run_predict, tmp_path):
+    made, run = run_of("class")
+    left = [
+        f"part-{GENERATION}-00000.jsonl",
+        f".staging/{GENERATION}/{'0' * 32}.jsonl",
+        f".staging/{GENERATION}/{'1' * 32}.jsonl.{'2' * 32}.tmp",
+        f"rejected/{GENERATION}-{'0' * 16}.jsonl",
+        f"predictions.json.{'0' * 32}.tmp",
+    ]
+    theirs = ["README.md", "rejected/mine.jsonl", "part-0", "deep/part-1.jsonl", "predictions.json.bak"]
+    for name in [*left, *theirs]:
+        path = tmp_path / "predictions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}\n")
+    summary, lines = run_predict(run, made.of("test"))
+    assert len(lines) == len(made.of("test"))
+    parts = [part["path"] for part in summary["parts"]]
+    assert sorted(snapshot(tmp_path / "predictions")) == sorted([*theirs, *parts, delivery.SUMMARY])
+    assert not (tmp_path / "predictions/.staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "predictions: a file is in the way, expected a folder or nothing"),
+        (
+            "part-0001.jsonl",
+            "predictions: holds part-0001.jsonl, which is no prediction of ours and would be taken for",
+        ),
+        ("manifest.json", "predictions: a dataset or a run is there. Choose another --output"),
+    ],
+)
+def test_a_folder_that_is_no_place_for_predictions_is_refused_before_any_work(run_predict, tmp_path, name, message):
+    made, run = run_of("class")
+    path = tmp_path / "predictions" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{message}"):
+            run_predict(run, made.of("test"), overwrite=overwrite)
+    assert path.read_bytes() == b"mine"
+
+
+def test_predictions_that_came_in_between_are_not_replaced(run_predict, tmp_path):
+    made, run = run_of("class")
+    early = delivery.Delivery(str(tmp_path / "predictions"), GENERATION, 0.0, False, {})
+    early.check()
+    summary, _ = run_predict(run, made.of("test"))
+    with pytest.raises(UserError, match="predictions: others were published there meanwhile"):
+        job._publish(early, [], [])
+    assert check_whole(tmp_path / "predictions") == summary

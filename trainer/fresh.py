@@ -1,0 +1,71 @@
+"""Calls a function in a fresh Python process that sees no GPU, and gives back what it returned."""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from pipeline.errors import UserError
+from trainer.start import start_tensorflow
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def call_fresh(function: str, *arguments: Any) -> Any:
+    """What `function` ("module:name") returns; that and the arguments are values as JSON has them.
+
+    Raises:
+        UserError: the function raised one, or its process died.
+    """
+    # -P and our own root first: a stranger's `trainer` in the folder where we are called is not ours.
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "trainer.fresh", function, json.dumps(arguments)],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    if done.returncode == 0:
+        answer = json.loads(done.stdout)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer["result"]
+    died = done.returncode < 0
+    how = f"was ended by {signal.Signals(-done.returncode).name}" if died else f"ended with status {done.returncode}"
+    hint = "A file that it read may be damaged, or memory was short." if died else "What is above says why."
+    raise UserError(f"A process of its own, which was to call {function}, {how}. {hint}")
+
+
+def _answer(function: str, arguments: list[Any]) -> dict[str, Any]:
+    start_tensorflow()
+    import tensorflow as tf
+
+    module, name = function.split(":")
+    try:
+        return {"result": getattr(importlib.import_module(module), name)(*arguments)}
+    except UserError as error:
+        return {"error": str(error)}
+    except OSError as error:  # a full disk, a missing permission
+        return {"error": f"{error.filename or 'A file'}: {error.strerror or error}."}
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        return {"error": f"Out of memory, or of disk: {(str(error) or 'no more to be had').splitlines()[0]}."}
+
+
+def _main() -> None:
+    # The pipe is for the answer; what anything else prints goes to stderr.
+    with os.fdopen(os.dup(1), "w") as pipe:
+        os.dup2(2, 1)
+        function, arguments = sys.argv[1:]
+        json.dump(_answer(function, json.loads(arguments)), pipe)
+
+
+if __name__ == "__main__":
+    try:
+        _main()
+    except KeyboardInterrupt:  # told by the process that called
+        sys.exit(130)
