@@ -16,7 +16,7 @@ COMMANDS = {
     "plan": ("trainer.main:plan", "show what each way of batching would cost, before you train"),
     "verify": ("pipeline.main:verify", "check every byte of a dataset"),
     "train": ("trainer.main:train", "train the masked stacked LSTM on a dataset"),
-    "evaluate": ("trainer.main:evaluate", "write and print the metrics of a run, whole and by length"),
+    "evaluate": ("trainer.main:evaluate", "write and print the metrics of a run, whole, by length, group and source"),
     "export": ("trainer.main:export", "make a model that serves anywhere of a run"),
     "predict": ("trainer.main:predict", "predict raw records in bulk"),
 }

@@ -24,7 +24,16 @@ Model = TypeVar("Model", bound=Document)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the words of YAML 1.2, so that the classes `yes`, `no`, `010` and `1:30` stay strings; no key twice."""
+    """YAML with the words of YAML 1.2, so that the classes `yes`, `no`, `010` and `1:30` stay strings; no key twice.
+
+    No aliases either: a few lines of them can stand for more values than fit into any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem=f"*{event.anchor}: write it out", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         entries = node.value if isinstance(node, yaml.MappingNode) else []  # else: `!!map word`, refused below

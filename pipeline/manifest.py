@@ -1,6 +1,7 @@
 """The manifest: the only entry to a dataset, and all that its reader believes."""
 
 import hashlib
+import itertools
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -139,7 +140,7 @@ class Manifest(_Part):
         try:
             values = json.loads(data)
             version = values["format_version"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{origin}: not a manifest of a dataset: {data[:40]!r}. Make it again with `lengthwise prepare`."
             ) from None
@@ -158,7 +159,8 @@ class Manifest(_Part):
             ) from None
         if manifest.fingerprint != manifest.computed_fingerprint():
             raise UserError(f"{origin}: the fingerprint does not fit what the manifest lists. Was this file edited?")
-        for wrong in (*_wrong_names(manifest), *_wrong_sums(manifest), *_wrong_bounds(manifest)):
+        # In this order: what is counted of a feature is looked up by its name.
+        for wrong in itertools.chain(_wrong_names(manifest), _wrong_sums(manifest), _wrong_bounds(manifest)):
             raise UserError(f"{origin}: {wrong}. Was this file edited?")
         return manifest
 

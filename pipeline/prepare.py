@@ -6,10 +6,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.lines import ReadLines, find_files
 from pipeline.manifest import FILE_NAME, Manifest
-from pipeline.publish import check_output, new_generation
+from pipeline.publish import check_output, discard_generation, new_generation
 from pipeline.runners import make_pipeline, run_job
 from pipeline.schema import Schema
-from pipeline.storage import absolute, join, read_bytes, remove_folder
+from pipeline.storage import absolute, join, read_bytes
 from pipeline.transforms import DEFAULT_MAX_REJECTED, DEFAULT_NUM_SHARDS, ParseRecords, WriteDataset
 
 
@@ -59,7 +59,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         total_bytes=sum(file.num_bytes for file in files),
         output=output,
         is_published=lambda: _published(output, generation),
-        discard=lambda: remove_folder(join(output, "data", generation)),
+        discard=lambda: discard_generation(output, generation),
     )
     return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
 

@@ -23,7 +23,7 @@ TEMPORAL_ORDER_SCHEMA = f"""\
 format: jsonl
 id: id
 steps:
-  symbol: {{dtype: string, num_values: 64}}
+  symbol: {{dtype: string, vocabulary: 8}}
 label: {{name: order, kind: class, classes: [XX, XY, YX, YY]}}
 {_SPLITS}"""
 

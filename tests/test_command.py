@@ -79,7 +79,7 @@ def test_the_version_is_told(call):
     [
         ("prepair", "unknown command 'prepair'; did you mean 'prepare'?"),
         ("xyz", f"unknown command 'xyz'; expected one of {', '.join(lengthwise.COMMANDS)}."),
-        ("predict", "the command 'predict' is planned, but version 0.1.0 does not have it yet."),
+        ("schema", "the command 'schema' is planned, but version 0.1.0 does not have it yet."),
         ("--overwrite", "unknown command '--overwrite'; expected one of"),
     ],
 )

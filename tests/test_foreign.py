@@ -108,7 +108,8 @@ def _all_values(batches, per_step):
             steps = {n: v[row] if v.shape.rank == 1 or n in CONTEXT else v[row, :length] for n, v in features.items()}
             known = weight[row, :length] if per_step else weight[row]
             one = label[row, :length][known > 0] if per_step else label[row]
-            rows.append(repr([{n: v.numpy().tolist() for n, v in sorted(steps.items())}, one.numpy().tolist()]))
+            values = {n: np.asarray(v).tolist() for n, v in sorted(steps.items())}
+            rows.append(repr([values, one.numpy().tolist()]))
     return sorted(rows)
 
 

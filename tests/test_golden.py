@@ -1,23 +1,32 @@
-"""A dataset of the released format, kept in tests/golden/: old datasets must stay readable.
+"""Datasets of the released format, kept in tests/golden/: old datasets must stay readable.
 
 If one of these tests fails, the format changed: raise FORMAT_VERSION in pipeline/manifest.py. Then make the golden
-dataset anew, from a path that is the same on every machine:
+datasets anew, from paths that are the same on every machine:
 
-    mkdir -p /tmp/golden && cp tests/golden/raw.jsonl tests/golden/schema.yaml /tmp/golden/
+    mkdir -p /tmp/golden/every_kind
+    cp tests/golden/*.* /tmp/golden/ && cp tests/golden/every_kind/*.* /tmp/golden/every_kind/
     lengthwise prepare /tmp/golden/raw.jsonl --schema /tmp/golden/schema.yaml --output tests/golden/dataset \
         --num_shards 2 --overwrite
+    for schema in /tmp/golden/every_kind/*.yaml; do
+        lengthwise prepare /tmp/golden/every_kind/raw.jsonl --schema $schema --num_shards 1 --overwrite \
+            --output tests/golden/every_kind/$(basename $schema .yaml)
+    done
 """
 
 import json
 import pathlib
+from typing import get_args
 
 import numpy as np
 import pytest
+from strategies import plain_example, same_values
 
 from pipeline.examples import decode_example
+from pipeline.index import read_index
 from pipeline.inspect import load
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.prepare import PrepareOptions, prepare
+from pipeline.schema import LabelKind, Schema
 from pipeline.tfrecord import walk
 from pipeline.verify import verify
 
@@ -26,20 +35,20 @@ CLASSES = ["left", "right", "3"]
 MAX_LENGTH = 6
 
 
-def read_dataset():
+def read_dataset(folder=GOLDEN / "dataset"):
     """{id: (split, decoded Example)} of every record, in the order of the files."""
     records = {}
-    for name, split in load(str(GOLDEN / "dataset")).splits.items():
+    for name, split in load(str(folder)).splits.items():
         for shard in split.shards:
-            with open(GOLDEN / "dataset" / shard.path, "rb") as file:
+            with open(folder / shard.path, "rb") as file:
                 for record in walk(file, num_bytes=shard.bytes):
                     example = decode_example(record.data)
                     records[example["id"][0].decode()] = (name, example)
     return records
 
 
-def read_raw():
-    return [json.loads(line) for line in (GOLDEN / "raw.jsonl").read_bytes().splitlines()]
+def read_raw(folder=GOLDEN):
+    return [json.loads(line) for line in (folder / "raw.jsonl").read_bytes().splitlines()]
 
 
 def test_the_golden_dataset_is_of_this_format_version_and_still_verifies():
@@ -73,28 +82,102 @@ def test_every_raw_record_stands_where_it_stood():
     assert sorted(sum(splits.values(), [])) == sorted(str(raw["id"]) for raw in read_raw())
 
 
-def test_preparing_the_raw_file_again_gives_the_same_shards_and_fingerprint(tmp_path):
-    golden = load(str(GOLDEN / "dataset"))
-    again = prepare(
+def prepare_again(schema, output, *, num_shards):
+    return prepare(
         PrepareOptions(
-            raw=(str(GOLDEN / "raw.jsonl"),),
-            schema=str(GOLDEN / "schema.yaml"),
-            output=str(tmp_path / "dataset"),
-            num_shards=2,
+            raw=(str(schema.parent / "raw.jsonl"),), schema=str(schema), output=str(output), num_shards=num_shards
         )
     )
-    assert again.fingerprint == golden.fingerprint
-    # Sums may be rounded otherwise on another CPU.
-    np.testing.assert_allclose(again.statistics["x"].mean, golden.statistics["x"].mean, rtol=1e-12)
-    np.testing.assert_allclose(again.statistics["x"].variance, golden.statistics["x"].variance, rtol=1e-12)
+
+
+def check_same(new, new_folder, golden, golden_folder):
+    """Whether a dataset that was made now is the golden one: its bytes, its counts, its statistics."""
+    assert new.fingerprint == golden.fingerprint
+    assert new.statistics.keys() == golden.statistics.keys()
+    for name, statistics in golden.statistics.items():
+        found = new.statistics[name]
+        assert (found.count, found.missing) == (statistics.count, statistics.missing)
+        assert (found.min, found.max) == (statistics.min, statistics.max)
+        # Sums may be rounded otherwise on another CPU.
+        np.testing.assert_allclose(found.mean, statistics.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.variance, statistics.variance, rtol=1e-12)
     for name, split in golden.splits.items():
-        new = again.splits[name]
-        assert new.length_counts == split.length_counts
-        assert new.label_counts == split.label_counts
-        assert new.truncated == split.truncated
-        for old_shard, new_shard in zip(split.shards, new.shards, strict=True):
-            old_bytes = (GOLDEN / "dataset" / old_shard.path).read_bytes()
-            assert (tmp_path / "dataset" / new_shard.path).read_bytes() == old_bytes
+        assert new.splits[name].model_dump(exclude={"shards"}) == split.model_dump(exclude={"shards"})
+        for old_shard, new_shard in zip(split.shards, new.splits[name].shards, strict=True):
+            assert (new_folder / new_shard.path).read_bytes() == (golden_folder / old_shard.path).read_bytes()
+    assert new.vocabularies.keys() == golden.vocabularies.keys()
+    for name, vocabulary in golden.vocabularies.items():
+        assert (new_folder / new.vocabularies[name].path).read_bytes() == (golden_folder / vocabulary.path).read_bytes()
     # The raw file's digest, not its place.
-    assert [source.sha256 for source in again.sources] == [source.sha256 for source in golden.sources]
+    assert [source.sha256 for source in new.sources] == [source.sha256 for source in golden.sources]
+
+
+def test_preparing_the_raw_file_again_gives_the_same_shards_and_fingerprint(tmp_path):
+    golden = load(str(GOLDEN / "dataset"))
+    again = prepare_again(GOLDEN / "schema.yaml", tmp_path / "dataset", num_shards=2)
+    check_same(again, tmp_path / "dataset", golden, GOLDEN / "dataset")
     assert [source.path for source in golden.sources] == ["/tmp/golden/raw.jsonl"]
+    # The format is final: these bytes are those of the first dataset that was ever kept here.
+    assert golden.fingerprint == "54e8b4086770b72cf1bbb169bedea0bf5b9f5bd6b10793ebf6165ad8de1897e7"
+
+
+EVERY = GOLDEN / "every_kind"
+KINDS = sorted(path.stem for path in EVERY.glob("*.yaml"))
+
+
+def test_there_is_a_golden_dataset_of_every_kind_of_label():
+    schemas = [Schema.read(str(EVERY / f"{kind}.yaml")) for kind in KINDS]
+    assert {schema.label.kind for schema in schemas if schema.label.name} == set(get_args(LabelKind))
+    following = [(schema.label.next_of, schema.label.kind) for schema in schemas if schema.label.next_of]
+    assert sorted(following) == [
+        ("bits", "step_multilabel"),
+        ("page", "step_class"),
+        ("word", "step_class"),
+        ("x", "step_regression"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_golden_dataset_of_every_kind_of_feature_still_verifies(kind):
+    report = verify(str(EVERY / kind))
+    assert report.faults == []
+    assert (report.records, report.shards) == (8, 2)
+    assert load(str(EVERY / kind)).format_version == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_records_of_every_kind_hold_the_values_of_the_raw_file(kind):
+    schema = Schema.read(str(EVERY / f"{kind}.yaml"))
+    assert load(str(EVERY / kind)).record_schema == schema
+    found = read_dataset(EVERY / kind)
+    assert sorted(found) == sorted(str(raw["id"]) for raw in read_raw(EVERY))
+    for raw in read_raw(EVERY):
+        expected = plain_example(raw, schema)
+        _, example = found[str(raw["id"])]
+        assert example.keys() == expected.keys()
+        assert all(same_values(example[name], values) for name, values in expected.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preparing_the_raw_file_of_every_kind_again_gives_the_same_dataset(tmp_path, kind):
+    again = prepare_again(EVERY / f"{kind}.yaml", tmp_path / kind, num_shards=1)
+    check_same(again, tmp_path / kind, load(str(EVERY / kind)), EVERY / kind)
+
+
+def test_the_golden_dataset_has_vocabularies_groups_missing_and_unknown_values():
+    golden = load(str(EVERY / "next_word"))
+    terms = {name: (EVERY / "next_word" / v.path).read_bytes() for name, v in golden.vocabularies.items()}
+    assert terms == {"word": b"the\nback\\\\slash\na\\nb\n", "Ört": b"york\nBath\nYork\n"}
+    assert golden.splits["train"].missing == {"x": 10, "page": 4, "word": 1, "age": 3, "plan": 2}
+    assert golden.splits["train"].unknown["word"] > 0
+    persons = {str(raw["id"]): raw["who"] for raw in read_raw(EVERY)}
+    rows = [
+        row | {"split": name}
+        for name, split in golden.splits.items()
+        for shard in split.shards
+        for row in read_index((EVERY / "next_word" / shard.index_path).read_bytes()).to_pylist()
+    ]
+    assert {row["id"]: row["group"] for row in rows} == persons
+    assert {row["source"] for row in rows} == {"/tmp/golden/every_kind/raw.jsonl"}
+    splits = [{row["group"] for row in rows if row["split"] == name} for name in ("train", "test")]
+    assert splits == [{"ann", "cem", "dee"}, {"bob"}]

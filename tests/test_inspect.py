@@ -91,6 +91,8 @@ def test_a_summary_counts_what_the_raw_records_hold(dataset):
         "lengths": None,
         "labels": 0,
         "label_counts": {},
+        "missing": {},
+        "unknown": {},
         "truncated": 0,
         "shards": 0,
         "bytes": 0,
@@ -108,7 +110,7 @@ def test_a_summary_has_the_statistics_of_the_train_split(dataset):
     assert features["x"]["statistics"]["count"] == len(steps)
     np.testing.assert_allclose(features["x"]["statistics"]["mean"], np.mean(steps, axis=0))
     np.testing.assert_allclose(features["x"]["statistics"]["variance"], np.var(steps, axis=0))
-    assert features["page"] == {"dtype": "int64", "shape": [], "num_values": 300}
+    assert features["page"] == {"dtype": "int64", "shape": [], "num_values": 300, "missing": "reject"}
 
 
 def test_the_json_of_both_commands_is_the_summary(capsys, dataset):
@@ -249,3 +251,152 @@ def test_a_manifest_whose_counts_do_not_add_up_is_refused(tmp_path, dataset):
         UserError, match=r"splits\.train\.records is 81, but its shards say 80\. Was this file edited\?"
     ):
         load(str(tmp_path))
+
+
+EVERY = """
+id: id
+steps:
+  x: {dtype: float32, shape: [2], missing: {fill: mean}}
+  word: {dtype: string, vocabulary: 2, missing: fill}
+  a long name for what was sold: {dtype: int64, num_values: 20000, missing: indicator}
+context:
+  age: {dtype: float32, missing: indicator}
+  city: {dtype: string, vocabulary: 5000}
+label: LABEL
+splits: {from: part}
+"""
+# Two words that are not among the two most frequent, the second in the test only; every third value is missing.
+WORDS = ["a", "a", "a", "b", "b", "c"]
+EVERY_RECORDS = [
+    {
+        "id": n,
+        "part": "test" if n % 4 == 3 else "train",
+        "x": [[n, None] if n % 3 == 0 else [n, 1]] * 6,
+        "word": [*WORDS[:5], None if n % 3 == 0 else "z" if n % 4 == 3 else "c"],
+        "a long name for what was sold": [None, 1, 2, 3, 4, 5],
+        "age": None if n % 3 == 0 else 40,
+        "city": ["york", "ely", "york", "wells"][n % 4],
+        "y": [None, ["p"], ["p", "q"], [], ["p"], None],
+    }
+    for n in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def make_every(tmp_path_factory):
+    """A function that makes the dataset of these records with a label."""
+
+    def of(label):
+        folder = tmp_path_factory.mktemp("every")
+        return make(folder, EVERY.replace("LABEL", label), [json.dumps(record) for record in EVERY_RECORDS])
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def every(make_every):
+    return make_every("{name: y, kind: step_multilabel, classes: [p, q, r]}")
+
+
+def count(split, of):
+    return sum(of(record) for record in EVERY_RECORDS if record["part"] == split)
+
+
+def missing_words(record):
+    return record["word"].count(None)
+
+
+def test_a_summary_has_missing_and_unknown_with_their_share(every):
+    summary = summarize(load(every))
+    for split in ("train", "test"):
+        found = summary["splits"][split]
+        records = count(split, lambda record: 1)
+        words = count(split, missing_words)
+        unknown = count(split, lambda record: sum(word in ("c", "z") for word in record["word"]))
+        ages = count(split, lambda record: record["age"] is None)
+        assert found["missing"] == {
+            "x": {"count": 6 * ages, "share": 6 * ages / (12 * records)},
+            "word": {"count": words, "share": words / (6 * records)},
+            "a long name for what was sold": {"count": records, "share": 1 / 6},
+            "age": {"count": ages, "share": ages / records},
+        }
+        assert found["unknown"] == {
+            "word": {"count": unknown, "share": unknown / (6 * records - words)},
+            "city": {"count": 0 if split == "train" else records, "share": 0.0 if split == "train" else 1.0},
+        }
+        assert (found["labels"], found["label_counts"]) == (4 * records, {"p": 3 * records, "q": records, "r": 0})
+    nothing = summary["splits"]["validation"]
+    assert nothing["missing"]["age"] == nothing["unknown"]["city"] == {"count": 0, "share": 0.0}
+
+
+def test_a_summary_has_the_features_of_steps_and_context_with_their_vocabularies(every):
+    summary = summarize(load(every))
+    assert list(summary["features"]) == ["x", "word", "a long name for what was sold"]
+    assert list(summary["context"]) == ["age", "city"]
+    assert summary["features"]["word"] == {
+        "dtype": "string",
+        "shape": [],
+        "vocabulary": 2,
+        "missing": "fill",
+        "vocabulary_size": 2,
+    }
+    assert summary["context"]["city"]["vocabulary_size"] == 2
+    age = summary["context"]["age"]["statistics"]
+    assert (age["count"], age["mean"]) == (30, [40.0])
+    assert age["missing"] == [count("train", lambda record: record["age"] is None)]
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_inspect_shows_context_vocabularies_missing_and_unknown(capsys, every):
+    text = details(capsys, every)
+    assert [row[:4] for row in rows(text, "Features")][:2] == [["x", "float32", "2", "-"], ["word", "string", "-", "2"]]
+    assert rows(text, "Features")[2][-7:] == ["int64", "-", "20,000", "-", "-", "-", "-"]
+    assert [row[:5] for row in rows(text, "Context, one value a record")] == [
+        ["age", "float32", "-", "-", "40"],
+        ["city", "string", "-", "2", "-"],
+    ]
+    gaps = rows(text, "Missing values, and strings of no vocabulary")
+    assert [row[-6:] for row in gaps] == [
+        ["missing", "60", "0", "24", "84", "17.5%"],
+        ["missing", "10", "0", "4", "14", "5.8%"],
+        ["unknown", "20", "0", "6", "26", "11.5%"],
+        ["missing", "30", "0", "10", "40", "16.7%"],
+        ["missing", "10", "0", "4", "14", "35.0%"],
+        ["unknown", "0", "0", "10", "10", "25.0%"],
+    ]
+    assert max(map(len, text.splitlines()[3:])) <= 100
+    assert not any(line.endswith("\u2026") for line in text.splitlines())
+
+
+def test_inspect_shows_how_many_steps_have_a_label_and_how_many_name_each_class(capsys, every):
+    text = details(capsys, every)
+    assert rows(text, "Label y: step_multilabel, 3 classes") == [
+        ["p", "90", "0", "30", "120", "75.0%"],
+        ["q", "30", "0", "10", "40", "25.0%"],
+        ["r", "0", "0", "0", "0", "0.0%"],
+    ]
+    assert rows(text, "Steps with a label") == [["steps", "120", "0", "40", "160", "66.7%"]]
+
+
+@pytest.mark.parametrize(
+    ("label", "title", "steps"),
+    [
+        ("{next_of: word}", "Label next word: step_class", ["steps", "140", "0", "46", "186", "77.5%"]),
+        ("{next_of: x}", "Label next x: step_regression", ["steps", "100", "0", "30", "130", "54.2%"]),
+    ],
+)
+def test_inspect_shows_how_many_steps_have_a_next_value(capsys, make_every, label, title, steps):
+    dataset = make_every(label)
+    text = details(capsys, dataset)
+    assert f"\n{title}\n\nSteps with a label\n" in text
+    assert rows(text, "Steps with a label") == [steps]
+    summary = summarize(load(dataset))
+    assert sum(split["labels"] for split in summary["splits"].values()) == int(steps[4])
+    assert "name" not in summary["label"]
+
+
+def test_inspect_shows_the_numbers_of_a_regression_of_steps(capsys, tmp_path):
+    schema = "{steps: {x: {dtype: float32}}, label: {name: y, kind: step_regression}, splits: {train: 1.0}}"
+    text = details(capsys, make(tmp_path, schema, ['{"x": [1, 2, 3], "y": [2, null, 4]}']))
+    assert rows(text, "Label y: step_regression") == [["y", "float32", "-", "-", "3", "1", "2", "4"]]
+    assert rows(text, "Steps with a label") == [["steps", "2", "2", "66.7%"]]

@@ -6,13 +6,13 @@ import json
 import os
 import pathlib
 import random
-import re
+import shutil
 import subprocess
 import sys
 
-import apache_beam as beam
 import datasets
 import numpy as np
+import object_store
 import pytest
 import tensorflow as tf
 
@@ -53,10 +53,10 @@ def run_of(kind, *, every_feature=False):
 def run_predict(tmp_path, write_raw):
     """Predicts records with a run; gives the lines by id, or the list of all of them."""
 
-    def run(run, records, *, output="predictions", beam=None, **options):
+    def run(run, records, *, output="predictions", beam_options=None, **options):
         raw = records if isinstance(records, str) else write_raw(records, "new.jsonl")
         options = PredictOptions(run, (raw,), str(tmp_path / output), **options)
-        summary = predict(options, beam)
+        summary = predict(options, beam_options)
         return summary, lines_of(tmp_path / output)
 
     return run
@@ -289,12 +289,16 @@ def test_a_number_that_is_not_finite_is_refused_unless_it_is_padding(per_step, n
 
 
 def test_a_record_that_makes_the_model_overflow_publishes_nothing(run_predict, tmp_path):
-    made, run = run_of("regression")
-    wild = made.of("test")[0] | {"id": "wild", "x": [[3e38, -3e38]] * 3}
+    records = datasets.random_records([3] * 20)
+    for record in records:
+        record["x"] = (np.array(record["x"]) * 1e-3).tolist()
+    made = datasets.make(tmp_path / "made", records)
+    train(made.path, tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
+    wild = {"id": "wild", "x": [[3e38, -3e38]] * 3}
     with pytest.raises(
         UserError, match=r"^The model gives a number that is not finite for the record 'wild'\. [^\n]*$"
     ):
-        run_predict(run, [*made.of("test"), wild])
+        run_predict(str(tmp_path / "run"), [*records, wild])
     assert snapshot(tmp_path / "predictions") == {}
 
 
@@ -351,7 +355,7 @@ def test_any_runner_predicts_the_same_once(run_predict, write_raw, tmp_path, bea
     for number in range(5):
         write_raw([*made.records[number::5], "{"], f"raw/{number}.jsonl")
     summary, lines = run_predict(
-        run, str(tmp_path / "raw"), beam=beam_options, output="other", max_rejected=1, keep_raw=True
+        run, str(tmp_path / "raw"), beam_options=beam_options, output="other", max_rejected=1, keep_raw=True
     )
     assert_close(by_id(lines), expected)
     assert summary["rejected"]["by_reason"] == {"not_json": 5}
@@ -419,7 +423,7 @@ def test_too_many_rejects_publish_nothing_and_stay(run_predict, tmp_path):
         UserError, match=r"1 of 31 records \(3\.23%\) were rejected: 1 not_json; at most 1\.00% may"
     ) as e:
         run_predict(run, [*made.of("test"), "{"])
-    (path,) = (tmp_path / "predictions").rglob("*")[1:] if False else (tmp_path / "predictions/rejected").iterdir()
+    (path,) = (tmp_path / "predictions/rejected").iterdir()
     assert f"The rejects are in {path}; " in str(e.value)
     assert list(snapshot(tmp_path / "predictions")) == [f"rejected/{path.name}"]
     run_predict(run, [*made.of("test"), "{"], max_rejected=0.04)
@@ -553,3 +557,153 @@ def test_predictions_that_came_in_between_are_not_replaced(run_predict, tmp_path
     with pytest.raises(UserError, match="predictions: others were published there meanwhile"):
         job._publish(early, [], [])
     assert check_whole(tmp_path / "predictions") == summary
+
+
+def test_an_object_store_serves_as_a_disk_does(write_raw, tmp_path):
+    made, run = run_of("class")
+    lines = pathlib.Path(write_raw([*made.of("test"), "{"])).read_bytes()
+    store = object_store.OBJECTS
+    store |= {"store://bucket/raw/new.jsonl": lines, "store://bucket/out/README": b"mine"}
+    before = dict(store)
+    for overwrite in (False, True):
+        options = {"overwrite": overwrite, "max_rejected": 0.1}
+        summary = predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", **options))
+        names = [delivery.SUMMARY, *summary["rejected"]["files"], *(part["path"] for part in summary["parts"])]
+        assert sorted(store) == sorted([*before, *(f"store://bucket/out/{name}" for name in names)])
+    (part,) = summary["parts"]
+    found = by_id([json.loads(line) for line in store[f"store://bucket/out/{part['path']}"].splitlines()])
+    assert sorted(found) == sorted(record["id"] for record in made.of("test"))
+    after = dict(store)
+    with pytest.raises(UserError, match=r"^store://bucket/out: predictions are there already"):
+        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", max_rejected=0.1))
+    with pytest.raises(UserError, match=r"1 of 31 records .* were rejected"):
+        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", overwrite=True))
+    assert [name for name in store if name not in after] == [n for n in store if "/rejected/" in n and n not in after]
+    assert after.items() <= store.items()
+
+
+# The command
+
+
+def test_the_command_says_what_it_did(capsys, write_raw, tmp_path):
+    made, run = run_of("class")
+    raw = write_raw([*made.of("test"), "{", "[]"])
+    command = ("predict", run, raw, "--output", tmp_path / "out", "--max_rejected", "0.1")
+    status, out, err = datasets.call(capsys, *command)
+    assert (status, err) == (0, ["Running in this process (FnApiRunner)."])
+    first, *rest = out.splitlines()
+    assert first.startswith("30 records predicted in ")
+    assert rest == [
+        f"2 records rejected: 1 not_a_record, 1 not_json; see {tmp_path}/out/rejected.",
+        f"By the best checkpoint of {run}.",
+        f"Predictions: {tmp_path}/out/part-*.jsonl (1 file).",
+    ]
+    status, out, _ = datasets.call(capsys, *command, "--overwrite", "--json", "--runner=DirectRunner")
+    summary = json.loads(out)
+    assert status == 0
+    assert summary.pop("seconds") > 0
+    assert check_whole(tmp_path / "out") == summary
+    assert by_id(lines_of(tmp_path / "out")).keys() == {record["id"] for record in made.of("test")}
+
+
+def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
+    made, run = run_of("class")
+    write_raw(made.of("test"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run)
+    assert datasets.call(capsys, "predict", "run", "raw.jsonl", "--output", "out")[0] == 0
+    assert check_whole(tmp_path / "out")["run"] == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("run", "raw", "output", "flags", "status", "message"),
+    [
+        ("gone", "raw.jsonl", "out", [], 1, "{here}/gone: not a run: it has no config.yaml that can be read."),
+        ("unfinished", "raw.jsonl", "out", [], 1, "{here}/unfinished: has no last checkpoint yet."),
+        ("{dataset}", "raw.jsonl", "out", [], 1, "{dataset}: not a run: it has no config.yaml that can be read."),
+        ("no_best", "raw.jsonl", "out", ["--checkpoint", "best"], 1, "{here}/no_best: has no best checkpoint yet."),
+        ("{run}", "gone*", "out", [], 1, "{here}/gone*: matches no file."),
+        ("{run}", "blank", "out", [], 1, "The input holds no record: all its lines are blank. Nothing was published."),
+        ("{run}", "bad", "out", ["--max_rejected=1"], 1, "All 1 records were rejected: 1 not_json. Nothing was"),
+        ("{run}", "raw.jsonl", "raw.jsonl", [], 1, "{here}/raw.jsonl: a file is in the way, expected a folder or"),
+        ("{run}", "raw.jsonl", "raw.jsonl/out", [], 1, "A file could not be read or written: [Errno 20] Not a direct"),
+        ("{run}", "raw.jsonl", "{run}", ["--overwrite"], 1, "{run}: a dataset or a run is there."),
+        ("{run}", "raw.jsonl", "out", ["--runner=FooRunner"], 1, "--runner FooRunner: "),
+        ("{run}", "raw.jsonl", "out", ["--overwrit"], 2, "unknown flag --overwrit; did you mean --overwrite?"),
+        ("{run}", "raw.jsonl", "out", ["--direct_num_worker=2"], 2, "unknown flag --direct_num_worker; did you mean"),
+        ("{run}", "raw.jsonl", "out", ["--batch_steps=0"], 2, "argument --batch_steps: 0 is too small, expected a"),
+        ("{run}", "raw.jsonl", "out", ["--checkpoint=first"], 2, "argument --checkpoint: invalid choice: 'first'"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    capsys, monkeypatch, write_raw, tmp_path, run, raw, output, flags, status, message
+):
+    made, good_run = run_of("class")
+    write_raw(made.of("test"))
+    write_raw(["", " "], "blank")
+    write_raw(["{"], "bad")
+    for name in ("unfinished", "no_best"):
+        shutil.copytree(good_run, tmp_path / name)
+    shutil.rmtree(tmp_path / "unfinished/checkpoints")
+    shutil.rmtree(tmp_path / "no_best/checkpoints/best")
+    monkeypatch.chdir(tmp_path)
+    places = {"here": tmp_path, "run": good_run, "dataset": made.path}
+    before = snapshot(tmp_path)
+    arguments = [argument.format(**places) for argument in (run, raw, "--output", output, *flags)]
+    found, out, err = datasets.call(capsys, "predict", *arguments)
+    # Once the job has started, a note says where it runs.
+    (line,) = [line for line in err if line != "Running in this process (FnApiRunner)."]
+    assert (found, out) == (status, "")
+    assert line.startswith(f"lengthwise predict: {message.format(**places)}")
+    left = snapshot(tmp_path)
+    assert before.items() <= left.items()
+    assert all(name.startswith("out/rejected/") for name in left.keys() - before.keys())
+
+
+def test_a_missing_flag_or_argument_exits_2(capsys):
+    status, _, (line,) = datasets.call(capsys, "predict", "run", "--output", "out")
+    assert (status, line) == (2, "lengthwise predict: the following arguments are required: RAW")
+    status, _, (line,) = datasets.call(capsys, "predict", "run", "raw.jsonl")
+    assert (status, line) == (2, "lengthwise predict: the following arguments are required: --output")
+
+
+# Memory
+
+
+def peak_mebibytes(command):
+    """The most memory that a process held, which is started as it would be by hand."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 1024
+
+
+def assert_memory_is_bounded(folder, num_records, length, dimensions):
+    """Ten times the records take the same memory, within a fifth."""
+    schema = f"id: id\nsteps: {{x: {{dtype: float32, shape: [{dimensions}]}}}}\n"
+    schema += "label: {name: y, kind: step_class, classes: [a, b, c]}\nsplits: {train: 1}\n"
+    record = {"x": np.full((length, dimensions), 0.125).tolist(), "y": ["a"] * length}
+    made = datasets.make(folder / "made", [record | {"id": number} for number in range(20)], schema)
+    train(made.path, folder / "run", TrainConfig(epochs=0, units=(4,)))
+    line = json.dumps(record).removeprefix("{")
+    peaks = []
+    for times in (1, 10):
+        raw = folder / f"{times}.jsonl"
+        with open(raw, "w") as file:
+            file.writelines(f'{{"id": {number}, {line}\n' for number in range(times * num_records))
+        command = ["predict", str(folder / "run"), str(raw), "--output", str(folder / f"out-{times}")]
+        peaks.append(peak_mebibytes([sys.executable, "-m", "lengthwise", *command]))
+        assert check_whole(folder / f"out-{times}")["records"] == times * num_records
+        raw.unlink()
+    assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_ten_times_the_records_take_no_more_memory(tmp_path):
+    # Held in any form, 60,000 of these records would take more than the fifth that is allowed.
+    assert_memory_is_bounded(tmp_path, 6000, length=40, dimensions=8)
+
+
+@pytest.mark.proof
+def test_ten_times_many_records_take_no_more_memory(tmp_path):
+    assert_memory_is_bounded(tmp_path, 40_000, length=33, dimensions=8)

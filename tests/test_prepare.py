@@ -18,11 +18,13 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.hashing import choose_split
+from pipeline.index import read_index
 from pipeline.manifest import FILE_NAME, Manifest
+from pipeline.publish import new_generation
 from pipeline.reasons import REASONS
 from pipeline.records import MAX_RECORD_BYTES, parse_record
 from pipeline.schema import Schema
-from pipeline.shards import Origin, encode
+from pipeline.shards import Origin, ShardWriter, encode
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -39,7 +41,9 @@ def load(folder):
 
 def listed_files(manifest):
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    return sorted([s.path for s in shards] + [s.index_path for s in shards] + list(manifest.rejected.files))
+    vocabularies = [vocabulary.path for vocabulary in manifest.vocabularies.values()]
+    shard_files = [s.path for s in shards] + [s.index_path for s in shards]
+    return sorted(shard_files + vocabularies + list(manifest.rejected.files))
 
 
 def snapshot(folder):
@@ -97,15 +101,78 @@ def test_the_index_says_where_each_record_lies(dataset, read_records):
             assert sum(index["num_steps"]) == shard.steps
 
 
+def read_indexes(folder):
+    """{id: row} of all indexes of a dataset."""
+    shards = [shard for split in load(folder).splits.values() for shard in split.shards]
+    rows = [row for s in shards for row in read_index(pathlib.Path(folder, s.index_path).read_bytes()).to_pylist()]
+    return {row["id"]: row for row in rows}
+
+
+def test_the_index_knows_the_group_and_the_raw_file_of_each_record(write_raw, run_prepare, tmp_path):
+    rows = {name: [tiny(f"{name}-{n}", who=n % 7) for n in range(30)] for name in ("one", "two")}
+    files = {name: write_raw(rows[name], f"{name}.jsonl") for name in rows}
+    run_prepare(*files.values(), schema=TINY + "group: who\n")
+    found = {i: (row["group"], row["source"]) for i, row in read_indexes(tmp_path / "dataset").items()}
+    assert found == {row["id"]: (str(row["who"]), files[name]) for name in rows for row in rows[name]}
+    run_prepare(*files.values(), schema=TINY, overwrite=True)
+    found = {i: (row["group"], row["source"]) for i, row in read_indexes(tmp_path / "dataset").items()}
+    assert found == {row["id"]: (None, files[name]) for name in rows for row in rows[name]}
+
+
+def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
+    schema = Schema.parse(TINY + "group: who\nsplits: {train: 1}\n")
+    sequence = parse_record(tiny("a", who="g"), schema)
+    writer = ShardWriter(schema, str(tmp_path), new_generation(), 1)
+    ((summary,), _) = writer.write(0, [encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)])
+    (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
+    assert (row["group"], row["source"]) == ("g", None)
+    sequence.group = None
+    with pytest.raises(ValueError, match="Sequence 'a' has no group, but the schema has one: 'who'"):
+        encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "expected"),
+    [
+        ("kind: multilabel, classes: [a, b, true]", [["b", True], [], [True, "a"]], [["b", "true"], [], ["a", "true"]]),
+        ("kind: class, classes: [a, b, 7]", ["b", 7, "a"], ["b", "7", "a"]),
+        ("kind: distribution, classes: [a, b]", [[0.25, 0.75], [1, 0], [0, 1]], [[0.25, 0.75], [1.0, 0.0], [0.0, 1.0]]),
+        ("kind: regression", [0.5, -3, 1e9], [0.5, -3.0, 1e9]),
+        ("kind: step_class, classes: [a]", [["a"], [None], ["a"]], [None] * 3),
+        ("kind: step_multilabel, classes: [a]", [[["a"]], [None], [[]]], [None] * 3),
+        ("kind: step_regression", [[0.5], [None], [3]], [None] * 3),
+    ],
+)
+def test_the_index_holds_the_label_of_each_record(write_raw, run_prepare, tmp_path, label, values, expected):
+    rows = [{"id": f"{n}", "x": [0], "y": value} for n, value in enumerate(values)]
+    schema = f"id: id\nsteps: {{x: {{dtype: float32}}}}\nlabel: {{name: y, {label}}}\n"
+    run_prepare(write_raw(rows), schema=schema)
+    assert [read_indexes(tmp_path / "dataset")[f"{n}"]["label"] for n in range(3)] == expected
+
+
+def test_a_null_that_may_not_be_is_rejected_with_the_way_out(write_raw, run_prepare, tmp_path):
+    rows = [tiny("good"), tiny("bad", x=[1, None])]
+    manifest = run_prepare(write_raw(rows), schema=TINY, max_rejected=1)
+    (row,) = [json.loads(line) for line in (tmp_path / "dataset" / manifest.rejected.files[0]).read_text().splitlines()]
+    assert (row["reason"], row["id"]) == ("wrong_type", "bad")
+    assert row["message"] == (
+        "x[1]: null, expected a number (say missing: fill or missing: indicator in the schema to allow nulls)"
+    )
+    schema = TINY.replace("{dtype: float32}", "{dtype: float32, missing: fill}")
+    manifest = run_prepare(write_raw(rows), schema=schema, overwrite=True)
+    assert (manifest.rejected.total, sum(split.missing["x"] for split in manifest.splits.values())) == (0, 1)
+
+
 @pytest.mark.parametrize(
     "beam",
     [
         None,
         {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
+        {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
         {"direct_runner_bundle_repeat": 3},
         {"runner": "BundleBasedDirectRunner"},
     ],
-    ids=["plain", "multi_processing", "bundle_repeat", "older_runner"],
+    ids=["plain", "multi_processing", "multi_threading", "bundle_repeat", "older_runner"],
 )
 def test_the_shards_are_the_same_bytes_on_any_road(dataset, records, write_raw, run_prepare, tmp_path, beam):
     shuffled = list(records)

@@ -230,6 +230,7 @@ def test_a_wrong_schema_is_refused_with_key_value_and_expectation(text, message)
         (b"\xff\xfe\x00", "my.yaml: not valid YAML: "),
         (feature("!!map word"), "my.yaml, line 1, column 12: not valid YAML: expected a mapping node"),
         (feature("!!python/object:os.system {}"), "not valid YAML: could not determine a constructor"),
+        ("steps: {x: &a {dtype: float32}, y: *a}", "my.yaml, line 1, column 36: not valid YAML: *a: write it out."),
         ("? [a]\n: b", "not valid YAML: a key must be a word, not ['a']."),
         ("[" * 5000, "my.yaml: not valid YAML: nested too deep."),
         ("- a", 'my.yaml: holds ["a"], expected keys and values (key: value).'),

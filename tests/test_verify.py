@@ -14,18 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import at_row, edit, edit_manifest, frames_of, walk_file
 
 import lengthwise
 from pipeline.examples import decode_example, encode_example
 from pipeline.index import read_index, write_index
 from pipeline.inspect import load
-from pipeline.manifest import Manifest
 from pipeline.prepare import PrepareOptions, prepare
 from pipeline.publish import Publisher, new_generation
 from pipeline.records import Sequence
 from pipeline.schema import Schema
 from pipeline.shards import Origin, ShardWriter, encode
-from pipeline.tfrecord import frame, masked_crc, walk
+from pipeline.tfrecord import frame, masked_crc
 from pipeline.verify import Fault, verify
 
 SCHEMA = """
@@ -80,30 +80,6 @@ def dataset(prepared, tmp_path):
 
 def first_shard(dataset):
     return load(str(dataset)).splits["train"].shards[0]
-
-
-def frames_of(data):
-    """(start, end) of each record of a shard."""
-    with_lengths = []
-    position = 0
-    while position < len(data):
-        end = position + 16 + struct.unpack_from("<Q", data, position)[0]
-        with_lengths.append((position, end))
-        position = end
-    return with_lengths
-
-
-def edit_manifest(dataset, change):
-    """Changes the values in manifest.json, and its fingerprint with them."""
-    path = dataset / "manifest.json"
-    values = json.loads(path.read_bytes())
-    change(values)
-    path.write_text(json.dumps(values))
-    try:
-        values["fingerprint"] = Manifest.model_validate(values).computed_fingerprint()
-    except ValueError:  # a change that no manifest may have
-        return
-    path.write_text(json.dumps(values))
 
 
 def run(capsys, dataset):
@@ -322,11 +298,6 @@ def test_changed_values_under_right_checksums_of_the_record_are_found(capsys, da
     assert "SHA-256" in verify(str(dataset)).faults[0].message
 
 
-def walk_file(path):
-    with open(path, "rb") as file:
-        yield from walk(file, num_bytes=path.stat().st_size)
-
-
 def test_one_fault_does_not_hide_another(dataset):
     first, second = load(str(dataset)).splits["train"].shards
     third, fourth = load(str(dataset)).splits["validation"].shards
@@ -356,7 +327,16 @@ def test_a_shard_without_its_index_still_has_its_own_faults_found(dataset):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("offset", 7), ("num_bytes", 7), ("num_steps", 7000), ("id", "r7000"), ("label", "d"), ("part", 1)],
+    [
+        ("offset", 7),
+        ("num_bytes", 7),
+        ("num_steps", 7000),
+        ("id", "r7000"),
+        ("label", "d"),
+        ("part", 1),
+        ("group", "g"),
+        ("source", "/elsewhere.jsonl"),
+    ],
 )
 def test_an_index_that_does_not_fit_its_shard_is_found_at_the_record(capsys, dataset, column, value):
     shard = first_shard(dataset)
@@ -366,10 +346,6 @@ def test_an_index_that_does_not_fit_its_shard_is_found_at_the_record(capsys, dat
     offset = at_row(dataset, shard, 4)
     replace_index(dataset, pa.Table.from_pylist(rows, index.schema))
     assert_found(capsys, dataset, shard, offset)
-
-
-def at_row(dataset, shard, row):
-    return frames_of((dataset / shard.path).read_bytes())[row][0]
 
 
 def replace_index(dataset, index):
@@ -403,19 +379,6 @@ def test_an_index_of_other_columns_or_rows_is_found(dataset):
         (fault,) = verify(str(dataset)).faults
         assert fault.file == first_shard(dataset).index_path
         assert message in fault.message
-
-
-def edit(*keys, by=None, to=None):
-    """A change of one value of the manifest."""
-
-    def change(values):
-        *path, last = keys
-        for key in path:
-            values = values[key]
-        values[last] = to if by is None else values[last] + by
-
-    change.__name__ = ".".join(map(str, keys))
-    return change
 
 
 SHARD = ("splits", "train", "shards", 0)
@@ -587,3 +550,18 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path):
     assert report.faults == []
     assert report.bytes > 25e6
     assert peak < 5e6
+
+
+def test_a_split_that_took_the_place_of_another_is_found(dataset):
+    def change(values):
+        splits = values["splits"]
+        splits["validation"], splits["train"] = splits["train"], splits["validation"]
+        values["statistics"] = {}
+
+    edit_manifest(dataset, change)
+    faults = verify(str(dataset)).faults
+    assert len(faults) == 4
+    assert {fault.message.split("' ")[1].split(",")[0] for fault in faults} == {
+        "belongs to the split train",
+        "belongs to the split validation",
+    }

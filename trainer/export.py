@@ -144,10 +144,10 @@ def _publish(made: str, output: str, *, overwrite: bool) -> None:
         os.rename(output, before)
     try:
         os.rename(made, output)
-    except OSError:
+    except OSError as error:
         if os.path.lexists(before):
             os.rename(before, output)
-        raise
+        raise UserError(f"{output}: the export cannot be put there: {error.strerror}.") from None
 
 
 def _say(text: str) -> None:

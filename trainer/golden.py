@@ -61,7 +61,7 @@ def make_golden(
             part: Any = values[position : position + size]
             position += size
             if isinstance(values, np.ndarray):
-                part = part.reshape(*([record.num_steps] if per_step else []), *feature.shape)
+                part = part.reshape((*([record.num_steps] if per_step else []), *feature.shape))
             (record.features if per_step else record.context)[name] = part
     features = pad_batch(records[: len(LENGTHS)], schema)
     return Golden(features, [_encode(record) for record in records], forward(features))

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.values import MISSING_STRING
-from trainer.lookup import make_table
+from trainer.lookup import make_lookup
 
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 
@@ -131,10 +131,10 @@ class Lookup(keras.layers.Layer):
     def __init__(self, terms: list[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.terms = list(terms)
-        self._table = make_table(tuple(term.encode() for term in terms))
+        self._lookup = make_lookup(tuple(term.encode() for term in terms))
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        return self._table.lookup(values)
+        return self._lookup(values)
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape, dtype="int64")
@@ -204,7 +204,8 @@ class RepeatLike(keras.layers.Layer):
     """(values[batch, width], steps[batch, time, …]) -> values at every step, [batch, time, width]."""
 
     def call(self, values: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-        return tf.repeat(values[:, None], tf.shape(steps)[1], axis=1)
+        # Not tf.repeat or tf.tile, whose gradients turn shapes about in a way that oneDNN complains of.
+        return values[:, None] + tf.zeros_like(steps[:, :, :1])
 
     def compute_output_spec(self, values: Any, steps: Any) -> Any:
         return keras.KerasTensor((*steps.shape[:2], values.shape[1]), dtype=values.dtype)

@@ -1,8 +1,10 @@
 """Numbers strings by a vocabulary: the position of each, and one number more for all that are not in it."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 # strings -> int64 of the same shape
@@ -11,16 +13,35 @@ Lookup = Callable[[tf.Tensor], tf.Tensor]
 
 @functools.lru_cache(maxsize=16)
 def make_lookup(terms: tuple[bytes, ...]) -> Lookup:
-    """The position of a string in `terms`, or len(terms); kept, since a table that no one holds is gone."""
-    return make_table(terms).lookup
-
-
-def make_table(terms: tuple[bytes, ...]) -> tf.lookup.StaticHashTable:
-    """A table of the positions in `terms`; the default is len(terms).
+    """The position of a string in `terms`, or len(terms).
 
     Not keras.layers.StringLookup: that one reserves words (a record may well hold "[UNK]"), and numbers the unknown
-    first, where class i should be line i of the vocabulary's file.
+    first, where class i should be line i of the vocabulary's file. Nor a table of tf.lookup: its state makes tf.data
+    read in one thread, where operations are to be deterministic. So the terms are found by their sorted hashes, and
+    compared.
     """
-    keys = tf.constant(list(terms), tf.string, shape=[len(terms)])
-    values = tf.range(len(terms), dtype=tf.int64)
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), len(terms))
+    if not terms:
+        return lambda strings: tf.zeros(tf.shape(strings), tf.int64)
+    num_buckets, hashes = _hash_apart(terms)
+    order = np.argsort(hashes)
+    ordered = [terms[position] for position in order]
+
+    def lookup(strings: tf.Tensor) -> tf.Tensor:
+        flat = tf.reshape(strings, [-1])
+        place = tf.searchsorted(tf.constant(hashes[order]), tf.strings.to_hash_bucket_fast(flat, num_buckets))
+        place = tf.minimum(place, len(terms) - 1)
+        is_term = tf.gather(tf.constant(ordered), place) == flat
+        found = tf.where(is_term, tf.gather(tf.constant(order, tf.int64), place), len(terms))
+        return tf.reshape(found, tf.shape(strings))
+
+    return lookup
+
+
+def _hash_apart(terms: tuple[bytes, ...]) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """A number of buckets for which no two terms have the same hash, and the hash of each."""
+    for num_buckets in itertools.count(2**63 - 1, -1):
+        with tf.init_scope():  # numbers, also while a function is traced
+            hashes = tf.strings.to_hash_bucket_fast(tf.constant(list(terms)), num_buckets).numpy()
+        if len(np.unique(hashes)) == len(terms):
+            return num_buckets, hashes
+    raise AssertionError("unreachable")

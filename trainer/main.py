@@ -54,7 +54,8 @@ def train(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     parser = FlagParser(
         "evaluate",
-        "Measures a run on a split: loss and metrics over real steps and records, whole and by length.\n"
+        "Measures a run on a split: loss and metrics over real steps and records, whole, by length, and by group and\n"
+        "source where the dataset has them; for classes a confusion table.\n"
         "Writes RUN/evaluation-<split>.json.",
         examples="  lengthwise evaluate run dataset\n  lengthwise evaluate run dataset --split validation --json",
     )

@@ -208,7 +208,8 @@ def _next_values(values: tf.Tensor, length: tf.Tensor, lookup: Lookup | None) ->
     present = ~is_missing(following)
     if present.shape.rank > 2:
         present = tf.reduce_all(present, axis=2)
-    known = tf.sequence_mask(length - 1, tf.shape(values)[1]) & present
+    real = tf.sequence_mask(length, tf.shape(values)[1])
+    known = tf.concat([real[:, 1:], tf.zeros_like(real[:, :1])], axis=1) & present
     if following.dtype == tf.string:
         assert lookup is not None
         following = lookup(following)

@@ -90,7 +90,10 @@ _Parts: TypeAlias = list[tuple[str, dict[str, Any]]]
 
 
 def _bands(evaluation: dict[str, Any]) -> _Parts:
-    bands = [(f"{band['min_steps']:,} to {band['max_steps']:,}", band) for band in evaluation["by_length"]]
+    def title(first: int, last: int) -> str:
+        return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+    bands = [(title(band["min_steps"], band["max_steps"]), band) for band in evaluation["by_length"]]
     return [*bands, ("all", evaluation)]
 
 

@@ -21,7 +21,6 @@ from pipeline.vocabulary import write_terms
 from trainer.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
 from trainer.config import TrainConfig
 from trainer.golden import Array, make_golden, save_golden
-from trainer.layers import Lookup
 from trainer.model import build_model
 from trainer.run import VOCABULARY, Run
 from trainer.signatures import input_names, make_signatures, output_name
@@ -91,7 +90,6 @@ def _make_forward(model: keras.Model) -> Any:
 def _write_saved_model(path: str, model: keras.Model, schema: Schema, target: Target) -> None:
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
-    module.tables = [layer._table for layer in model.layers if isinstance(layer, Lookup)]
     tf.saved_model.save(module, path, signatures=make_signatures(model, schema, target))
     found = forbidden_operations(path)
     if found:

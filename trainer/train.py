@@ -279,5 +279,6 @@ def _logs(line: dict[str, Any]) -> dict[str, float]:
     logs = {"loss": line["train"]["loss"]}
     if line["validation"] is not None:
         measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
-        logs |= {f"val_{name}": value for name, value in measured.items()}
+        # Of what cannot be measured there is no log: callbacks take numbers only.
+        logs |= {f"val_{name}": value for name, value in measured.items() if value is not None}
     return logs
