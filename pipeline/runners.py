@@ -60,6 +60,8 @@ def run_job(
         if is_published():
             raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
         discard()
+        if str(error).startswith("KeyboardInterrupt"):  # a worker in this process had it, so Beam made text of it
+            raise KeyboardInterrupt from None
         told = user_error(error)
         if told is not None:
             raise told from None
