@@ -11,7 +11,7 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
     where = join(output, rejected.files[0] if len(rejected.files) == 1 else f"rejected/{generation}-*.jsonl")
     if total == 0:
-        raise UserError("The input holds no record: all its lines are blank. Nothing was published.")
+        raise UserError("The input holds no record: its files are empty, or all lines blank. Nothing was published.")
     # Divided, so that 29 of 100 are 0.29 and not a rounding error more.
     if rejected.total / total > max_rejected:
         raise UserError(

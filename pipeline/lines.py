@@ -202,14 +202,19 @@ class _ReadChunks(beam.DoFn):
         self._lines = Metrics.counter("lengthwise", "lines_read")
 
     def process(self, chunk: Chunk) -> Iterable[Any]:
+        told = 0
         for item in read_chunk(chunk):
             if isinstance(item, ReadChunk):
                 yield beam.pvalue.TaggedOutput(self.CHUNKS, item)
-                progress.add_bytes(item.num_bytes)
+                progress.add_bytes(item.num_bytes - told)
             else:
                 self._lines.inc(len(item.lines))
                 progress.add_records(len(item.lines))
                 yield item
+                # Once all that follows in this stage is done with them. A chunk is large, and may take a minute.
+                size = sum(map(len, item.lines))
+                told += size
+                progress.add_bytes(size)
 
 
 @dataclasses.dataclass

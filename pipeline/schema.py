@@ -125,8 +125,8 @@ class Feature(Document):
             if fill != "mean" and not (isinstance(fill, float) and abs(fill) <= _MAX_FLOAT32):
                 raise ValueError(f"fill_value: {fill!r}: expected a number in the range of float32, or mean")
         elif self.dtype == "string":
-            if fill is not None and not isinstance(fill, str):
-                raise ValueError(f"fill_value: {fill!r}: expected a string")
+            if fill is not None and (not isinstance(fill, str) or fill == "mean"):
+                raise ValueError(f"fill_value: {fill!r}: expected a string (of which there is no mean)")
         elif not isinstance(fill, int) or not 0 <= fill < (self.num_values or 0):
             found = "is missing" if fill is None else repr(fill)
             raise ValueError(

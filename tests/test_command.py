@@ -145,7 +145,12 @@ def files(tmp_path, raw_file, schema_file, dataset):
         ("{raw}", "{schema}", "file", "{here}/file: a file is in the way, expected a folder or nothing."),
         ("{raw}", "{schema}", "file/out", "A file could not be read or written: [Errno 20] Not a directory: "),
         ("cut.gz", "{schema}", "out", "{here}/cut.gz: not a whole gzip file: Compressed file ended before"),
-        ("blank", "{schema}", "out", "The input holds no record: all its lines are blank. Nothing was published."),
+        (
+            "blank",
+            "{schema}",
+            "out",
+            "The input holds no record: its files are empty, or all lines blank. Nothing was published.",
+        ),
         ("no-json", "{schema}", "out", "2 of 2 records (100.00%) were rejected: 2 not_json; at most 1.00% may be."),
     ],
 )

@@ -752,6 +752,8 @@ DAMAGES = {
         "config.yaml, line 1, column 8: not valid YAML: could not determine a constructor",
     ),
     "2 billion units": (edit("config.yaml", b"- 4", b"- 2147483647"), "expected float32[14, 6442450941]."),
+    "another pooling": (edit("config.yaml", b"pooling: last", b"pooling: mean"), "not those that the run ended with"),
+    "another mean": (edit("manifest.json", b'"mean": [', b'"mean": [ 1'), "not those that the run ended with"),
     "other layers": (edit("config.yaml", b"- 4", b"- 4\n- 4"), "it holds 1"),
     "no manifest": (lambda run: (run / "manifest.json").unlink(), "it has no manifest.json that can be read"),
     "no JSON": (overwrite("manifest.json", b"{"), "manifest.json: not a manifest of a dataset: b'{'"),

@@ -343,7 +343,7 @@ def test_exactly_the_allowed_share_passes(write_raw, run_prepare):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["", " "], "The input holds no record: all its lines are blank. Nothing was published."),
+        (["", " "], "The input holds no record: its files are empty, or all lines blank. Nothing was published."),
         ([], "The input holds no record"),
         (["{"], r"All 1 records were rejected: 1 not_json\. Nothing was published\."),
     ],

@@ -28,6 +28,7 @@ from trainer.evaluate import evaluate
 from trainer.model import build_model, head_model, losses
 from trainer.plan import make_plan
 from trainer.reader import batches
+from trainer.run import Run
 from trainer.start import start_tensorflow
 from trainer.train import train
 from trainer.update import make_update
@@ -130,6 +131,7 @@ def test_the_result_says_what_the_run_came_to():
         "updates": max(line.get("update", 0) for line in lines),
         "parameters": sum(math.prod(shape) for shape in weights),
         "useful_share": pytest.approx(last["train"]["steps"] / last["train"]["padded_steps"]),
+        "inputs_sha256": Run(str(run)).inputs_sha256(),
         "weights_sha256": result["weights_sha256"],
         "best_weights_sha256": result["best_weights_sha256"],
         "validation": last["validation"],

@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from trainer.run import CHECKPOINTS, RESULT, Run
 
 LAST, BEST = "last", "best"
-# Where result.json keeps the digest of each.
+# Where result.json keeps the digest of what the model is built from, and of each checkpoint's weights.
+INPUTS_SHA256 = "inputs_sha256"
 WEIGHTS_SHA256 = {LAST: "weights_sha256", BEST: "best_weights_sha256"}
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -189,6 +190,11 @@ def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
     result = run.result()
     if result is None:  # the run goes on, and its weights change
         return
+    if run.inputs_sha256() != result.get(INPUTS_SHA256):
+        raise UserError(
+            f"{run.path}: its manifest.json or config.yaml are not those that the run ended with: was one edited? "
+            "Train anew with --overwrite."
+        )
     found, expected = sha256(values), result.get(WEIGHTS_SHA256[name])
     if found != expected:
         raise UserError(

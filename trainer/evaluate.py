@@ -10,6 +10,7 @@ import tensorflow as tf
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.manifest import FeatureStatistics, Manifest
+from pipeline.reasons import show
 from trainer.breakdown import Breakdown, break_down
 from trainer.checkpoints import restore_weights
 from trainer.dataset import Dataset, open_dataset
@@ -124,11 +125,18 @@ def _parts(metrics: Metrics) -> dict[str, Any]:
 def _compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
     """Refuses data whose features or label are not those of the model; how it was split and cut is of no matter."""
     for key in ("steps", "context", "label"):
-        if trained[key] != found[key]:
-            raise UserError(
-                f"{dataset}: its schema has {key} {found[key]}, but {run} was trained on {trained[key]}. "
-                "Prepare the data with the schema of the run, or train a run on this data."
-            )
+        names = trained[key].keys() | found[key].keys()
+        for name in sorted(names):
+            theirs, ours = found[key].get(name), trained[key].get(name)
+            if theirs != ours:
+                raise UserError(
+                    f"{dataset}: its schema has {key}.{name} {_say(theirs)}, but {run} was trained on {_say(ours)}. "
+                    "Prepare the data with the schema of the run, or train a run on this data."
+                )
+
+
+def _say(value: Any) -> str:
+    return "missing" if value is None else show(value)
 
 
 def _changed_vocabularies(trained_on: Manifest, found: Manifest) -> list[str]:

@@ -47,6 +47,7 @@ def export(
     output = os.path.abspath(output)
     _check_output(run, output, overwrite=overwrite)
     refuse_strangers(run)
+    _check_finished(run)
     with _folder_beside(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
         _say("Making the model, in a process of its own on the CPU.")
@@ -91,6 +92,19 @@ def _check_output(run: str, output: str, *, overwrite: bool) -> None:
     strange = sorted(set(os.listdir(output)) - _OWN)
     if strange:
         raise UserError(f"{output}: is no export: it holds {strange[0]!r}. Choose another --output.")
+
+
+def _check_finished(run: str) -> None:
+    """Refuses a local run that is not finished before a process is started for it, which looks again."""
+    if is_local(run) and os.path.exists(f"{run}/config.yaml") and not os.path.exists(f"{run}/result.json"):
+        raise UserError(unfinished(run))
+
+
+def unfinished(run: str) -> str:
+    return (
+        f"{run}: is not finished. Go on with the command that began it (`lengthwise train … --output {run}`), then "
+        "export it."
+    )
 
 
 @contextlib.contextmanager

@@ -129,7 +129,8 @@ def predict(arguments: list[str]) -> None:
 def export(arguments: list[str]) -> None:
     parser = FlagParser(
         "export",
-        "Makes of a finished run a model that serves anywhere, without Lengthwise: a SavedModel and a .keras file.\n"
+        "Makes of a finished run a model that serves anywhere: a SavedModel, which needs no Lengthwise, and a .keras\n"
+        "file, which Keras reads after `import trainer.layers`.\n"
         "It is there only once another process has read it back and got the model's own answers.",
         examples="  lengthwise export run --output export\n"
         "  lengthwise export run --output export --checkpoint last --overwrite --json",

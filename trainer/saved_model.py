@@ -20,6 +20,7 @@ from pipeline.schema import Schema
 from pipeline.vocabulary import write_terms
 from trainer.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
 from trainer.config import TrainConfig
+from trainer.export import unfinished
 from trainer.golden import Array, make_golden, save_golden
 from trainer.model import build_model
 from trainer.run import VOCABULARY, Run
@@ -39,10 +40,7 @@ def make(run_path: str, folder: str, golden_path: str, checkpoint: str | None) -
     run = Run(run_path)
     config, manifest, result = run.config(), run.manifest(), run.result()
     if result is None:
-        raise UserError(
-            f"{run.path}: is not finished. Go on with the command that began it (`lengthwise train … --output "
-            f"{run.path}`), then export it."
-        )
+        raise UserError(unfinished(run.path))
     vocabularies, schema = run.vocabularies(), manifest.record_schema
     files = {FILE_NAME: run.read(FILE_NAME), **_vocabulary_files(manifest, vocabularies)}
     which = checkpoint or (BEST if result.get("best_epoch") else LAST)

@@ -12,7 +12,15 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import TRAIN
-from trainer.checkpoints import BEST, LAST, WEIGHTS_SHA256, Checkpoints, checkpoint_sha256, weights_sha256
+from trainer.checkpoints import (
+    BEST,
+    INPUTS_SHA256,
+    LAST,
+    WEIGHTS_SHA256,
+    Checkpoints,
+    checkpoint_sha256,
+    weights_sha256,
+)
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
 from trainer.evaluate import Evaluator
@@ -264,6 +272,7 @@ class _Training:
             "updates": int(state.update.numpy()),
             "parameters": count_parameters(self._model),
             "useful_share": int(state.steps.numpy()) / padded if padded else self._plan.useful_share,
+            INPUTS_SHA256: self._run.inputs_sha256(),
             WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
             WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),
             "validation": line["validation"],

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--num_records", type=int, default=100_000)
     parser.add_argument("--twin_records", type=int, default=4000, help="the twin reads so many of them, and is scaled")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="10,000 records, 1,000 for the twin, once")
+    parser.add_argument("--quick", action="store_true", help="20,000 records, 1,000 for the twin, once")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
     parser.add_argument("--twin", nargs=3, metavar=("RUN", "RAW", "PREDICTIONS"), help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
@@ -52,7 +52,7 @@ def main() -> None:
         print(json.dumps(told))
         return
     if options.quick:
-        options.num_records, options.twin_records, options.repeats = 10_000, 1000, 1
+        options.num_records, options.twin_records, options.repeats = 20_000, 1000, 1
     options.twin_records = min(options.twin_records, options.num_records)
     folder = options.output / "predict"
     folder.mkdir(parents=True, exist_ok=True)
