@@ -134,6 +134,9 @@ class Publisher:
         with replace(path) as file:
             file.write(manifest.to_json())
         remove_unlisted(self.output, manifest)
+        for name, vocabulary in manifest.vocabularies.items():
+            with replace(join(self.output, _plain_path(vocabulary.path))) as file:
+                file.write(write_terms(terms[name]))
         return manifest
 
     def _build(
@@ -196,8 +199,20 @@ def remove_unlisted(output: str, manifest: Manifest) -> None:
         listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
     found = [path for folder in _FOLDERS for path in list_files(join(output, folder))]
     inside = {path: path.removeprefix(join(output, "")) for path in found}
-    stale = [path for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed]
-    remove(stale + list_temporary(join(output, FILE_NAME)))
+    stale = {path: name for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed}
+    plain = {_plain_path(name) for name in stale.values() if name.startswith("vocabulary/")}
+    remove(
+        [*stale, *(path for path, name in inside.items() if name in plain), *list_temporary(join(output, FILE_NAME))]
+    )
+
+
+def _plain_path(path: str) -> str:
+    """vocabulary/<generation>/page.txt -> vocabulary/page.txt: a copy for people, of the dataset as it is now.
+
+    No reader of ours opens it: what the manifest lists is never replaced, so that old and new are never mixed.
+    """
+    folder, _, name = path.split("/")
+    return f"{folder}/{name}"
 
 
 def discard_generation(output: str, generation: str) -> None:

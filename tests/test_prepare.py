@@ -43,7 +43,8 @@ def listed_files(manifest):
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     vocabularies = [vocabulary.path for vocabulary in manifest.vocabularies.values()]
     shard_files = [s.path for s in shards] + [s.index_path for s in shards]
-    return sorted(shard_files + vocabularies + list(manifest.rejected.files))
+    copies = [f"vocabulary/{path.split('/')[-1]}" for path in vocabularies]
+    return sorted(shard_files + vocabularies + copies + list(manifest.rejected.files))
 
 
 def snapshot(folder):

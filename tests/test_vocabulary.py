@@ -197,7 +197,8 @@ def test_no_name_of_a_feature_leads_out_of_the_folder_or_to_the_file_of_another(
     assert len({path.lower() for path in paths}) == len(names)
     folder = f"vocabulary/{manifest.generations[0]}/"
     assert all(path.startswith(folder) and path.endswith(".txt") and "/" not in path[len(folder) :] for path in paths)
-    assert {name for name in files_of(tmp_path / "dataset") if name.startswith("vocabulary")} == set(paths)
+    copies = {f"vocabulary/{path.removeprefix(folder)}" for path in paths}
+    assert {name for name in files_of(tmp_path / "dataset") if name.startswith("vocabulary")} == {*paths, *copies}
     assert {p.name for p in tmp_path.iterdir()} == {"raw.jsonl", "schema.yaml", "dataset"}
     for name, terms in vocabularies(tmp_path / "dataset").items():
         assert sorted(terms) == sorted(f"{name} {n}".encode() for n in range(3))
@@ -229,10 +230,24 @@ def test_older_vocabularies_go_and_what_is_someone_elses_stays(run_prepare, writ
     second = make(run_prepare, write_raw, overwrite=True)
     listed = [vocabulary.path for vocabulary in second.vocabularies.values()]
     found = [name for name in files_of(dataset) if name.startswith("vocabulary/")]
-    assert sorted(found) == sorted([*theirs, *listed])
+    copies = ["vocabulary/city.txt", "vocabulary/tag.txt", "vocabulary/word.txt"]
+    assert sorted(found) == sorted([*theirs, *listed, *copies])
     assert not set(listed) & {vocabulary.path for vocabulary in first.vocabularies.values()}
     remove_unlisted(str(dataset), second)
     assert [name for name in files_of(dataset) if name.startswith("vocabulary/")] == found
+
+
+def test_a_copy_for_people_is_that_of_the_dataset_as_it_is_now(run_prepare, write_raw, tmp_path):
+    dataset = tmp_path / "dataset"
+    for overwrite in (False, True):
+        manifest = make(run_prepare, write_raw, overwrite=overwrite)
+        for name, vocabulary in manifest.vocabularies.items():
+            copy = dataset / "vocabulary" / f"{name}.txt"
+            assert copy.read_bytes() == (dataset / vocabulary.path).read_bytes()
+    schema = "id: id\nsteps: {word: {dtype: string, vocabulary: 2}}\nlabel: {name: y, kind: regression}"
+    run_prepare(write_raw([{"id": 1, "word": ["a"], "y": 0}]), schema=schema, overwrite=True)
+    assert [path.name for path in (dataset / "vocabulary").glob("*.txt")] == ["word.txt"]
+    assert (dataset / "vocabulary" / "word.txt").read_bytes() in (b"a\n", b"")
 
 
 def test_a_run_that_is_killed_before_its_last_step_leaves_what_the_next_one_removes(
@@ -259,10 +274,10 @@ prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, o
     assert done.returncode == -9, done.stderr
     assert load(str(tmp_path / "dataset")) == before
     assert verify(str(tmp_path / "dataset")).faults == []
-    generations = {name.split("/")[1] for name in files_of(tmp_path / "dataset") if name.startswith("vocabulary")}
+    generations = {path.parent.name for path in (tmp_path / "dataset" / "vocabulary").glob("*/*.txt")}
     assert len(generations) == 2
     after = make(run_prepare, write_raw, overwrite=True)
-    generations = {name.split("/")[1] for name in files_of(tmp_path / "dataset") if name.startswith("vocabulary")}
+    generations = {path.parent.name for path in (tmp_path / "dataset" / "vocabulary").glob("*/*.txt")}
     assert generations == set(after.generations)
 
 
