@@ -268,10 +268,18 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
         (
             datasets.schema_text("class", "x: {dtype: float32, shape: [3]}"),
             [1.0, 2.0, 3.0],
-            "its schema has steps {'x'",
+            'its schema has steps.x {"dtype": "float32", "shape": [3]',
         ),
-        (datasets.schema_text().replace("[a, b, c]", "[c, b, a]"), [1.0, 2.0], "its schema has label {'name': 'y'"),
-        (f"{datasets.schema_text()}context: {{z: {{dtype: float32}}}}\n", [1.0, 2.0], "its schema has context {'z'"),
+        (
+            datasets.schema_text().replace("[a, b, c]", "[c, b, a]"),
+            [1.0, 2.0],
+            'its schema has label.classes ["c", "b", "a"], but',
+        ),
+        (
+            f"{datasets.schema_text()}context: {{z: {{dtype: float32}}}}\n",
+            [1.0, 2.0],
+            'its schema has context.z {"dtype": "float32"',
+        ),
     ],
 )
 def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, schema, change, said):
@@ -279,7 +287,8 @@ def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, 
     status, out, err = datasets.call(capsys, "evaluate", run_of("class"), other)
     assert (status, out, len(err)) == (1, "", 1)
     assert err[0].startswith(f"lengthwise evaluate: {other}: {said}")
-    assert f"but {run_of('class')} was trained on {{" in err[0]
+    assert f"but {run_of('class')} was trained on " in err[0]
+    assert len(err[0]) < 600
 
 
 def test_a_split_without_a_record_is_refused(tmp_path, capsys):

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from pipeline.errors import UserError
-from trainer.start import start_tensorflow
+from trainer.start import LOG_LEVEL, QUIET, start_tensorflow
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -23,10 +23,12 @@ def call_fresh(function: str, *arguments: Any) -> Any:
     """
     # -P and our own root first: a stranger's `trainer` in the folder where we are called is not ours.
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
+    if environment.get(LOG_LEVEL) == QUIET:  # ours, from this process: the new one holds back a little more itself
+        del environment[LOG_LEVEL]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "trainer.fresh", function, json.dumps(arguments)],
-        env=os.environ | environment,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )

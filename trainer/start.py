@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 from pipeline.errors import UserError
 
+LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
+
 
 def start_tensorflow() -> None:
     """Imports TensorFlow, and makes its operations deterministic where there is no GPU (there it costs speed)."""
-    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:  # someone who set it wants to see what there is
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    if LOG_LEVEL not in os.environ:  # someone who set it wants to see what there is
+        os.environ[LOG_LEVEL] = QUIET
         with _stderr_aside():
             import tensorflow as tf
     import tensorflow as tf
