@@ -161,7 +161,7 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
         summary: What `publish` returned, and `seconds` that the whole took.
     """
     records, seconds, rejected = summary["records"], summary["seconds"], summary["rejected"]
-    print(f"{records:,} records predicted in {seconds:,.1f} s: {records / seconds:,.0f} records/s.")
+    print(f"{records:,} records predicted in {seconds:,.1f} s ({records / seconds:,.0f} records/s, start included).")
     if rejected["total"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected["by_reason"].items())
         print(f"{rejected['total']:,} records rejected: {reasons}; see {join(output, 'rejected')}.")
