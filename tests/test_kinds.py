@@ -15,6 +15,7 @@ from trainer.dataset import open_dataset
 from trainer.evaluate import evaluate
 from trainer.layers import MaxStep, MeanStep
 from trainer.model import build_model, head_model, losses
+from trainer.plan import make_plan
 from trainer.reader import batches, numbered_batches
 from trainer.target import make_target
 from trainer.train import train
@@ -38,7 +39,8 @@ def rows_of(made, split="train", **options):
     dataset = open_dataset(made.path)
     ids = dataset.index(split)["id"].to_pylist()
     rows = {}
-    for features, label, weight, row in numbered_batches(dataset, split, **options):
+    plan = make_plan(dataset.split(split).length_counts, **{"batching": "bucket", **options})
+    for features, label, weight, row in numbered_batches(dataset, split, plan):
         for position, number in enumerate(row.numpy()):
             length = int(features["length"][position])
             cut = {n: v[position].numpy() for n, v in features.items()}

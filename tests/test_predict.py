@@ -233,7 +233,8 @@ def dataset_predictions(made, run_path):
     target = make_target(manifest.record_schema, vocabularies)
     ids = dataset.index("test")["id"].to_pylist()
     found = {}
-    for features, _, _, rows in numbered_batches(dataset, "test", batching="exact"):
+    plan = make_plan(dataset.split("test").length_counts, batching="exact")
+    for features, _, _, rows in numbered_batches(dataset, "test", plan):
         for row, outputs in zip(rows.numpy(), model(features).numpy(), strict=True):
             found[ids[row]] = (target, outputs)
     return found

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.index import read_index
-from pipeline.manifest import FILE_NAME, Manifest, Shard, Split
+from pipeline.manifest import FILE_NAME, Manifest, Shard, Split, Vocabulary
 from pipeline.schema import Schema
 from pipeline.tfrecord import FRAME_BYTES, HEADER_BYTES
 from pipeline.vocabulary import parse_terms
@@ -52,7 +52,7 @@ class Dataset:
         """Whether there is such a split, and anything in it to learn or to measure."""
         return name in self.manifest.splits and self.manifest.splits[name].labels > 0
 
-    def vocabularies(self) -> dict[str, list[bytes]]:
+    def vocabularies(self) -> dict[str, tuple[bytes, ...]]:
         """The strings of each feature with a vocabulary; the number of a string is its position.
 
         Raises:
@@ -100,16 +100,19 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     return Dataset(path, Manifest.parse(data, origin=manifest_path))
 
 
-def read_vocabularies(folder: str, manifest: Manifest) -> dict[str, list[bytes]]:
+def read_vocabularies(folder: str, manifest: Manifest) -> dict[str, tuple[bytes, ...]]:
     """The vocabularies that lie beside a manifest: in a dataset, or in a run that was trained on it.
 
     Raises:
         UserError: a file is missing, or not the one that the manifest lists.
     """
-    return {
-        name: parse_terms(_read_checked(folder, vocabulary.path, vocabulary.sha256))
-        for name, vocabulary in manifest.vocabularies.items()
-    }
+    return {name: _read_terms(folder, vocabulary) for name, vocabulary in manifest.vocabularies.items()}
+
+
+# Every epoch asks for them, and what was read and checked once is still what the manifest lists.
+@functools.lru_cache(maxsize=64)
+def _read_terms(folder: str, vocabulary: Vocabulary) -> tuple[bytes, ...]:
+    return tuple(parse_terms(_read_checked(folder, vocabulary.path, vocabulary.sha256)))
 
 
 def _read_checked(root: str, path: str, sha256: str) -> bytes:

@@ -58,39 +58,6 @@ def batches(
         UserError: the dataset or the split is not there, or its files are not those that the manifest lists.
         ValueError: a wrong argument.
     """
-    numbered = numbered_batches(
-        dataset,
-        split,
-        batching=batching,
-        batch_steps=batch_steps,
-        batch_size=batch_size,
-        pad_length=pad_length,
-        truncate=truncate,
-        seed=seed,
-        epoch=epoch,
-        reader_index=reader_index,
-        num_readers=num_readers,
-        vocabularies=vocabularies,
-    )
-    return numbered.map(lambda features, label, weight, _: (features, label, weight))
-
-
-def numbered_batches(
-    dataset: str | os.PathLike[str] | Dataset,
-    split: str,
-    *,
-    batching: Batching = "bucket",
-    batch_steps: int | None = None,
-    batch_size: int | None = None,
-    pad_length: int | None = None,
-    truncate: Literal["head", "tail"] | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-    reader_index: int = 0,
-    num_readers: int = 1,
-    vocabularies: Vocabularies | None = None,
-) -> tf.data.Dataset:
-    """`batches` with one element more, `row` int64[batch]: the place of each record in `Dataset.index(split)`."""
     if num_readers < 1:
         raise ValueError(f"num_readers is {num_readers}, expected at least 1.")
     if not 0 <= reader_index < num_readers:
@@ -104,6 +71,24 @@ def numbered_batches(
         pad_length=pad_length,
         truncate=truncate,
     )
+    reader = {"reader_index": reader_index, "num_readers": num_readers}
+    numbered = numbered_batches(dataset, split, plan, seed=seed, epoch=epoch, vocabularies=vocabularies, **reader)
+    return numbered.map(lambda features, label, weight, _: (features, label, weight))
+
+
+def numbered_batches(
+    dataset: Dataset,
+    split: str,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    reader_index: int = 0,
+    num_readers: int = 1,
+    vocabularies: Vocabularies | None = None,
+) -> tf.data.Dataset:
+    """`batches` by a plan of the split, with one element more: `row` int64[batch], the place of each record in
+    `Dataset.index(split)`."""
     shards = dataset.shards(split)
     ends = np.cumsum([len(shard.num_steps) for shard in shards])
     rows = np.split(np.arange(ends[-1] if shards else 0), ends[:-1])

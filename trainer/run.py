@@ -77,7 +77,7 @@ class Run:
     def manifest(self) -> Manifest:
         return Manifest.parse(self.read(FILE_NAME), origin=self.file(FILE_NAME))
 
-    def vocabularies(self) -> dict[str, list[bytes]]:
+    def vocabularies(self) -> dict[str, tuple[bytes, ...]]:
         """Those of the dataset that it was trained on, by the feature's name.
 
         Raises:
