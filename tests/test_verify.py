@@ -78,17 +78,21 @@ def dataset(prepared, tmp_path):
     return pathlib.Path(shutil.copytree(prepared, tmp_path / "dataset"))
 
 
-# In a process of its own: tracemalloc.stop() can end a process in which threads of others allocate
-# (https://github.com/python/cpython/issues/128679, Python 3.11 to 3.13), as TensorFlow's do that other tests started.
+# In a process of its own, which traces from its first line to a hard exit: tracemalloc.stop(), also that of a normal exit,
+# can end a process in which other threads allocate (https://github.com/python/cpython/issues/128679, Python 3.11 to
+# 3.13), and both pyarrow and TensorFlow have threads.
 MEASURE = """
-import json, sys, tracemalloc
+import tracemalloc
+tracemalloc.start()
+import json, os, sys
 from pipeline.verify import verify
 for line in sys.stdin:
-    tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
     report = verify(line.rstrip())
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peak = tracemalloc.get_traced_memory()[1] - before
     print(json.dumps({"peak": peak, "faults": len(report.faults), "bytes": report.bytes}), flush=True)
+os._exit(0)
 """
 
 
