@@ -7,6 +7,7 @@ Wire format: https://protobuf.dev/programming-guides/encoding; messages: tensorf
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,10 +47,20 @@ def encode_example(features: dict[str, Value]) -> bytes:
     '0a0e0a0c0a016112071a050a0301ac02'
     """
     entries = []
-    for name in sorted(features, key=_sort_key):
-        entry = _key(name) + _delimited(_FIELD_2, _encode_value(features[name]))
+    for name in feature_order(features):
+        entry = _delimited(feature_header(name), _encode_value(features[name]))
         entries.append(_delimited(_FIELD_1, entry))
     return _delimited(_FIELD_1, b"".join(entries))
+
+
+def feature_order(names: Iterable[str]) -> list[str]:
+    """Names as their features come in an Example."""
+    return sorted(names, key=_sort_key)
+
+
+def feature_header(name: str) -> bytes:
+    """What stands between the size of a feature's entry and the size of its values."""
+    return _key(name) + _FIELD_2
 
 
 def decode_example(data: bytes) -> dict[str, Value]:

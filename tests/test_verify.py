@@ -78,9 +78,9 @@ def dataset(prepared, tmp_path):
     return pathlib.Path(shutil.copytree(prepared, tmp_path / "dataset"))
 
 
-# In a process of its own, which traces from its first line to a hard exit: tracemalloc.stop(), also that of a normal exit,
-# can end a process in which other threads allocate (https://github.com/python/cpython/issues/128679, Python 3.11 to
-# 3.13), and both pyarrow and TensorFlow have threads.
+# In a process of its own, which traces from its first line to a hard exit: tracemalloc.stop(), also that of a normal
+# exit, can end a process in which other threads allocate (https://github.com/python/cpython/issues/128679, Python 3.11
+# to 3.13), and both pyarrow and TensorFlow have threads.
 MEASURE = """
 import tracemalloc
 tracemalloc.start()

@@ -1,5 +1,6 @@
 """Plans the batches of an epoch from the counts of each length alone, before a byte of data is read."""
 
+import abc
 import bisect
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-Batching = Literal["bucket", "pad", "exact"]
+Batching = Literal["window", "bucket", "pad", "exact"]
+# For these the counts are enough; `window` takes the length of every record: trainer.windows.
 WAYS: tuple[Batching, ...] = ("bucket", "pad", "exact")
 
 # More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
@@ -51,12 +53,71 @@ class Bucket:
         return {(count, self.pad_length) for count in rows}
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How an epoch is cut into batches.
+class Plan(abc.ABC):
+    """How an epoch is cut into batches, whichever the way.
 
     Attributes:
         batch_steps, batch_size: The limits that it was made for.
+    """
+
+    batching: Batching
+    batch_steps: int | None
+    batch_size: int | None
+
+    @property
+    @abc.abstractmethod
+    def num_batches(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def records(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int:
+        """Real steps, after truncation."""
+
+    @property
+    @abc.abstractmethod
+    def padded_steps(self) -> int:
+        """Rows × padded length of all batches."""
+
+    @property
+    @abc.abstractmethod
+    def shapes(self) -> set[tuple[int, int]]:
+        """The distinct (rows, steps) of all batches."""
+
+    @property
+    def useful_share(self) -> float:
+        """Share of the padded steps that are real; 1 where there is no step."""
+        return self.steps / self.padded_steps if self.padded_steps else 1.0
+
+    @property
+    def largest_batch(self) -> tuple[int, int]:
+        """(rows, steps) of the batch with the most padded steps."""
+        return max(self.shapes, key=lambda shape: (shape[0] * shape[1], shape), default=(0, 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        rows, steps = self.largest_batch
+        return {
+            "batching": self.batching,
+            "batch_steps": self.batch_steps,
+            "batch_size": self.batch_size,
+            "batches": self.num_batches,
+            "records": self.records,
+            "steps": self.steps,
+            "padded_steps": self.padded_steps,
+            "useful_share": self.useful_share,
+            "largest_batch": {"records": rows, "steps": steps, "padded_steps": rows * steps},
+            "shapes": len(self.shapes),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketPlan(Plan):
+    """An epoch whose batches are each of one bucket.
+
+    Attributes:
         truncate: Where a record longer than the last pad_length is cut: its head or its tail; None refuses it.
     """
 
@@ -93,40 +154,14 @@ class Plan:
         return sum(bucket.records * bucket.pad_length for bucket in self.buckets)
 
     @property
-    def useful_share(self) -> float:
-        """Share of the padded steps that are real; 1 where there is no step."""
-        return self.steps / self.padded_steps if self.padded_steps else 1.0
-
-    @property
     def shapes(self) -> set[tuple[int, int]]:
-        """The distinct (rows, steps) of all batches."""
         return set().union(*(bucket.shapes for bucket in self.buckets))
 
-    @property
-    def largest_batch(self) -> tuple[int, int]:
-        """(rows, steps) of the batch with the most padded steps."""
-        return max(self.shapes, key=lambda shape: shape[0] * shape[1], default=(0, 0))
-
-    def with_lengths(self, lengths: Iterable[int]) -> "Plan":
+    def with_lengths(self, lengths: Iterable[int]) -> "BucketPlan":
         """The same buckets, filled with records of these lengths: a part of those the plan was made for."""
         counts = _count(np.fromiter(lengths, np.int64))
         edges = [bucket.pad_length for bucket in self.buckets]
         return dataclasses.replace(self, buckets=_fill(edges, [b.batch_size for b in self.buckets], counts))
-
-    def to_dict(self) -> dict[str, Any]:
-        rows, steps = self.largest_batch
-        return {
-            "batching": self.batching,
-            "batch_steps": self.batch_steps,
-            "batch_size": self.batch_size,
-            "batches": self.num_batches,
-            "records": self.records,
-            "steps": self.steps,
-            "padded_steps": self.padded_steps,
-            "useful_share": self.useful_share,
-            "largest_batch": {"records": rows, "steps": steps, "padded_steps": rows * steps},
-            "shapes": len(self.shapes),
-        }
 
 
 def make_plan(
@@ -137,7 +172,8 @@ def make_plan(
     batch_size: int | None = None,
     pad_length: int | None = None,
     truncate: Literal["head", "tail"] | None = None,
-) -> Plan:
+    pad_to_multiple: int = 1,
+) -> BucketPlan:
     """The plan of an epoch.
 
     Args:
@@ -147,12 +183,13 @@ def make_plan(
             `default_batch_steps`.
         pad_length: For `pad`: steps to which all batches are padded; the longest record by default.
         truncate: For `pad` with `pad_length`: cut longer records at the head or the tail.
+        pad_to_multiple: For `bucket`: pad lengths are multiples of it.
 
     Raises:
         ValueError: a wrong argument; says which, the value and what was expected.
     """
     counts = {length: count for length, count in sorted(length_counts.items()) if count}
-    _check(counts, batching, batch_steps, batch_size, pad_length, truncate)
+    _check(counts, batching, batch_steps, batch_size, pad_length, truncate, pad_to_multiple)
     if batch_steps is None and batch_size is None:
         batch_steps = default_batch_steps(counts, batching=batching, pad_length=pad_length, truncate=truncate)
     if batching == "pad":
@@ -161,8 +198,9 @@ def make_plan(
         edges = list(counts)
     else:
         edges = choose_edges(counts, num_buckets=_num_buckets(counts, batch_steps, batch_size))
+        edges = sorted({round_up(edge, pad_to_multiple) for edge in edges})
     sizes = [rows_of(edge, batch_steps, batch_size) for edge in edges]
-    return Plan(batching, _fill(edges, sizes, counts), batch_steps, batch_size, truncate)
+    return BucketPlan(batching, _fill(edges, sizes, counts), batch_steps, batch_size, truncate)
 
 
 def default_batch_steps(
@@ -244,6 +282,10 @@ def _num_buckets(counts: Mapping[int, int], batch_steps: int | None, batch_size:
     return min(MAX_BUCKETS, max(MIN_BUCKETS, max(by_steps, by_size) // _BATCHES_PER_BUCKET))
 
 
+def round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
 def rows_of(length: int, batch_steps: int | None, batch_size: int | None) -> int:
     """Records in a batch padded to `length` steps, within both limits; at least 1."""
     by_steps = max(1, batch_steps // length) if batch_steps is not None else None
@@ -265,6 +307,13 @@ def _count(lengths: np.ndarray[Any, Any]) -> dict[int, int]:
     return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
+def check_limits(**limits: int | None) -> None:
+    """Raises a ValueError for one that is below 1."""
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1.")
+
+
 def _check(
     counts: Mapping[int, int],
     batching: str,
@@ -272,12 +321,13 @@ def _check(
     batch_size: int | None,
     pad_length: int | None,
     truncate: str | None,
+    pad_to_multiple: int,
 ) -> None:
     if batching not in WAYS:
         raise ValueError(f"batching is {batching!r}, expected one of {', '.join(WAYS)}.")
-    for name, value in (("batch_steps", batch_steps), ("batch_size", batch_size), ("pad_length", pad_length)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1.")
+    check_limits(batch_steps=batch_steps, batch_size=batch_size, pad_length=pad_length, pad_to_multiple=pad_to_multiple)
+    if batching != "bucket" and pad_to_multiple != 1:
+        raise ValueError(f"pad_to_multiple belongs to batching 'bucket', not to {batching!r}.")
     if batching != "pad" and (pad_length is not None or truncate is not None):
         raise ValueError(f"pad_length and truncate belong to batching 'pad', not to {batching!r}.")
     if truncate not in (None, "head", "tail"):

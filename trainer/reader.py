@@ -13,7 +13,7 @@ from pipeline.values import NO_LABEL
 from trainer.dataset import Dataset, ShardIndex, open_dataset
 from trainer.layers import is_missing
 from trainer.lookup import Lookup, make_lookup
-from trainer.plan import Batching, Plan, make_plan
+from trainer.plan import Batching, BucketPlan, make_plan
 from trainer.target import Vocabularies
 
 # Bytes of serialized records among which the next one is drawn, and the most records: enough to mix neighbouring
@@ -79,7 +79,7 @@ def batches(
 def numbered_batches(
     dataset: Dataset,
     split: str,
-    plan: Plan,
+    plan: BucketPlan,
     *,
     seed: int = 0,
     epoch: int = 0,
@@ -127,7 +127,7 @@ def _shuffle_size(shards: list[ShardIndex]) -> int:
     return max(1, min(records, _SHUFFLE_RECORDS, int(_SHUFFLE_BYTES / max(mean_bytes, 1))))
 
 
-def _batch(records: tf.data.Dataset, plan: Plan) -> tf.data.Dataset:
+def _batch(records: tf.data.Dataset, plan: BucketPlan) -> tf.data.Dataset:
     """(serialized, length, row) -> the same in batches, each of one bucket."""
     if plan.batching == "pad":
         return records.batch(plan.batch_sizes[0])
@@ -140,7 +140,7 @@ def _batch(records: tf.data.Dataset, plan: Plan) -> tf.data.Dataset:
 
 
 def parse_batch(
-    serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: Plan, lookup: Lookup | None = None
+    serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: BucketPlan, lookup: Lookup | None = None
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
     """Serialized Examples string[batch], all of one bucket -> (features, label, weight), padded as the plan says."""
     parsed = tf.io.parse_example(serialized, example_spec(schema))
@@ -242,7 +242,7 @@ def _padding(name: str, schema: Schema) -> float | int | None:
     return math.nan if schema.label.kind in REGRESSION else NO_LABEL
 
 
-def _pad_length(longest: tf.Tensor, plan: Plan) -> tf.Tensor:
+def _pad_length(longest: tf.Tensor, plan: BucketPlan) -> tf.Tensor:
     """The pad length of the bucket that a batch is of, by its longest record."""
     edges = tf.constant([bucket.pad_length for bucket in plan.buckets] or [1], tf.int32)
     return edges[tf.searchsorted(edges, [longest])[0]]

@@ -26,7 +26,7 @@ from trainer.dataset import Dataset, open_dataset
 from trainer.evaluate import Evaluator
 from trainer.journal import EpochJournal, diverged
 from trainer.model import build_model, check_config, count_parameters, loss_scale
-from trainer.plan import Plan, make_plan
+from trainer.plan import BucketPlan, make_plan
 from trainer.progress import Progress
 from trainer.reader import batches
 from trainer.run import LOGS, RESULT, Run
@@ -70,7 +70,7 @@ def train(
     return _Training(run, dataset, config, plan, callbacks).run()
 
 
-def _plan(dataset: Dataset, config: TrainConfig) -> Plan:
+def _plan(dataset: Dataset, config: TrainConfig) -> BucketPlan:
     try:
         return make_plan(dataset.split(TRAIN).length_counts, **_batching(config))
     except ValueError as error:
@@ -124,7 +124,7 @@ class _Training:
         run: Run,
         dataset: Dataset,
         config: TrainConfig,
-        plan: Plan,
+        plan: BucketPlan,
         callbacks: Iterable[keras.callbacks.Callback],
     ) -> None:
         self._run, self._dataset, self._config, self._plan = run, dataset, config, plan

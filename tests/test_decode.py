@@ -1,0 +1,88 @@
+"""Examples of numbers as padded arrays: equal to what TensorFlow parses of the same bytes."""
+
+import datasets
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.tfrecord import walk
+from trainer.dataset import open_dataset
+from trainer.decode import NotAsWritten, locate, stack
+from trainer.fields import stored_fields
+from trainer.reader import example_spec
+
+NUMBERS = sorted(set(datasets.LABELS) | {"next_x"} - {"next_x"})
+
+
+def examples_of(dataset):
+    shards = dataset.split("train").shards
+    found = []
+    for shard in shards:
+        with open(f"{dataset.path}/{shard.path}", "rb") as file:
+            found += [record.data for record in walk(file, num_bytes=shard.bytes)]
+    return found
+
+
+def decode(examples, schema, *, time, lengths):
+    fields = stored_fields(schema)
+    data = b"gap".join(examples)
+    sizes = np.array([len(example) for example in examples])
+    begin = np.cumsum(np.append(0, sizes[:-1] + 3))
+    located = locate(data, begin, begin + sizes, fields)
+    views = [memoryview(example) for example in examples]
+    return {
+        field.name: stack(field, views, start, stop, lengths, time=time)
+        for field, start, stop in zip(fields, located.start, located.stop, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_arrays_equal_what_tensorflow_parses(kind):
+    dataset = open_dataset(datasets.of_kind(kind).path)
+    examples = examples_of(dataset)
+    parsed = {n: v.numpy() for n, v in tf.io.parse_example(examples, example_spec(dataset.schema)).items()}
+    lengths = parsed["length"].astype(np.int32)
+    found = decode(examples, dataset.schema, time=int(lengths.max()), lengths=lengths)
+    assert found.keys() == parsed.keys()
+    for name, values in found.items():
+        assert values.dtype == parsed[name].dtype
+        np.testing.assert_array_equal(values, parsed[name])
+
+
+def test_padding_goes_on_to_the_time_that_is_asked_for():
+    dataset = open_dataset(datasets.of_kind("step_class").path)
+    examples = examples_of(dataset)[:5]
+    lengths = tf.io.parse_example(examples, example_spec(dataset.schema))["length"].numpy()
+    found = decode(examples, dataset.schema, time=30, lengths=lengths)
+    assert found["x"].shape[1] == found["y"].shape[1] == 30
+    for row, length in enumerate(lengths):
+        assert not found["x"][row, length:].any()
+        assert set(found["y"][row, length:].tolist()) == {-1}
+
+
+def test_no_record_makes_arrays_of_no_row():
+    dataset = open_dataset(datasets.of_kind("class").path)
+    fields = stored_fields(dataset.schema)
+    nothing = np.zeros(0, np.int64)
+    located = locate(b"", nothing, nothing, fields)
+    assert located.start.shape == (len(fields), 0)
+    assert stack(fields[0], [], nothing, nothing, nothing, time=4).shape == (0, 4, 2)
+
+
+def test_other_bytes_are_refused():
+    dataset = open_dataset(datasets.of_kind("class").path)
+    example = examples_of(dataset)[0]
+    lengths = tf.io.parse_example([example], example_spec(dataset.schema))["length"].numpy()
+    for position in range(len(example)):
+        changed = bytearray(example)
+        changed[position] ^= 0x41
+        try:
+            found = decode([bytes(changed)], dataset.schema, time=int(lengths[0]), lengths=lengths)
+        except (NotAsWritten, ValueError):
+            continue
+        assert found["x"].shape[1] == lengths[0]  # a number was changed, which the CRC of the frame finds
+    for cut in range(len(example)):
+        with pytest.raises(NotAsWritten):
+            decode([example[:cut]], dataset.schema, time=int(lengths[0]), lengths=lengths)
+    with pytest.raises(NotAsWritten):
+        decode([example], dataset.schema, time=int(lengths[0]) + 1, lengths=lengths + 1)

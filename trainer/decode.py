@@ -1,0 +1,164 @@
+"""Turns serialized Examples of numbers into padded arrays, many records at a time and without TensorFlow.
+
+An Example as `prepare` writes it is a header, then for each feature, sorted by name, a header and the array's own bytes
+(pipeline/examples.py). So the headers of all records are read at once, one vectorised step for each feature, and a
+batch is a copy of bytes to where they belong. tf.io.parse_example copies numbers three times: measured, 100 numbers a
+step, 0.4 GB/s on two cores against 1.5 GB/s here on one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.examples import decode_varints, feature_header, feature_order
+from trainer.fields import Field
+
+Array = np.ndarray[Any, Any]
+
+# Wire tags: a length-delimited field 1, and what kind of list a feature is.
+_FIELD_1, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
+# A length that is written in more bytes than that is beyond 2 GiB, where a protobuf message ends.
+_VARINT_BYTES = 5
+# TensorFlow takes an array over without copying it if its bytes begin at a multiple of this.
+_ALIGNMENT = 64
+
+
+class NotAsWritten(ValueError):
+    """Bytes that are no Example as `prepare` writes it by the schema at hand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """Where the numbers of each field lie in each record: int64[fields, records], in bytes from the record's start."""
+
+    start: Array
+    stop: Array
+
+
+def locate(data: bytes, begin: Array, end: Array, fields: Sequence[Field]) -> Located:
+    """Finds the numbers of all records in `data` at once.
+
+    Args:
+        begin, end: int64[records], where each record's Example lies in `data`.
+
+    Raises:
+        NotAsWritten: a record is something else.
+    """
+    reader = _Headers(data, begin)
+    reader.expect(_FIELD_1)
+    reader.expect_end(reader.varint(), end)
+    found = {}
+    numbers = {field.name: field for field in fields}
+    for name in feature_order([*numbers, "id"]):
+        reader.expect(_FIELD_1)
+        stop = reader.varint() + reader.position
+        if name in numbers:
+            reader.expect(feature_header(name))
+            reader.expect_end(reader.varint(), stop)
+            reader.expect(_FLOAT_LIST if numbers[name].dtype == "float32" else _INT64_LIST)
+            reader.expect_end(reader.varint(), stop)
+            reader.expect(_FIELD_1)
+            reader.expect_end(reader.varint(), stop)
+            found[name] = reader.position - begin, stop - begin
+        reader.position = stop
+    if (reader.position != end).any():
+        raise NotAsWritten("there is more in a record than its features")
+    start, stop = zip(*(found[field.name] for field in fields), strict=True)
+    return Located(np.stack(start), np.stack(stop))
+
+
+def stack(field: Field, records: Sequence[memoryview], start: Array, stop: Array, length: Array, *, time: int) -> Array:
+    """One field of a batch: dtype[batch, time, *shape], or dtype[batch, *shape] of a value for each record.
+
+    Args:
+        records: The Examples.
+        start, stop: int64[batch], of this field in each of them: `Located`.
+        length: int[batch], steps of each record, none longer than `time`.
+
+    Raises:
+        NotAsWritten: a record holds more or fewer numbers than its length says.
+    """
+    counts = (length if field.per_step else np.ones_like(length)) * field.width
+    if not field.per_step:
+        return _numbers(field, records, start, stop, counts).reshape(len(records), *field.shape)
+    batch = _aligned((len(records), time, *field.shape), field.dtype, field.padding)
+    if field.dtype == "float32":
+        _check((stop - start == 4 * counts).all())
+        # Slices of bytes: a loop in Python, and yet faster than any vectorised copy of unequal rows.
+        target, row_bytes = batch.reshape(-1).view(np.uint8).data, 4 * time * field.width
+        places = range(0, len(records) * row_bytes, row_bytes)
+        for record, place, begin, end in zip(records, places, start.tolist(), stop.tolist(), strict=True):
+            target[place : place + end - begin] = record[begin:end]
+    else:
+        values = _numbers(field, records, start, stop, counts)
+        batch[np.arange(time) < length[:, None]] = values.reshape(-1, *field.shape)
+    return batch
+
+
+def _numbers(field: Field, records: Sequence[memoryview], start: Array, stop: Array, counts: Array) -> Array:
+    """The numbers of all records, one after the other."""
+    joined = b"".join([r[a:b] for r, a, b in zip(records, start.tolist(), stop.tolist(), strict=True)])
+    if field.dtype == "float32":
+        _check((stop - start == 4 * counts).all())
+        return np.frombuffer(joined, "<f4")
+    # Each number ends with a byte below 128.
+    ends = np.concatenate([[0], np.cumsum(np.frombuffer(joined, np.uint8) < 128)])
+    borders = np.concatenate([[0], np.cumsum(stop - start)])
+    _check((np.diff(ends[borders]) == counts).all())
+    return decode_varints(joined)
+
+
+def _check(fits: Any) -> None:
+    if not fits:
+        raise NotAsWritten("a feature of a record has another number of values than its steps")
+
+
+def _aligned(shape: tuple[int, ...], dtype: str, padding: float | str) -> Array:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % _ALIGNMENT
+    batch = room[begin : begin + size].view(dtype).reshape(shape)
+    if padding:
+        batch.fill(padding)
+    return batch
+
+
+class _Headers:
+    """Reads the same few bytes of many records at once, each from its own position on."""
+
+    def __init__(self, data: bytes, position: Array) -> None:
+        self._data = np.frombuffer(data, np.uint8)
+        self.position = position
+
+    def expect(self, constant: bytes) -> None:
+        """Passes bytes that must be these."""
+        found = self._take(self.position[:, None] + np.arange(len(constant)))
+        if (found != np.frombuffer(constant, np.uint8)).any():
+            raise NotAsWritten("a record has other features than the schema")
+        self.position = self.position + len(constant)
+
+    def varint(self) -> Array:
+        """Passes a length and gives it: seven bits a byte, lowest first; the last byte is below 128."""
+        value = np.zeros_like(self.position)
+        going_on = np.ones(len(value), bool)
+        for size in range(_VARINT_BYTES):
+            byte = np.where(going_on, self._take(np.where(going_on, self.position, 0)), 0).astype(np.int64)
+            value |= (byte & 127) << (7 * size)
+            self.position = self.position + going_on
+            going_on = byte > 127
+            if not going_on.any():
+                return value
+        raise NotAsWritten("a length takes too many bytes")
+
+    def expect_end(self, length: Array, end: Array) -> None:
+        if (self.position + length != end).any():
+            raise NotAsWritten("a feature of a record does not end where it says")
+
+    def _take(self, position: Array) -> Array:
+        try:
+            return self._data[position]
+        except IndexError:
+            raise NotAsWritten("a record is shorter than it says") from None
