@@ -1,16 +1,16 @@
 """Reads a dataset as batches of like lengths: every record once an epoch, in an order that seed and epoch decide."""
 
 import functools
-import math
 import os
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline.schema import MULTILABEL, REGRESSION, Feature, Schema
+from pipeline.schema import Feature, Schema
 from pipeline.values import NO_LABEL
 from trainer.dataset import Dataset, ShardIndex, open_dataset
+from trainer.fields import Field, stored_fields
 from trainer.layers import is_missing
 from trainer.lookup import Lookup, make_lookup
 from trainer.plan import Batching, BucketPlan, make_plan
@@ -155,7 +155,8 @@ def parse_batch(
         steps = {name: _truncate(value, length, longest, plan.truncate) for name, value in steps.items()}
         length = tf.minimum(length, longest)
     pad_length = _pad_length(tf.reduce_max(length), plan)
-    padded = {name: _pad(value, pad_length, _padding(name, schema)) for name, value in steps.items()}
+    padding = {field.name: field.padding for field in stored_fields(schema)}
+    padded = {name: _pad(value, pad_length, padding[name]) for name, value in steps.items()}
     values = {**parsed, **padded}
     features = {name: values[name] for name in schema.features} | {"length": length}
     label = None if schema.label.name is None else values[schema.label.name]
@@ -213,18 +214,14 @@ def label_lookup(schema: Schema, vocabularies: Vocabularies) -> Lookup | None:
 
 def example_spec(schema: Schema, *, labelled: bool = True) -> dict[str, Any]:
     """How tf.io.parse_example reads a record of this schema: step features come out padded to the longest."""
-    label = schema.label
-    spec: dict[str, Any] = {name: step_spec(feature) for name, feature in schema.steps.items()}
-    spec |= {name: context_spec(feature) for name, feature in schema.context.items()}
-    if labelled and label.name is not None:
-        shape = [len(label.classes)] if label.kind in ("distribution", *MULTILABEL) else []
-        dtype = tf.float32 if label.kind in ("distribution", *REGRESSION) else tf.int64
-        spec[label.name] = (
-            tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True, default_value=_padding(label.name, schema))
-            if label.per_step
-            else tf.io.FixedLenFeature(shape, dtype)
-        )
-    return spec | {"length": tf.io.FixedLenFeature([], tf.int64)}
+
+    def spec(field: Field) -> Any:
+        shape, dtype = list(field.shape), DTYPES[field.dtype]
+        if not field.per_step:
+            return tf.io.FixedLenFeature(shape, dtype)
+        return tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True, default_value=field.padding)
+
+    return {field.name: spec(field) for field in stored_fields(schema, labelled=labelled)}
 
 
 def step_spec(feature: Feature) -> Any:
@@ -235,26 +232,17 @@ def context_spec(feature: Feature) -> Any:
     return tf.io.FixedLenFeature(list(feature.shape), DTYPES[feature.dtype])
 
 
-def _padding(name: str, schema: Schema) -> float | int | None:
-    """What a step of padding holds: of a label, that there is none; None for the zero (or "") of a feature."""
-    if name != schema.label.name:
-        return None
-    return math.nan if schema.label.kind in REGRESSION else NO_LABEL
-
-
 def _pad_length(longest: tf.Tensor, plan: BucketPlan) -> tf.Tensor:
     """The pad length of the bucket that a batch is of, by its longest record."""
     edges = tf.constant([bucket.pad_length for bucket in plan.buckets] or [1], tf.int32)
     return edges[tf.searchsorted(edges, [longest])[0]]
 
 
-def _pad(value: tf.Tensor, length: tf.Tensor, padding: float | None) -> tf.Tensor:
+def _pad(value: tf.Tensor, length: tf.Tensor, padding: float | str) -> tf.Tensor:
     """value[batch, time, …] with time made `length`."""
     missing = length - tf.shape(value)[1]
     paddings = [[0, 0], [0, missing], *([[0, 0]] * (value.shape.rank - 2))]
-    padded = tf.pad(
-        value, paddings, constant_values="" if value.dtype == tf.string else tf.cast(padding or 0, value.dtype)
-    )
+    padded = tf.pad(value, paddings, constant_values=tf.constant(padding, value.dtype))
     return tf.ensure_shape(padded, [None, None, *value.shape[2:]])
 
 
