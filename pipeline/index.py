@@ -84,17 +84,17 @@ def write_index(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_index(data: bytes) -> pa.Table:
-    """The index in the bytes of its file.
+def read_index(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The index in the bytes of its file, or only some of its columns.
 
     Raises:
         ValueError: not a Parquet file, or not one with the columns of an index.
     """
     try:
-        table = pq.read_table(io.BytesIO(data))
+        file = pq.ParquetFile(io.BytesIO(data))
+        missing = set(_COLUMNS) - set(file.schema_arrow.names)
+        if missing:
+            raise ValueError(f"has no column {', '.join(sorted(missing))}")
+        return file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None
-    missing = set(_COLUMNS) - set(table.column_names)
-    if missing:
-        raise ValueError(f"has no column {', '.join(sorted(missing))}")
-    return table

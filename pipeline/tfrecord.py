@@ -10,9 +10,10 @@ Source: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format
 import dataclasses
 import struct
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import google_crc32c
+import numpy as np
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -50,6 +51,37 @@ class Record:
 def masked_crc(data: bytes) -> int:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def check_frames(data: bytes, begin: np.ndarray[Any, Any], num_bytes: np.ndarray[Any, Any]) -> None:
+    """`walk` for many records that an index knows, at once: int64[records] each, where a frame begins in `data`, and
+    how many bytes of payload it should have.
+
+    Raises:
+        CorruptRecord: a frame is another one; `offset` is where it begins in `data`.
+    """
+    view = np.frombuffer(data, np.uint8)
+    claimed = _gather(view, begin, "<u8")
+    _refuse(begin, claimed != num_bytes.astype(np.uint64), "its header claims another length than the index")
+    lengths, which = np.unique(num_bytes, return_inverse=True)
+    crcs = np.array([masked_crc(struct.pack("<Q", length)) for length in lengths.tolist()], np.uint32)
+    _refuse(begin, _gather(view, begin + 8, "<u4") != crcs[which], "the CRC of the length does not fit")
+    first = begin + HEADER_BYTES
+    end = first + num_bytes
+    value = google_crc32c.value
+    crc = np.array([value(data[a:b]) for a, b in zip(first.tolist(), end.tolist(), strict=True)], np.uint32)
+    masked = (crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(0xA282EAD8)
+    _refuse(begin, _gather(view, end, "<u4") != masked, "the CRC of the data does not fit")
+
+
+def _gather(view: np.ndarray[Any, Any], position: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """The numbers at these bytes."""
+    return view[position[:, None] + np.arange(np.dtype(dtype).itemsize)].view(dtype)[:, 0]
+
+
+def _refuse(begin: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], message: str) -> None:
+    if wrong.any():
+        raise CorruptRecord(int(begin[np.argmax(wrong)]), message)
 
 
 def frame(data: bytes) -> bytes:

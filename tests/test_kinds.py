@@ -12,10 +12,10 @@ from pipeline.errors import UserError
 from pipeline.schema import Schema
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
+from trainer.epoch import plan_epoch
 from trainer.evaluate import evaluate
 from trainer.layers import MaxStep, MeanStep
 from trainer.model import build_model, head_model, losses
-from trainer.plan import make_plan
 from trainer.reader import batches, numbered_batches
 from trainer.target import make_target
 from trainer.train import train
@@ -39,7 +39,7 @@ def rows_of(made, split="train", **options):
     dataset = open_dataset(made.path)
     ids = dataset.index(split)["id"].to_pylist()
     rows = {}
-    plan = make_plan(dataset.split(split).length_counts, **{"batching": "bucket", **options})
+    plan = plan_epoch(dataset, split, **options)
     for features, label, weight, row in numbered_batches(dataset, split, plan):
         for position, number in enumerate(row.numpy()):
             length = int(features["length"][position])

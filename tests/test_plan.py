@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 import lengthwise
 import trainer.plan
+from trainer.dataset import open_dataset
+from trainer.epoch import plan_epoch
 from trainer.plan import (
+    COUNTED_WAYS,
     DEFAULT_BATCH_STEPS,
     MAX_BUCKETS,
     MIN_BATCHES,
@@ -76,7 +79,7 @@ def test_a_record_at_a_boundary_goes_one_bucket_up():
     assert lower == 61  # no record reaches the last boundary, where tf.data would stop
 
 
-@given(MANY_COUNTS, st.sampled_from(WAYS), st.integers(1, 2000), st.integers(1, 50))
+@given(MANY_COUNTS, st.sampled_from(COUNTED_WAYS), st.integers(1, 2000), st.integers(1, 50))
 def test_both_limits_hold_for_every_batch_and_every_record_is_in_one(counts, way, batch_steps, batch_size):
     plan = make_plan(counts, batching=way, batch_steps=batch_steps, batch_size=batch_size)
     for rows, steps in plan.shapes:
@@ -94,7 +97,7 @@ def test_a_record_longer_than_the_budget_makes_a_batch_of_one():
     assert plan.largest_batch == (1, 500)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COUNTED_WAYS)
 @pytest.mark.parametrize("counts", [{10: 5}, {1: 100}, {7: 3, 900: 40}, {length: 2 for length in range(1, 200)}])
 def test_the_default_budget_gives_twenty_batches_or_one_a_record(way, counts):
     plan = make_plan(counts, batching=way)
@@ -123,7 +126,7 @@ def test_records_beyond_pad_length_count_as_cut():
     assert (plan.records, plan.steps, plan.padded_steps) == (6, 2 * 3 + 4 * 5, 30)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", COUNTED_WAYS)
 @pytest.mark.parametrize("counts", [{}, {5: 0}])
 def test_nothing_has_a_plan_of_no_batch(way, counts):
     plan = make_plan(counts, batching=way)
@@ -131,7 +134,7 @@ def test_nothing_has_a_plan_of_no_batch(way, counts):
     assert (plan.shapes, plan.largest_batch) == (set(), (0, 0))
 
 
-@given(MANY_COUNTS, st.sampled_from(WAYS), st.integers(1, 4))
+@given(MANY_COUNTS, st.sampled_from(COUNTED_WAYS), st.integers(1, 4))
 def test_the_plans_of_several_readers_are_parts_of_the_whole(counts, way, num_readers):
     plan = make_plan(counts, batching=way, batch_steps=100)
     lengths = np.repeat(list(counts), list(counts.values()))
@@ -154,7 +157,12 @@ def test_rows_within_both_limits():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batching": "window"}, "batching is 'window', expected one of bucket, pad, exact"),
+        ({"batching": "stateful"}, "batching is 'stateful', expected one of window, bucket, pad, exact"),
+        ({"batching": "bucket", "pad_to_multiple": 0}, "pad_to_multiple is 0, expected at least 1"),
+        (
+            {"batching": "exact", "pad_to_multiple": 8},
+            "pad_to_multiple belongs to batching 'window' or 'bucket', not to",
+        ),
         ({"batching": "pad", "batch_steps": 0}, "batch_steps is 0, expected at least 1"),
         ({"batching": "pad", "batch_size": -1}, "batch_size is -1, expected at least 1"),
         ({"batching": "pad", "pad_length": 0}, "pad_length is 0, expected at least 1"),
@@ -169,18 +177,22 @@ def test_a_wrong_argument_is_refused_with_its_value(arguments, message):
         make_plan({10: 3}, **arguments)
 
 
-def test_the_command_says_what_make_plan_says(dataset, capsys):
-    assert lengthwise.main(["plan", dataset, "--batch_steps", "80", "--batch_size", "5", "--json"]) == 0
+def test_the_command_says_what_the_plan_of_an_epoch_says(dataset, capsys):
+    opened = open_dataset(dataset)
+    flags = ["--batch_steps", "80", "--batch_size", "5", "--pad_to_multiple", "4"]
+    assert lengthwise.main(["plan", dataset, *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    with open(f"{dataset}/manifest.json") as file:
-        counts = json.load(file)["splits"]["train"]["length_counts"]
-    counts = {int(length): count for length, count in counts.items()}
-    plans = {way: make_plan(counts, batching=way, batch_steps=80, batch_size=5) for way in WAYS}
+    limits = {"batch_steps": 80, "batch_size": 5}
+    multiple = {"window": 4, "bucket": 4}
+    plans = {
+        way: plan_epoch(opened, "train", batching=way, pad_to_multiple=multiple.get(way, 1), **limits) for way in WAYS
+    }
     assert said == {way: plan.to_dict() for way, plan in plans.items()}
     assert said["exact"]["useful_share"] == 1.0
+    assert said["window"]["largest_batch"]["steps"] % 4 == said["bucket"]["largest_batch"]["steps"] % 4 == 0
     assert lengthwise.main(["plan", dataset]) == 0
     shown = capsys.readouterr().out
-    assert all(f"{make_plan(counts, batching=way).num_batches:,}" in shown for way in WAYS)
+    assert all(f"{plan_epoch(opened, 'train', batching=way).num_batches:,}" in shown for way in WAYS)
 
 
 def test_a_plan_of_no_dataset_or_no_split_is_one_line(dataset, tmp_path, capsys):

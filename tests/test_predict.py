@@ -23,6 +23,7 @@ from pipeline.records import parse_record
 from pipeline.schema import Schema
 from trainer import delivery, padding, predictor
 from trainer import predict as job
+from trainer.bucket_reader import parse_batch
 from trainer.checkpoints import restore_weights
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
@@ -30,7 +31,7 @@ from trainer.model import build_model
 from trainer.plan import make_plan
 from trainer.predict import PredictOptions, RunHandler, choose_batch_steps, predict
 from trainer.predictions import LineWriter
-from trainer.reader import numbered_batches, parse_batch
+from trainer.reader import numbered_batches
 from trainer.run import Run
 from trainer.target import Target, make_target
 from trainer.train import train

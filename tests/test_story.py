@@ -45,7 +45,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
         make_optimizer(config),
         kind="distribution",
         element_spec=batches(first, "train").element_spec,
-        scale=None,
+        by_epoch=False,
         strategy=tf.distribute.get_strategy(),
     )
     for steps, dataset in parts.items():
@@ -55,7 +55,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
             total = np.zeros(2)
             for features, label, weight in batches(dataset, "train", batch_size=6, epoch=epoch):
                 assert features["x"].shape[1:] == (steps, 100)
-                total += [float(value) for value in update(features, label, weight)]
+                total += [float(value) for value in update(features, label, weight, tf.constant(1.0))]
             losses.append(total[0] / total[1])
         assert losses[-1] < losses[0]  # it learns the 12 records by heart
         assert [tuple(weight.shape) for weight in model.weights] == shapes

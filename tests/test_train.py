@@ -24,9 +24,9 @@ from pipeline.errors import UserError
 from trainer.checkpoints import weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
+from trainer.epoch import plan_epoch
 from trainer.evaluate import evaluate
 from trainer.model import build_model, head_model, losses
-from trainer.plan import make_plan
 from trainer.reader import batches
 from trainer.run import Run
 from trainer.start import start_tensorflow
@@ -97,14 +97,15 @@ class InterruptAt(keras.callbacks.Callback):
 
 def test_a_line_for_each_update_and_one_for_each_epoch():
     run, result = finished()
-    train_split = open_dataset(datasets.of_kind("class").path).split("train")
-    plan = make_plan(train_split.length_counts, batching="bucket", batch_size=8)
+    dataset = open_dataset(datasets.of_kind("class").path)
+    train_split = dataset.split("train")
+    plans = [plan_epoch(dataset, "train", batch_size=8, epoch=epoch) for epoch in (1, 2, 3)]
     lines = lines_of(run)
     updates = [line for line in lines if "update" in line]
-    assert [line["update"] for line in updates] == list(range(1, 3 * plan.num_batches + 1))
+    assert [line["update"] for line in updates] == list(range(1, sum(plan.num_batches for plan in plans) + 1))
     assert {tuple(line) for line in updates} == {("epoch", "update", "loss", "records", "steps", "padded_steps")}
     assert [line["epoch"] for line in lines if "train" in line] == [1, 2, 3]
-    for epoch in (1, 2, 3):
+    for epoch, plan in enumerate(plans, 1):
         own = [line for line in updates if line["epoch"] == epoch]
         sums = {name: sum(line[name] for line in own) for name in ("records", "steps", "padded_steps")}
         assert sums == {
@@ -123,14 +124,15 @@ def test_a_line_for_each_update_and_one_for_each_epoch():
 def test_the_result_says_what_the_run_came_to():
     run, result = finished()
     assert json.loads((run / "result.json").read_text()) == result
-    lines, last = lines_of(run), epoch_lines(run)[-1]
+    lines, epochs = lines_of(run), [line["train"] for line in epoch_lines(run)]
+    last = epoch_lines(run)[-1]
     weights = [(2, 16), (4, 16), (16,), (4, 3), (3,)]
     validation = [line["validation"]["loss"] for line in epoch_lines(run)]
     assert result == {
         "epochs": 3,
         "updates": max(line.get("update", 0) for line in lines),
         "parameters": sum(math.prod(shape) for shape in weights),
-        "useful_share": pytest.approx(last["train"]["steps"] / last["train"]["padded_steps"]),
+        "useful_share": pytest.approx(sum(e["steps"] for e in epochs) / sum(e["padded_steps"] for e in epochs)),
         "inputs_sha256": Run(str(run)).inputs_sha256(),
         "weights_sha256": result["weights_sha256"],
         "best_weights_sha256": result["best_weights_sha256"],
@@ -364,14 +366,15 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before
 
 
 def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, capsys):
-    """An embedding's update fails on weights that are no numbers, before the loss is looked at."""
+    """An embedding's update fails on weights that are no numbers, before a loss tells."""
     records = [r | {"c": [3] * len(r["x"])} for r in datasets.random_records([3, 5, 4] * 12, kind="regression")]
     schema = datasets.schema_text("regression", datasets.X + "\n  c: {dtype: int64, num_values: 9}")
     made = datasets.make(tmp_path, records, schema)
-    flags = ["--units", 4, "--batch_size", 2, "--learning_rate", 1e18, "--epochs", 2]
+    flags = ["--units", 4, "--batch_size", 2, "--learning_rate", 1e30, "--epochs", 2]
     status, _, err = datasets.call(capsys, "train", made.path, "--output", tmp_path / "run", *flags)
     assert status == 1
-    assert err[-1].startswith("lengthwise train: The loss of update") and "Traceback" not in "".join(err)
+    assert err[-1].startswith("lengthwise train: A weight is not finite after update 1 (epoch 1). The last checkpoint")
+    assert "Traceback" not in "".join(err)
 
 
 @pytest.mark.parametrize("splits", [("train",), ("train", "validation")])
@@ -449,22 +452,24 @@ class Gather:
 
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
-def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind):
-    """Batches of one bucket hold few long records, of another many short ones: with a mean of each batch alone, a long
-    record would weigh more."""
+@pytest.mark.parametrize("way", ["window", "bucket"])
+def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way):
+    """Some batches hold few long records, others many short ones: with a mean of each batch alone, a long record would
+    weigh more."""
     dataset = open_dataset(datasets.of_kind(kind).path)
     keras.utils.set_random_seed(1)
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
-    limits = {"batching": "bucket", "batch_steps": 30}
-    num_batches = make_plan(dataset.split("train").length_counts, **limits).num_batches
+    limits = {"batching": way, "batch_steps": 30}
+    num_batches = plan_epoch(dataset, "train", **limits).num_batches
 
-    def epoch(scale):
+    def epoch(scale, *, by_epoch):
         gathered = Gather(model)
         parts = batches(dataset, "train", **limits)
         strategy = tf.distribute.get_strategy()
         spec = parts.element_spec
-        update = make_update(model, gathered, kind=kind, element_spec=spec, scale=scale, strategy=strategy)
-        sums = np.sum([[float(value) for value in update(*batch)] for batch in parts], axis=0)
+        update = make_update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, strategy=strategy)
+        factor = tf.constant(scale, tf.float32)
+        sums = np.sum([[float(value) for value in update(*batch, factor)] for batch in parts], axis=0)
         return np.concatenate([total.numpy().ravel() for total in gathered.sums]), sums
 
     ((features, label, weight),) = batches(dataset, "train", batching="pad", batch_size=1000)
@@ -475,11 +480,11 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind):
     whole = num_batches * np.concatenate([gradient.numpy().ravel() for gradient in gradients])
     labels = dataset.split("train").labels
 
-    found, (loss_sum, weight_sum) = epoch(num_batches / labels)
+    found, (loss_sum, weight_sum) = epoch(num_batches / labels, by_epoch=True)
     assert weight_sum == labels == float(tf.reduce_sum(weight))
     assert loss_sum == pytest.approx(float(loss), rel=1e-5)
     assert np.abs(found - whole).max() <= 1e-5 * np.abs(whole).max()
-    by_batch, _ = epoch(None)
+    by_batch, _ = epoch(1.0, by_epoch=False)
     assert np.abs(by_batch - whole).max() > 0.05 * np.abs(whole).max()
 
 
@@ -490,14 +495,14 @@ def test_training_scales_by_what_is_left_after_truncation(tmp_path):
     config = change(SMALL, batching="pad", pad_length=2, truncate="tail", batch_size=4)
     training = trainer.train._Training(
         trainer.train.Run(str(tmp_path / "run")), open_dataset(made.path), config,
-        trainer.train._plan(open_dataset(made.path), config), [],
+        trainer.train._plan(open_dataset(made.path), config, epoch=1), [],
     )  # fmt: skip
     kept = sum(y is not None for record in records for y in record["y"][:2])
     assert training._total_weight() == kept < open_dataset(made.path).split("train").labels
 
 
-def test_labels_that_hang_on_the_length_are_learnt_from_buckets_as_from_random_batches(tmp_path):
-    """Nearly every batch of a bucket is of one class here."""
+def test_labels_that_hang_on_the_length_are_learnt_from_sorted_batches_as_from_random_ones(tmp_path):
+    """Nearly every batch of like lengths is of one class here."""
     random = np.random.default_rng(0)
     records = []
     for split in ("train", "test"):
@@ -505,7 +510,7 @@ def test_labels_that_hang_on_the_length_are_learnt_from_buckets_as_from_random_b
             records.append(record | {"y": "a" if len(record["x"]) <= 4 else "b"})
     made = datasets.make(tmp_path, records)
     accuracy = collections.defaultdict(list)
-    for way in ("bucket", "pad"):
+    for way in ("window", "bucket", "pad"):
         for seed in (0, 1):
             output = tmp_path / f"{way}-{seed}"
             config = TrainConfig(
@@ -514,4 +519,5 @@ def test_labels_that_hang_on_the_length_are_learnt_from_buckets_as_from_random_b
             train(made.path, output, config)
             accuracy[way].append(evaluate(output, made.path)["metrics"]["accuracy"])
     assert np.mean(accuracy["pad"]) > 0.97
-    assert np.mean(accuracy["bucket"]) >= np.mean(accuracy["pad"]) - 0.01
+    for way in ("window", "bucket"):
+        assert np.mean(accuracy[way]) >= np.mean(accuracy["pad"]) - 0.01

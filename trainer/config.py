@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.documents import PLANNED, Document, build, parse_yaml
+from trainer.plan import Batching
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
@@ -20,14 +21,17 @@ class TrainConfig(Document):
     epochs: Annotated[int, pydantic.Field(ge=0, description="Passes over the train split.")] = 20
     # NumPy's old generator, which Keras seeds too, takes no more.
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32, description="Of the weights, the order and dropout.")] = 0
-    batching: Annotated[
-        Literal["bucket", "pad", "exact"], pydantic.Field(description="How records are put into batches; see `plan`.")
-    ] = "bucket"
+    batching: Annotated[Batching, pydantic.Field(description="How records are put into batches; see `plan`.")] = (
+        "window"
+    )
     batch_steps: Annotated[
         Positive | None,
         pydantic.Field(description="Budget of padded steps a batch; by default such that an epoch has 20 updates."),
     ] = None
     batch_size: Annotated[Positive | None, pydantic.Field(description="Records a batch, at most.")] = None
+    pad_to_multiple: Annotated[
+        Positive, pydantic.Field(description="Steps to a multiple of which batches are padded, by window and bucket.")
+    ] = 1
     pad_length: Annotated[
         Positive | None, pydantic.Field(description="Steps, for batching pad. Evaluation reads whole records.")
     ] = None
@@ -70,6 +74,8 @@ class TrainConfig(Document):
     def _check(self) -> "TrainConfig":
         if self.batching != "pad" and (self.pad_length is not None or self.truncate is not None):
             raise ValueError(f"pad_length and truncate belong to batching pad, not to {self.batching}")
+        if self.batching not in ("window", "bucket") and self.pad_to_multiple != 1:
+            raise ValueError(f"pad_to_multiple belongs to batching window or bucket, not to {self.batching}")
         return self
 
 

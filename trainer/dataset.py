@@ -1,11 +1,10 @@
 """Opens a dataset for reading, and trusts none of its files before their frames were checked against the index."""
 
-import collections
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import IO, Any
 
@@ -16,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.index import read_index
 from pipeline.manifest import FILE_NAME, Manifest, Shard, Split, Vocabulary
 from pipeline.schema import Schema
-from pipeline.tfrecord import FRAME_BYTES, HEADER_BYTES
+from pipeline.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
 from pipeline.vocabulary import parse_terms
 
 # Headers that are compared at once.
@@ -25,12 +24,52 @@ _BLOCK = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """Where the records of a shard lie and how long they are: int64[records] each, in the shard's order."""
+    """How long the records of a shard are, in its order: int64[records] bytes of data and int32[records] steps."""
 
     path: str
-    offset: np.ndarray[Any, Any]
     num_bytes: np.ndarray[Any, Any]
     num_steps: np.ndarray[Any, Any]
+
+    @functools.cached_property
+    def offset(self) -> np.ndarray[Any, Any]:
+        """int64[records + 1]: where each record's frame begins, and where the file ends."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.num_bytes + FRAME_BYTES)])
+
+    def read(self, records: np.ndarray[Any, Any]) -> tuple[bytes, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Reads records and checks their frames.
+
+        Args:
+            records: int64[records], ascending: which of the shard's.
+
+        Returns:
+            Bytes, and where in them each record's payload begins and ends: int64[records].
+
+        Raises:
+            UserError: they cannot be read, or are not those that were written.
+        """
+        offset, num_bytes = self.offset[records], self.num_bytes[records]
+        ends = offset + num_bytes + FRAME_BYTES
+        # Neighbours are read at once.
+        breaks = np.flatnonzero(offset[1:] != ends[:-1]) + 1
+        runs = zip(offset[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True)
+        try:
+            data = _read_runs(self.path, runs)
+        except _read_errors(self.path) as error:
+            raise self.damaged(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        stop = np.cumsum(num_bytes + FRAME_BYTES)
+        begin = stop - num_bytes - FRAME_BYTES
+        if len(data) != stop[-1]:
+            raise self.damaged("ends before its last record")
+        try:
+            check_frames(data, begin, num_bytes)
+        except CorruptRecord as error:
+            at = offset[np.searchsorted(begin, error.offset)]
+            raise self.damaged(f"record at offset {at}: {error.message}") from None
+        return data, begin + HEADER_BYTES, stop - FOOTER_BYTES
+
+    def damaged(self, what: str) -> UserError:
+        """What to raise where the file is another one than was written."""
+        return _damaged(self.path, what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +104,32 @@ class Dataset:
         tables = [read_index(_read_checked(self.path, s.index_path, s.index_sha256)) for s in self.split(name).shards]
         return pa.concat_tables(tables) if tables else pa.table({})
 
+    def indexes(self, name: str) -> list[ShardIndex]:
+        """The shards of a split that hold a record, by their indexes alone: no shard is opened.
+
+        Raises:
+            UserError: an index is missing, or not the one that the manifest lists.
+        """
+        found = [_index_of(self.path, shard) for shard in self._filled(name)]
+        lengths, counts = np.unique(
+            np.concatenate([np.zeros(0, np.int32), *(s.num_steps for s in found)]), return_counts=True
+        )
+        if dict(zip(lengths.tolist(), counts.tolist(), strict=True)) != self.split(name).length_counts:
+            raise _damaged(self.path, "the lengths in the indexes are not those that the manifest counts")
+        return found
+
+    def sized_shards(self, name: str) -> list[ShardIndex]:
+        """`indexes`, each of a file that is there and as large as it should be.
+
+        Raises:
+            UserError: a file is missing, or not the one that the manifest lists.
+        """
+        for shard in self._filled(name):
+            _check_size(self.path, shard)
+        return self.indexes(name)
+
     def shards(self, name: str) -> list[ShardIndex]:
-        """The shards of a split that hold a record, checked: size and every record's header fit the index.
+        """`sized_shards`, in which every record's header fits the index.
 
         TensorFlow dies by a signal on some crafted lengths and takes some cuts for the end of a file, so it opens no
         file before this.
@@ -74,12 +137,13 @@ class Dataset:
         Raises:
             UserError: a file is missing, or not the one that the manifest lists.
         """
-        split = self.split(name)
-        found = [_check_shard(self.path, shard) for shard in split.shards if shard.records]
-        counts = collections.Counter(np.concatenate([s.num_steps for s in found]).tolist() if found else [])
-        if counts != split.length_counts:
-            raise _damaged(self.path, "the lengths in the indexes are not those that the manifest counts")
+        found = self.sized_shards(name)
+        for shard in self._filled(name):
+            _check_headers(self.path, shard)
         return found
+
+    def _filled(self, name: str) -> list[Shard]:
+        return [shard for shard in self.split(name).shards if shard.records]
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
@@ -128,44 +192,46 @@ def _read_checked(root: str, path: str, sha256: str) -> bytes:
 
 # A shard is checked once a process: an epoch later it is still the same file, or the CRCs tell.
 @functools.lru_cache(maxsize=1 << 16)
-def _check_shard(root: str, shard: Shard) -> ShardIndex:
-    path = f"{root}/{shard.path}"
+def _index_of(root: str, shard: Shard) -> ShardIndex:
     try:
-        table = read_index(_read_checked(root, shard.index_path, shard.index_sha256))
-        columns = (table[name].to_numpy().astype(np.int64) for name in ("offset", "num_bytes", "num_steps"))
-        index = ShardIndex(path, *columns)
-        _check_index(root, shard, index)
-        with _open(path) as file:
-            _check_headers(root, shard, index, file)
-    except _read_errors(root) as error:
-        raise _damaged(root, f"{shard.path} or its index cannot be read: {error}") from None
+        data = _read_checked(root, shard.index_path, shard.index_sha256)
+        table = read_index(data, ["offset", "num_bytes", "num_steps"])
+        index = ShardIndex(f"{root}/{shard.path}", table["num_bytes"].to_numpy(), table["num_steps"].to_numpy())
+        offset = table["offset"].to_numpy()
     except ValueError as error:
         raise _damaged(root, f"{shard.index_path} {error}") from None
+    adjoining = len(offset) == shard.records and (offset == index.offset[:-1]).all()
+    if not adjoining or index.offset[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
+        raise _damaged(root, f"{shard.index_path} does not fit what the manifest says of {shard.path}")
     return index
 
 
-def _check_index(root: str, shard: Shard, index: ShardIndex) -> None:
-    ends = index.offset + index.num_bytes + FRAME_BYTES
-    adjoining = len(ends) == shard.records and index.offset[0] == 0 and (ends[:-1] == index.offset[1:]).all()
-    if not adjoining or ends[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
-        raise _damaged(root, f"{shard.index_path} does not fit what the manifest says of {shard.path}")
-
-
-def _check_headers(root: str, shard: Shard, index: ShardIndex, file: IO[bytes]) -> None:
-    """Compares the size of the file, and the length that each record claims, with the index."""
-    size = file.seek(0, 2) or file.tell()
+@functools.lru_cache(maxsize=1 << 16)
+def _check_size(root: str, shard: Shard) -> None:
+    try:
+        with _open(f"{root}/{shard.path}") as file:
+            size = file.seek(0, 2) or file.tell()
+    except _read_errors(root) as error:
+        raise _damaged(root, f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if size != shard.bytes:
         raise _damaged(root, f"{shard.path} has {size:,} bytes, expected {shard.bytes:,}")
-    for start in range(0, shard.records, _BLOCK):
-        offsets = index.offset[start : start + _BLOCK]
-        claimed = np.frombuffer(b"".join(_headers(file, offsets)), "<u8")
-        wrong = np.flatnonzero(claimed != index.num_bytes[start : start + _BLOCK].astype(np.uint64))
-        if len(wrong):
-            raise _damaged(
-                root,
-                f"{shard.path}: the record at offset {offsets[wrong[0]]} claims {claimed[wrong[0]]:,} bytes, expected "
-                f"{index.num_bytes[start + wrong[0]]:,}",
-            )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _check_headers(root: str, shard: Shard) -> None:
+    """Compares the length that each record claims with the index."""
+    index = _index_of(root, shard)
+    with _open(index.path) as file:
+        for start in range(0, shard.records, _BLOCK):
+            offsets = index.offset[start : min(start + _BLOCK, shard.records)]
+            claimed = np.frombuffer(b"".join(_headers(file, offsets)), "<u8")
+            wrong = np.flatnonzero(claimed != index.num_bytes[start : start + _BLOCK].astype(np.uint64))
+            if len(wrong):
+                raise _damaged(
+                    root,
+                    f"{shard.path}: the record at offset {offsets[wrong[0]]} claims {claimed[wrong[0]]:,} bytes, "
+                    f"expected {index.num_bytes[start + wrong[0]]:,}",
+                )
 
 
 def _headers(file: IO[bytes], offsets: np.ndarray[Any, Any]) -> Iterator[bytes]:
@@ -186,6 +252,22 @@ def _open(path: str) -> AbstractContextManager[IO[bytes]]:
 
     opener: Callable[..., Any] = tf.io.gfile.GFile
     return opener(path, "rb")
+
+
+def _read_runs(path: str, runs: Iterable[tuple[int, int]]) -> bytes:
+    """The bytes from each begin to its end, one after the other; fewer where the file ends before."""
+    if "://" in path:
+        with _open(path) as file:
+            parts = []
+            for begin, end in runs:
+                file.seek(begin)
+                parts.append(file.read(end - begin))
+            return b"".join(parts)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return b"".join([os.pread(descriptor, end - begin, begin) for begin, end in runs])
+    finally:
+        os.close(descriptor)
 
 
 def _read_errors(path: str) -> tuple[type[Exception], ...]:

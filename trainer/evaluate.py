@@ -14,9 +14,10 @@ from pipeline.reasons import show
 from trainer.breakdown import Breakdown, break_down
 from trainer.checkpoints import restore_weights
 from trainer.dataset import Dataset, open_dataset
+from trainer.epoch import plan_epoch
 from trainer.metrics import Metrics, has_confusion
 from trainer.model import build_model, head_model, loss_scale, losses
-from trainer.plan import DEFAULT_BATCH_STEPS, make_plan
+from trainer.plan import DEFAULT_BATCH_STEPS
 from trainer.reader import numbered_batches
 from trainer.run import Run
 from trainer.target import Vocabularies, make_target
@@ -58,8 +59,7 @@ class Evaluator:
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked)
         # The order is of no matter here, so the budget is not that of training: what is quick is best.
-        counts = self._dataset.split(split).length_counts
-        plan = make_plan(counts, batching="bucket", batch_steps=DEFAULT_BATCH_STEPS)
+        plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
         numbered = numbered_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
         for features, label, weight, row in numbered:
             outputs, loss = self._forward(features, label)

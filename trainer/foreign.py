@@ -15,8 +15,8 @@ from pipeline.errors import UserError
 from pipeline.schema import MULTILABEL, ONE_CLASS, REGRESSION, Feature, Label, Schema, class_name
 from pipeline.tfrecord import CorruptRecord, walk
 from pipeline.values import NO_LABEL
+from trainer.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
 from trainer.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
-from trainer.reader import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
 from trainer.target import Vocabularies
 
 # Records from which the boundaries are taken where none are given.

@@ -154,7 +154,7 @@ def export(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     parser = FlagParser(
         "plan",
-        "Shows what each way of batching would cost an epoch, from the manifest alone.",
+        "Shows what each way of batching would cost an epoch, from manifest and indexes alone.",
         examples="  lengthwise plan dataset\n  lengthwise plan dataset --batch_steps 20000 --split train --json",
     )
     parser.add_argument("dataset", metavar="DATASET")
@@ -163,19 +163,35 @@ def plan(arguments: list[str]) -> None:
         "--batch_steps", type=positive, help="budget of padded steps a batch; default: as train would choose"
     )
     parser.add_argument("--batch_size", type=positive, help="records a batch, at most")
+    parser.add_argument(
+        "--pad_to_multiple",
+        type=positive,
+        default=1,
+        help="steps to a multiple of which `window` and `bucket` pad; default: 1",
+    )
     parser.add_argument("--pad_length", type=positive, help="steps to which `pad` pads; default: the longest record")
     parser.add_argument("--truncate", choices=("head", "tail"), help="what `pad` cuts off records beyond --pad_length")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
     from trainer.dataset import open_dataset
-    from trainer.plan import WAYS, make_plan
+    from trainer.epoch import plan_epoch
+    from trainer.plan import WAYS
     from trainer.report import print_plans
 
-    counts = open_dataset(values["dataset"]).split(values["split"]).length_counts
+    dataset = open_dataset(values["dataset"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}
-    only_pad = {name: values[name] for name in ("pad_length", "truncate")}
+    of_way = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
     try:
-        plans = [make_plan(counts, batching=way, **limits, **(only_pad if way == "pad" else {})) for way in WAYS]
+        plans = [
+            plan_epoch(
+                dataset,
+                values["split"],
+                batching=way,
+                **limits,
+                **{name: values[name] for name in of_way.get(way, ())},
+            )
+            for way in WAYS
+        ]
     except ValueError as error:  # records beyond --pad_length
         raise UserError(str(error)) from None
     if values["json"]:

@@ -4,13 +4,15 @@ import abc
 import bisect
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+Number = TypeVar("Number", int, np.ndarray[Any, Any])
 Batching = Literal["window", "bucket", "pad", "exact"]
+WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
 # For these the counts are enough; `window` takes the length of every record: trainer.windows.
-WAYS: tuple[Batching, ...] = ("bucket", "pad", "exact")
+COUNTED_WAYS = WAYS[1:]
 
 # More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
 # on 200,000 log-normal lengths around 24 with a tail to 400: 8 buckets 79 % useful, 16 90 %, 32 95.5 %, 64 98.5 %.
@@ -282,7 +284,7 @@ def _num_buckets(counts: Mapping[int, int], batch_steps: int | None, batch_size:
     return min(MAX_BUCKETS, max(MIN_BUCKETS, max(by_steps, by_size) // _BATCHES_PER_BUCKET))
 
 
-def round_up(length: int, multiple: int) -> int:
+def round_up(length: Number, multiple: int) -> Number:
     return -(-length // multiple) * multiple
 
 
@@ -323,11 +325,11 @@ def _check(
     truncate: str | None,
     pad_to_multiple: int,
 ) -> None:
-    if batching not in WAYS:
+    if batching not in COUNTED_WAYS:
         raise ValueError(f"batching is {batching!r}, expected one of {', '.join(WAYS)}.")
     check_limits(batch_steps=batch_steps, batch_size=batch_size, pad_length=pad_length, pad_to_multiple=pad_to_multiple)
     if batching != "bucket" and pad_to_multiple != 1:
-        raise ValueError(f"pad_to_multiple belongs to batching 'bucket', not to {batching!r}.")
+        raise ValueError(f"pad_to_multiple belongs to batching 'window' or 'bucket', not to {batching!r}.")
     if batching != "pad" and (pad_length is not None or truncate is not None):
         raise ValueError(f"pad_length and truncate belong to batching 'pad', not to {batching!r}.")
     if truncate not in (None, "head", "tail"):

@@ -13,23 +13,27 @@ _NUM_MEASURES = 4
 class Progress:
     """Writes to stderr: one line that changes on a terminal, a line every two seconds elsewhere."""
 
-    def __init__(self, *, epochs: int, updates_per_epoch: int, stream: TextIO | None = None) -> None:
+    def __init__(self, *, epochs: int, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
-        self._total = epochs * updates_per_epoch
         self._epochs = epochs
         self._begin = self._told = time.monotonic()
-        self._steps = self._padded = self._updates = 0
+        self._steps = self._padded = self._updates = self._left = 0
+
+    def begin_epoch(self, epoch: int, *, updates: int) -> None:
+        """Says how many updates the epoch has; those that follow have about as many."""
+        self._left = updates * (self._epochs - epoch + 1)
 
     def update(self, *, epoch: int, update: int, steps: int, padded_steps: int, loss: Any) -> None:
         """Counts an update, and shows a line if it is time; only then `loss`, a tensor, is fetched."""
         self._steps += steps
         self._padded += padded_steps
         self._updates += 1
+        self._left -= 1
         if time.monotonic() - self._told >= (0.2 if self._terminal else _INTERVAL_SECONDS):
-            self._show(f"epoch {epoch}/{self._epochs}, update {update}, loss {float(loss):.4f}", update)
+            self._show(f"epoch {epoch}/{self._epochs}, update {update}, loss {float(loss):.4f}")
 
-    def epoch(self, line: dict[str, Any], update: int) -> None:
+    def epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch's end: each on a terminal, else one every two seconds, and the last."""
         last = line["epoch"] == self._epochs
         if not (self._terminal or last or time.monotonic() - self._told >= _INTERVAL_SECONDS):
@@ -39,16 +43,16 @@ class Progress:
             measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
             told = [f"{name} {value:.4f}" for name, value in measured.items() if value is not None]
             text += ", validation " + ", ".join(told[:_NUM_MEASURES])
-        self._show(text, update, keep=True)
+        self._show(text, keep=True)
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
-    def _show(self, text: str, update: int, *, keep: bool = False) -> None:
+    def _show(self, text: str, *, keep: bool = False) -> None:
         now = time.monotonic()
         self._told = now
         seconds = max(now - self._begin, 1e-9)
-        left = (self._total - update) * seconds / max(self._updates, 1)
+        left = self._left * seconds / max(self._updates, 1)
         padding = 1 - self._steps / max(self._padded, 1)
         text += f", {self._steps / seconds:,.0f} steps/s, {padding:.1%} padding, {left:,.0f} s left"
         end = "\n" if keep or not self._terminal else ""

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.schema import REGRESSION, Schema
-from trainer.reader import DTYPES, context_spec
+from trainer.parsing import DTYPES, context_spec
 from trainer.target import Target
 
 SERVING, SERIALIZED = "serving_default", "serialized"

@@ -37,6 +37,12 @@ def errors_told(dataset: str) -> Iterator[None]:
         raise UserError(f"{dataset}: damaged: {_line(error)}. `lengthwise verify` says where.") from None
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"Out of memory, or of disk: {_line(error)}. Try a smaller --batch_steps.") from None
+    except tf.errors.UnknownError as error:
+        # What our reader says, in the function that tf.data calls.
+        told = re.search(r"\bUserError: (.+)", str(error))
+        if told is None:
+            raise
+        raise UserError(told[1]) from None
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
         raise UserError(f"A file cannot be read or written: {_line(error)}.") from None
 

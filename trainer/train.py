@@ -23,12 +23,13 @@ from trainer.checkpoints import (
 )
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
+from trainer.epoch import plan_epoch
 from trainer.evaluate import Evaluator
 from trainer.journal import EpochJournal, diverged
 from trainer.model import build_model, check_config, count_parameters, loss_scale
-from trainer.plan import BucketPlan, make_plan
+from trainer.plan import Plan
 from trainer.progress import Progress
-from trainer.reader import batches
+from trainer.reader import numbered_batches
 from trainer.run import LOGS, RESULT, Run
 from trainer.target import make_target
 from trainer.update import Update, make_optimizer, make_update
@@ -62,7 +63,7 @@ def train(
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
-    plan = _plan(dataset, config)
+    plan = _plan(dataset, config, epoch=1)
     run = Run(os.fspath(output).rstrip("/"))
     finished = _open(run, config, dataset, overwrite=overwrite)
     if finished is not None:
@@ -70,15 +71,12 @@ def train(
     return _Training(run, dataset, config, plan, callbacks).run()
 
 
-def _plan(dataset: Dataset, config: TrainConfig) -> BucketPlan:
+def _plan(dataset: Dataset, config: TrainConfig, *, epoch: int) -> Plan:
+    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
     try:
-        return make_plan(dataset.split(TRAIN).length_counts, **_batching(config))
+        return plan_epoch(dataset, TRAIN, epoch=epoch, **config.model_dump(include=keys))
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _batching(config: TrainConfig) -> dict[str, Any]:
-    return config.model_dump(include={"batching", "batch_steps", "batch_size", "pad_length", "truncate"})
 
 
 def _open(run: Run, config: TrainConfig, dataset: Dataset, *, overwrite: bool) -> dict[str, Any] | None:
@@ -124,7 +122,7 @@ class _Training:
         run: Run,
         dataset: Dataset,
         config: TrainConfig,
-        plan: BucketPlan,
+        plan: Plan,
         callbacks: Iterable[keras.callbacks.Callback],
     ) -> None:
         self._run, self._dataset, self._config, self._plan = run, dataset, config, plan
@@ -139,7 +137,7 @@ class _Training:
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
             self._checkpoints = Checkpoints(run, self._model, self._optimizer)
         self._evaluator = Evaluator(self._model, dataset) if dataset.has_labels(VALIDATION) else None
-        self._progress = Progress(epochs=config.epochs, updates_per_epoch=plan.num_batches)
+        self._progress = Progress(epochs=config.epochs)
         self._early_stopping = self._make_early_stopping()
         own = [keras.callbacks.TensorBoard(run.file(LOGS), write_graph=False)]
         own += [self._early_stopping] if self._early_stopping else []
@@ -161,6 +159,7 @@ class _Training:
             # Something to evaluate, also with no epoch at all.
             self._checkpoints.save(validation_loss=None)
         update = self._make_update()
+        self._weight = self._total_weight()
         for epoch in range(int(self._checkpoints.epoch.numpy()) + 1, self._config.epochs + 1):
             if self._model.stop_training:
                 break
@@ -195,25 +194,25 @@ class _Training:
                 self._early_stopping.on_epoch_end(line["epoch"] - 1, _logs(line))
 
     def _make_update(self) -> Update:
-        scale = self._plan.num_batches / self._total_weight() if self._config.loss_scale == "epoch" else None
         return make_update(
             self._model,
             self._optimizer,
             kind=self._dataset.schema.label.kind,
-            element_spec=self._batches(epoch=0).element_spec,
-            scale=scale,
+            element_spec=self._batches(self._plan, epoch=0).element_spec,
+            by_epoch=self._config.loss_scale == "epoch",
             strategy=self._strategy,
             column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
         )
 
     def _total_weight(self) -> float:
         """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
-        if self._plan.truncate is None or not self._dataset.schema.label.per_step:
+        if self._config.truncate is None or not self._dataset.schema.label.per_step:
             return max(float(self._dataset.split(TRAIN).labels), 1.0)
-        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight in self._batches(epoch=0)), 1.0)
+        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight in self._batches(self._plan, epoch=0)), 1.0)
 
-    def _batches(self, *, epoch: int) -> tf.data.Dataset:
-        return batches(self._dataset, TRAIN, seed=self._config.seed, epoch=epoch, **_batching(self._config))
+    def _batches(self, plan: Plan, *, epoch: int) -> tf.data.Dataset:
+        numbered = numbered_batches(self._dataset, TRAIN, plan, seed=self._config.seed, epoch=epoch)
+        return numbered.map(lambda features, label, weight, _: (features, label, weight))
 
     def _train_epoch(self, epoch: int, update: Update) -> None:
         self._callbacks.on_epoch_begin(epoch - 1)
@@ -221,10 +220,13 @@ class _Training:
         journal = EpochJournal(self._run)
         number = int(state.update.numpy())
         some_feature = next(iter(self._dataset.schema.steps))
+        plan = _plan(self._dataset, self._config, epoch=epoch)
+        scale = tf.constant(plan.num_batches / self._weight, tf.float32)
+        self._progress.begin_epoch(epoch, updates=plan.num_batches)
         try:
-            for position, (features, label, weight) in enumerate(self._batches(epoch=epoch)):
+            for position, (features, label, weight) in enumerate(self._batches(plan, epoch=epoch)):
                 self._callbacks.on_train_batch_begin(position)
-                loss, total = update(features, label, weight)
+                loss, total = update(features, label, weight, scale)
                 number += 1
                 length = features["length"].numpy()
                 padded = len(length) * int(features[some_feature].shape[1])
@@ -238,9 +240,11 @@ class _Training:
         except tf.errors.OpError:
             # Weights that are no numbers may fail in some operation before their loss is looked at.
             journal.flush()
-            raise
+            if self._finite_weights():
+                raise
+            raise diverged(f"A weight is not finite after update {number} (epoch {epoch})") from None
         summary = journal.close(seconds=time.monotonic() - begin)
-        if not all(np.isfinite(weight.numpy()).all() for weight in self._model.weights):
+        if not self._finite_weights():
             raise diverged(f"A weight is not finite after epoch {epoch}")
         state.epoch.assign(epoch)
         state.update.assign(number)
@@ -252,8 +256,11 @@ class _Training:
         # Lines before the checkpoint: those of an epoch whose checkpoint is missing are cut when the run goes on.
         self._run.append_metrics([line])
         state.save(validation_loss=line["validation"]["loss"] if line["validation"] else None)
-        self._progress.epoch(line, number)
+        self._progress.epoch(line)
         self._callbacks.on_epoch_end(epoch - 1, _logs(line))
+
+    def _finite_weights(self) -> bool:
+        return all(np.isfinite(weight.numpy()).all() for weight in self._model.weights)
 
     def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
         """The line of an epoch, measured on the validation split where there is one."""

@@ -9,8 +9,8 @@ import tensorflow as tf
 from trainer.config import TrainConfig
 from trainer.model import head_model, losses
 
-# (features, label, weight) -> (sum of weight × loss, sum of weight)
-Update = Callable[[Any, Any, Any], tuple[tf.Tensor, tf.Tensor]]
+# (features, label, weight, scale) -> (sum of weight × loss, sum of weight)
+Update = Callable[[Any, Any, Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
@@ -23,8 +23,8 @@ def make_update(
     optimizer: keras.optimizers.Optimizer,
     *,
     kind: str,
-    element_spec: Any,
-    scale: float | None,
+    element_spec: tuple[Any, ...],
+    by_epoch: bool,
     strategy: tf.distribute.Strategy,
     column_scale: Sequence[float] = (),
 ) -> Update:
@@ -32,27 +32,29 @@ def make_update(
 
     Args:
         kind: The schema's kind of label.
-        scale: The factor of Σ weight × loss. Number of batches ÷ total weight of the epoch makes every record count the
-            same: then a batch's gradient is that of the mean over all records, up to noise, however many it holds.
-            None divides by the weight of the batch instead.
+        by_epoch: The loss is `scale` · Σ weight × loss, where `scale`, float32[], is the number of batches ÷ the total
+            weight of the epoch. So every record counts the same: a batch's gradient is that of the mean over all
+            records, up to noise, however many it holds. Otherwise Σ is divided by the weight of the batch instead.
         column_scale: As for `losses`.
     """
     head = head_model(model)
 
-    def step(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(features: Any, label: Any, weight: Any, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weight * losses(head(features, training=True), label, kind, column_scale))
             total = tf.reduce_sum(weight)
             # A batch may hold no labelled step at all.
-            objective = loss * scale if scale is not None else tf.math.divide_no_nan(loss, total)
+            objective = loss * scale if by_epoch else tf.math.divide_no_nan(loss, total)
         variables = model.trainable_variables
         gradients = tape.gradient(objective, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
         return loss, total
 
-    @tf.function(input_signature=element_spec, autograph=False, jit_compile=False)
-    def update(features: Any, label: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, total = strategy.run(step, (features, label, weight))
+    signature = (*element_spec, tf.TensorSpec([], tf.float32))
+
+    @tf.function(input_signature=signature, autograph=False, jit_compile=False)
+    def update(features: Any, label: Any, weight: Any, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        loss, total = strategy.run(step, (features, label, weight, scale))
         return (
             strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None),
             strategy.reduce(tf.distribute.ReduceOp.SUM, total, axis=None),

@@ -40,8 +40,11 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 class Lengths(Protocol):
     """What the plan needs to know of a shard: int[records] each, in the shard's order."""
 
-    num_bytes: np.ndarray[Any, Any]
-    num_steps: np.ndarray[Any, Any]
+    @property
+    def num_bytes(self) -> np.ndarray[Any, Any]: ...
+
+    @property
+    def num_steps(self) -> np.ndarray[Any, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,30 +89,29 @@ class WindowPlan(Plan):
         """
         first = self.first[batch]
         rows = self.order[first : first + self.count[batch]]
-        if self.num_readers == 1:
-            return rows
-        rounds = np.arange(-(-len(rows) // self.num_readers))
-        places = np.where(rounds % 2, self.num_readers - 1 - reader_index, reader_index) + rounds * self.num_readers
-        return rows[places[places < len(rows)]]
+        return rows if self.num_readers == 1 else rows[self._reader_of(np.arange(len(rows))) == reader_index]
 
     def batches(self, reader_index: int = 0) -> Batches:
         """What each batch is, for one reader: all have as many batches, and as many rows in each."""
-        rows = -(-self.count // self.num_readers)
-        if self.num_readers == 1:
-            ends = np.zeros(0, np.int64)
-            steps = longest = ends
-            if len(self.first):
-                # Batches in the order of the records, of which they leave out none.
-                order = np.argsort(self.first)
-                lengths = self.lengths[self.order].astype(np.int64)
-                steps, longest = np.empty_like(self.first), np.empty_like(self.first)
-                steps[order] = np.add.reduceat(lengths, self.first[order])
-                longest[order] = np.maximum.reduceat(lengths, self.first[order])
-        else:
-            found = [self.lengths[self.rows(batch, reader_index)].astype(np.int64) for batch in range(len(self.first))]
-            steps = np.array([part.sum() for part in found], np.int64)
-            longest = np.array([part.max(initial=1) for part in found], np.int64)
-        return Batches(rows, -(-longest // self.pad_to_multiple) * self.pad_to_multiple, steps)
+        rows, steps, longest = (np.zeros(len(self.first), np.int64) for _ in range(3))
+        if len(self.first):
+            # Batches in the order of the records, of which they leave out none.
+            order = np.argsort(self.first)
+            first, count = self.first[order], self.count[order]
+            lengths = self.lengths[self.order].astype(np.int64)
+            if self.num_readers > 1:
+                place = np.arange(len(lengths)) - np.repeat(first, count)
+                lengths[self._reader_of(place) != reader_index] = 0
+            rows[order] = -(-count // self.num_readers)
+            steps[order] = np.add.reduceat(lengths, first)
+            # A row that only fills a batch up has one step.
+            longest[order] = np.maximum(np.maximum.reduceat(lengths, first), 1)
+        return Batches(rows, round_up(longest, self.pad_to_multiple), steps)
+
+    def _reader_of(self, place: Ints) -> Ints:
+        """Who is dealt the record at each place of a batch."""
+        turn, there = np.divmod(place, self.num_readers)
+        return np.where(turn % 2, self.num_readers - 1 - there, there)
 
     @property
     def num_batches(self) -> int:
@@ -192,7 +194,7 @@ def make_window_plan(
     count = np.diff(np.append(first, len(order)))
     # A batch comes while its window's time lasts or the next one's: two windows are in memory, and a window's longest
     # records come neither first nor last.
-    sequence = np.argsort(window_of + 2 * _unit(_random(len(first), seed, epoch, _ORDER)), kind="stable")
+    sequence = np.argsort(window_of + 1.5 * _unit(_random(len(first), seed, epoch, _ORDER)), kind="stable")
     return WindowPlan(
         batch_steps=batch_steps,
         batch_size=batch_size,
