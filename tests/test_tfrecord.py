@@ -3,11 +3,12 @@
 import io
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.tfrecord import FRAME_BYTES, CorruptRecord, frame, masked_crc, walk
+from pipeline.tfrecord import FRAME_BYTES, CorruptRecord, check_frames, frame, masked_crc, walk
 
 PAYLOADS = [bytes([n]) * n for n in range(1, 10)]
 WHOLE = b"".join(map(frame, PAYLOADS))
@@ -120,3 +121,19 @@ def test_any_damage_gives_a_prefix_of_the_records_and_then_an_error(start, width
     else:
         # Whole records may be missing from a file that looks whole: only the manifest's count tells.
         assert all(data in PAYLOADS for data in seen)
+
+
+def test_frames_that_an_index_knows_are_checked_at_once_as_one_by_one():
+    begin, sizes = np.array(OFFSETS), np.array([len(payload) for payload in PAYLOADS])
+    check_frames(WHOLE, begin, sizes)
+    some = slice(None, None, 3)
+    check_frames(WHOLE, begin[some], sizes[some])
+    for position in range(len(WHOLE)):
+        changed = bytearray(WHOLE)
+        changed[position] ^= 4
+        expected, _ = corrupt(bytes(changed))
+        with pytest.raises(CorruptRecord) as caught:
+            check_frames(bytes(changed), begin, sizes)
+        assert caught.value.offset == expected
+    with pytest.raises(CorruptRecord, match="its header claims another length than the index"):
+        check_frames(WHOLE, begin, sizes + (sizes == 4))

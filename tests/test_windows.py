@@ -112,6 +112,21 @@ def test_the_lengths_of_batches_show_no_trend_in_an_epoch():
         assert max(abs(trend), abs(neighbours)) < 0.15
 
 
+def test_near_lengths_are_mixed_anew_in_each_epoch():
+    """To how many steps a record is padded hangs on its neighbours, and so changes with them."""
+    padded = []
+    for epoch in range(2):
+        plan = make_window_plan(log_normal(100_000), batch_steps=6400, epoch=epoch)
+        order = np.argsort(plan.first)
+        steps = np.empty(plan.records, int)
+        steps[plan.order] = np.repeat(plan.batches().pad_length[order], plan.count[order])
+        padded.append(steps)
+    long = plan.lengths >= 24
+    assert (padded[0] != padded[1])[long].mean() > 0.3
+    # And yet to hardly more than it has.
+    assert (padded[0] / plan.lengths)[long].mean() < 1.02
+
+
 def test_who_shares_a_batch_changes_from_epoch_to_epoch():
     def mates(epoch):
         plan = make_window_plan(log_normal(100_000), batch_steps=6400, epoch=epoch)
