@@ -59,7 +59,7 @@ def bucket_batches(
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches)).prefetch(tf.data.AUTOTUNE)
+    return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches))
 
 
 def parse_batch(

@@ -13,6 +13,9 @@ from trainer.target import Vocabularies
 from trainer.window_reader import window_batches
 from trainer.windows import WindowPlan
 
+# Batches that are ready before they are asked for.
+_READY = 8
+
 
 def batches(
     dataset: str | os.PathLike[str] | Dataset,
@@ -80,7 +83,7 @@ def batches(
         epoch=epoch,
         num_readers=num_readers,
     )
-    numbered = numbered_batches(
+    numbered = _read(
         dataset,
         split,
         plan,
@@ -91,7 +94,7 @@ def batches(
         num_readers=num_readers,
         vocabularies=vocabularies,
     )
-    return numbered.map(lambda features, label, weight, _: (features, label, weight))
+    return numbered.map(lambda features, label, weight, _: (features, label, weight)).prefetch(_READY)
 
 
 def numbered_batches(
@@ -112,6 +115,32 @@ def numbered_batches(
     Args:
         seed, epoch: Of the order; a plan in windows has it in itself.
     """
+    numbered = _read(
+        dataset,
+        split,
+        plan,
+        seed=seed,
+        epoch=epoch,
+        first_batch=first_batch,
+        reader_index=reader_index,
+        num_readers=num_readers,
+        vocabularies=vocabularies,
+    )
+    return numbered.prefetch(_READY)
+
+
+def _read(
+    dataset: Dataset,
+    split: str,
+    plan: Plan,
+    *,
+    seed: int,
+    epoch: int,
+    first_batch: int,
+    reader_index: int,
+    num_readers: int,
+    vocabularies: Vocabularies | None,
+) -> tf.data.Dataset:
     vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
     if isinstance(plan, WindowPlan):
         return window_batches(

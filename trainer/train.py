@@ -198,7 +198,7 @@ class _Training:
             self._model,
             self._optimizer,
             kind=self._dataset.schema.label.kind,
-            element_spec=self._batches(self._plan, epoch=0).element_spec,
+            element_spec=self._batches(self._plan, epoch=0).element_spec[:3],
             by_epoch=self._config.loss_scale == "epoch",
             strategy=self._strategy,
             column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
@@ -208,11 +208,10 @@ class _Training:
         """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
         if self._config.truncate is None or not self._dataset.schema.label.per_step:
             return max(float(self._dataset.split(TRAIN).labels), 1.0)
-        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight in self._batches(self._plan, epoch=0)), 1.0)
+        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight, _ in self._batches(self._plan, epoch=0)), 1.0)
 
     def _batches(self, plan: Plan, *, epoch: int) -> tf.data.Dataset:
-        numbered = numbered_batches(self._dataset, TRAIN, plan, seed=self._config.seed, epoch=epoch)
-        return numbered.map(lambda features, label, weight, _: (features, label, weight))
+        return numbered_batches(self._dataset, TRAIN, plan, seed=self._config.seed, epoch=epoch)
 
     def _train_epoch(self, epoch: int, update: Update) -> None:
         self._callbacks.on_epoch_begin(epoch - 1)
@@ -224,7 +223,7 @@ class _Training:
         scale = tf.constant(plan.num_batches / self._weight, tf.float32)
         self._progress.begin_epoch(epoch, updates=plan.num_batches)
         try:
-            for position, (features, label, weight) in enumerate(self._batches(plan, epoch=epoch)):
+            for position, (features, label, weight, _) in enumerate(self._batches(plan, epoch=epoch)):
                 self._callbacks.on_train_batch_begin(position)
                 loss, total = update(features, label, weight, scale)
                 number += 1

@@ -4,7 +4,7 @@ A window is cut into pieces, each some neighbouring records of a shard. A piece 
 checked, and every record is put where it belongs: into the array of the batch that the plan has for it. Pieces are read
 as late as the batches allow, evenly, so that about one and a half windows are in memory and no batch waits for many.
 All of it happens when a batch is asked for: a thread that reads ahead was tried and halved the speed, for it and the
-batches fight for Python's lock; what is ahead is the `prefetch` at the end.
+batches fight for Python's lock; what is ahead is the reader's `prefetch`.
 """
 
 import contextlib
@@ -28,11 +28,9 @@ from trainer.windows import WindowPlan
 Array = np.ndarray[Any, Any]
 
 # Bytes of a piece: so many that what is done once for it is little beside what is done for its records.
-_PIECE_BYTES = 4 * 2**20
+_PIECE_BYTES = 8 * 2**20
 # A window is loaded while this part of the batches before it passes: sooner takes memory, later makes them wait.
 _LOADING = 4
-# Batches that are ready before they are asked for.
-_READY = 8
 
 
 def window_batches(
@@ -59,7 +57,9 @@ def window_batches(
 
     def make(number: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor]:
         found = tf.numpy_function(read_batch, [number], [one.dtype for one in spec.values()])
-        values = {name: tf.ensure_shape(v, one.shape) for (name, one), v in zip(spec.items(), found, strict=True)}
+        for value, one in zip(found, spec.values(), strict=True):
+            value.set_shape(one.shape)
+        values = dict(zip(spec, found, strict=True))
         rows, time, length, row = (values.pop(name) for name in _NUMBERS)
         if source.serialized:
             values = pad_steps(parse_records(values["examples"], length, schema), time, schema)
@@ -69,11 +69,7 @@ def window_batches(
     numbers = tf.data.Dataset.range(first_batch, plan.num_batches)
     # TensorFlow never lets go of a function in Python; a dataset made of this one, and its iterators, hold it.
     numbers.position = position
-    return (
-        numbers.map(make)
-        .apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
-        .prefetch(_READY)
-    )
+    return numbers.map(make).apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
 
 
 # What comes with the values of a batch: rows with those that fill it up, steps it is padded to, and of each record its
