@@ -1,20 +1,30 @@
-"""Draws what a benchmark measured as horizontal bars, into a PNG."""
+"""Draws the ratios of all benchmarks, each beside its floor and its aim, into a PNG."""
 
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
+from measure import Row
 
 matplotlib.use("Agg")  # no screen
 from matplotlib import pyplot  # noqa: E402  (the backend is chosen before)
 
 
-def draw_bars(path: pathlib.Path, title: str, bars: dict[str, float], *, unit: str) -> None:
-    """Bars from 0, from the top in the order that they come in, each with its value."""
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(bars)), layout="constrained")
-    drawn = axes.barh(list(bars), list(bars.values()))
-    axes.bar_label(drawn, [f"{value:,.0f} {unit}" for value in bars.values()], padding=6)
+def draw(path: pathlib.Path, title: str, rows: Sequence[Row]) -> None:
+    """A bar for each row, as long as its floor is reached: 1 is the floor, and a mark is the aim."""
+    figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.5 * len(rows)), layout="constrained")
+    reached = [row.floor / row.ratio if row.at_most else row.ratio / row.floor for row in rows]
+    aims = [row.floor / row.aim if row.at_most else row.aim / row.floor for row in rows]
+    names = [f"{row.measure}\n{row.twin}" if row.twin else row.measure for row in rows]
+    bars = axes.barh(range(len(rows)), reached, color=["tab:blue" if r >= 1 else "tab:red" for r in reached])
+    axes.bar_label(bars, [f"{row.ratio:.3g}" for row in rows], padding=6)
+    axes.plot(aims, range(len(rows)), "k|", markersize=18, label="aim")
+    axes.axvline(1, color="black", linewidth=1, label="floor")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_xscale("log")
     axes.invert_yaxis()
-    axes.margins(x=0.25)
+    axes.margins(x=0.15)
+    axes.legend()
     axes.set_title(title)
     figure.savefig(path)
     pyplot.close(figure)

@@ -1,0 +1,105 @@
+"""Makes the records of the benchmarks, as a dataset of ours and as the SequenceExamples that one would write by hand.
+
+Lengths are log-normal around 24 with a tail to 400; a step is so many numbers; the label is one of three classes. Both
+hold the same numbers. The dataset is written by the functions of `prepare`, without its Beam job: a benchmark of
+reading need not wait for it. What was made is kept for the next run.
+"""
+
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.examples import encode_varints
+from pipeline.hashing import choose_shard
+from pipeline.publish import Publisher, new_generation
+from pipeline.records import Sequence
+from pipeline.schema import Schema
+from pipeline.shards import Encoded, Origin, ShardWriter, encode
+from pipeline.tfrecord import frame
+
+CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
+# Numbers are drawn from a pool, which is faster than drawing each.
+_POOL = 1_000_003
+
+
+def draw_lengths(num_records: int, *, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.exp(random.normal(np.log(24), 0.8, num_records)).round().clip(1, MAX_LENGTH).astype(int)
+
+
+def schema_text(num_features: int) -> str:
+    return (
+        f"id: id\nsteps: {{x: {{dtype: float32, shape: [{num_features}]}}}}\n"
+        "label: {name: y, kind: class, classes: [a, b, c]}\nsplits: {train: 1}\n"
+    )
+
+
+def records(num_features: int, num_records: int) -> Iterator[tuple[str, np.ndarray, str]]:
+    """(id, float32[steps, num_features], label) of each record; of another number of them, the first are the same."""
+    pool = np.random.default_rng(1).normal(size=_POOL + MAX_LENGTH * num_features).astype(np.float32)
+    for number, length in enumerate(draw_lengths(num_records).tolist()):
+        begin = number * 7919 % _POOL
+        values = pool[begin : begin + length * num_features].reshape(length, num_features)
+        yield f"record-{number}", values, CLASSES[number % 3]
+
+
+def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
+    """A dataset of ours, unless it is there."""
+    path = folder / f"dataset-{num_features}-{num_records}"
+    if (path / "manifest.json").exists():
+        return path
+    print(f"making {path}", file=sys.stderr, flush=True)
+    schema, generation = Schema.parse(schema_text(num_features)), new_generation()
+    shards: list[list[Encoded]] = [[] for _ in range(NUM_SHARDS)]
+    for key, x, label in records(num_features, num_records):
+        sequence = Sequence(id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)]))
+        encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+        shards[choose_shard(encoded.key, num_shards=NUM_SHARDS)].append(encoded)
+    writer = ShardWriter(schema, str(path), generation, NUM_SHARDS)
+    written = [summary for number, part in enumerate(shards) for summary in writer.write(number, part)[0]]
+    Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
+    return path
+
+
+def make_sequence_examples(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
+    """TFRecord files of SequenceExamples, unless they are there: `label` and `length` in the context, `x` by step."""
+    path = folder / f"sequence-examples-{num_features}-{num_records}"
+    if path.exists():
+        return path
+    print(f"making {path}", file=sys.stderr, flush=True)
+    unfinished = path.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    files = [open(unfinished / f"part-{number}.tfrecord", "wb") for number in range(NUM_SHARDS)]
+    for number, (_, x, label) in enumerate(records(num_features, num_records)):
+        files[number % NUM_SHARDS].write(frame(sequence_example(x, CLASSES.index(label))))
+    for file in files:
+        file.close()
+    unfinished.rename(path)
+    return path
+
+
+def sequence_example(x: np.ndarray, label: int) -> bytes:
+    """What tf.train.SequenceExample(…).SerializeToString() would give, sooner: all steps are one array of bytes."""
+    num_bytes = 4 * x.shape[1]
+    feature = _delimited(b"\x12", _delimited(b"\x0a", bytes(num_bytes)))
+    step = np.frombuffer(_delimited(b"\x0a", feature), np.uint8)
+    steps = np.tile(step, (len(x), 1))
+    steps[:, -num_bytes:] = np.ascontiguousarray(x, "<f4").view(np.uint8)
+    context = b"".join(_entry(name, _int64(value)) for name, value in (("label", label), ("length", len(x))))
+    return _delimited(b"\x0a", context) + _delimited(b"\x12", _entry("x", steps.tobytes()))
+
+
+def _entry(name: str, value: bytes) -> bytes:
+    return _delimited(b"\x0a", _delimited(b"\x0a", name.encode()) + _delimited(b"\x12", value))
+
+
+def _int64(value: int) -> bytes:
+    return _delimited(b"\x1a", _delimited(b"\x0a", encode_varints(np.array([value]))))
+
+
+def _delimited(tag: bytes, data: bytes) -> bytes:
+    return tag + encode_varints(np.array([len(data)])) + data

@@ -1,0 +1,122 @@
+"""Measures reading by `window` against the textbook way, and against reading the bare files.
+
+    python tests/benchmarks/reading.py [--quick]
+
+Either side's batches are added up, so that every value is read, and the sums are compared.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from data import MAX_LENGTH, draw_lengths, make_dataset, make_sequence_examples
+from measure import Row, alternate, compare, tell
+from textbook import sequence_example_batches
+
+from trainer.dataset import open_dataset
+from trainer.epoch import plan_epoch
+from trainer.reader import batches
+
+BATCH_STEPS = 6400
+TEXTBOOK = "parse_single_…, bucket_by_sequence_length"
+
+
+@tf.function(reduce_retracing=True, autograph=False)
+def add_up(x: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    return tf.stack([tf.reduce_sum(x), tf.cast(tf.reduce_sum(length), tf.float32)])
+
+
+def consume(found: tf.data.Dataset, take: Callable[..., tuple[tf.Tensor, tf.Tensor]]) -> tuple[float, np.ndarray]:
+    """Seconds from the first batch's asking to the last one's end, and the sums of values and lengths."""
+    begin = time.perf_counter()
+    total = np.zeros(2)
+    for batch in found:
+        total += add_up(*take(*batch)).numpy()
+    return time.perf_counter() - begin, total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the records, one repeat")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
+    options = parser.parse_args()
+    scale, repeats = (10, 1) if options.quick else (1, 5)
+    rows = []
+    for num_features, num_records, floor, aim in ((8, 200_000, 5.0, 8.0), (100, 20_000, 2.2, 4.0)):
+        rows += measure(options.output / "data", num_features, num_records // scale, repeats, floor=floor, aim=aim)
+    rows.append(useful_share(options.output / "data", 200_000 // scale))
+    tell(rows)
+
+
+def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int, **goals: float) -> list[Row]:
+    dataset = open_dataset(make_dataset(folder, num_features, num_records))
+    files = sorted(map(str, make_sequence_examples(folder, num_features, num_records).iterdir()))
+    epochs = iter(range(1000))
+    sums: dict[str, list[np.ndarray]] = {"ours": [], "textbook": []}
+
+    def ours() -> float:
+        found = batches(dataset, "train", batching="window", batch_steps=BATCH_STEPS, epoch=next(epochs))
+        seconds, total = consume(found, lambda features, label, weight: (features["x"], features["length"]))
+        sums["ours"].append(total)
+        return num_records / seconds
+
+    def textbook() -> float:
+        found = sequence_example_batches(files, num_features=num_features, batch_steps=BATCH_STEPS, longest=MAX_LENGTH)
+        seconds, total = consume(found, lambda x, length, label: (x, length))
+        sums["textbook"].append(total)
+        return num_records / seconds
+
+    shards = [shard.path for shard in dataset.shards("train")]
+    num_bytes = sum(map(os.path.getsize, shards))
+
+    def raw() -> float:
+        return num_bytes / 2**20 / min(read_raw(shards, parallel) for parallel in (None, tf.data.AUTOTUNE))
+
+    ours(), textbook(), raw()  # so that files are in memory, and functions are traced
+    read, by_the_book, bare = alternate(repeats, ours, textbook, raw)
+    check_sums(sums, num_records)
+    name = f"reading, {num_features} features"
+    rows = [compare(name, "records/s", read, TEXTBOOK, by_the_book, **goals)]
+    if num_features == 100:
+        speeds = [speed * num_bytes / 2**20 / num_records for speed in read]
+        goals = {"floor": 0.35, "aim": 0.6}
+        rows.append(compare(f"{name}, in bytes", "MiB/s", speeds, "TFRecordDataset alone", bare, **goals))
+    return rows
+
+
+def read_raw(files: list[str], parallel: int | None) -> float:
+    """Seconds to read all records; batched, since the way out of tf.data would cost more than the reading."""
+    begin = time.perf_counter()
+    for _ in tf.data.TFRecordDataset(files, num_parallel_reads=parallel).batch(256).prefetch(2):
+        pass
+    return time.perf_counter() - begin
+
+
+def check_sums(sums: dict[str, list[np.ndarray]], num_records: int) -> None:
+    steps = draw_lengths(num_records).sum()
+    found = np.array(sums["ours"] + sums["textbook"])
+    if (found[:, 1] != steps).any() or np.ptp(found[:, 0]) > 1e-4 * np.abs(found[:, 0]).max() + 1:
+        raise SystemExit(f"The two did not read the same values: {found}.")
+
+
+def useful_share(folder: pathlib.Path, num_records: int) -> Row:
+    dataset = open_dataset(make_dataset(folder, 8, num_records))
+    plans = [plan_epoch(dataset, "train", batch_steps=BATCH_STEPS, epoch=epoch) for epoch in range(3)]
+    lengths = np.sort(draw_lengths(num_records))[::-1]
+    padded, start = 0, 0
+    while start < len(lengths):
+        rows = min(max(1, BATCH_STEPS // int(lengths[start])), len(lengths) - start)
+        padded += rows * int(lengths[start])
+        start += rows
+    best = lengths.sum() / padded
+    shares = [plan.useful_share for plan in plans]
+    return compare("useful share, 8 features", "", shares, "one sort of all", [best] * 3, floor=0.985, aim=0.995)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

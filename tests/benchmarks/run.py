@@ -1,0 +1,54 @@
+"""Measures what is claimed of speed and memory, each against the textbook way in the same run.
+
+    python tests/benchmarks/run.py [--quick] [--only reading planning training predict]
+
+Writes benchmark.json and benchmark.png into build/benchmarks; `--quick` takes less than a minute, and says less.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+from chart import draw
+from measure import Row, machine, show
+
+HERE = pathlib.Path(__file__).parent
+BENCHMARKS = ("reading", "planning", "training", "predict")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="less data, one repeat")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="default: all")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    begin, rows = time.monotonic(), []
+    for name in options.only:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        rows += run(name, options)
+    about = machine()
+    result = {"quick": options.quick, "machine": about, "rows": [dataclasses.asdict(row) for row in rows]}
+    (options.output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(options.output / "benchmark.png", f"Lengthwise on {about['cores']} cores of {about['processor']}", rows)
+    show(rows)
+    software = ", ".join(f"{name} {version}" for name, version in about["software"].items())
+    print(f"{about['cores']} cores, {about['processor']}, Python {about['python']}, {software}")
+    print(f"Medians; in brackets the smallest and the largest ratio. {time.monotonic() - begin:,.0f} s.")
+
+
+def run(name: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of a benchmark, in a process of its own."""
+    command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(options.output)]
+    done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with {done.returncode}.")
+    return [Row(**values) for values in json.loads(done.stdout.splitlines()[-1])]
+
+
+if __name__ == "__main__":
+    main()

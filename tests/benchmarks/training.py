@@ -1,0 +1,108 @@
+"""Measures training of the seed model in useful steps a second against Keras's `fit`, and the memory that it takes.
+
+    python tests/benchmarks/training.py [--quick]
+
+Two LSTM layers of 100 units on 8 features. Each side trains for two epochs, of which the second is timed, on so many
+of the same records that it takes some seconds.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import shutil
+import sys
+import time
+
+import keras
+import numpy as np
+import textbook
+from data import MAX_LENGTH, make_dataset, records
+from measure import Row, alternate, call, compare, tell
+
+from trainer.config import TrainConfig
+from trainer.start import start_tensorflow
+from trainer.train import train
+
+NUM_FEATURES, BATCH_STEPS = 8, 6400
+# name, floor, aim, part of the records that it trains on: they differ in speed by an order of magnitude.
+TWINS = (
+    ("padded to the longest", 8.0, 10.0, 0.1),
+    ("padded_batch at random", 4.0, 5.0, 0.3),
+    ("masked bucket_by_sequence_length", 1.3, 1.5, 0.5),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer records, one repeat")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
+    options = parser.parse_args()
+    num_records, repeats = (1000, 1) if options.quick else (6000, 3)
+    rows = speed(options.output, num_records, repeats)
+    tell([*rows, memory(options.output, 2000 if options.quick else 20_000)])
+
+
+def speed(output: pathlib.Path, num_records: int, repeats: int) -> list[Row]:
+    start_tensorflow()
+    dataset = make_dataset(output / "data", NUM_FEATURES, num_records)
+    found = list(records(NUM_FEATURES, num_records))
+    xs, labels = [x for _, x, _ in found], ["abc".index(label) for _, _, label in found]
+    # The dimmer the light on one's own code, the better: as one would train by it, journal, checkpoints and all.
+    ours = functools.partial(useful_steps_of_train, dataset, output / "run")
+    twins = [
+        functools.partial(useful_steps_of_fit, name, xs[: int(part * num_records)], labels[: int(part * num_records)])
+        for name, _, _, part in TWINS
+    ]
+    measured = alternate(repeats, ours, *twins)
+    return [
+        compare("training", "useful steps/s", measured[0], f"fit, {name}", theirs, floor=floor, aim=aim)
+        for (name, floor, aim, _), theirs in zip(TWINS, measured[1:], strict=True)
+    ]
+
+
+def useful_steps_of_train(dataset: pathlib.Path, run: pathlib.Path) -> float:
+    shutil.rmtree(run, ignore_errors=True)
+    train(dataset, run, TrainConfig(epochs=2, batch_steps=BATCH_STEPS))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (timed,) = (line["train"] for line in lines if "train" in line and line["epoch"] == 2)
+    return timed["steps"] / timed["seconds"]
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds of the last epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.begin = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        self.seconds = time.perf_counter() - self.begin
+
+
+def useful_steps_of_fit(name: str, xs: list[np.ndarray], labels: list[int]) -> float:
+    batches = {
+        "padded to the longest": functools.partial(textbook.padded_to_longest, longest=MAX_LENGTH),
+        "padded_batch at random": textbook.padded_batches,
+        "masked bucket_by_sequence_length": functools.partial(
+            textbook.bucket_batches, batch_steps=BATCH_STEPS, longest=MAX_LENGTH
+        ),
+    }[name](xs, labels)
+    clock = Clock()
+    textbook.model(NUM_FEATURES).fit(batches.prefetch(2), epochs=2, callbacks=[clock], verbose=0)
+    return sum(map(len, xs)) / clock.seconds
+
+
+def memory(output: pathlib.Path, num_records: int) -> Row:
+    """The most that `lengthwise train` holds; a small model, so that ten times the records are trained in time."""
+    peaks = []
+    for count in (num_records, 10 * num_records):
+        dataset = make_dataset(output / "data", NUM_FEATURES, count)
+        flags = ["--units", 8, "--epochs", 1, "--batch_steps", BATCH_STEPS, "--overwrite"]
+        peaks.append(call("train", dataset, "--output", output / "memory-run", *flags)["peak_mebibytes"])
+    name = f"peak memory of training, {10 * num_records:,} records"
+    once = f"{num_records:,} records"
+    return Row(name, "MiB", peaks[1], once, peaks[0], peaks[1] / peaks[0], floor=1.1, aim=1.1, at_most=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
