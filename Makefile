@@ -37,7 +37,7 @@ demo: env
 		raise SystemExit(None if accuracy >= 0.95 else "Expected at least 95%: something is wrong.")'
 
 test: env
-	$(BIN)/python -m pytest -m "not proof"
+	$(BIN)/python -m pytest -m "not proof" -n auto --maxprocesses 4 --dist worksteal
 
 check: env
 	$(BIN)/ruff format --check .
@@ -53,9 +53,9 @@ format: env
 proof: env
 	$(BIN)/python -m pytest -m proof
 
-# What is claimed of speed, each against the textbook way in the same run; results go to build/benchmarks.
+# What is claimed of speed and memory, each against the textbook way in the same run; goes to build/benchmarks.
 benchmark: env
-	$(BIN)/python tests/benchmarks/predict.py
+	$(BIN)/python tests/benchmarks/run.py
 
 # After a change of the dependencies in setup.py.
 lock: env

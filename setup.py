@@ -49,6 +49,7 @@ setup(
             "matplotlib",
             "mypy",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "scipy",
             "setuptools",

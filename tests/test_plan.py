@@ -14,17 +14,16 @@ import trainer.plan
 from trainer.dataset import open_dataset
 from trainer.epoch import plan_epoch
 from trainer.plan import (
-    COUNTED_WAYS,
     DEFAULT_BATCH_STEPS,
     MAX_BUCKETS,
     MIN_BATCHES,
     MIN_BUCKETS,
-    WAYS,
     choose_edges,
     default_batch_steps,
     make_plan,
     rows_of,
 )
+from trainer.ways import COUNTED_WAYS, WAYS
 
 COUNTS = st.dictionaries(st.integers(1, 40), st.integers(1, 30), min_size=1, max_size=7)
 MANY_COUNTS = st.dictionaries(st.integers(1, 300), st.integers(1, 40), min_size=1, max_size=40)

@@ -18,8 +18,9 @@ from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
 from trainer.epoch import plan_epoch
 from trainer.model import build_model, head_model, losses
-from trainer.plan import WAYS, make_plan
+from trainer.plan import make_plan
 from trainer.reader import batches
+from trainer.ways import WAYS
 
 STEPS = """x: {dtype: float32, shape: [2]}
   grid: {dtype: float32, shape: [2, 2]}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.documents import PLANNED, Document, build, parse_yaml
-from trainer.plan import Batching
+from trainer.ways import Batching
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]

@@ -196,8 +196,11 @@ def _index_of(root: str, shard: Shard) -> ShardIndex:
     try:
         data = _read_checked(root, shard.index_path, shard.index_sha256)
         table = read_index(data, ["offset", "num_bytes", "num_steps"])
-        index = ShardIndex(f"{root}/{shard.path}", table["num_bytes"].to_numpy(), table["num_steps"].to_numpy())
-        offset = table["offset"].to_numpy()
+        offset, num_bytes, num_steps = (np.array(table[name]) for name in ("offset", "num_bytes", "num_steps"))
+        # Arrow would keep ten times what these take.
+        del table
+        pa.default_memory_pool().release_unused()
+        index = ShardIndex(f"{root}/{shard.path}", num_bytes, num_steps)
     except ValueError as error:
         raise _damaged(root, f"{shard.index_path} {error}") from None
     adjoining = len(offset) == shard.records and (offset == index.offset[:-1]).all()

@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from trainer.dataset import Dataset
-from trainer.plan import Batching, Plan, make_plan
+from trainer.plan import Plan, make_plan
+from trainer.ways import Batching
 from trainer.windows import make_window_plan
 
 

@@ -175,8 +175,8 @@ def plan(arguments: list[str]) -> None:
     values = parser.parse(arguments)
     from trainer.dataset import open_dataset
     from trainer.epoch import plan_epoch
-    from trainer.plan import WAYS
     from trainer.report import print_plans
+    from trainer.ways import WAYS
 
     dataset = open_dataset(values["dataset"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}

@@ -48,8 +48,8 @@ class BatchMemory:
             self._free[len(memory)].append(memory)
 
     def _lend(self, size: int) -> np.ndarray[Any, Any]:
-        # Batches have nearly one size, so that rounded up by at most a quarter, one fits where another was.
-        unit = 1 << max(size.bit_length() - 3, 12)
+        # Batches have nearly one size, so that rounded up by a few hundredths, most fit where another was.
+        unit = 1 << max(size.bit_length() - 5, 12)
         room = -(-size // unit) * unit
         free = self._free[room]
         known = bool(free)

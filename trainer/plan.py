@@ -8,11 +8,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from trainer.ways import COUNTED_WAYS, WAYS, Batching
+
 Number = TypeVar("Number", int, np.ndarray[Any, Any])
-Batching = Literal["window", "bucket", "pad", "exact"]
-WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
-# For these the counts are enough; `window` takes the length of every record: trainer.windows.
-COUNTED_WAYS = WAYS[1:]
 
 # More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
 # on 200,000 log-normal lengths around 24 with a tail to 400: 8 buckets 79 % useful, 16 90 %, 32 95.5 %, 64 98.5 %.

@@ -8,8 +8,9 @@ import tensorflow as tf
 from trainer.bucket_reader import bucket_batches
 from trainer.dataset import Dataset, open_dataset
 from trainer.epoch import plan_epoch
-from trainer.plan import Batching, BucketPlan, Plan
+from trainer.plan import BucketPlan, Plan
 from trainer.target import Vocabularies
+from trainer.ways import Batching
 from trainer.window_reader import window_batches
 from trainer.windows import WindowPlan
 

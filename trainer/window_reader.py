@@ -2,7 +2,7 @@
 
 A window is cut into pieces, each some neighbouring records of a shard. A piece is read in one go, every frame in it is
 checked, and every record is put where it belongs: into the array of the batch that the plan has for it. Pieces are read
-as late as the batches allow, evenly, so that about one and a half windows are in memory and no batch waits for many.
+as late as the batches allow, evenly, so that little more than one window is in memory and no batch waits for many.
 All of it happens when a batch is asked for: a thread that reads ahead was tried and halved the speed, for it and the
 batches fight for Python's lock; what is ahead is the reader's `prefetch`.
 """
@@ -28,9 +28,9 @@ from trainer.windows import WindowPlan
 Array = np.ndarray[Any, Any]
 
 # Bytes of a piece: so many that what is done once for it is little beside what is done for its records.
-_PIECE_BYTES = 8 * 2**20
+_PIECE_BYTES = 4 * 2**20
 # A window is loaded while this part of the batches before it passes: sooner takes memory, later makes them wait.
-_LOADING = 4
+_LOADING = 8
 
 
 def window_batches(
@@ -125,7 +125,7 @@ class _Source:
         self.plan, self.reader_index = plan, reader_index
         self.shards = dataset.sized_shards(split)
         self.first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self.shards)])
-        self.fields = stored_fields(dataset.schema)
+        self.fields = stored_fields(dataset.schema)  # of which the last is the length
         self.serialized = any(field.dtype == "string" for field in self.fields)
         self.shapes = plan.batches(reader_index)
 
@@ -244,7 +244,7 @@ class _Window:
         return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Piece:
     """Some records of a shard, and the slots of their window that they go to: int64[records] each."""
 

@@ -9,7 +9,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,15 @@ from rich.table import Table
 
 SOFTWARE = ("lengthwise", "tensorflow-cpu", "keras", "apache-beam", "numpy")
 
+# A program's peak memory begins with what the process held that started it, so a small one starts it.
+_LAUNCHER = """
+import resource, subprocess, sys, time
+begin = time.perf_counter()
+status = subprocess.call(sys.argv[1:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print("\\0", time.perf_counter() - begin, usage.ru_maxrss, flush=True)
+sys.exit(status)
+"""
 # Columns of a table, wherever it is printed.
 _WIDTH = 180
 
@@ -53,8 +61,9 @@ class Row:
         return "aim" if reached(self.aim) else "floor" if reached(self.floor) else "below the floor"
 
 
-def compare(measure: str, unit: str, ours: Sequence[float], twin: str, theirs: Sequence[float], **goals: Any) -> Row:
-    """A row of the medians of speeds that were measured in turn, each of ours beside one of theirs."""
+def compare(measure: str, unit: str, twin: str, measured: Sequence[Sequence[float]], **goals: Any) -> Row:
+    """A row of the medians of speeds that were measured in turn: all of ours, and beside each of them one of theirs."""
+    ours, theirs = measured
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Row(
         measure,
@@ -121,12 +130,10 @@ def call(command: str, *arguments: Any) -> dict[str, Any]:
 
 def execute(command: Sequence[Any]) -> dict[str, Any]:
     """Runs a program: what it said, how long it took from its start to its end, the most memory it held."""
-    begin = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}.")
-    return {"stdout": said, "seconds": time.perf_counter() - begin, "peak_mebibytes": usage.ru_maxrss / 1024}
+    program = [sys.executable, "-c", _LAUNCHER, *map(str, command)]
+    done = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}.")
+    said, _, measured = done.stdout.rpartition(b"\0")
+    seconds, kibibytes = map(float, measured.split())
+    return {"stdout": said, "seconds": seconds, "peak_mebibytes": kibibytes / 1024}

@@ -47,9 +47,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     raw, run = make_inputs(folder, options.num_records)
     measured = [measure(options, folder, raw, run) for _ in range(options.repeats)]
-    ours, twin = ([options.num_records / seconds for seconds in side] for side in zip(*measured, strict=True))
+    speeds = [[options.num_records / seconds for seconds in side] for side in zip(*measured, strict=True)]
     name = f"predict, {options.num_records:,} records, start included"
-    tell([compare(name, "records/s", ours, "padded to the longest, model.predict", twin, floor=3.0, aim=3.0)])
+    tell([compare(name, "records/s", "padded to the longest, model.predict", speeds, floor=3.0, aim=3.0)])
 
 
 def make_inputs(folder: pathlib.Path, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:

@@ -1,0 +1,8 @@
+"""The ways of batching, by name."""
+
+from typing import Literal
+
+Batching = Literal["window", "bucket", "pad", "exact"]
+WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
+# For these the counts of each length are enough (trainer.plan); `window` takes the length of every record.
+COUNTED_WAYS = WAYS[1:]
