@@ -22,6 +22,16 @@ def choose_shard(key: bytes, *, num_shards: int) -> int:
     return int.from_bytes(key[:8], "big") * num_shards >> 64
 
 
+def shard_range(number: int, *, num_shards: int) -> tuple[int, int]:
+    """The keys of a shard: those whose first 8 bytes, as a number, are in [first, end).
+
+    >>> shard_range(3, num_shards=4) == (3 * 2**62, 2**64)
+    True
+    """
+    first, end = (-(-(n << 64) // num_shards) for n in (number, number + 1))
+    return first, end
+
+
 def choose_split(group: str, shares: Mapping[str, float], *, seed: int) -> str:
     """The split of a record by the hash of its group (or of its id, where there is no group)."""
     position = int.from_bytes(_digest("split", seed, group)[:8], "big") / 2**64

@@ -42,7 +42,11 @@ def prepare(arguments: list[str]) -> None:
     )
     parser.add_argument("--schema", required=True, help="YAML file that says what a record holds")
     parser.add_argument("--output", required=True, help="folder of the dataset")
-    parser.add_argument("--num_shards", type=positive, default=8, help="TFRecord files for each split; default: 8")
+    parser.add_argument(
+        "--num_shards",
+        type=positive,
+        help="TFRecord files for each split; default: so many that those of the largest have about 64 MB",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed gives other splits and another order; default: 0"
     )

@@ -10,7 +10,7 @@ from pipeline.publish import check_output, discard_generation, new_generation
 from pipeline.runners import make_pipeline, run_job
 from pipeline.schema import Schema
 from pipeline.storage import absolute, join, read_bytes
-from pipeline.transforms import DEFAULT_MAX_REJECTED, DEFAULT_NUM_SHARDS, ParseRecords, WriteDataset
+from pipeline.transforms import DEFAULT_MAX_REJECTED, ParseRecords, WriteDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PrepareOptions:
     raw: tuple[str, ...]
     schema: str
     output: str
-    num_shards: int = DEFAULT_NUM_SHARDS
+    num_shards: int | None = None
     seed: int = 0
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False

@@ -1,10 +1,11 @@
 """Writes the files of one shard: records sorted by hash, doubles found, statistics taken, an index beside them."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from pipeline.manifest import TRAIN, Shard
 from pipeline.reasons import Reason
 from pipeline.records import Sequence, num_labels
 from pipeline.schema import Schema, SplitFromField, class_name
-from pipeline.statistics import BLOCK_RECORDS, Moments, merge
+from pipeline.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
-from pipeline.tfrecord import frame
+from pipeline.tfrecord import FRAME_BYTES, frame
 from pipeline.values import MISSING_STRING, is_missing, named_classes
 
 
@@ -122,71 +123,97 @@ class ShardWriter:
     schema: Schema
     output: str
     generation: str
-    num_shards: int
 
-    def write(self, number: int, records: Iterable[Encoded]) -> tuple[list[ShardSummary], list[Reject]]:
+    def write(
+        self, number: int, records: Iterable[Encoded], *, num_shards: int
+    ) -> tuple[list[ShardSummary], list[Reject]]:
         """Writes all records whose hash chose shard `number`; a second time it writes the same bytes.
 
         Of the records with one id, that with the smallest content digest stays, in whichever split; the others come
         back as rejects.
-        """
-        by_split: dict[str, list[Encoded]] = {name: [] for name in self.schema.split_names}
-        rejects = []
-        kept: Encoded | None = None
-        for record in sorted(records, key=_rank):
-            if kept is not None and kept.id == record.id:
-                message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
-                rejects.append(Reject("duplicate_id", message, record.id, record.origin))
-                continue
-            kept = record
-            by_split[record.split].append(record)
-        return [self._write_split(number, name, kept_records) for name, kept_records in by_split.items()], rejects
 
-    def _write_split(self, number: int, split: str, records: list[Encoded]) -> ShardSummary:
-        stem = f"data/{self.generation}/{split}-{number:05d}-of-{self.num_shards:05d}"
-        digest, num_bytes = hashlib.sha256(), 0
-        with replace(join(self.output, f"{stem}.tfrecord")) as file:
+        Args:
+            records: In the order of `rank`.
+        """
+        rejects: list[Reject] = []
+        kept: Encoded | None = None
+        with contextlib.ExitStack() as files:
+            shards = {}
+            for name in self.schema.split_names:
+                stem = f"data/{self.generation}/{name}-{number:05d}-of-{num_shards:05d}"
+                file = files.enter_context(replace(join(self.output, f"{stem}.tfrecord")))
+                shards[name] = _Shard(self.schema, name, number, stem, file)
             for record in records:
-                framed = frame(record.example)
-                digest.update(framed)
-                num_bytes += len(framed)
-                file.write(framed)
-        contents = _Contents(self.schema, with_moments=split == TRAIN)
-        for start in range(0, len(records), BLOCK_RECORDS):
-            contents.add(records[start : start + BLOCK_RECORDS])
-        index = write_index(
-            build_index(
-                self.schema.label,
-                num_bytes=[len(r.example) for r in records],
-                num_steps=[r.num_steps for r in records],
-                ids=[r.id for r in records],
-                labels=contents.labels,
-                groups=[r.group for r in records],
-                sources=[r.origin.path for r in records],
-            )
-        )
-        with replace(join(self.output, f"{stem}.index.parquet")) as file:
+                if kept is not None and kept.id == record.id:
+                    message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
+                    rejects.append(Reject("duplicate_id", message, record.id, record.origin))
+                    continue
+                shards[record.split].add(record)
+                # What is told of it needs no Example.
+                kept = record._replace(example=b"")
+        return [shard.close(self.output) for shard in shards.values()], rejects
+
+
+class _Shard:
+    """A shard while it is written, record by record."""
+
+    def __init__(self, schema: Schema, split: str, number: int, stem: str, file: IO[bytes]) -> None:
+        self._schema, self._split, self._number, self._stem, self._file = schema, split, number, stem, file
+        self._contents = _Contents(schema, with_moments=split == TRAIN)
+        self._digest = hashlib.sha256()
+        self._block: list[dict[str, Value]] = []
+        self._block_bytes = 0
+        self._columns: dict[str, list[Any]] = {
+            name: [] for name in ("num_bytes", "num_steps", "ids", "groups", "sources")
+        }
+        self._labels = self._truncated = 0
+
+    def add(self, record: Encoded) -> None:
+        framed = frame(record.example)
+        self._digest.update(framed)
+        self._file.write(framed)
+        values = (len(record.example), record.num_steps, record.id, record.group, record.origin.path)
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
+        self._labels += record.num_labels
+        self._truncated += record.truncated
+        self._block.append(decode_example(record.example))
+        self._block_bytes += len(record.example)
+        if len(self._block) == BLOCK_RECORDS or self._block_bytes >= BLOCK_BYTES:
+            self._flush()
+
+    def close(self, output: str) -> ShardSummary:
+        """Writes the index beside the file, which is in its place then."""
+        self._flush()
+        contents, num_steps, sizes = self._contents, self._columns["num_steps"], self._columns["num_bytes"]
+        index = write_index(build_index(self._schema.label, labels=contents.labels, **self._columns))
+        with replace(join(output, f"{self._stem}.index.parquet")) as file:
             file.write(index)
         return ShardSummary(
-            split=split,
-            number=number,
+            split=self._split,
+            number=self._number,
             shard=Shard(
-                path=f"{stem}.tfrecord",
-                records=len(records),
-                steps=sum(r.num_steps for r in records),
-                bytes=num_bytes,
-                sha256=digest.hexdigest(),
-                index_path=f"{stem}.index.parquet",
+                path=f"{self._stem}.tfrecord",
+                records=len(num_steps),
+                steps=sum(num_steps),
+                bytes=sum(sizes) + FRAME_BYTES * len(sizes),
+                sha256=self._digest.hexdigest(),
+                index_path=f"{self._stem}.index.parquet",
                 index_sha256=hashlib.sha256(index).hexdigest(),
             ),
-            labels=sum(r.num_labels for r in records),
-            truncated=sum(r.truncated for r in records),
-            length_counts=dict(collections.Counter(r.num_steps for r in records)),
+            labels=self._labels,
+            truncated=self._truncated,
+            length_counts=dict(collections.Counter(num_steps)),
             label_counts=dict(contents.label_counts),
             missing=contents.missing,
             strings={name: dict(counts) for name, counts in contents.strings.items()},
             moments={name: m for name, m in contents.moments.items() if m is not None},
         )
+
+    def _flush(self) -> None:
+        if self._block:
+            self._contents.add(self._block)
+            self._block, self._block_bytes = [], 0
 
 
 class _Contents:
@@ -204,8 +231,7 @@ class _Contents:
         }
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
-    def add(self, records: list[Encoded]) -> None:
-        examples = [decode_example(record.example) for record in records]
+    def add(self, examples: list[dict[str, Value]]) -> None:
         for example in examples:
             self._add_label(example)
             for name in self.missing:
@@ -225,7 +251,8 @@ class _Contents:
         self.labels.append(index_label(label, self._label))
 
 
-def _rank(record: Encoded) -> tuple[Any, ...]:
+def rank(record: Encoded) -> tuple[Any, ...]:
+    """The order of records: by key, and of doubles by what is in them."""
     # The origin comes late: which of two doubles stays must not hang on the order of the input as long as they differ.
     origin = record.origin
     content = (record.digest, record.split, record.truncated)

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline.manifest import FeatureStatistics
 
-# Records summed at once: enough for NumPy to be fast, and part of the result's bits.
-BLOCK_RECORDS = 1024
+# Records summed at once, and the bytes at which no more are waited for: enough for NumPy to be fast, and part of the
+# result's bits.
+BLOCK_RECORDS, BLOCK_BYTES = 1024, 16 * 2**20
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -70,6 +70,23 @@ def size(path: str) -> int:
 
 
 @contextlib.contextmanager
+def create(path: str) -> Iterator[IO[bytes]]:
+    """A new file to write, of a name that no other has; gone if the block does not end well."""
+    if not is_local(path):
+        with filesystems().create(path, "application/octet-stream") as file:
+            yield file
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "xb") as file:
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+
+
+@contextlib.contextmanager
 def replace(path: str) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` at once when the block ends well, and is gone when it does not.
 

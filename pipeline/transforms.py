@@ -3,6 +3,7 @@
 lines | ParseRecords(schema) | WriteDataset(schema, "/data/strokes")
 """
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,18 +12,20 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.hashing import choose_shard
+from pipeline.hashing import shard_range
 from pipeline.lines import Lines, ReadChunk
-from pipeline.publish import Publisher, check_output, new_generation
+from pipeline.publish import Publisher, check_output, new_generation, runs_folder
 from pipeline.reasons import RecordError
 from pipeline.records import Sequence, canonical, parse_line, parse_record
 from pipeline.rejects import RejectsFile, write_rejects
+from pipeline.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
 from pipeline.schema import Schema
 from pipeline.shards import Encoded, Origin, Reject, ShardWriter, encode
 from pipeline.storage import absolute
 
-DEFAULT_NUM_SHARDS = 8
 DEFAULT_MAX_REJECTED = 0.01
+# Bytes of a shard by default: large enough to read in one go, small enough that several readers find work.
+SHARD_BYTES = 64 * 2**20
 
 _REJECTS = "rejects"
 
@@ -58,7 +61,7 @@ class WriteDataset(beam.PTransform):
 
     Attributes:
         output: Folder of the dataset, on any file system that Beam knows.
-        num_shards: TFRecord files for each split.
+        num_shards: TFRecord files for each split; by default so many that those of the largest have about 64 MB.
         seed: Another seed gives other splits and another order.
         max_rejected: Share of the records, from 0 to 1, that may be rejected; above it nothing is published.
         overwrite: Replace the dataset that is there; without it, that is an error.
@@ -66,7 +69,7 @@ class WriteDataset(beam.PTransform):
 
     schema: Schema
     output: str
-    num_shards: int = DEFAULT_NUM_SHARDS
+    num_shards: int | None = None
     seed: int = 0
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
@@ -74,7 +77,7 @@ class WriteDataset(beam.PTransform):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.num_shards < 1:
+        if self.num_shards is not None and self.num_shards < 1:
             raise ValueError(f"num_shards is {self.num_shards}, expected at least 1.")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected is {self.max_rejected}, expected a share from 0 to 1.")
@@ -87,18 +90,18 @@ class WriteDataset(beam.PTransform):
         sequences = inputs["sequences"]
         pipeline = sequences.pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        encoded = sequences | "Encode" >> beam.ParDo(_Encode(self.schema, self.seed, self.num_shards))
-        # An empty batch for each number, so that every shard is written.
-        every_shard = pipeline | "EveryShard" >> beam.Create([(n, []) for n in range(self.num_shards)], reshuffle=False)
-        writer = ShardWriter(self.schema, self.output, self.generation, self.num_shards)
+        folder = runs_folder(self.output, self.generation)
+        runs = beam.pvalue.AsList(sequences | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, folder)))
+        writer = ShardWriter(self.schema, self.output, self.generation)
         written = (
-            (encoded, every_shard)
-            | "Gather" >> beam.Flatten()
-            | "GroupByShard" >> beam.GroupByKey()
-            | "WriteShard" >> beam.ParDo(_WriteShard(writer)).with_outputs(_REJECTS, main="shards")
+            pipeline
+            | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
+            | "Shards" >> beam.FlatMap(_number_shards, runs)
+            | "Spread" >> beam.Reshuffle()
+            | "WriteShard" >> beam.ParDo(_WriteShard(writer), runs).with_outputs(_REJECTS, main="shards")
         )
         # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
-        shards = written["shards"] | "Shards" >> beam.Map(lambda shard: shard)
+        shards = written["shards"] | "Written" >> beam.Map(lambda shard: shard)
         chunks = inputs.get("chunks", nothing) | "Chunks" >> beam.Map(lambda chunk: chunk)
         rejects_files = (
             (inputs.get(_REJECTS, nothing), written[_REJECTS])
@@ -168,30 +171,55 @@ def _raw_bytes(element: Any) -> bytes:
         return b""
 
 
-class _Encode(beam.DoFn):
-    """Sequences -> (shard number, records for it), a batch for each shard and each batch of sequences."""
+class _WriteRuns(beam.DoFn):
+    """Sequences -> Run, some of a bundle's at a time."""
 
-    def __init__(self, schema: Schema, seed: int, num_shards: int) -> None:
+    def __init__(self, schema: Schema, seed: int, folder: str) -> None:
         self._schema = schema
         self._seed = seed
-        self._num_shards = num_shards
+        self._folder = folder
 
-    def process(self, element: Any) -> Iterator[tuple[int, list[Encoded]]]:
+    def start_bundle(self) -> None:
+        self._records: list[Encoded] = []
+        self._num_bytes = 0
+
+    def process(self, element: Any) -> Iterator[Run]:
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, Sequence) else element
-        by_shard: dict[int, list[Encoded]] = {}
         for sequence, origin in batch:
             encoded = encode(sequence, origin, self._schema, seed=self._seed)
-            by_shard.setdefault(choose_shard(encoded.key, num_shards=self._num_shards), []).append(encoded)
-        yield from by_shard.items()
+            self._records.append(encoded)
+            self._num_bytes += len(encoded.example) + len(origin.raw or b"")
+            if self._num_bytes >= RUN_BYTES or len(self._records) >= RUN_RECORDS:
+                yield self._write()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._records:
+            yield beam.transforms.window.GlobalWindows.windowed_value(self._write())
+
+    def _write(self) -> Run:
+        run = write_run(self._records, self._folder)
+        self.start_bundle()
+        return run
+
+
+def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
+    """(number, number of shards) of every shard."""
+    if num_shards is None:
+        num_bytes = collections.Counter[str]()
+        for run in runs:
+            num_bytes.update(run.split_bytes)
+        num_shards = max(1, round(max(num_bytes.values(), default=0) / SHARD_BYTES))
+    return ((number, num_shards) for number in range(num_shards))
 
 
 class _WriteShard(beam.DoFn):
     def __init__(self, writer: ShardWriter) -> None:
         self._writer = writer
 
-    def process(self, element: tuple[int, Iterable[list[Encoded]]]) -> Iterable[Any]:
-        number, batches = element
-        summaries, rejects = self._writer.write(number, (record for batch in batches for record in batch))
+    def process(self, element: tuple[int, int], runs: list[Run]) -> Iterable[Any]:
+        number, num_shards = element
+        records = merge_runs(runs, *shard_range(number, num_shards=num_shards))
+        summaries, rejects = self._writer.write(number, records, num_shards=num_shards)
         yield from summaries
         for reject in rejects:
             yield beam.pvalue.TaggedOutput(_REJECTS, reject)

@@ -123,8 +123,9 @@ def test_the_index_knows_the_group_and_the_raw_file_of_each_record(write_raw, ru
 def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
     schema = Schema.parse(TINY + "group: who\nsplits: {train: 1}\n")
     sequence = parse_record(tiny("a", who="g"), schema)
-    writer = ShardWriter(schema, str(tmp_path), new_generation(), 1)
-    ((summary,), _) = writer.write(0, [encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)])
+    writer = ShardWriter(schema, str(tmp_path), new_generation())
+    encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+    ((summary,), _) = writer.write(0, [encoded], num_shards=1)
     (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None

@@ -146,3 +146,26 @@ def test_a_relative_output_is_made_absolute_where_the_pipeline_is_built(schema, 
     monkeypatch.chdir(tmp_path)
     assert WriteDataset(schema, "out").output == str(tmp_path / "out")
     assert WriteDataset(schema, "gs://bucket/out").output == "gs://bucket/out"
+
+
+SCHEMA_OF_SIZES = """
+id: id
+steps: {x: {dtype: float32}}
+label: {name: y, kind: regression}
+splits: {train: 0.8, test: 0.2}
+"""
+
+
+@pytest.mark.parametrize(("target", "expected"), [(2**26, 1), (20_000, 4)])
+def test_the_shards_of_the_largest_split_have_about_the_bytes_that_they_should(tmp_path, monkeypatch, target, expected):
+    schema = Schema.parse(SCHEMA_OF_SIZES)
+    records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
+    monkeypatch.setattr("pipeline.transforms.SHARD_BYTES", target)
+    with beam.Pipeline(runner=FnApiRunner()) as job:
+        _ = job | beam.Create(records) | ParseRecords(schema) | WriteDataset(schema, str(tmp_path / "out"))
+    splits = load(str(tmp_path / "out")).splits
+    assert {name: len(split.shards) for name, split in splits.items()} == {"train": expected, "test": expected}
+    assert sum(split.records for split in splits.values()) == 200
+    # What lay on disk meanwhile is gone.
+    left = [path.name for path in tmp_path.glob("out/data/**/*") if path.is_file()]
+    assert len(left) == 4 * expected and not any(name.endswith((".rows", ".examples")) for name in left)

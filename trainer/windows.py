@@ -213,7 +213,7 @@ def default_window_steps(lengths: np.ndarray[Any, Any]) -> int:
     least = min(MIN_BATCHES, len(lengths))
     descending = np.sort(lengths)[::-1]
     while budget > 1 and len(_Cutter(budget, None, 1, 1).cut(descending, phase=1.0)) < least:
-        budget //= 2
+        budget = budget * 3 // 4
     return budget
 
 

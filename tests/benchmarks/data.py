@@ -17,7 +17,7 @@ from pipeline.hashing import choose_shard
 from pipeline.publish import Publisher, new_generation
 from pipeline.records import Sequence
 from pipeline.schema import Schema
-from pipeline.shards import Encoded, Origin, ShardWriter, encode
+from pipeline.shards import Encoded, Origin, ShardWriter, encode, rank
 from pipeline.tfrecord import frame
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
@@ -58,8 +58,12 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
         sequence = Sequence(id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)]))
         encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
         shards[choose_shard(encoded.key, num_shards=NUM_SHARDS)].append(encoded)
-    writer = ShardWriter(schema, str(path), generation, NUM_SHARDS)
-    written = [summary for number, part in enumerate(shards) for summary in writer.write(number, part)[0]]
+    writer = ShardWriter(schema, str(path), generation)
+    written = [
+        summary
+        for number, part in enumerate(shards)
+        for summary in writer.write(number, sorted(part, key=rank), num_shards=NUM_SHARDS)[0]
+    ]
     Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
     return path
 
