@@ -7,7 +7,6 @@ Wire format: https://protobuf.dev/programming-guides/encoding; messages: tensorf
 """
 
 import functools
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,14 +45,20 @@ def encode_example(features: dict[str, Value]) -> bytes:
     >>> encode_example({"a": np.array([1, 300])}).hex()
     '0a0e0a0c0a016112071a050a0301ac02'
     """
-    entries = []
-    for name in feature_order(features):
-        entry = _delimited(feature_header(name), _encode_value(features[name]))
-        entries.append(_delimited(_FIELD_1, entry))
-    return _delimited(_FIELD_1, b"".join(entries))
+    parts = []
+    for name in feature_order(tuple(features)):
+        value = features[name]
+        if isinstance(value, list):
+            strings = _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
+            parts.append(_delimited(_FIELD_1, _delimited(feature_header(name), strings)))
+        else:
+            kind, numbers = _encode_numbers(value)
+            parts += (_before_numbers(name, kind, len(numbers)), numbers)
+    return _delimited(_FIELD_1, b"".join(parts))
 
 
-def feature_order(names: Iterable[str]) -> list[str]:
+@functools.lru_cache(maxsize=1024)
+def feature_order(names: tuple[str, ...]) -> list[str]:
     """Names as their features come in an Example."""
     return sorted(names, key=_sort_key)
 
@@ -83,15 +88,26 @@ def decode_example(data: bytes) -> dict[str, Value]:
     return features
 
 
-def _encode_value(value: Value) -> bytes:
-    if isinstance(value, list):
-        return _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
+# Most features of most records have a size that another one had before.
+@functools.lru_cache(maxsize=1 << 16)
+def _before_numbers(name: str, kind: bytes, num_bytes: int) -> bytes:
+    """All of a feature's entry but its numbers, which come last."""
+    header = b""
+    for tag in (_FIELD_1, kind, feature_header(name), _FIELD_1):
+        header = tag + _varint(len(header) + num_bytes) + header
+    return header
+
+
+def _encode_numbers(value: np.ndarray[Any, Any]) -> tuple[bytes, bytes]:
+    """The tag of the list that they are, and their bytes."""
     if value.dtype.kind == "f" and value.dtype.itemsize == 4:
         # Fixed32 is little-endian on the wire.
-        return _delimited(_FLOAT_LIST, _delimited(_FIELD_1, value.astype("<f4", copy=False).tobytes()))
+        return _FLOAT_LIST, value.astype("<f4", copy=False).tobytes()
     if value.dtype.kind not in "iu":
         raise TypeError(f"An array of dtype {value.dtype} has no place in an Example, expected float32 or int64.")
-    return _delimited(_INT64_LIST, _delimited(_FIELD_1, encode_varints(value.ravel())))
+    if value.size == 1 and (number := value.item()) >= 0:
+        return _INT64_LIST, _varint(number)
+    return _INT64_LIST, encode_varints(value.ravel())
 
 
 def _decode_value(kind: int, message: memoryview) -> Value:

@@ -9,7 +9,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.decode import decode_examples
 from pipeline.examples import Value, decode_example, encode_sequence
+from pipeline.fields import stored_fields
 from pipeline.hashing import choose_split, order_key
 from pipeline.index import build_index, index_label, write_index
 from pipeline.manifest import TRAIN, Shard
@@ -161,7 +163,7 @@ class _Shard:
         self._schema, self._split, self._number, self._stem, self._file = schema, split, number, stem, file
         self._contents = _Contents(schema, with_moments=split == TRAIN)
         self._digest = hashlib.sha256()
-        self._block: list[dict[str, Value]] = []
+        self._block: list[bytes] = []
         self._block_bytes = 0
         self._columns: dict[str, list[Any]] = {
             name: [] for name in ("num_bytes", "num_steps", "ids", "groups", "sources")
@@ -177,7 +179,7 @@ class _Shard:
             column.append(value)
         self._labels += record.num_labels
         self._truncated += record.truncated
-        self._block.append(decode_example(record.example))
+        self._block.append(record.example)
         self._block_bytes += len(record.example)
         if len(self._block) == BLOCK_RECORDS or self._block_bytes >= BLOCK_BYTES:
             self._flush()
@@ -221,6 +223,8 @@ class _Contents:
 
     def __init__(self, schema: Schema, *, with_moments: bool) -> None:
         self._label = schema.label
+        self._fields = stored_fields(schema)
+        self._only_numbers = all(field.dtype != "string" for field in self._fields)
         self._names = [class_name(c) for c in schema.label.classes]
         self._widths = schema.measured_widths if with_moments else {}
         self.labels: list[Any] = []
@@ -231,9 +235,11 @@ class _Contents:
         }
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
-    def add(self, examples: list[dict[str, Value]]) -> None:
+    def add(self, records: list[bytes]) -> None:
+        examples: Any = decode_examples(records, self._fields) if self._only_numbers else map(decode_example, records)
+        examples = list(examples)
+        self._add_labels(examples)
         for example in examples:
-            self._add_label(example)
             for name in self.missing:
                 self.missing[name] += int(is_missing(example[name]).sum())
             for name, counts in self.strings.items():
@@ -244,11 +250,15 @@ class _Contents:
             rows = np.concatenate([np.asarray(example[name]).reshape(-1, width) for example in examples])
             self.moments[name] = merge([self.moments[name], Moments.of(rows)])
 
-    def _add_label(self, example: dict[str, Value]) -> None:
-        label = None if self._label.name is None else np.asarray(example[self._label.name])
-        if label is not None:
-            self.label_counts.update(self._names[c] for c in named_classes(label, self._label).tolist())
-        self.labels.append(index_label(label, self._label))
+    def _add_labels(self, examples: list[dict[str, Value]]) -> None:
+        if self._label.name is None:
+            self.labels += [None] * len(examples)
+            return
+        labels = [np.asarray(example[self._label.name]) for example in examples]
+        classes, counts = np.unique(named_classes(np.concatenate(labels), self._label), return_counts=True)
+        for position, count in zip(classes.tolist(), counts.tolist(), strict=True):
+            self.label_counts[self._names[position]] += count
+        self.labels += [index_label(label, self._label) for label in labels]
 
 
 def rank(record: Encoded) -> tuple[Any, ...]:

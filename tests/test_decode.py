@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.decode import NotAsWritten, copy_steps, decode_examples, locate, values_of
+from pipeline.examples import decode_example
+from pipeline.fields import stored_fields
 from pipeline.tfrecord import walk
 from trainer.dataset import open_dataset
-from trainer.decode import NotAsWritten, copy_steps, locate, values_of
-from trainer.fields import stored_fields
 from trainer.memory import BatchMemory
 from trainer.parsing import example_spec
 
@@ -53,6 +54,19 @@ def test_arrays_equal_what_tensorflow_parses(kind):
     for name, values in found.items():
         assert values.dtype == parsed[name].dtype
         np.testing.assert_array_equal(values, parsed[name])
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_examples_at_once_are_examples_one_by_one(kind):
+    dataset = open_dataset(datasets.of_kind(kind).path)
+    examples = examples_of(dataset)
+    found = decode_examples(examples, stored_fields(dataset.schema))
+    for record, example in zip(found, examples, strict=True):
+        expected = decode_example(example)
+        assert record.keys() == expected.keys() - {"id"}
+        for name, values in record.items():
+            assert values.dtype == expected[name].dtype
+            np.testing.assert_array_equal(values, expected[name])
 
 
 def test_padding_goes_on_to_the_time_that_is_asked_for():

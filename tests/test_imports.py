@@ -13,9 +13,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONTRACT = {
     "allowance",
     "beam_flags",
+    "decode",
     "documents",
     "errors",
     "examples",
+    "fields",
     "flags",
     "index",
     "manifest",

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.examples import decode_example
+from pipeline.fields import Field
 from pipeline.tfrecord import walk
 from trainer.dataset import open_dataset
 from trainer.epoch import plan_epoch
-from trainer.fields import Field
 from trainer.memory import BatchMemory
 from trainer.reader import batches, numbered_batches
 from trainer.windows import make_window_plan

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.fields import Field
+from pipeline.fields import Field
 
 # Larger ones go back to the system: there are few of them, and the next batch is seldom as large.
 _MAX_KEPT_BYTES = 64 * 2**20

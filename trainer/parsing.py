@@ -4,9 +4,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipeline.fields import Field, stored_fields
 from pipeline.schema import Feature, Schema
 from pipeline.values import NO_LABEL
-from trainer.fields import Field, stored_fields
 from trainer.layers import is_missing
 from trainer.lookup import Lookup, make_lookup
 from trainer.target import Vocabularies

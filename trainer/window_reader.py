@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.decode import NotAsWritten, copy_steps, locate, values_of
+from pipeline.fields import Field, stored_fields
 from trainer.dataset import Dataset, ShardIndex
-from trainer.decode import NotAsWritten, copy_steps, locate, values_of
-from trainer.fields import Field, stored_fields
 from trainer.memory import BatchMemory
 from trainer.parsing import DTYPES, assemble, label_lookup, pad_steps, parse_records
 from trainer.target import Vocabularies
