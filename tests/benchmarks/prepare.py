@@ -1,0 +1,105 @@
+"""Measures `lengthwise prepare` as a whole process against a textbook Beam pipeline into SequenceExamples.
+
+    python tests/benchmarks/prepare.py [--quick] [--scale 1.0]
+
+Both read the same JSON Lines on Beam's in-process runner, and write TFRecords; the twin neither checks, splits,
+shuffles nor indexes them. At scale 1 there are 200,000 records of 8 features, and 20,000 of 100.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import orjson
+from data import CLASSES, records, schema_text
+from measure import Row, alternate, call, compare, execute, tell
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the records, one repeat")
+    parser.add_argument("--scale", type=float, default=0.2, help="share of the records; default: 0.2")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
+    parser.add_argument("--twin", nargs=2, metavar=("RAW", "OUTPUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.twin:
+        run_twin(*options.twin)
+        return
+    scale, repeats = (0.01, 1) if options.quick else (options.scale, 2)
+    folder = options.output / "prepare"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for num_features, num_records in ((8, int(200_000 * scale)), (100, int(20_000 * scale))):
+        rows += measure(folder, num_features, num_records, repeats)
+    tell(rows)
+
+
+def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int) -> list[Row]:
+    raw, schema = write_raw(folder, num_features, num_records)
+
+    def ours() -> dict[str, Any]:
+        return call("prepare", raw, "--schema", schema, "--output", folder / "dataset", "--overwrite")
+
+    def twin() -> dict[str, Any]:
+        shutil.rmtree(folder / "twin", ignore_errors=True)
+        return execute([sys.executable, __file__, "--twin", raw, folder / "twin/part"])
+
+    measured = alternate(repeats, ours, twin)
+    name = f"prepare, {num_features} features, {num_records:,} records"
+    book = "ReadFromText, json.loads, SequenceExample"
+    speeds = [[num_records / one["seconds"] for one in side] for side in measured]
+    memory = [[one["peak_mebibytes"] for one in side] for side in measured]
+    return [
+        compare(name, "records/s", book, speeds, floor=3.0, aim=6.0),
+        compare(f"{name}, memory", "MiB", book, memory, floor=1.0, aim=0.5, at_most=True),
+    ]
+
+
+def write_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
+    """JSON Lines and their schema, unless they are there."""
+    raw, schema = folder / f"raw-{num_features}-{num_records}.jsonl", folder / f"schema-{num_features}.yaml"
+    if not raw.exists():
+        print(f"making {raw}", file=sys.stderr, flush=True)
+        schema.write_text(schema_text(num_features))
+        unfinished = raw.with_suffix(".unfinished")
+        with open(unfinished, "wb") as file:
+            for key, x, label in records(num_features, num_records):
+                record = {"id": key, "x": x.round(4), "y": label}
+                file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        unfinished.rename(raw)
+    return raw, schema
+
+
+def run_twin(raw: str, output: str) -> None:
+    """As one would write it today."""
+    import apache_beam as beam
+    import tensorflow as tf
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    def to_example(record: dict[str, Any]) -> bytes:
+        steps = [tf.train.Feature(float_list=tf.train.FloatList(value=row)) for row in record["x"]]
+        numbers = {"label": CLASSES.index(record["y"]), "length": len(steps)}
+        context = {
+            name: tf.train.Feature(int64_list=tf.train.Int64List(value=[number])) for name, number in numbers.items()
+        }
+        example = tf.train.SequenceExample(
+            context=tf.train.Features(feature=context),
+            feature_lists=tf.train.FeatureLists(feature_list={"x": tf.train.FeatureList(feature=steps)}),
+        )
+        return bytes(example.SerializeToString())
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.io.ReadFromText(raw)
+            | "Parse" >> beam.Map(json.loads)
+            | "Encode" >> beam.Map(to_example)
+            | beam.io.WriteToTFRecord(output, file_name_suffix=".tfrecord")
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
