@@ -40,6 +40,8 @@ class Row:
         ratio: Ours by the twin's, or the measure itself where there is no twin.
         floor, aim: What the ratio should reach, or stay below where `at_most`.
         spread: The smallest and the largest ratio of the repeats.
+        note: What else one should know of it.
+        command: What measures it again; `run.py` fills it in.
     """
 
     measure: str
@@ -52,6 +54,8 @@ class Row:
     aim: float
     at_most: bool = False
     spread: tuple[float, float] | None = None
+    note: str = ""
+    command: str = ""
 
     @property
     def verdict(self) -> str:
@@ -99,7 +103,11 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
         spread = f" ({number(row.spread[0])} to {number(row.spread[1])})" if row.spread else ""
         goals = [("at most " if row.at_most else "") + number(goal) for goal in (row.floor, row.aim)]
         table.add_row(row.measure, number(row.ours, row.unit), row.twin, theirs, ratio + spread, *goals, row.verdict)
-    (console or Console(width=_WIDTH)).print(table)
+    console = console or Console(width=_WIDTH)
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"{row.measure}: {row.note}", markup=False, highlight=False)
 
 
 def number(value: float, unit: str = "") -> str:

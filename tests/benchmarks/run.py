@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -36,6 +37,8 @@ def main() -> None:
     (options.output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(options.output / "benchmark.png", f"Lengthwise on {about['cores']} cores of {about['processor']}", rows)
     show(rows)
+    for command in dict.fromkeys(row.command for row in rows):
+        print(f"Again: {command}")
     software = ", ".join(f"{name} {version}" for name, version in about["software"].items())
     print(f"{about['cores']} cores, {about['processor']}, Python {about['python']}, {software}")
     print(f"Medians; in brackets the smallest and the largest ratio. {time.monotonic() - begin:,.0f} s.")
@@ -43,11 +46,14 @@ def main() -> None:
 
 def run(name: str, options: argparse.Namespace) -> list[Row]:
     """The rows of a benchmark, in a process of its own."""
-    command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(options.output)]
-    done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.PIPE, text=True)
+    arguments = ["--output", str(options.output), *(["--quick"] if options.quick else [])]
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}.")
-    return [Row(**values) for values in json.loads(done.stdout.splitlines()[-1])]
+    print(f"{name}: {time.monotonic() - begin:,.0f} s", file=sys.stderr, flush=True)
+    command = shlex.join(["python", f"tests/benchmarks/{name}.py", *arguments])
+    return [Row(**values | {"command": command}) for values in json.loads(done.stdout.splitlines()[-1])]
 
 
 if __name__ == "__main__":
