@@ -92,15 +92,11 @@ def decode_examples(examples: Sequence[bytes], fields: Sequence[Field]) -> list[
     located = locate(data, end - [len(example) for example in examples], end, fields)
     found: list[dict[str, Array]] = [{} for _ in examples]
     for field, start, stop in zip(fields, located.start, located.stop, strict=True):
-        if field.dtype == "float32":
-            parts = [np.frombuffer(data[a:b], "<f4") for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
-        else:
-            joined = _join(data, start, stop)
-            ends = np.concatenate([[0], np.cumsum(np.frombuffer(joined, np.uint8) < 128)])
-            counts = ends[np.cumsum(stop - start)]
-            parts = np.split(decode_varints(joined), counts[:-1])
-        for record, values in zip(found, parts, strict=True):
-            record[field.name] = values
+        joined = _join(data, start, stop)
+        borders = np.cumsum(_counts(field, joined, stop - start))[:-1]
+        parts = np.split(_decode(field, joined), borders)
+        for record, part in zip(found, parts, strict=True):
+            record[field.name] = part
     return found
 
 
@@ -135,16 +131,24 @@ def copy_steps(
 
 
 def _numbers(field: Field, data: bytes, start: Array, stop: Array, counts: Array) -> Array:
-    """The numbers of all records, one after the other."""
+    """The numbers of all records, one after the other, of which each must have so many."""
     joined = _join(data, start, stop)
+    _check((_counts(field, joined, stop - start) == counts).all())
+    return _decode(field, joined)
+
+
+def _counts(field: Field, joined: bytes, num_bytes: Array) -> Array:
+    """int64[records]: how many numbers end in the bytes of each record."""
     if field.dtype == "float32":
-        _check((stop - start == 4 * counts).all())
-        return np.frombuffer(joined, "<f4")
+        _check((num_bytes % 4 == 0).all())
+        return num_bytes // 4
     # Each number ends with a byte below 128.
     ends = np.concatenate([[0], np.cumsum(np.frombuffer(joined, np.uint8) < 128)])
-    borders = np.concatenate([[0], np.cumsum(stop - start)])
-    _check((np.diff(ends[borders]) == counts).all())
-    return decode_varints(joined)
+    return np.diff(ends[np.concatenate([[0], np.cumsum(num_bytes)])])
+
+
+def _decode(field: Field, joined: bytes) -> Array:
+    return np.frombuffer(joined, "<f4") if field.dtype == "float32" else decode_varints(joined)
 
 
 def _join(data: bytes, start: Array, stop: Array) -> bytes:

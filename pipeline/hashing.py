@@ -19,11 +19,16 @@ def choose_shard(key: bytes, *, num_shards: int) -> int:
     >>> [choose_shard(bytes([first]) + bytes(15), num_shards=4) for first in (0, 63, 64, 255)]
     [0, 0, 1, 3]
     """
-    return int.from_bytes(key[:8], "big") * num_shards >> 64
+    return key_number(key) * num_shards >> 64
+
+
+def key_number(key: bytes) -> int:
+    """The first 8 bytes of an order key as a number: shards are ranges of these."""
+    return int.from_bytes(key[:8], "big")
 
 
 def shard_range(number: int, *, num_shards: int) -> tuple[int, int]:
-    """The keys of a shard: those whose first 8 bytes, as a number, are in [first, end).
+    """The keys of a shard: those whose `key_number` is in [first, end).
 
     >>> shard_range(3, num_shards=4) == (3 * 2**62, 2**64)
     True

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.hashing import key_number
 from pipeline.shards import Encoded, Origin, rank
 from pipeline.storage import create, join, open_read
 from pipeline.tfrecord import FRAME_BYTES
@@ -81,7 +82,7 @@ def write_run(records: Iterable[Encoded], folder: str) -> Run:
 
 
 def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Encoded]:
-    """The records of all runs whose keys' first 8 bytes, as a number, are in [first, end), in the order of `rank`."""
+    """The records of all runs whose `key_number` is in [first, end), in the order of `rank`."""
     with contextlib.ExitStack() as files:
         readers = [files.enter_context(contextlib.closing(_Reader(run, first))) for run in sorted(runs)]
         expected = sum(run.records for run in runs) * (end - first) / 2**64
@@ -106,12 +107,12 @@ class _Reader:
         rows, self._examples = (self._files.enter_context(open_read(f"{run.path}{s}")) for s in (_ROWS, _EXAMPLES))
         self._table = pa.ipc.open_file(rows)
         # The block before the first one that begins there may hold it too.
-        begins = np.array([_number(key) for key in run.first_keys], np.uint64)
+        begins = np.array([key_number(key) for key in run.first_keys], np.uint64)
         self._block = max(0, int(np.searchsorted(begins, np.uint64(first))) - 1)
         self._rows = self._read_block()
-        while self._rows and _number(self._rows[-1][0].key) < first:
+        while self._rows and key_number(self._rows[-1][0].key) < first:
             self._rows = self._read_block()
-        self._rows = [row for row in self._rows if _number(row[0].key) >= first]
+        self._rows = [row for row in self._rows if key_number(row[0].key) >= first]
 
     def close(self) -> None:
         self._files.close()
@@ -124,7 +125,7 @@ class _Reader:
         """What comes before a key; each row once."""
         taken: list[_Row] = []
         while self._rows:
-            rest = [row for row in self._rows if _number(row[0].key) >= stop]
+            rest = [row for row in self._rows if key_number(row[0].key) >= stop]
             taken += self._rows[: len(self._rows) - len(rest)]
             self._rows = rest or self._read_block()
             if rest:
@@ -144,7 +145,3 @@ class _Reader:
                 keys, digests, origins, offsets, sizes, *rest, strict=True
             )
         ]
-
-
-def _number(key: bytes) -> int:
-    return int.from_bytes(key[:8], "big")

@@ -49,8 +49,7 @@ class Record:
 
 
 def masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return int(_masked(google_crc32c.value(data)))
 
 
 def check_frames(data: bytes, begin: np.ndarray[Any, Any], num_bytes: np.ndarray[Any, Any]) -> None:
@@ -69,9 +68,13 @@ def check_frames(data: bytes, begin: np.ndarray[Any, Any], num_bytes: np.ndarray
     first = begin + HEADER_BYTES
     end = first + num_bytes
     value = google_crc32c.value
-    crc = np.array([value(data[a:b]) for a, b in zip(first.tolist(), end.tolist(), strict=True)], np.uint32)
-    masked = (crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(0xA282EAD8)
-    _refuse(begin, _gather(view, end, "<u4") != masked, "the CRC of the data does not fit")
+    crc = np.array([value(data[a:b]) for a, b in zip(first.tolist(), end.tolist(), strict=True)], np.int64)
+    _refuse(begin, _gather(view, end, "<u4") != _masked(crc), "the CRC of the data does not fit")
+
+
+def _masked(crc: Any) -> Any:
+    """A CRC, or int64 ones, as a frame has them."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _gather(view: np.ndarray[Any, Any], position: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
