@@ -47,21 +47,20 @@ class ShardIndex:
         Raises:
             UserError: they cannot be read, or are not those that were written.
         """
-        offset, num_bytes = self.offset[records], self.num_bytes[records]
-        ends = offset + num_bytes + FRAME_BYTES
+        offset, ends = self.offset[records], self.offset[records + 1]
         # Neighbours are read at once.
         breaks = np.flatnonzero(offset[1:] != ends[:-1]) + 1
         runs = zip(offset[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True)
         try:
             data = _read_runs(self.path, runs)
         except _read_errors(self.path) as error:
-            raise self.damaged(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        stop = np.cumsum(num_bytes + FRAME_BYTES)
-        begin = stop - num_bytes - FRAME_BYTES
+            raise self.damaged(f"cannot be read: {_why(error)}") from None
+        stop = np.cumsum(ends - offset)
+        begin = stop - (ends - offset)
         if len(data) != stop[-1]:
             raise self.damaged("ends before its last record")
         try:
-            check_frames(data, begin, num_bytes)
+            check_frames(data, begin, self.num_bytes[records])
         except CorruptRecord as error:
             at = offset[np.searchsorted(begin, error.offset)]
             raise self.damaged(f"record at offset {at}: {error.message}") from None
@@ -110,13 +109,8 @@ class Dataset:
         Raises:
             UserError: an index is missing, or not the one that the manifest lists.
         """
-        found = [_index_of(self.path, shard) for shard in self._filled(name)]
-        lengths, counts = np.unique(
-            np.concatenate([np.zeros(0, np.int32), *(s.num_steps for s in found)]), return_counts=True
-        )
-        if dict(zip(lengths.tolist(), counts.tolist(), strict=True)) != self.split(name).length_counts:
-            raise _damaged(self.path, "the lengths in the indexes are not those that the manifest counts")
-        return found
+        counts = self.split(name).length_counts
+        return list(_indexes_of(self.path, tuple(self._filled(name)), tuple(sorted(counts.items()))))
 
     def sized_shards(self, name: str) -> list[ShardIndex]:
         """`indexes`, each of a file that is there and as large as it should be.
@@ -184,10 +178,25 @@ def _read_checked(root: str, path: str, sha256: str) -> bytes:
         with _open(f"{root}/{path}") as file:
             data = file.read()
     except _read_errors(root) as error:
-        raise _damaged(root, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise _damaged(root, f"{path} cannot be read: {_why(error)}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise _damaged(root, f"{path} is not the file that was written")
     return data
+
+
+# Every epoch asks for them twice, for its plan and for its batches.
+@functools.lru_cache(maxsize=64)
+def _indexes_of(
+    root: str, shards: tuple[Shard, ...], length_counts: tuple[tuple[int, int], ...]
+) -> tuple[ShardIndex, ...]:
+    """The indexes of a split, whose lengths must be those that the manifest counts."""
+    found = tuple(_index_of(root, shard) for shard in shards)
+    lengths, counts = np.unique(
+        np.concatenate([np.zeros(0, np.int32), *(index.num_steps for index in found)]), return_counts=True
+    )
+    if tuple(zip(lengths.tolist(), counts.tolist(), strict=True)) != length_counts:
+        raise _damaged(root, "the lengths in the indexes are not those that the manifest counts")
+    return found
 
 
 # A shard is checked once a process: an epoch later it is still the same file, or the CRCs tell.
@@ -215,7 +224,7 @@ def _check_size(root: str, shard: Shard) -> None:
         with _open(f"{root}/{shard.path}") as file:
             size = file.seek(0, 2) or file.tell()
     except _read_errors(root) as error:
-        raise _damaged(root, f"{shard.path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise _damaged(root, f"{shard.path} cannot be read: {_why(error)}") from None
     if size != shard.bytes:
         raise _damaged(root, f"{shard.path} has {size:,} bytes, expected {shard.bytes:,}")
 
@@ -241,6 +250,10 @@ def _headers(file: IO[bytes], offsets: np.ndarray[Any, Any]) -> Iterator[bytes]:
     for offset in offsets.tolist():
         file.seek(offset)
         yield file.read(HEADER_BYTES)[:8].ljust(8, b"\xff")
+
+
+def _why(error: Exception) -> Any:
+    return getattr(error, "strerror", None) or error
 
 
 def _damaged(root: str, what: str) -> UserError:

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from trainer.dataset import Dataset
-from trainer.plan import Plan, make_plan
+from trainer.plan import Plan, check_only_pad, make_plan
 from trainer.ways import Batching
 from trainer.windows import make_window_plan
 
@@ -35,6 +35,5 @@ def plan_epoch(
     if batching != "window":
         counts = dataset.split(split).length_counts
         return make_plan(counts, batching=batching, pad_length=pad_length, truncate=truncate, **limits)
-    if pad_length is not None or truncate is not None:
-        raise ValueError("pad_length and truncate belong to batching 'pad', not to 'window'.")
+    check_only_pad(batching, pad_length=pad_length, truncate=truncate)
     return make_window_plan(dataset.indexes(split), num_readers=num_readers, seed=seed, epoch=epoch, **limits)

@@ -314,6 +314,12 @@ def check_limits(**limits: int | None) -> None:
             raise ValueError(f"{name} is {value}, expected at least 1.")
 
 
+def check_only_pad(batching: str, *, pad_length: int | None, truncate: str | None) -> None:
+    """Raises a ValueError for what another way of batching does not know."""
+    if batching != "pad" and (pad_length is not None or truncate is not None):
+        raise ValueError(f"pad_length and truncate belong to batching 'pad', not to {batching!r}.")
+
+
 def _check(
     counts: Mapping[int, int],
     batching: str,
@@ -328,8 +334,7 @@ def _check(
     check_limits(batch_steps=batch_steps, batch_size=batch_size, pad_length=pad_length, pad_to_multiple=pad_to_multiple)
     if batching != "bucket" and pad_to_multiple != 1:
         raise ValueError(f"pad_to_multiple belongs to batching 'window' or 'bucket', not to {batching!r}.")
-    if batching != "pad" and (pad_length is not None or truncate is not None):
-        raise ValueError(f"pad_length and truncate belong to batching 'pad', not to {batching!r}.")
+    check_only_pad(batching, pad_length=pad_length, truncate=truncate)
     if truncate not in (None, "head", "tail"):
         raise ValueError(f"truncate is {truncate!r}, expected 'head' or 'tail'.")
     longest = max(counts, default=0)

@@ -84,7 +84,7 @@ def batches(
         epoch=epoch,
         num_readers=num_readers,
     )
-    numbered = _read(
+    return numbered_batches(
         dataset,
         split,
         plan,
@@ -94,8 +94,8 @@ def batches(
         reader_index=reader_index,
         num_readers=num_readers,
         vocabularies=vocabularies,
+        with_rows=False,
     )
-    return numbered.map(lambda features, label, weight, _: (features, label, weight)).prefetch(_READY)
 
 
 def numbered_batches(
@@ -109,46 +109,27 @@ def numbered_batches(
     reader_index: int = 0,
     num_readers: int = 1,
     vocabularies: Vocabularies | None = None,
+    with_rows: bool = True,
 ) -> tf.data.Dataset:
     """`batches` by a plan of the split, with one element more: `row` int64[batch], the place of each record in
     `Dataset.index(split)`; -1 in a row that is no record.
 
     Args:
         seed, epoch: Of the order; a plan in windows has it in itself.
+        with_rows: False leaves that element out again.
     """
-    numbered = _read(
-        dataset,
-        split,
-        plan,
-        seed=seed,
-        epoch=epoch,
-        first_batch=first_batch,
-        reader_index=reader_index,
-        num_readers=num_readers,
-        vocabularies=vocabularies,
-    )
-    return numbered.prefetch(_READY)
-
-
-def _read(
-    dataset: Dataset,
-    split: str,
-    plan: Plan,
-    *,
-    seed: int,
-    epoch: int,
-    first_batch: int,
-    reader_index: int,
-    num_readers: int,
-    vocabularies: Vocabularies | None,
-) -> tf.data.Dataset:
     vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
     if isinstance(plan, WindowPlan):
-        return window_batches(
+        numbered = window_batches(
             dataset, split, plan, first_batch=first_batch, reader_index=reader_index, vocabularies=vocabularies
         )
-    assert isinstance(plan, BucketPlan)
-    if first_batch:
-        raise ValueError(f"first_batch belongs to batching 'window', not to {plan.batching!r}.")
-    readers = {"reader_index": reader_index, "num_readers": num_readers}
-    return bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, vocabularies=vocabularies, **readers)
+    else:
+        assert isinstance(plan, BucketPlan)
+        if first_batch:
+            raise ValueError(f"first_batch belongs to batching 'window', not to {plan.batching!r}.")
+        readers = {"reader_index": reader_index, "num_readers": num_readers}
+        numbered = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, vocabularies=vocabularies, **readers)
+    if not with_rows:
+        # Before batches wait, so that it is done ahead too.
+        numbered = numbered.map(lambda features, label, weight, _: (features, label, weight))
+    return numbered.prefetch(_READY)

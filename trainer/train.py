@@ -219,7 +219,7 @@ class _Training:
         journal = EpochJournal(self._run)
         number = int(state.update.numpy())
         some_feature = next(iter(self._dataset.schema.steps))
-        plan = _plan(self._dataset, self._config, epoch=epoch)
+        plan = self._plan if epoch == 1 else _plan(self._dataset, self._config, epoch=epoch)
         scale = tf.constant(plan.num_batches / self._weight, tf.float32)
         self._progress.begin_epoch(epoch, updates=plan.num_batches)
         try:

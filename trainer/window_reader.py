@@ -9,6 +9,7 @@ batches fight for Python's lock; what is ahead is the reader's `prefetch`.
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from trainer.dataset import Dataset, ShardIndex
 from trainer.memory import BatchMemory
 from trainer.parsing import DTYPES, assemble, label_lookup, pad_steps, parse_records
 from trainer.target import Vocabularies
-from trainer.windows import WindowPlan
+from trainer.windows import Batches, WindowPlan
 
 Array = np.ndarray[Any, Any]
 
@@ -127,7 +128,11 @@ class _Source:
         self.first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self.shards)])
         self.fields = stored_fields(dataset.schema)  # of which the last is the length
         self.serialized = any(field.dtype == "string" for field in self.fields)
-        self.shapes = plan.batches(reader_index)
+
+    @functools.cached_property
+    def shapes(self) -> Batches:
+        """What each batch is; not asked for where only the output's spec is."""
+        return self.plan.batches(self.reader_index)
 
     @property
     def output_spec(self) -> dict[str, tf.TensorSpec]:
