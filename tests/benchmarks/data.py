@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import orjson
 
-from pipeline.examples import encode_varints
+from pipeline.examples import encode_example, encode_varints
 from pipeline.hashing import choose_shard
 from pipeline.publish import Publisher, new_generation
 from pipeline.records import Sequence
@@ -44,6 +45,14 @@ def records(num_features: int, num_records: int) -> Iterator[tuple[str, np.ndarr
         begin = number * 7919 % _POOL
         values = pool[begin : begin + length * num_features].reshape(length, num_features)
         yield f"record-{number}", values, CLASSES[number % 3]
+
+
+def write_raw(path: pathlib.Path, num_features: int, num_records: int) -> None:
+    """The records as JSON Lines."""
+    with open(path, "wb") as file:
+        for key, x, label in records(num_features, num_records):
+            record = {"id": key, "x": x.round(4), "y": label}
+            file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
 
 def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
@@ -93,16 +102,10 @@ def sequence_example(x: np.ndarray, label: int) -> bytes:
     step = np.frombuffer(_delimited(b"\x0a", feature), np.uint8)
     steps = np.tile(step, (len(x), 1))
     steps[:, -num_bytes:] = np.ascontiguousarray(x, "<f4").view(np.uint8)
-    context = b"".join(_entry(name, _int64(value)) for name, value in (("label", label), ("length", len(x))))
-    return _delimited(b"\x0a", context) + _delimited(b"\x12", _entry("x", steps.tobytes()))
-
-
-def _entry(name: str, value: bytes) -> bytes:
-    return _delimited(b"\x0a", _delimited(b"\x0a", name.encode()) + _delimited(b"\x12", value))
-
-
-def _int64(value: int) -> bytes:
-    return _delimited(b"\x1a", _delimited(b"\x0a", encode_varints(np.array([value]))))
+    # An Example is its features as field 1, and so is the context.
+    context = encode_example({"label": np.array([label]), "length": np.array([len(x)])})
+    entry = _delimited(b"\x0a", b"x") + _delimited(b"\x12", steps.tobytes())
+    return context + _delimited(b"\x12", _delimited(b"\x0a", entry))
 
 
 def _delimited(tag: bytes, data: bytes) -> bytes:

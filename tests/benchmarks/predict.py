@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from data import MAX_LENGTH, make_dataset, records
+from data import CLASSES, MAX_LENGTH, make_dataset, write_raw
 from measure import call, compare, execute, tell
 
 NUM_FEATURES = 8
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--num_records", type=int, default=50_000)
     parser.add_argument("--twin_records", type=int, default=2000, help="the twin reads so many of them, and is scaled")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="5,000 records, 300 for the twin, once")
+    parser.add_argument("--quick", action="store_true", help="3,000 records, 150 for the twin, once")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
     parser.add_argument("--twin", nargs=3, metavar=("RUN", "RAW", "PREDICTIONS"), help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
@@ -41,7 +41,7 @@ def main() -> None:
         print(json.dumps(told))
         return
     if options.quick:
-        options.num_records, options.twin_records, options.repeats = 5000, 300, 1
+        options.num_records, options.twin_records, options.repeats = 3000, 150, 1
     options.twin_records = min(options.twin_records, options.num_records)
     folder = options.output / "predict"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,18 +55,11 @@ def main() -> None:
 def make_inputs(folder: pathlib.Path, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
     """The raw records to predict, and the run to do it with."""
     raw, run = folder / "raw.jsonl", folder / "run"
-    write_records(raw, num_records)
+    write_raw(raw, NUM_FEATURES, num_records)
     dataset = make_dataset(folder.parent / "data", NUM_FEATURES, NUM_TRAINING_RECORDS)
     # What the weights are makes no difference to the time.
     call("train", dataset, "--output", run, "--epochs", 0, "--overwrite")
     return raw, run
-
-
-def write_records(path: pathlib.Path, num_records: int) -> None:
-    with open(path, "wb") as file:
-        for key, x, label in records(NUM_FEATURES, num_records):
-            record = {"id": key, "x": x.round(4), "y": label}
-            file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
 
 def measure(
@@ -131,7 +124,7 @@ def run_twin(run_path: str, raw: str, predictions: str, *, num_records: int, bat
     outputs = model.predict(features, batch_size=batch_size, verbose=0)
     with open(predictions, "w") as lines:
         for record, row in zip(found, outputs.tolist(), strict=True):
-            label = "abc"[int(np.argmax(row))]
+            label = CLASSES[int(np.argmax(row))]
             lines.write(json.dumps({"id": record["id"], "label": label, "probabilities": row}) + "\n")
     return {"seconds": time.perf_counter() - begin}
 

@@ -13,8 +13,7 @@ import shutil
 import sys
 from typing import Any
 
-import orjson
-from data import CLASSES, records, schema_text
+from data import CLASSES, schema_text, write_raw
 from measure import Row, alternate, call, compare, execute, tell
 
 
@@ -38,7 +37,7 @@ def main() -> None:
 
 
 def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int) -> list[Row]:
-    raw, schema = write_raw(folder, num_features, num_records)
+    raw, schema = make_raw(folder, num_features, num_records)
 
     def ours() -> dict[str, Any]:
         return call("prepare", raw, "--schema", schema, "--output", folder / "dataset", "--overwrite")
@@ -58,17 +57,14 @@ def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: 
     ]
 
 
-def write_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
+def make_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
     """JSON Lines and their schema, unless they are there."""
     raw, schema = folder / f"raw-{num_features}-{num_records}.jsonl", folder / f"schema-{num_features}.yaml"
     if not raw.exists():
         print(f"making {raw}", file=sys.stderr, flush=True)
         schema.write_text(schema_text(num_features))
         unfinished = raw.with_suffix(".unfinished")
-        with open(unfinished, "wb") as file:
-            for key, x, label in records(num_features, num_records):
-                record = {"id": key, "x": x.round(4), "y": label}
-                file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        write_raw(unfinished, num_features, num_records)
         unfinished.rename(raw)
     return raw, schema
 

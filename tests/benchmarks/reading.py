@@ -45,10 +45,10 @@ def consume(found: tf.data.Dataset, take: Callable[..., tuple[tf.Tensor, tf.Tens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the records, one repeat")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the records, one repeat")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
     options = parser.parse_args()
-    scale, repeats = (10, 1) if options.quick else (1, 5)
+    scale, repeats = (20, 1) if options.quick else (1, 5)
     rows = []
     for num_features, num_records, floor, aim in ((8, 200_000, 5.0, 8.0), (100, 20_000, 2.2, 4.0)):
         rows += measure(options.output / "data", num_features, num_records // scale, repeats, floor=floor, aim=aim)
