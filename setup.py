@@ -17,6 +17,7 @@ BASE = [
     "pydantic>=2.7",
     "PyYAML>=6",
     "orjson>=3.10",
+    "pysimdjson>=7",
     "google-crc32c>=1.5",
     "rich>=13",
 ]

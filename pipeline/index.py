@@ -57,16 +57,17 @@ def index_label(values: Any, label: Label) -> Any:
 def build_index(
     label: Label,
     *,
-    num_bytes: Sequence[int],
-    num_steps: Sequence[int],
-    ids: Sequence[str],
+    num_bytes: Any,
+    num_steps: Any,
+    ids: Any,
     labels: Sequence[Any],
-    groups: Sequence[str | None],
-    sources: Sequence[str | None],
+    groups: Any,
+    sources: Any,
 ) -> pa.Table:
     """The index of records that lie one after the other from the start of a file; each is whole (part 0 of 1).
 
     Args:
+        num_bytes, num_steps, ids, groups, sources: Arrow arrays, or what they can be made of.
         labels: As `index_label` gives them.
     """
     sizes = np.asarray(num_bytes, np.int64)
@@ -74,7 +75,11 @@ def build_index(
     parts = np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)
     columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources]
     schema = index_schema(label)
-    return pa.table([pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)], schema)
+    arrays = [
+        column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
+        for column, field in zip(columns, schema, strict=True)
+    ]
+    return pa.table(arrays, schema)
 
 
 def write_index(table: pa.Table) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from pipeline.arrays import read_object
 from pipeline.reasons import Reason, RecordError, show
 from pipeline.schema import FIELD_SPLITS, Schema, SplitFromField
 from pipeline.values import NO_LABEL, Values, as_list, is_missing, parse_context, parse_label, parse_steps, plain
@@ -59,8 +60,10 @@ def parse_line(line: bytes | str, schema: Schema, *, labelled: bool = True) -> S
     if len(line) > MAX_RECORD_BYTES:
         # A reader cuts the line off there, so its whole size is not known.
         raise RecordError("too_large", f"the record is larger than {MAX_RECORD_BYTES:,} bytes, the most it may have")
+    # An id that is a hash of the record needs it as it was written.
+    record: Any = read_object(line, schema.steps) if schema.id is not None and isinstance(line, bytes) else None
     try:
-        record = orjson.loads(line)
+        record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:
         record = _parse_with_constants(line, error)
     return parse_record(record, schema, labelled=labelled)

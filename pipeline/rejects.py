@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pipeline.encoded import Reject
 from pipeline.lines import ReadChunk
-from pipeline.shards import Reject
 from pipeline.storage import join, replace
 
 

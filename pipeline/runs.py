@@ -7,96 +7,116 @@ in the sort shuffle of Spark: what is in memory is one run while it is made, and
 import contextlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.encoded import COLUMNS, Block, Encoded, from_rows, rank, to_block
 from pipeline.hashing import key_number
-from pipeline.shards import Encoded, Origin, rank
 from pipeline.storage import create, join, open_read
 from pipeline.tfrecord import FRAME_BYTES
 
 # A run is written when its records take so many bytes, or are so many.
 RUN_BYTES, RUN_RECORDS = 32 * 2**20, 32_768
-# Rows of a run's table that are read at once, and records of all runs that are put in order at once.
-_BLOCK_RECORDS, _MERGED_RECORDS = 512, 16_384
+# Rows of a run's table that are read at once; records of all runs that are put in order at once, and the bytes of
+# their Examples, and the bytes of those that are in memory at once.
+_READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 16 * 2**20
 
-_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("chunk", pa.int64()),
-        ("byte_offset", pa.int64()),
-        ("number", pa.int64()),
-        ("sha256", pa.binary()),
-        ("raw", pa.binary()),
-        ("key", pa.binary(16)),
-        ("digest", pa.binary(32)),
-        ("id", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("num_steps", pa.int64()),
-        ("num_labels", pa.int64()),
-        ("truncated", pa.bool_()),
-        ("offset", pa.int64()),
-        ("num_bytes", pa.int64()),
-    ]
-)
 _ROWS, _EXAMPLES = ".rows", ".examples"
+_SCHEMA = COLUMNS.append(pa.field("offset", pa.int64())).append(pa.field("num_bytes", pa.int64()))
 
 
 class Run(NamedTuple):
-    """A table of records, and a file of their Examples one after the other, both in the order of the keys.
+    """A table of records, and a file of their Examples one after the other, both in the order of `rank`.
 
     Attributes:
         path: Of both, without their endings.
+        num_bytes: Of all Examples.
         first_keys: Of each block of the table.
         split_bytes: Of each split, the bytes of its TFRecords.
     """
 
     path: str
     records: int
+    num_bytes: int
     first_keys: tuple[bytes, ...]
     split_bytes: dict[str, int]
 
 
 def write_run(records: Iterable[Encoded], folder: str) -> Run:
     """Writes a run into two new files in a folder; who is told to twice writes two runs, and names one."""
-    ordered = sorted(records, key=rank)
+    rows, examples = to_block(records)
     path = join(folder, uuid.uuid4().hex)
-    sizes = [len(record.example) for record in ordered]
-    offsets = (np.cumsum(sizes) - sizes).tolist()
+    sizes = np.array([len(example) for example in examples], np.int64)
     with create(f"{path}{_EXAMPLES}") as file:
-        file.writelines(record.example for record in ordered)
-    blocks = [slice(start, start + _BLOCK_RECORDS) for start in range(0, len(ordered), _BLOCK_RECORDS)]
+        file.writelines(examples)
+    rows = rows.append_column("offset", pa.array(np.cumsum(sizes) - sizes)).append_column("num_bytes", pa.array(sizes))
     with create(f"{path}{_ROWS}") as file, pa.ipc.new_file(file, _SCHEMA) as table:
-        for block in blocks:
-            rows = [(*record.origin, record.key, record.digest, *record[3:-1]) for record in ordered[block]]
-            columns = [*zip(*rows, strict=True), offsets[block], sizes[block]]
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-            table.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-    split_bytes: dict[str, int] = {}
-    for record, size in zip(ordered, sizes, strict=True):
-        split_bytes[record.split] = split_bytes.get(record.split, 0) + size + FRAME_BYTES
-    return Run(path, len(ordered), tuple(ordered[block.start].key for block in blocks), split_bytes)
+        table.write_table(rows, max_chunksize=_READ_RECORDS)
+    splits = rows["split"].dictionary_encode().combine_chunks()
+    totals = np.bincount(splits.indices.to_numpy(), sizes + FRAME_BYTES, len(splits.dictionary))
+    return Run(
+        path,
+        len(examples),
+        int(sizes.sum()),
+        tuple(rows["key"][place].as_py() for place in range(0, len(examples), _READ_RECORDS)),
+        dict(zip(splits.dictionary.to_pylist(), map(int, totals), strict=True)),
+    )
 
 
-def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Encoded]:
-    """The records of all runs whose `key_number` is in [first, end), in the order of `rank`."""
+def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
+    """The records of all runs whose `key_number` is in [first, end), in the order of `rank`, some at a time."""
     with contextlib.ExitStack() as files:
         readers = [files.enter_context(contextlib.closing(_Reader(run, first))) for run in sorted(runs)]
-        expected = sum(run.records for run in runs) * (end - first) / 2**64
-        parts = max(1, round(expected / _MERGED_RECORDS))
+        share = (end - first) / 2**64
+        wanted = max(
+            sum(run.records for run in runs) * share / _MERGED_RECORDS,
+            sum(run.num_bytes for run in runs) * share / _MERGED_BYTES,
+        )
+        parts = max(1, round(wanted))
         for part in range(1, parts + 1):
             stop = first + (end - first) * part // parts
-            found = [(row, reader) for reader in readers for row in reader.take(stop)]
-            # An Example is read when its turn comes: in each of the runs they lie in this order.
-            for (record, offset, num_bytes), reader in sorted(found, key=lambda item: rank(item[0][0])):
-                yield record._replace(example=reader.read(offset, num_bytes))
+            yield from _read_blocks(readers, *_merge([reader.take(stop) for reader in readers]))
 
 
-# A record without its Example, and where that lies.
-_Row = tuple[Encoded, int, int]
+def _merge(taken: list[pa.Table]) -> tuple[pa.Table, np.ndarray[Any, Any]]:
+    """The rows of all runs in the order of `rank`, and int64[rows], the run of each."""
+    rows = pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
+    which = np.repeat(np.arange(len(taken)), [len(part) for part in taken])
+    keys = _halves(rows["key"])
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    keys = keys[order]
+    double = np.append(False, (keys[1:] == keys[:-1]).all(axis=1))
+    double[:-1] |= double[1:]
+    places = np.flatnonzero(double)
+    if len(places):
+        # Only of these does the order hang on more than the key.
+        ranks = [rank(record) for record in from_rows(rows.take(pa.array(order[places])))]
+        order[places] = order[places][sorted(range(len(places)), key=ranks.__getitem__)]
+    return rows.take(pa.array(order)), which[order]
+
+
+def _read_blocks(readers: "list[_Reader]", rows: pa.Table, which: np.ndarray[Any, Any]) -> Iterator[Block]:
+    """Rows with their Examples, so many at a time as may be in memory."""
+    sizes, offsets = rows["num_bytes"].to_numpy(), rows["offset"].to_numpy()
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        limit = ends[start] - sizes[start] + _MERGED_BYTES
+        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        examples: list[bytes] = [b""] * (stop - start)
+        for number in np.unique(which[start:stop]).tolist():
+            # In each of the runs they lie in this order, one after the other.
+            places = np.flatnonzero(which[start:stop] == number)
+            begin, size = offsets[start + places], sizes[start + places]
+            data = readers[number].read(int(begin[0]), int(size.sum()))
+            inside = (begin - begin[0]).tolist()
+            for place, a, b in zip(places.tolist(), inside, size.tolist(), strict=True):
+                examples[place] = data[a : a + b]
+            del data  # one of them may be most of what there is
+        yield Block(rows[start:stop], examples)
+        start = stop
 
 
 class _Reader:
@@ -109,10 +129,8 @@ class _Reader:
         # The block before the first one that begins there may hold it too.
         begins = np.array([key_number(key) for key in run.first_keys], np.uint64)
         self._block = max(0, int(np.searchsorted(begins, np.uint64(first))) - 1)
-        self._rows = self._read_block()
-        while self._rows and key_number(self._rows[-1][0].key) < first:
-            self._rows = self._read_block()
-        self._rows = [row for row in self._rows if key_number(row[0].key) >= first]
+        self._rows = _SCHEMA.empty_table()
+        self.take(first)
 
     def close(self) -> None:
         self._files.close()
@@ -121,27 +139,26 @@ class _Reader:
         self._examples.seek(offset)
         return self._examples.read(num_bytes)
 
-    def take(self, stop: int) -> list[_Row]:
-        """What comes before a key; each row once."""
-        taken: list[_Row] = []
-        while self._rows:
-            rest = [row for row in self._rows if key_number(row[0].key) >= stop]
-            taken += self._rows[: len(self._rows) - len(rest)]
-            self._rows = rest or self._read_block()
-            if rest:
+    def take(self, stop: int) -> pa.Table:
+        """The rows before a key; each of them once."""
+        taken = []
+        while True:
+            if not len(self._rows):
+                if self._block >= self._table.num_record_batches:
+                    break
+                self._rows = pa.Table.from_batches([self._table.get_batch(self._block)])
+                self._block += 1
+            numbers = _halves(self._rows["key"])[:, 0]
+            count = len(numbers) if stop >> 64 else int(np.searchsorted(numbers, np.uint64(stop)))
+            taken.append(self._rows[:count])
+            self._rows = self._rows[count:]
+            if len(self._rows):
                 break
-        return taken
+        return pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
 
-    def _read_block(self) -> list[_Row]:
-        if self._block >= self._table.num_record_batches:
-            return []
-        columns = [column.to_pylist() for column in self._table.get_batch(self._block).columns]
-        self._block += 1
-        origins = map(Origin, *columns[: len(Origin._fields)])
-        keys, digests, *rest, offsets, sizes = columns[len(Origin._fields) :]
-        return [
-            (Encoded._make((key, digest, origin, *values, b"")), offset, size)
-            for key, digest, origin, offset, size, *values in zip(
-                keys, digests, origins, offsets, sizes, *rest, strict=True
-            )
-        ]
+
+def _halves(keys: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """uint64[keys, 2], which sort as the keys do: `key_number`, and the rest."""
+    array = keys.combine_chunks()
+    numbers = np.frombuffer(array.buffers()[1], ">u8").astype(np.uint64)
+    return numbers.reshape(-1, 2)[array.offset : array.offset + len(array)]

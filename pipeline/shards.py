@@ -5,95 +5,25 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.decode import decode_examples
-from pipeline.examples import Value, decode_example, encode_sequence
+from pipeline.encoded import COLUMNS, Block, Encoded, Origin, Reject, from_rows
+from pipeline.examples import Value, decode_example
 from pipeline.fields import stored_fields
-from pipeline.hashing import choose_split, order_key
 from pipeline.index import build_index, index_label, write_index
 from pipeline.manifest import TRAIN, Shard
-from pipeline.reasons import Reason
-from pipeline.records import Sequence, num_labels
-from pipeline.schema import Schema, SplitFromField, class_name
+from pipeline.schema import Schema, class_name
 from pipeline.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
-from pipeline.tfrecord import FRAME_BYTES, frame
+from pipeline.tfrecord import FRAME_BYTES, frames
 from pipeline.values import MISSING_STRING, is_missing, named_classes
 
-
-class Origin(NamedTuple):
-    """Where a record comes from, as far as it is known, for the day it is rejected.
-
-    Attributes:
-        path: The raw file; None where the record came from elsewhere.
-        chunk: Where the chunk of the file starts, in bytes.
-        byte_offset: Where the line starts, in bytes of the decompressed file.
-        number: Lines before it in its chunk.
-        sha256: Digest of the raw line; of one that is too large, of its beginning.
-        raw: The line itself, only where it is to be kept.
-    """
-
-    path: str | None
-    chunk: int
-    byte_offset: int
-    number: int
-    sha256: bytes
-    raw: bytes | None
-
-
-class Reject(NamedTuple):
-    """A record that cannot be used, and why."""
-
-    reason: Reason
-    message: str
-    id: str | None
-    origin: Origin
-
-
-class Encoded(NamedTuple):
-    """A record as it travels to its shard."""
-
-    key: bytes
-    digest: bytes
-    origin: Origin
-    id: str
-    group: str | None
-    split: str
-    num_steps: int
-    num_labels: int
-    truncated: bool
-    example: bytes
-
-
-def encode(sequence: Sequence, origin: Origin, schema: Schema, *, seed: int) -> Encoded:
-    """A sequence as bytes, with the split and the place that follow from its id."""
-    group = None if schema.group is None else sequence.group
-    if isinstance(schema.splits, SplitFromField):
-        if sequence.split is None:
-            raise ValueError(
-                f"Sequence {sequence.id!r} names no split, but the schema takes it from {schema.splits.field!r}."
-            )
-        split = sequence.split
-    else:
-        if schema.group is not None and sequence.group is None:
-            raise ValueError(f"Sequence {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
-        split = choose_split(sequence.id if group is None else group, schema.splits, seed=seed)
-    example = encode_sequence(sequence, schema)
-    return Encoded(
-        key=order_key(sequence.id, seed=seed),
-        digest=hashlib.sha256(example).digest(),
-        origin=origin,
-        id=sequence.id,
-        group=group,
-        split=split,
-        num_steps=sequence.num_steps,
-        num_labels=num_labels(sequence, schema),
-        truncated=sequence.truncated,
-        example=example,
-    )
+# Columns of a record that its shard's index and counts need.
+_KEPT = ["path", "id", "group", "num_steps", "num_labels", "truncated"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +57,7 @@ class ShardWriter:
     generation: str
 
     def write(
-        self, number: int, records: Iterable[Encoded], *, num_shards: int
+        self, number: int, blocks: Iterable[Block], *, num_shards: int
     ) -> tuple[list[ShardSummary], list[Reject]]:
         """Writes all records whose hash chose shard `number`; a second time it writes the same bytes.
 
@@ -135,7 +65,7 @@ class ShardWriter:
         back as rejects.
 
         Args:
-            records: In the order of `rank`.
+            blocks: Records in the order of `rank`.
         """
         rejects: list[Reject] = []
         kept: Encoded | None = None
@@ -145,19 +75,38 @@ class ShardWriter:
                 stem = f"data/{self.generation}/{name}-{number:05d}-of-{num_shards:05d}"
                 file = files.enter_context(replace(join(self.output, f"{stem}.tfrecord")))
                 shards[name] = _Shard(self.schema, name, number, stem, file)
-            for record in records:
-                if kept is not None and kept.id == record.id:
-                    message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
-                    rejects.append(Reject("duplicate_id", message, record.id, record.origin))
-                    continue
-                shards[record.split].add(record)
-                # What is told of it needs no Example.
-                kept = record._replace(example=b"")
+            for block in blocks:
+                stays, kept = _refuse_doubles(block.rows, kept, rejects)
+                splits = block.rows["split"].to_numpy(zero_copy_only=False)
+                for name, shard in shards.items():
+                    places = np.flatnonzero(stays & (splits == name))
+                    shard.add(block.rows.take(pa.array(places)), [block.examples[i] for i in places.tolist()])
+            for shard in shards.values():
+                shard.flush()
         return [shard.close(self.output) for shard in shards.values()], rejects
 
 
+def _refuse_doubles(
+    rows: pa.Table, kept: Encoded | None, rejects: list[Reject]
+) -> tuple[np.ndarray[Any, Any], Encoded | None]:
+    """bool[rows], which of them are the first with their id; and the last of these, for the rows that come after."""
+    ids = rows["id"].to_pylist()
+    stays = np.array([a != b for a, b in zip([kept and kept.id, *ids], ids, strict=False)], bool)
+    first = np.maximum.accumulate(np.where(stays, np.arange(len(ids)), -1))
+    for place in np.flatnonzero(~stays).tolist():
+        if first[place] >= 0:
+            (kept,) = from_rows(rows.slice(first[place], 1))
+        (record,) = from_rows(rows.slice(place, 1))
+        assert kept is not None
+        message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
+        rejects.append(Reject("duplicate_id", message, record.id, record.origin))
+    if stays.any():
+        (kept,) = from_rows(rows.slice(first[-1], 1))
+    return stays, kept
+
+
 class _Shard:
-    """A shard while it is written, record by record."""
+    """A shard while it is written, some records at a time."""
 
     def __init__(self, schema: Schema, split: str, number: int, stem: str, file: IO[bytes]) -> None:
         self._schema, self._split, self._number, self._stem, self._file = schema, split, number, stem, file
@@ -165,55 +114,68 @@ class _Shard:
         self._digest = hashlib.sha256()
         self._block: list[bytes] = []
         self._block_bytes = 0
-        self._columns: dict[str, list[Any]] = {
-            name: [] for name in ("num_bytes", "num_steps", "ids", "groups", "sources")
-        }
-        self._labels = self._truncated = 0
+        self._sizes: list[int] = []
+        self._rows = [COLUMNS.empty_table().select(_KEPT)]
 
-    def add(self, record: Encoded) -> None:
-        framed = frame(record.example)
-        self._digest.update(framed)
-        self._file.write(framed)
-        values = (len(record.example), record.num_steps, record.id, record.group, record.origin.path)
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
-        self._labels += record.num_labels
-        self._truncated += record.truncated
-        self._block.append(record.example)
-        self._block_bytes += len(record.example)
-        if len(self._block) == BLOCK_RECORDS or self._block_bytes >= BLOCK_BYTES:
-            self._flush()
+    def add(self, rows: pa.Table, examples: list[bytes]) -> None:
+        """Writes records that come after those before."""
+        self._rows.append(rows.select(_KEPT))
+        self._sizes += map(len, examples)
+        for example in examples:
+            self._block.append(example)
+            self._block_bytes += len(example)
+            if len(self._block) == BLOCK_RECORDS or self._block_bytes >= BLOCK_BYTES:
+                self.flush()
 
     def close(self, output: str) -> ShardSummary:
         """Writes the index beside the file, which is in its place then."""
-        self._flush()
-        contents, num_steps, sizes = self._contents, self._columns["num_steps"], self._columns["num_bytes"]
-        index = write_index(build_index(self._schema.label, labels=contents.labels, **self._columns))
+        contents, rows, sizes = self._contents, pa.concat_tables(self._rows), self._sizes
+        index = write_index(
+            build_index(
+                self._schema.label,
+                num_bytes=sizes,
+                num_steps=rows["num_steps"],
+                ids=rows["id"],
+                labels=contents.labels,
+                groups=rows["group"],
+                sources=rows["path"],
+            )
+        )
         with replace(join(output, f"{self._stem}.index.parquet")) as file:
             file.write(index)
+        num_steps = rows["num_steps"].to_numpy()
+        lengths, counts = np.unique(num_steps, return_counts=True)
         return ShardSummary(
             split=self._split,
             number=self._number,
             shard=Shard(
                 path=f"{self._stem}.tfrecord",
-                records=len(num_steps),
-                steps=sum(num_steps),
+                records=len(sizes),
+                steps=int(num_steps.sum()),
                 bytes=sum(sizes) + FRAME_BYTES * len(sizes),
                 sha256=self._digest.hexdigest(),
                 index_path=f"{self._stem}.index.parquet",
                 index_sha256=hashlib.sha256(index).hexdigest(),
             ),
-            labels=self._labels,
-            truncated=self._truncated,
-            length_counts=dict(collections.Counter(num_steps)),
+            labels=int(rows["num_labels"].to_numpy().sum()),
+            truncated=int(rows["truncated"].to_numpy().sum()),
+            length_counts=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             label_counts=dict(contents.label_counts),
             missing=contents.missing,
             strings={name: dict(counts) for name, counts in contents.strings.items()},
             moments={name: m for name, m in contents.moments.items() if m is not None},
         )
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what `add` kept back until there is a block of it."""
         if self._block:
+            pieces = frames(self._block)
+            if self._block_bytes < BLOCK_BYTES:
+                pieces = [b"".join(pieces)]
+            for piece in pieces:
+                self._digest.update(piece)
+                self._file.write(piece)
+            del pieces
             self._contents.add(self._block)
             self._block, self._block_bytes = [], 0
 
@@ -259,14 +221,6 @@ class _Contents:
         for position, count in zip(classes.tolist(), counts.tolist(), strict=True):
             self.label_counts[self._names[position]] += count
         self.labels += [index_label(label, self._label) for label in labels]
-
-
-def rank(record: Encoded) -> tuple[Any, ...]:
-    """The order of records: by key, and of doubles by what is in them."""
-    # The origin comes late: which of two doubles stays must not hang on the order of the input as long as they differ.
-    origin = record.origin
-    content = (record.digest, record.split, record.truncated)
-    return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
 
 
 def _place(origin: Origin) -> str:

@@ -8,8 +8,9 @@ Source: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format
 """
 
 import dataclasses
+import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import google_crc32c
@@ -89,8 +90,23 @@ def _refuse(begin: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], message: s
 
 def frame(data: bytes) -> bytes:
     """`data` as it is written to a file: FRAME_BYTES longer."""
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data))))
+    return b"".join((_header(len(data)), data, _CRC.pack(masked_crc(data))))
+
+
+def frames(records: Sequence[bytes]) -> list[bytes]:
+    """What `frame` makes of each record, in pieces that follow one another."""
+    footers = _masked(np.array([google_crc32c.value(data) for data in records], np.int64)).astype("<u4").tobytes()
+    pieces = [b""] * (3 * len(records))
+    pieces[0::3] = [_header(len(data)) for data in records]
+    pieces[1::3] = records
+    pieces[2::3] = [footers[i : i + FOOTER_BYTES] for i in range(0, len(footers), FOOTER_BYTES)]
+    return pieces
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _header(num_bytes: int) -> bytes:
+    length = struct.pack("<Q", num_bytes)
+    return length + _CRC.pack(masked_crc(length))
 
 
 def walk(file: Readable, *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES) -> Iterator[Record]:

@@ -12,6 +12,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.encoded import Encoded, Origin, Reject, encode
 from pipeline.hashing import shard_range
 from pipeline.lines import Lines, ReadChunk
 from pipeline.publish import Publisher, check_output, new_generation, runs_folder
@@ -20,7 +21,7 @@ from pipeline.records import Sequence, canonical, parse_line, parse_record
 from pipeline.rejects import RejectsFile, write_rejects
 from pipeline.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
 from pipeline.schema import Schema
-from pipeline.shards import Encoded, Origin, Reject, ShardWriter, encode
+from pipeline.shards import ShardWriter
 from pipeline.storage import absolute
 
 DEFAULT_MAX_REJECTED = 0.01

@@ -44,9 +44,27 @@ def parse_steps(value: Any, name: str, feature: Feature) -> Values:
     Raises:
         RecordError: says the place in the record, the value and what was expected.
     """
+    numbers = _take_array(value, feature) if isinstance(value, np.ndarray) else None
+    if numbers is not None:
+        return numbers
     steps = as_list(value, name)
     values = _parse_values(steps, name, feature)
     return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
+
+
+def _take_array(array: np.ndarray[Any, Any], feature: Feature) -> np.ndarray[Any, Any] | None:
+    """An array that is what the schema says, as it is stored; None if the exact way has to find out what is wrong."""
+    if array.ndim == 0 or array.shape[1:] != feature.shape:
+        return None
+    if feature.dtype == "float32" and array.dtype in (np.float64, np.float32):
+        with np.errstate(over="ignore"):  # not finite then
+            numbers = array.astype(np.float32)
+        return numbers if np.isfinite(numbers).all() else None
+    if feature.dtype == "int64" and array.dtype == np.int64:
+        assert feature.num_values is not None
+        fits = not array.size or (array.min() >= 0 and array.max() < feature.num_values)
+        return array if fits else None
+    return None
 
 
 def parse_context(value: Any, name: str, feature: Feature) -> Values:

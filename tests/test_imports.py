@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What both packages must agree on, and the trainer may import of `pipeline`.
 CONTRACT = {
     "allowance",
+    "arrays",
     "beam_flags",
     "decode",
     "documents",
@@ -33,7 +34,7 @@ CONTRACT = {
 }
 # The one module of the trainer that runs a Beam job, and what it takes of that of `prepare`.
 BEAM_JOB = "trainer.predict"
-JOB = {"lines", "publish", "rejects", "runners", "shards", "transforms"}
+JOB = {"encoded", "lines", "publish", "rejects", "runners", "shards", "transforms"}
 # Only what prints tables needs it, and it takes a moment.
 NEED_RICH = {"tables"}
 

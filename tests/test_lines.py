@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import lines
+from pipeline.encoded import Origin, Reject
 from pipeline.errors import UserError
 from pipeline.lines import Chunk, Lines, RawFile, ReadChunk, find_files, read_chunk, split_file
 from pipeline.records import MAX_RECORD_BYTES
 from pipeline.rejects import write_rejects
-from pipeline.shards import Origin, Reject
 
 
 def read(path, width=None):

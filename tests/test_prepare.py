@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.encoded import Origin, encode, to_block
 from pipeline.errors import UserError
 from pipeline.hashing import choose_split
 from pipeline.index import read_index
@@ -24,7 +25,7 @@ from pipeline.publish import new_generation
 from pipeline.reasons import REASONS
 from pipeline.records import MAX_RECORD_BYTES, parse_record
 from pipeline.schema import Schema
-from pipeline.shards import Origin, ShardWriter, encode
+from pipeline.shards import ShardWriter
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -125,7 +126,7 @@ def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
     sequence = parse_record(tiny("a", who="g"), schema)
     writer = ShardWriter(schema, str(tmp_path), new_generation())
     encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
-    ((summary,), _) = writer.write(0, [encoded], num_shards=1)
+    ((summary,), _) = writer.write(0, [to_block([encoded])], num_shards=1)
     (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None

@@ -7,10 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.runs
+from pipeline.encoded import Encoded, Origin, from_rows, rank
 from pipeline.hashing import choose_shard, order_key, shard_range
 from pipeline.runs import merge_runs, write_run
-from pipeline.shards import Encoded, Origin, rank
 from pipeline.tfrecord import frame
+
+
+def merged_records(runs, first, end):
+    return [
+        row._replace(example=example)
+        for block in merge_runs(runs, first, end)
+        for row, example in zip(from_rows(block.rows), block.examples, strict=True)
+    ]
+
 
 ORIGINS = st.builds(
     Origin,
@@ -45,10 +54,11 @@ def encoded(draw):
 def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, parts, num_shards):
     folder = str(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.runs, "_BLOCK_RECORDS", 3)
+        patch.setattr(pipeline.runs, "_READ_RECORDS", 3)
         patch.setattr(pipeline.runs, "_MERGED_RECORDS", 5)
+        patch.setattr(pipeline.runs, "_MERGED_BYTES", 30)
         runs = [write_run(part, folder) for part in parts]
-        merged = [list(merge_runs(runs, *shard_range(n, num_shards=num_shards))) for n in range(num_shards)]
+        merged = [merged_records(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=rank)
     # Of records that are the same in all that ranks them, either may come first.
     assert [rank(record) for found in merged for record in found] == [rank(record) for record in everything]
@@ -71,4 +81,4 @@ def test_a_run_that_fails_leaves_no_half_file(tmp_path):
         run = write_run([record], str(tmp_path))
         with pipeline.runs.create(f"{run.path}.rows"):
             pass
-    assert list(merge_runs([run], 0, 2**64)) == [record]
+    assert merged_records([run], 0, 2**64) == [record]

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.tfrecord import FRAME_BYTES, CorruptRecord, check_frames, frame, masked_crc, walk
@@ -116,10 +116,13 @@ def test_any_damage_gives_a_prefix_of_the_records_and_then_an_error(start, width
         for record in walk(io.BytesIO(damaged), num_bytes=len(damaged)):
             seen.append(record.data)
     except CorruptRecord as error:
+        # A length and its CRC look like 8 bytes of data and theirs: cut out just what is between, and no one can tell.
+        assume(not {struct.pack("<Q", len(data)) for data in PAYLOADS} & set(seen))
         assert seen == PAYLOADS[: len(seen)]
         assert error.offset == OFFSETS[len(seen)] if len(seen) < len(OFFSETS) else len(WHOLE)
     else:
         # Whole records may be missing from a file that looks whole: only the manifest's count tells.
+        assume(not {struct.pack("<Q", len(data)) for data in PAYLOADS} & set(seen))
         assert all(data in PAYLOADS for data in seen)
 
 

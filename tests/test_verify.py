@@ -16,6 +16,7 @@ import pytest
 from damage import at_row, edit, edit_manifest, frames_of, walk_file
 
 import lengthwise
+from pipeline.encoded import Origin, encode, to_block
 from pipeline.examples import decode_example, encode_example
 from pipeline.index import read_index, write_index
 from pipeline.inspect import load
@@ -23,7 +24,7 @@ from pipeline.prepare import PrepareOptions, prepare
 from pipeline.publish import Publisher, new_generation
 from pipeline.records import Sequence
 from pipeline.schema import Schema
-from pipeline.shards import Origin, ShardWriter, encode, rank
+from pipeline.shards import ShardWriter
 from pipeline.tfrecord import frame, masked_crc
 from pipeline.verify import Fault, verify
 
@@ -562,7 +563,7 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
         )
         for i in range(200)
     ]
-    shards, _ = ShardWriter(schema, output, generation).write(0, sorted(records, key=rank), num_shards=1)
+    shards, _ = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1)
     Publisher(schema, output, generation, 0, 0.0, False).publish(shards, [], [])
     measured = peak_of(output)
     assert measured["faults"] == 0

@@ -19,6 +19,7 @@ import tensorflow as tf
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.transforms.window import GlobalWindows
 
+from pipeline.encoded import Origin, Reject
 from pipeline.errors import UserError
 from pipeline.lines import ReadChunk, ReadLines, find_files
 from pipeline.manifest import Rejected
@@ -27,7 +28,6 @@ from pipeline.records import Sequence
 from pipeline.rejects import RejectsFile, write_rejects
 from pipeline.runners import make_pipeline, run_job
 from pipeline.schema import Feature, Schema
-from pipeline.shards import Origin, Reject
 from pipeline.storage import absolute, join, replace
 from pipeline.transforms import DEFAULT_MAX_REJECTED, ParseRecords
 from trainer.delivery import Delivery, Part

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
+from pipeline.encoded import Encoded, Origin, encode, to_block
 from pipeline.examples import encode_example, encode_varints
 from pipeline.hashing import choose_shard
 from pipeline.publish import Publisher, new_generation
 from pipeline.records import Sequence
 from pipeline.schema import Schema
-from pipeline.shards import Encoded, Origin, ShardWriter, encode, rank
+from pipeline.shards import ShardWriter
 from pipeline.tfrecord import frame
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
@@ -71,7 +72,7 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
     written = [
         summary
         for number, part in enumerate(shards)
-        for summary in writer.write(number, sorted(part, key=rank), num_shards=NUM_SHARDS)[0]
+        for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS)[0]
     ]
     Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
     return path

@@ -1,0 +1,111 @@
+"""Reads a line of JSON with arrays in the place of lists of numbers: no number becomes a Python object.
+
+simdjson flattens nested lists, so the width of every row is checked here. What is not plain numbers in the shape that
+the schema says is left to the exact way of `records.py`, which finds the reason.
+"""
+
+import itertools
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from pipeline.schema import Feature
+
+_BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
+
+# A parser of each thread: what it gave out last must be gone before it reads on.
+_local = threading.local()
+
+
+def read_object(line: bytes, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
+    """The record in a line as `orjson.loads` gives it, but for the step features of numbers.
+
+    Args:
+        steps: The step features by name. One of float32 comes as float64[num_steps, *shape], one of int64 as
+            int64[num_steps, *shape], where that is what the line has.
+
+    Returns:
+        None where the line is anything but an object whose keys are all different, or holds a number that simdjson
+        does not read: only the exact way can say what it is.
+    """
+    if line[:1] != b"{":  # also a byte order mark, which simdjson would skip
+        return None
+    try:
+        document = _parse(line)
+        record = {name: document[name] for name in document}
+        if len(record) < len(document):  # of equal keys, simdjson finds the first and everyone else takes the last
+            return None
+        return _with_arrays(record, steps, brackets=line.count(b"["))
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return _local.parser.parse(line)
+    except (AttributeError, RuntimeError):  # none yet; or someone, say a traceback, still holds on to the record before
+        _local.parser = simdjson.Parser()
+        return _local.parser.parse(line)
+
+
+def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, brackets: int) -> dict[str, Any]:
+    """Replaces simdjson's views by arrays, or by Python's lists and dicts."""
+    found = 0
+    views = {}
+    for name, value in record.items():
+        if isinstance(value, simdjson.Object):
+            record[name] = value.as_dict()
+        elif isinstance(value, simdjson.Array):
+            views[name] = value
+            found += 1
+            feature = steps.get(name)
+            rows = None if feature is None else _count_rows(value, feature.shape)
+            if rows is None:
+                record[name] = value.as_list()
+            else:
+                found += rows
+    # Every view has the bracket that opens it, and every row its own. If the line has no other, no row hides a list
+    # among its numbers; else each number is looked at.
+    flat = found == brackets
+    for name, value in views.items():
+        if record[name] is value:
+            array = _to_array(value, steps[name], flat)
+            record[name] = value.as_list() if array is None else array
+    return record
+
+
+def _count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
+    """How many lists lie in the list of steps, if each has the length that the shape says; else None."""
+    rows, level = 0, len(steps)
+    try:
+        for depth, dimension in enumerate(shape):
+            if not set(map(len, _flatten(steps, depth))) <= {dimension}:
+                return None
+            rows += level
+            level *= dimension
+    except TypeError:  # a number where a row should be
+        return None
+    return rows
+
+
+def _flatten(steps: Any, depth: int) -> Any:
+    for _ in range(depth):
+        steps = itertools.chain.from_iterable(steps)
+    return steps
+
+
+def _to_array(steps: Any, feature: Feature, flat: bool) -> np.ndarray[Any, Any] | None:
+    """The numbers of a list whose rows have the right lengths, or None where there is something else."""
+    if feature.dtype not in _BUFFER_TYPES:
+        return None
+    if not flat and not set(map(type, _flatten(steps, len(feature.shape)))) <= {int, float}:
+        return None
+    of_type, dtype = _BUFFER_TYPES[feature.dtype]
+    try:
+        numbers = np.frombuffer(steps.as_buffer(of_type=of_type), dtype)
+    except (TypeError, ValueError):  # a null, a word, an integer of 64 bits without a sign
+        return None
+    return numbers.reshape(len(steps), *feature.shape)
