@@ -4,6 +4,9 @@ from pipeline.errors import UserError
 from pipeline.manifest import Rejected
 from pipeline.storage import join
 
+# Share of the records that may be rejected unless one says otherwise.
+DEFAULT_MAX_REJECTED = 0.01
+
 
 def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str, generation: str) -> None:
     """Raises a UserError with the reasons if more than a share of `max_rejected` was, or no record is left."""

@@ -20,7 +20,7 @@ _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": (
 _local = threading.local()
 
 
-def read_object(line: bytes, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
+def read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
     """The record in a line as `orjson.loads` gives it, but for the step features of numbers.
 
     Args:
@@ -43,7 +43,7 @@ def read_object(line: bytes, steps: Mapping[str, Feature]) -> dict[str, Any] | N
         return None
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes | bytearray) -> Any:
     try:
         return _local.parser.parse(line)
     except (AttributeError, RuntimeError):  # none yet; or someone, say a traceback, still holds on to the record before

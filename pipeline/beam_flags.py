@@ -5,6 +5,16 @@ from typing import Any
 
 from pipeline.flags import FlagParser
 
+# Names under which people ask for the runner of this machine. Beam's own `DirectRunner` is a switch that downloads a
+# program before anything else; the runner that it falls back to is the one we take at once.
+LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "apache_beam.runners.direct.DirectRunner")
+
+
+def runs_in_this_process(beam_options: dict[str, Any]) -> bool:
+    """Whether a job with these options of Beam's runs here, and in one thread."""
+    parallel = {"direct_running_mode", "direct_num_workers"} & beam_options.keys()
+    return beam_options.get("runner") in LOCAL_RUNNERS and not parallel
+
 
 def parse_with_beam(parser: FlagParser, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of the parser's flags, and those of Beam's that are not their defaults, by name.

@@ -71,3 +71,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small, expected a whole number of at least 1")
     return value
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0, as a flag's type."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is too small, expected a whole number of at least 0")
+    return value

@@ -1,15 +1,11 @@
 """Reads JSON Lines files, plain and .gz, as batches of lines that know where they come from."""
 
-import dataclasses
 import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
-
-import apache_beam as beam
-from apache_beam.metrics import Metrics
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
@@ -17,9 +13,16 @@ from pipeline.records import MAX_RECORD_BYTES
 from pipeline.storage import filesystems, is_local, list_files, open_read
 
 # Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 32 * 2**20
 # Lines travel in batches of about this size, so that Beam's cost for an element is paid once for hundreds of them.
 BATCH_BYTES = 2**20
+# And in larger ones where each batch becomes a file.
+GZIP_BATCH_BYTES = 8 * 2**20
+# Bytes that are read at once.
+_BLOCK_BYTES = 2**20
+# A gzip file whose lines take so many times its bytes, and so many in all, is taken for one that was made to do harm.
+# (A record that is too large is a reject; what is dropped of it does not count.)
+_BOMB_RATIO, _BOMB_BYTES = 100, 64 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What a folder's raw files are called. A file that is named by itself, or by a glob, may be called anything.
@@ -68,7 +71,7 @@ class Lines(NamedTuple):
     chunk: int
     offsets: list[int]
     numbers: list[int]
-    lines: list[bytes]
+    lines: list[bytes | bytearray]
 
 
 def find_files(patterns: Sequence[str]) -> list[RawFile]:
@@ -132,103 +135,130 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
         yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False)
 
 
-def read_chunk(chunk: Chunk) -> Iterator[Lines | ReadChunk]:
-    """The lines that begin in a chunk, in batches, then what the chunk held.
+def read_chunk(chunk: Chunk, *, batch_bytes: int = BATCH_BYTES) -> Iterator[Lines | ReadChunk]:
+    """The lines that begin in a chunk, in batches of about `batch_bytes`, then what the chunk held.
 
     Raises:
-        UserError: the file cannot be read: gone, cut off, or a broken gzip stream.
+        UserError: the file cannot be read: gone, cut off, a broken gzip stream, or one that expands beyond all reason.
     """
     try:
         with open_read(chunk.path) as stored:
             if chunk.compressed:
                 # Beam's own decompression takes a stream that is cut off for its end; this checks length and CRC.
                 with gzip.GzipFile(fileobj=stored) as stream:
-                    yield from _read_lines(chunk, stream, stop=None)
+                    yield from _read_lines(chunk, _read_blocks(stream, 0, None), batch_bytes, stored)
             else:
-                yield from _read_lines(chunk, stored, stop=chunk.stop)
+                yield from _read_lines(chunk, _read_blocks(stored, chunk.start, chunk.stop), batch_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{chunk.path}: not a whole gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
 
 
-def _read_lines(chunk: Chunk, stream: IO[bytes] | gzip.GzipFile, *, stop: int | None) -> Iterator[Lines | ReadChunk]:
-    position = chunk.start
-    if chunk.start:
-        # A line that begins before the chunk belongs to the chunk before, unless it ends right there.
-        stream.seek(chunk.start - 1)
-        position = chunk.start - 1 + _read_line(stream, hashlib.sha256())[1]
-    digest, number, batch = hashlib.sha256(), 0, Lines(chunk.path, chunk.start, [], [], [])
-    size, first = 0, position
-    while stop is None or position < stop:
-        line, width = _read_line(stream, digest)
+def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """The bytes of the lines that begin in [start, stop), some at a time, each with its offset."""
+    # A line that begins before belongs to the chunk before, unless it ends right there.
+    position, begun = start - (start > 0), not start
+    if not begun:
+        stream.seek(position)
+    while block := stream.read(_BLOCK_BYTES):
+        if not begun:
+            skipped = block.find(b"\n") + 1
+            begun = skipped > 0
+            position += skipped if begun else len(block)
+            if stop is not None and position >= stop:
+                return
+            if not begun:
+                continue
+            block = block[skipped:]
+        if stop is not None and position + len(block) >= stop:
+            # The last line is that of the byte before `stop`, and may go on for long.
+            end = block.find(b"\n", max(0, stop - 1 - position)) + 1
+            if end:
+                yield position, block[:end]
+                return
+        yield position, block
+        position += len(block)
+
+
+def _read_lines(
+    chunk: Chunk, blocks: Iterator[tuple[int, bytes]], batch_bytes: int, compressed: IO[bytes] | None = None
+) -> Iterator[Lines | ReadChunk]:
+    batches = _Batches(chunk)
+    digest, num_bytes, told = hashlib.sha256(), 0, 0
+    offset, rest, width = chunk.start, bytearray(), 0  # of the line that a block broke off: it grows in its place
+    for position, block in blocks:
+        digest.update(block)
+        offset = offset if num_bytes else position
+        num_bytes += len(block)
+        first: bytes | bytearray
+        first, *others = block.split(b"\n")
+        if width or not others:
+            rest += first[: MAX_RECORD_BYTES + 2 - len(rest)]  # what is beyond is read, and dropped
+            width += len(first)
+            if not others:
+                continue
+            first = rest if width > _BLOCK_BYTES else bytes(rest)
+            batches.add(first, offset)
+            offset += width + 1
+        else:
+            batches.add(first, offset)
+            offset += len(first) + 1
+        rest, width, first = bytearray(), 0, b""  # whoever takes a large line alone holds it
+        for line in others[:-1]:
+            batches.add(line, offset)
+            offset += len(line) + 1
+        rest += others[-1]
+        width = len(rest)
+        if compressed is not None and batches.num_bytes > max(_BOMB_BYTES, _BOMB_RATIO * compressed.tell()):
+            raise UserError(
+                f"{chunk.path}: {compressed.tell():,} bytes of gzip hold more than {batches.num_bytes:,} bytes of "
+                "lines: refused, as made to fill memory or disk. If it is meant, decompress it first."
+            )
+        if batches.size >= batch_bytes:
+            yield from batches.take()
+            # Once all that follows is done with them. A chunk is large, and may take a minute.
+            done = num_bytes if compressed is None else compressed.tell()
+            progress.add_bytes(done - told)
+            told = done
+    if width:
+        batches.add(rest if width > _BLOCK_BYTES else bytes(rest), offset)
+    yield from batches.take()
+    progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - told)
+    yield ReadChunk(chunk.path, chunk.start, num_bytes, batches.number, digest.digest())
+
+
+class _Batches:
+    """Gathers the lines of a chunk that are not blank.
+
+    Attributes:
+        number: Of lines so far, the blank ones too.
+        num_bytes: Of these lines.
+        size: Bytes of those that wait.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._batch = Lines(chunk.path, chunk.start, [], [], [])
+        self.number = self.num_bytes = self.size = 0
+
+    def add(self, line: bytes | bytearray, offset: int) -> None:
+        self.num_bytes += len(line) + 1
+        self.number += 1
         if not line:
-            break
-        content = line.removesuffix(b"\n").removesuffix(b"\r")
-        if position == 0:
-            content = content.removeprefix(_BYTE_ORDER_MARK)
-        if content and not content.isspace():
-            batch.offsets.append(position)
-            batch.numbers.append(number)
-            batch.lines.append(content)
-            size += len(content)
-        position += width
-        number += 1
-        if size >= BATCH_BYTES:
+            return
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if offset == 0 and line.startswith(_BYTE_ORDER_MARK):
+            line = line[len(_BYTE_ORDER_MARK) :]
+        if line and not line.isspace():
+            self._batch.offsets.append(offset)
+            self._batch.numbers.append(self.number - 1)
+            self._batch.lines.append(line)
+            self.size += len(line)
+
+    def take(self) -> Iterator[Lines]:
+        if self._batch.lines:
+            batch, self._batch, self.size = self._batch, Lines(self._chunk.path, self._chunk.start, [], [], []), 0
             yield batch
-            batch, size = Lines(chunk.path, chunk.start, [], [], []), 0
-    if batch.lines:
-        yield batch
-    yield ReadChunk(chunk.path, chunk.start, position - first, number, digest.digest())
-
-
-def _read_line(stream: Any, digest: Any) -> tuple[bytes, int]:
-    """The next line and its length with the break, in bounded memory: what is beyond the limit is read and dropped."""
-    limit = MAX_RECORD_BYTES + 2
-    line: bytes = stream.readline(limit)
-    digest.update(line)
-    width, rest = len(line), line
-    while len(rest) == limit and not rest.endswith(b"\n"):
-        rest = stream.readline(limit)
-        digest.update(rest)
-        width += len(rest)
-    return line, width
-
-
-class _ReadChunks(beam.DoFn):
-    CHUNKS = "chunks"
-
-    def __init__(self) -> None:
-        self._lines = Metrics.counter("lengthwise", "lines_read")
-
-    def process(self, chunk: Chunk) -> Iterable[Any]:
-        told = 0
-        for item in read_chunk(chunk):
-            if isinstance(item, ReadChunk):
-                yield beam.pvalue.TaggedOutput(self.CHUNKS, item)
-                progress.add_bytes(item.num_bytes - told)
-            else:
-                self._lines.inc(len(item.lines))
-                progress.add_records(len(item.lines))
-                yield item
-                # Once all that follows in this stage is done with them. A chunk is large, and may take a minute.
-                size = sum(map(len, item.lines))
-                told += size
-                progress.add_bytes(size)
-
-
-@dataclasses.dataclass
-class ReadLines(beam.PTransform):
-    """Begin -> {"lines": batches of lines, "chunks": what was read}, from the files that `find_files` found."""
-
-    files: Sequence[RawFile]
-
-    def expand(self, pipeline: Any) -> Any:
-        outputs = (
-            pipeline
-            | "Files" >> beam.Create(list(self.files))
-            | "Split" >> beam.FlatMap(split_file)
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadChunks()).with_outputs(_ReadChunks.CHUNKS, main="lines")
-        )
-        return {"lines": outputs["lines"], "chunks": outputs[_ReadChunks.CHUNKS]}
+            progress.add_records(len(batch.offsets))  # whoever has taken the lines may have emptied the batch

@@ -3,7 +3,7 @@
 import json
 
 from pipeline.beam_flags import parse_with_beam
-from pipeline.flags import FlagParser, positive, share
+from pipeline.flags import FlagParser, natural, positive, share
 
 
 def sample(arguments: list[str]) -> None:
@@ -58,6 +58,12 @@ def prepare(arguments: list[str]) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
     parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
+    parser.add_argument(
+        "--processes",
+        type=natural,
+        help="that parse and write beside this one, about 100 MB each; default: one for each core, at most 4, and none "
+        "where the input is small or Beam has workers",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values, beam_options = parse_with_beam(parser, arguments)
     from pipeline.prepare import PrepareOptions

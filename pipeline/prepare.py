@@ -3,19 +3,29 @@
 import dataclasses
 from typing import Any
 
+from pipeline import workers
+from pipeline.allowance import DEFAULT_MAX_REJECTED
+from pipeline.beam_flags import runs_in_this_process
 from pipeline.errors import UserError
-from pipeline.lines import ReadLines, find_files
+from pipeline.lines import find_files
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.publish import check_output, discard_generation, new_generation
-from pipeline.runners import make_pipeline, run_job
 from pipeline.schema import Schema
 from pipeline.storage import absolute, join, read_bytes
-from pipeline.transforms import DEFAULT_MAX_REJECTED, ParseRecords, WriteDataset
+
+# Input that is done before other processes have started.
+_SMALL_BYTES = 16 * 2**20
+# Each process holds some 100 MB: more of them, only who asks for them gets.
+_MOST_WORKERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """What `lengthwise prepare` is told; WriteDataset says what each means."""
+    """What `lengthwise prepare` is told; WriteDataset says what each means.
+
+    Attributes:
+        processes: That parse and write beside this one; 0 does all in this one. None chooses.
+    """
 
     raw: tuple[str, ...]
     schema: str
@@ -25,6 +35,7 @@ class PrepareOptions:
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     keep_raw: bool = False
+    processes: int | None = None
 
 
 def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None) -> Manifest:
@@ -40,28 +51,42 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     output = absolute(options.output)
     check_output(output, overwrite=options.overwrite)
     files = find_files([absolute(path) for path in options.raw])
-    generation = new_generation()
-    pipeline = make_pipeline(beam_options or {})
-    read = pipeline | "ReadLines" >> ReadLines(files)
-    parsed = read["lines"] | "ParseRecords" >> ParseRecords(schema, keep_raw=options.keep_raw)
-    _ = {**parsed, "chunks": read["chunks"]} | "WriteDataset" >> WriteDataset(
-        schema,
-        output,
-        num_shards=options.num_shards,
-        seed=options.seed,
-        max_rejected=options.max_rejected,
-        overwrite=options.overwrite,
-        generation=generation,
-    )
-    run_job(
-        pipeline,
-        "prepare",
-        total_bytes=sum(file.num_bytes for file in files),
-        output=output,
-        is_published=lambda: _published(output, generation),
-        discard=lambda: discard_generation(output, generation),
-    )
-    return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
+    total_bytes = sum(file.num_bytes for file in files)
+    count = _count_workers(total_bytes, beam_options or {}) if options.processes is None else options.processes
+    with workers.started(count, "pipeline.tasks"):
+        # Beam takes a second to import, in which the workers start.
+        from pipeline.runners import make_pipeline, run_job
+        from pipeline.transforms import PrepareFiles, WriteDataset
+
+        generation = new_generation()
+        pipeline = make_pipeline(beam_options or {})
+        write = WriteDataset(
+            schema,
+            output,
+            num_shards=options.num_shards,
+            seed=options.seed,
+            max_rejected=options.max_rejected,
+            overwrite=options.overwrite,
+            generation=generation,
+        )
+        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw)
+        run_job(
+            pipeline,
+            "prepare",
+            total_bytes=total_bytes,
+            written=True,
+            output=output,
+            is_published=lambda: _published(output, generation),
+            discard=lambda: discard_generation(output, generation),
+        )
+        return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
+
+
+def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
+    """Processes to start: one for each core, if Beam starts none itself and the job takes longer than their start."""
+    if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
+        return 0
+    return min(workers.count_cores(), _MOST_WORKERS)
 
 
 def _published(output: str, generation: str) -> bool:

@@ -1,42 +1,71 @@
 """Counts what this process has done, so that a command can show that it moves."""
 
+import collections
 import contextlib
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
-# Plain numbers of this process: a worker in a process of its own counts for itself, and Beam's counters are exact.
-_records = 0
-_bytes = 0
+# Plain numbers of this process: what a worker counts comes with its results, and Beam's own counters are exact.
+_done: collections.Counter[str] = collections.Counter()
 _INTERVAL_SECONDS = 2.0
+# Of a job that reads records and then writes them, what reading takes. Measured.
+_SHARE_OF_READING = 0.7
 
 
 def add_records(count: int) -> None:
-    global _records
-    _records += count
+    _done["records"] += count
 
 
 def add_bytes(count: int) -> None:
-    global _bytes
-    _bytes += count
+    _done["bytes"] += count
+
+
+def add_rejects(count: int) -> None:
+    _done["rejects"] += count
+
+
+def add_written(count: int) -> None:
+    """Records that were read before."""
+    _done["written"] += count
+
+
+def add(counts: dict[str, int]) -> None:
+    _done.update(counts)
+
+
+def take() -> dict[str, int]:
+    """What was counted since the last time."""
+    counts = dict(_done)
+    _done.clear()
+    return counts
 
 
 @contextlib.contextmanager
-def shown(what: str, *, total_bytes: int = 0, total_records: int = 0) -> Iterator[None]:
+def shown(what: str, *, total_bytes: int = 0, total_records: int = 0, written: bool = False) -> Iterator[None]:
     """Prints a line to stderr every two seconds while the block runs; nothing when it is faster than that.
 
     Args:
         total_bytes, total_records: What there is to do in all, in one of them, for the share and the time left.
+        written: What is read is written in a second pass.
     """
-    done = threading.Event()
-    begin, first_records, first_bytes = time.monotonic(), _records, _bytes
+    ended = threading.Event()
+    begin, before = time.monotonic(), _done.copy()
 
     def tell() -> None:
-        while not done.wait(_INTERVAL_SECONDS):
-            seconds, records = time.monotonic() - begin, _records - first_records
+        while not ended.wait(_INTERVAL_SECONDS):
+            seconds = time.monotonic() - begin
+            done = {name: _done[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
+            records = done["records"]
             text = f"{what}: {records:,} records" if records else f"{what}: working"
-            share = (_bytes - first_bytes) / total_bytes if total_bytes else records / max(total_records, 1)
+            if total_bytes and done["bytes"]:
+                text += f", {_mega(done['bytes'])} of {_mega(total_bytes)} MB"
+            if done["rejects"]:
+                text += f", {done['rejects']:,} rejected"
+            share = done["bytes"] / total_bytes if total_bytes else records / max(total_records, 1)
+            if written:
+                share = _SHARE_OF_READING * share + (1 - _SHARE_OF_READING) * done["written"] / max(records, 1)
             if 0 < share < 1:
                 text += f", {share:.0%}, {seconds / share - seconds:,.0f} s left"
             print(f"{text}, {seconds:,.0f} s", file=sys.stderr, flush=True)
@@ -46,5 +75,9 @@ def shown(what: str, *, total_bytes: int = 0, total_records: int = 0) -> Iterato
     try:
         yield
     finally:
-        done.set()
+        ended.set()
         thread.join()
+
+
+def _mega(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f}"

@@ -54,7 +54,7 @@ _FOLDERS = ("data", "rejected", "vocabulary")
 _GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 _OURS = re.compile(
     rf"data/{_GENERATION}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)(\.[0-9a-f]{{32}}\.tmp)?"
-    rf"|data/{_GENERATION}/runs/[0-9a-f]{{32}}\.(rows|examples)"
+    rf"|data/{_GENERATION}/runs/[0-9a-f]{{32}}\.(rows|examples|rejects)"
     rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
     rf"|vocabulary/{_GENERATION}/([\w-]{{1,64}}|sha256\.[0-9a-f]{{32}})\.txt(\.[0-9a-f]{{32}}\.tmp)?",
     re.ASCII,

@@ -48,7 +48,7 @@ class Sequence:
     truncated: bool = False
 
 
-def parse_line(line: bytes | str, schema: Schema, *, labelled: bool = True) -> Sequence:
+def parse_line(line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True) -> Sequence:
     """The sequence in one line of JSON Lines.
 
     Args:
@@ -61,7 +61,7 @@ def parse_line(line: bytes | str, schema: Schema, *, labelled: bool = True) -> S
         # A reader cuts the line off there, so its whole size is not known.
         raise RecordError("too_large", f"the record is larger than {MAX_RECORD_BYTES:,} bytes, the most it may have")
     # An id that is a hash of the record needs it as it was written.
-    record: Any = read_object(line, schema.steps) if schema.id is not None and isinstance(line, bytes) else None
+    record: Any = read_object(line, schema.steps) if schema.id is not None and not isinstance(line, str) else None
     try:
         record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:
@@ -136,7 +136,7 @@ def num_labels(sequence: Sequence, schema: Schema) -> int:
     return int((np.isfinite(rows) if rows.dtype.kind == "f" else rows != NO_LABEL).sum())
 
 
-def _parse_with_constants(line: bytes | str, error: orjson.JSONDecodeError) -> Any:
+def _parse_with_constants(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
     """The record in a line that only Python's own parser reads: NaN, Infinity, 1e999, or an integer of 400 digits.
 
     The place of such a number can be said then, and where nothing reads it, it does no harm.

@@ -1,16 +1,24 @@
-"""Writes the rejects of one raw file, with the line on which each of them stands."""
+"""Gathers rejects through files: spilled where they are found, then merged into one file for each raw file."""
 
 import base64
 import bisect
 import collections
+import contextlib
 import hashlib
+import heapq
+import itertools
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import operator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
 
 from pipeline.encoded import Reject
 from pipeline.lines import ReadChunk
-from pipeline.storage import join, replace
+from pipeline.storage import create, join, open_read, replace
+
+# Rejects of any order that are sorted in memory at once.
+SORTED_REJECTS = 16_384
 
 
 class RejectsFile(NamedTuple):
@@ -20,48 +28,111 @@ class RejectsFile(NamedTuple):
     by_reason: dict[str, int]
 
 
+class Spill(NamedTuple):
+    """A file of some rejects in order, to be merged with others."""
+
+    path: str
+
+
+class Spiller:
+    """Writes rejects that come in the order of their places to one new file in a folder, if there is any."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = join(folder, f"{uuid.uuid4().hex}.rejects")
+        self._files = contextlib.ExitStack()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> "Spiller":
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._files.__exit__(*error)
+
+    def add(self, reject: Reject) -> None:
+        self._write(_to_row(reject))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._files.enter_context(create(self._path))
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    @property
+    def spills(self) -> list[Spill]:
+        return [] if self._file is None else [Spill(self._path)]
+
+
+def spill_rejects(rejects: Iterable[Reject], folder: str) -> Iterator[Spill]:
+    """Writes rejects of any order to new files in a folder, some thousand a file."""
+    rejects = iter(rejects)
+    while some := list(itertools.islice(rejects, SORTED_REJECTS)):
+        with Spiller(folder) as spiller:
+            for row in sorted(map(_to_row, some), key=_order):
+                spiller._write(row)
+        yield from spiller.spills
+
+
 def write_rejects(
-    source: str, rejects: Iterable[Reject], chunks: Iterable[ReadChunk], *, output: str, generation: str
-) -> RejectsFile:
-    """Writes the rejects of `source` (a raw file, or "") to a file named after a hash, sorted by their place.
+    spills: Sequence[Spill], chunks: Iterable[ReadChunk], *, output: str, generation: str
+) -> list[RejectsFile]:
+    """Writes the rejects of each raw file to a file named after a hash, in the order of their places.
 
     Args:
         chunks: What was read of all files: the lines of the chunks before give a reject its line number.
     """
-    starts, lines_before = _count_lines(source, chunks)
-    rows = []
-    for reject in rejects:
-        origin = reject.origin
-        known = origin.path is not None
-        position = bisect.bisect_right(starts, origin.chunk) - 1
-        row: dict[str, Any] = {
-            "file": origin.path,
-            "byte_offset": origin.byte_offset if known else None,
-            "line": lines_before[position] + origin.number + 1 if known and starts else None,
-            "id": reject.id,
-            "reason": reject.reason,
-            "message": reject.message,
-            "sha256": origin.sha256.hex(),
-        }
-        if origin.raw is not None:
-            row |= _raw(origin.raw)
-        rows.append(row)
-    rows.sort(key=lambda row: (row["byte_offset"] or 0, row["sha256"], row["message"]))
-    path = f"rejected/{generation}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.jsonl"
-    with replace(join(output, path)) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    return RejectsFile(path, dict(collections.Counter(row["reason"] for row in rows)))
+    written = []
+    lines = _Lines(chunks)
+    with contextlib.ExitStack() as files:
+        parts = [map(json.loads, files.enter_context(open_read(spill.path))) for spill in sorted(spills)]
+        for source, rows in itertools.groupby(heapq.merge(*parts, key=_order), key=operator.itemgetter("file")):
+            path = f"rejected/{generation}-{hashlib.sha256((source or '').encode()).hexdigest()[:16]}.jsonl"
+            reasons: collections.Counter[str] = collections.Counter()
+            with replace(join(output, path)) as file:
+                for row in rows:
+                    reasons[row["reason"]] += 1
+                    row["line"] = lines.number(source, row.pop("chunk"), row["line"])
+                    file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            written.append(RejectsFile(path, dict(reasons)))
+    return written
 
 
-def _count_lines(source: str, chunks: Iterable[ReadChunk]) -> tuple[list[int], list[int]]:
-    """Where the chunks of a file start, and how many lines of the file come before each."""
-    starts, lines_before, total = [], [], 0
-    for chunk in sorted(chunk for chunk in chunks if chunk.path == source):
-        starts.append(chunk.start)
-        lines_before.append(total)
-        total += chunk.num_lines
-    return starts, lines_before
+def _to_row(reject: Reject) -> dict[str, Any]:
+    """As it is written in the end, but with the line's number in its chunk, and the chunk."""
+    origin = reject.origin
+    known = origin.path is not None
+    row: dict[str, Any] = {
+        "file": origin.path,
+        "byte_offset": origin.byte_offset if known else None,
+        "line": origin.number if known else None,
+        "id": reject.id,
+        "reason": reject.reason,
+        "message": reject.message,
+        "sha256": origin.sha256.hex(),
+        "chunk": origin.chunk,
+    }
+    return row if origin.raw is None else row | _raw(origin.raw)
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["file"] or "", row["byte_offset"] or 0, row["sha256"], row["message"]
+
+
+class _Lines:
+    """The numbers of lines in their files."""
+
+    def __init__(self, chunks: Iterable[ReadChunk]) -> None:
+        self._starts: dict[str, list[int]] = collections.defaultdict(list)
+        self._before: dict[str, list[int]] = collections.defaultdict(list)
+        total: collections.Counter[str] = collections.Counter()
+        for chunk in sorted(chunks):
+            self._starts[chunk.path].append(chunk.start)
+            self._before[chunk.path].append(total[chunk.path])
+            total[chunk.path] += chunk.num_lines
+
+    def number(self, source: str | None, chunk: int, line: int | None) -> int | None:
+        """The number, from 1, of a line whose number in its chunk is known."""
+        if source not in self._starts or source is None or line is None:
+            return None
+        return self._before[source][bisect.bisect_right(self._starts[source], chunk) - 1] + line + 1
 
 
 def _raw(line: bytes) -> dict[str, str]:

@@ -11,11 +11,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
+from pipeline.beam_flags import LOCAL_RUNNERS
 from pipeline.errors import UserError
-
-# Names under which people ask for the runner of this machine. Beam's own `DirectRunner` is a switch that downloads a
-# program before anything else; the runner that it falls back to is the one we take at once.
-LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "apache_beam.runners.direct.DirectRunner")
 
 _OS_ERRORS = "OSError|PermissionError|FileNotFoundError|FileExistsError|NotADirectoryError|IsADirectoryError"
 
@@ -38,6 +35,7 @@ def run_job(
     what: str,
     *,
     total_bytes: int,
+    written: bool = False,
     output: str,
     is_published: Callable[[], bool],
     discard: Callable[[], None],
@@ -47,6 +45,7 @@ def run_job(
     Args:
         what: Name of the command.
         total_bytes: Of the input.
+        written: Whether the job counts what it writes in a second pass.
         is_published: Whether that last step was done; some runners only return how a job ended.
         discard: Removes what a job left that did not get so far.
 
@@ -54,7 +53,7 @@ def run_job(
         UserError: what was wrong.
     """
     try:
-        with progress.shown(what, total_bytes=total_bytes), quiet():
+        with progress.shown(what, total_bytes=total_bytes, written=written), quiet():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
         if is_published():

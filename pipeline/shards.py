@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -57,17 +57,17 @@ class ShardWriter:
     generation: str
 
     def write(
-        self, number: int, blocks: Iterable[Block], *, num_shards: int
-    ) -> tuple[list[ShardSummary], list[Reject]]:
+        self, number: int, blocks: Iterable[Block], *, num_shards: int, refuse: Callable[[Reject], None]
+    ) -> list[ShardSummary]:
         """Writes all records whose hash chose shard `number`; a second time it writes the same bytes.
 
-        Of the records with one id, that with the smallest content digest stays, in whichever split; the others come
-        back as rejects.
+        Of the records with one id, that with the smallest content digest stays, in whichever split; the others are
+        rejects.
 
         Args:
             blocks: Records in the order of `rank`.
+            refuse: Is given the rejects.
         """
-        rejects: list[Reject] = []
         kept: Encoded | None = None
         with contextlib.ExitStack() as files:
             shards = {}
@@ -76,18 +76,18 @@ class ShardWriter:
                 file = files.enter_context(replace(join(self.output, f"{stem}.tfrecord")))
                 shards[name] = _Shard(self.schema, name, number, stem, file)
             for block in blocks:
-                stays, kept = _refuse_doubles(block.rows, kept, rejects)
+                stays, kept = _refuse_doubles(block.rows, kept, refuse)
                 splits = block.rows["split"].to_numpy(zero_copy_only=False)
                 for name, shard in shards.items():
                     places = np.flatnonzero(stays & (splits == name))
                     shard.add(block.rows.take(pa.array(places)), [block.examples[i] for i in places.tolist()])
             for shard in shards.values():
                 shard.flush()
-        return [shard.close(self.output) for shard in shards.values()], rejects
+        return [shard.close(self.output) for shard in shards.values()]
 
 
 def _refuse_doubles(
-    rows: pa.Table, kept: Encoded | None, rejects: list[Reject]
+    rows: pa.Table, kept: Encoded | None, refuse: Callable[[Reject], None]
 ) -> tuple[np.ndarray[Any, Any], Encoded | None]:
     """bool[rows], which of them are the first with their id; and the last of these, for the rows that come after."""
     ids = rows["id"].to_pylist()
@@ -99,7 +99,7 @@ def _refuse_doubles(
         (record,) = from_rows(rows.slice(place, 1))
         assert kept is not None
         message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
-        rejects.append(Reject("duplicate_id", message, record.id, record.origin))
+        refuse(Reject("duplicate_id", message, record.id, record.origin))
     if stays.any():
         (kept,) = from_rows(rows.slice(first[-1], 1))
     return stays, kept

@@ -1,34 +1,73 @@
-"""The public Beam transforms: raw records to sequences, and sequences to a dataset.
+"""The public Beam transforms: raw files to lines, lines or records to sequences, sequences to a dataset.
 
 lines | ParseRecords(schema) | WriteDataset(schema, "/data/strokes")
 """
 
 import collections
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Many
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.window import GlobalWindows
 
-from pipeline.encoded import Encoded, Origin, Reject, encode
-from pipeline.hashing import shard_range
-from pipeline.lines import Lines, ReadChunk
+from pipeline import workers
+from pipeline.allowance import DEFAULT_MAX_REJECTED
+from pipeline.encoded import Origin, Reject, encode
+from pipeline.lines import GZIP_BATCH_BYTES, Chunk, Lines, RawFile, ReadChunk, read_chunk, split_file
 from pipeline.publish import Publisher, check_output, new_generation, runs_folder
 from pipeline.reasons import RecordError
 from pipeline.records import Sequence, canonical, parse_line, parse_record
-from pipeline.rejects import RejectsFile, write_rejects
-from pipeline.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
+from pipeline.rejects import SORTED_REJECTS, RejectsFile, Spill, spill_rejects, write_rejects
+from pipeline.runs import Run
 from pipeline.schema import Schema
 from pipeline.shards import ShardWriter
 from pipeline.storage import absolute
+from pipeline.tasks import Gathered, Made, Written, make_runs, parse_lines, write_shards
 
-DEFAULT_MAX_REJECTED = 0.01
 # Bytes of a shard by default: large enough to read in one go, small enough that several readers find work.
 SHARD_BYTES = 64 * 2**20
 
-_REJECTS = "rejects"
+_REJECTS, _CHUNKS, _SPILLS = "rejects", "chunks", "spills"
+
+
+@dataclasses.dataclass
+class ReadLines(beam.PTransform):
+    """Begin -> {"lines": batches of lines, "chunks": what was read}, from the files that `find_files` found."""
+
+    files: Many[RawFile]
+
+    def expand(self, pipeline: Any) -> Any:
+        outputs = _chunks_of(pipeline, self.files) | "Read" >> beam.ParDo(_ReadChunks()).with_outputs(
+            _CHUNKS, main="lines"
+        )
+        return {"lines": outputs["lines"], "chunks": outputs[_CHUNKS]}
+
+
+def _chunks_of(pipeline: Any, files: Many[RawFile]) -> Any:
+    return (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Split" >> beam.FlatMap(split_file)
+        | "SpreadChunks" >> beam.Reshuffle()
+    )
+
+
+class _ReadChunks(beam.DoFn):
+    def __init__(self) -> None:
+        self._lines = Metrics.counter("lengthwise", "lines_read")
+
+    def process(self, chunk: Chunk) -> Iterable[Any]:
+        for item in read_chunk(chunk):
+            if isinstance(item, ReadChunk):
+                yield beam.pvalue.TaggedOutput(_CHUNKS, item)
+            else:
+                self._lines.inc(len(item.offsets))
+                yield item
 
 
 @dataclasses.dataclass
@@ -88,29 +127,34 @@ class WriteDataset(beam.PTransform):
     def expand(self, inputs: Any) -> Any:
         check_output(self.output, overwrite=self.overwrite)
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
-        sequences = inputs["sequences"]
-        pipeline = sequences.pipeline
+        pipeline = inputs["sequences"].pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        folder = runs_folder(self.output, self.generation)
-        runs = beam.pvalue.AsList(sequences | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, folder)))
+        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, self.runs_folder))
+        spills = inputs.get(_REJECTS, nothing) | "Spill" >> beam.ParDo(SpillRejects(self.runs_folder))
+        return self.publish(runs, spills, inputs.get(_CHUNKS, nothing))
+
+    @property
+    def runs_folder(self) -> str:
+        return runs_folder(self.output, self.generation)
+
+    def publish(self, runs: Any, spills: Any, chunks: Any) -> Any:
+        """PCollections of Run, Spill and ReadChunk -> the manifest of the dataset that was published."""
+        pipeline = runs.pipeline
+        all_runs = beam.pvalue.AsList(runs)
         writer = ShardWriter(self.schema, self.output, self.generation)
         written = (
             pipeline
             | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
-            | "Shards" >> beam.FlatMap(_number_shards, runs)
-            | "Spread" >> beam.Reshuffle()
-            | "WriteShard" >> beam.ParDo(_WriteShard(writer), runs).with_outputs(_REJECTS, main="shards")
+            | "Shards" >> beam.FlatMap(_number_shards, all_runs)
+            | "SpreadShards" >> beam.Reshuffle()
+            | "WriteShards"
+            >> beam.ParDo(_WriteShards(writer, self.runs_folder), all_runs).with_outputs(_SPILLS, main="shards")
         )
         # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
         shards = written["shards"] | "Written" >> beam.Map(lambda shard: shard)
-        chunks = inputs.get("chunks", nothing) | "Chunks" >> beam.Map(lambda chunk: chunk)
-        rejects_files = (
-            (inputs.get(_REJECTS, nothing), written[_REJECTS])
-            | "AllRejects" >> beam.Flatten()
-            | "KeyByFile" >> beam.Map(lambda reject: (reject.origin.path or "", reject))
-            | "GroupByFile" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.ParDo(_WriteRejects(self.output, self.generation), beam.pvalue.AsList(chunks))
-        )
+        all_spills = (spills, written[_SPILLS]) | "Flatten" >> beam.Flatten()
+        chunks = chunks | "Chunks" >> beam.Map(lambda chunk: chunk)
+        rejects_files = {"spills": all_spills, "chunks": chunks} | WriteRejects(self.output, self.generation)
         publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
         return (
             pipeline
@@ -125,6 +169,55 @@ class WriteDataset(beam.PTransform):
         )
 
 
+@dataclasses.dataclass
+class PrepareFiles(beam.PTransform):
+    """Begin -> the manifest of the dataset that was published: ReadLines, ParseRecords and WriteDataset in one.
+
+    From a chunk of a file to its runs is one step here, so that no record travels through Beam, and the worker
+    processes of `pipeline.workers`, where there are any, do it.
+
+    Attributes:
+        write: Says where to, and how.
+        keep_raw: Rejects carry the raw line.
+    """
+
+    files: Many[RawFile]
+    write: WriteDataset
+    keep_raw: bool = False
+
+    def expand(self, pipeline: Any) -> Any:
+        check_output(self.write.output, overwrite=self.write.overwrite)
+        made = _chunks_of(pipeline, self.files) | "MakeRuns" >> beam.ParDo(
+            _MakeRuns(self.write, self.keep_raw)
+        ).with_outputs(_SPILLS, _CHUNKS, main="runs")
+        # A step between, as above.
+        runs, spills, chunks = (
+            made[name] | f"Made{name.title()}" >> beam.Map(lambda value: value) for name in ("runs", _SPILLS, _CHUNKS)
+        )
+        return self.write.publish(runs, spills, chunks)
+
+
+@dataclasses.dataclass
+class WriteRejects(beam.PTransform):
+    """{"spills": Spill, "chunks": ReadChunk} -> RejectsFile, one for each raw file that has any."""
+
+    output: str
+    generation: str
+
+    def expand(self, inputs: Any) -> Any:
+        output, generation = self.output, self.generation
+
+        def write(_: Any, spills: list[Spill], chunks: list[ReadChunk]) -> list[RejectsFile]:
+            return write_rejects(spills, chunks, output=output, generation=generation)
+
+        return (
+            inputs["spills"].pipeline
+            | "OnceForRejects" >> beam.Create([None], reshuffle=False)
+            | "WriteRejects"
+            >> beam.FlatMap(write, beam.pvalue.AsList(inputs["spills"]), beam.pvalue.AsList(inputs["chunks"]))
+        )
+
+
 class _Parse(beam.DoFn):
     def __init__(self, schema: Schema, keep_raw: bool, labelled: bool) -> None:
         self._schema = schema
@@ -135,30 +228,27 @@ class _Parse(beam.DoFn):
 
     def process(self, element: Any) -> Iterable[Any]:
         sequences = []
-        for record, origin in self._records(element):
-            try:
-                parse = parse_line if isinstance(record, str | bytes) else parse_record
-                sequences.append((parse(record, self._schema, labelled=self._labelled), origin))
-            except RecordError as error:
+        for result in self._results(element):
+            if isinstance(result, Reject):
                 self._rejected.inc()
-                yield beam.pvalue.TaggedOutput(_REJECTS, Reject(error.reason, error.message, error.id, origin))
+                yield beam.pvalue.TaggedOutput(_REJECTS, result)
+            else:
+                sequences.append(result)
         self._parsed.inc(len(sequences))
         if sequences:
             yield sequences
 
-    def _records(self, element: Any) -> Iterator[tuple[Any, Origin]]:
-        if isinstance(element, str | bytes) and not element.strip():
-            return
-        if not isinstance(element, Lines):
-            yield element, self._origin(_raw_bytes(element), None)
-            return
-        for offset, number, line in zip(element.offsets, element.numbers, element.lines, strict=True):
-            yield line, self._origin(line, element, offset, number)
-
-    def _origin(self, raw: bytes, batch: Lines | None, offset: int = 0, number: int = 0) -> Origin:
-        kept = raw if self._keep_raw else None
-        path, chunk = (None, 0) if batch is None else (batch.path, batch.chunk)
-        return Origin(path, chunk, offset, number, hashlib.sha256(raw).digest(), kept)
+    def _results(self, element: Any) -> Iterator[tuple[Sequence, Origin] | Reject]:
+        if isinstance(element, Lines):
+            yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, labelled=self._labelled)
+        elif not isinstance(element, str | bytes) or element.strip():
+            raw = _raw_bytes(element)
+            origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)
+            parse: Callable[..., Sequence] = parse_line if isinstance(element, str | bytes) else parse_record
+            try:
+                yield parse(element, self._schema, labelled=self._labelled), origin
+            except RecordError as error:
+                yield Reject(error.reason, error.message, error.id, origin)
 
 
 def _raw_bytes(element: Any) -> bytes:
@@ -172,6 +262,28 @@ def _raw_bytes(element: Any) -> bytes:
         return b""
 
 
+class SpillRejects(beam.DoFn):
+    """Reject -> Spill, files in a folder of some of a bundle's rejects."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def start_bundle(self) -> None:
+        self._rejects: list[Reject] = []
+
+    def process(self, reject: Reject) -> Iterator[Spill]:
+        self._rejects.append(reject)
+        if len(self._rejects) >= SORTED_REJECTS:
+            yield from self._spill()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(GlobalWindows.windowed_value, self._spill())
+
+    def _spill(self) -> Iterator[Spill]:
+        rejects, self._rejects = self._rejects, []
+        return spill_rejects(rejects, self._folder)
+
+
 class _WriteRuns(beam.DoFn):
     """Sequences -> Run, some of a bundle's at a time."""
 
@@ -181,26 +293,73 @@ class _WriteRuns(beam.DoFn):
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._records: list[Encoded] = []
-        self._num_bytes = 0
+        self._gathered = Gathered(self._folder)
 
     def process(self, element: Any) -> Iterator[Run]:
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, Sequence) else element
         for sequence, origin in batch:
-            encoded = encode(sequence, origin, self._schema, seed=self._seed)
-            self._records.append(encoded)
-            self._num_bytes += len(encoded.example) + len(origin.raw or b"")
-            if self._num_bytes >= RUN_BYTES or len(self._records) >= RUN_RECORDS:
-                yield self._write()
+            yield from self._gathered.add(encode(sequence, origin, self._schema, seed=self._seed))
 
     def finish_bundle(self) -> Iterator[Any]:
-        if self._records:
-            yield beam.transforms.window.GlobalWindows.windowed_value(self._write())
+        yield from map(GlobalWindows.windowed_value, self._gathered.write())
 
-    def _write(self) -> Run:
-        run = write_run(self._records, self._folder)
-        self.start_bundle()
-        return run
+
+class _InWorkers(beam.DoFn):
+    """Calls a function for an element, in a worker process where there are any, several of a bundle at a time."""
+
+    def start_bundle(self) -> None:
+        self._pending: collections.deque[Any] = collections.deque()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Iterator[Any]:
+        """The outputs for this result, or for others that came meanwhile."""
+        pool = workers.current()
+        if pool is None:
+            yield from self.outputs(function(*arguments, **named))
+            return
+        self._pending.append(pool.submit(functools.partial(function, **named), *arguments))
+        # One that waits for each that runs: enough to be never idle.
+        while len(self._pending) > 2 * pool.count:
+            yield from self.outputs(self._pending.popleft().result())
+
+    def outputs(self, result: Any) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def finish_bundle(self) -> Iterator[Any]:
+        while self._pending:
+            for output in self.outputs(self._pending.popleft().result()):
+                if isinstance(output, beam.pvalue.TaggedOutput):
+                    yield beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
+                else:
+                    yield GlobalWindows.windowed_value(output)
+
+
+class _MakeRuns(_InWorkers):
+    """Chunk -> Run, Spill, ReadChunk."""
+
+    def __init__(self, write: WriteDataset, keep_raw: bool) -> None:
+        self._schema = write.schema
+        self._options = {"seed": write.seed, "folder": write.runs_folder, "keep_raw": keep_raw}
+        self._parsed = Metrics.counter("lengthwise", "records_parsed")
+        self._rejected = Metrics.counter("lengthwise", "records_rejected")
+
+    def process(self, chunk: Chunk) -> Iterator[Any]:
+        if not chunk.compressed or workers.current() is None:
+            yield from self.call(make_runs, chunk, self._schema, **self._options)
+            return
+        # Only one can read a gzip file. The others parse.
+        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES):
+            if isinstance(item, ReadChunk):
+                yield beam.pvalue.TaggedOutput(_CHUNKS, item)
+            else:
+                yield from self.call(make_runs, item, self._schema, **self._options)
+
+    def outputs(self, result: Made) -> Iterator[Any]:
+        self._parsed.inc(result.parsed)
+        self._rejected.inc(result.rejected)
+        yield from result.runs
+        for tag, values in ((_SPILLS, result.spills), (_CHUNKS, result.chunks)):
+            for value in values:
+                yield beam.pvalue.TaggedOutput(tag, value)
 
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
@@ -213,24 +372,17 @@ def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[in
     return ((number, num_shards) for number in range(num_shards))
 
 
-class _WriteShard(beam.DoFn):
-    def __init__(self, writer: ShardWriter) -> None:
+class _WriteShards(_InWorkers):
+    """Number of shards -> ShardSummary, Spill."""
+
+    def __init__(self, writer: ShardWriter, folder: str) -> None:
         self._writer = writer
+        self._folder = folder
 
-    def process(self, element: tuple[int, int], runs: list[Run]) -> Iterable[Any]:
-        number, num_shards = element
-        records = merge_runs(runs, *shard_range(number, num_shards=num_shards))
-        summaries, rejects = self._writer.write(number, records, num_shards=num_shards)
-        yield from summaries
-        for reject in rejects:
-            yield beam.pvalue.TaggedOutput(_REJECTS, reject)
+    def process(self, element: tuple[int, int], runs: list[Run]) -> Iterator[Any]:
+        yield from self.call(write_shards, *element, runs, self._writer, folder=self._folder)
 
-
-class _WriteRejects(beam.DoFn):
-    def __init__(self, output: str, generation: str) -> None:
-        self._output = output
-        self._generation = generation
-
-    def process(self, element: tuple[str, Iterable[Reject]], chunks: list[ReadChunk]) -> Iterator[RejectsFile]:
-        source, rejects = element
-        yield write_rejects(source, rejects, chunks, output=self._output, generation=self._generation)
+    def outputs(self, result: Written) -> Iterator[Any]:
+        yield from result.shards
+        for spill in result.spills:
+            yield beam.pvalue.TaggedOutput(_SPILLS, spill)

@@ -14,7 +14,7 @@ from pipeline.encoded import Origin, Reject
 from pipeline.errors import UserError
 from pipeline.lines import Chunk, Lines, RawFile, ReadChunk, find_files, read_chunk, split_file
 from pipeline.records import MAX_RECORD_BYTES
-from pipeline.rejects import write_rejects
+from pipeline.rejects import spill_rejects, write_rejects
 
 
 def read(path, width=None):
@@ -70,14 +70,13 @@ def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path
         for offset, number, line in zip(batch.offsets, batch.numbers, batch.lines, strict=True)
     ]
     other = ReadChunk("other.jsonl", 0, 99, 99, b"")
-    file = write_rejects(
-        str(path),
-        reversed(rejects),
+    files = write_rejects(
+        [*spill_rejects(reversed(rejects[1::2]), str(folder)), *spill_rejects(rejects[::2], str(folder))],
         [other, *reversed(chunks)],
         output=str(folder),
         generation="20260101T000000-00000000",
     )
-    rows = [json.loads(row) for row in (folder / file.path).read_text().splitlines()]
+    rows = [json.loads(row) for file in files for row in (folder / file.path).read_text().splitlines()]
     assert [(row["line"], row["byte_offset"], row["sha256"]) for row in rows] == [
         (number, offset, hashlib.sha256(line).hexdigest()) for number, offset, line in expected
     ]

@@ -126,7 +126,7 @@ def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
     sequence = parse_record(tiny("a", who="g"), schema)
     writer = ShardWriter(schema, str(tmp_path), new_generation())
     encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
-    ((summary,), _) = writer.write(0, [to_block([encoded])], num_shards=1)
+    (summary,) = writer.write(0, [to_block([encoded])], num_shards=1, refuse=print)
     (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None

@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.records import parse_record
 from pipeline.schema import Schema
-from pipeline.transforms import ParseRecords, WriteDataset
+from pipeline.transforms import ParseRecords, ReadLines, WriteDataset
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_any_element_is_a_sequence_or_a_reject(records, schema, tmp_path):
 
 
 def test_doubles_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
-    from pipeline.lines import ReadLines, find_files
+    from pipeline.lines import find_files
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         read = pipeline | ReadLines(find_files([raw_file]))

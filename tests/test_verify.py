@@ -563,7 +563,7 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
         )
         for i in range(200)
     ]
-    shards, _ = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1)
+    shards = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1, refuse=print)
     Publisher(schema, output, generation, 0, 0.0, False).publish(shards, [], [])
     measured = peak_of(output)
     assert measured["faults"] == 0

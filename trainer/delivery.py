@@ -36,7 +36,7 @@ _GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 # What a run of predict writes, by path inside the folder; what is called otherwise is someone else's.
 _OURS = re.compile(
     rf"part-{_GENERATION}-\d{{5,}}\.jsonl"
-    rf"|{re.escape(_STAGING)}/{_GENERATION}/[0-9a-f]{{32}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
+    rf"|{re.escape(_STAGING)}/{_GENERATION}/[0-9a-f]{{32}}\.(jsonl|rejects)(\.[0-9a-f]{{32}}\.tmp)?"
     rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
 )
 

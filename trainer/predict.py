@@ -19,17 +19,18 @@ import tensorflow as tf
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.transforms.window import GlobalWindows
 
-from pipeline.encoded import Origin, Reject
+from pipeline.allowance import DEFAULT_MAX_REJECTED
+from pipeline.encoded import Origin
 from pipeline.errors import UserError
-from pipeline.lines import ReadChunk, ReadLines, find_files
+from pipeline.lines import find_files
 from pipeline.manifest import Rejected
 from pipeline.publish import new_generation
 from pipeline.records import Sequence
-from pipeline.rejects import RejectsFile, write_rejects
+from pipeline.rejects import RejectsFile
 from pipeline.runners import make_pipeline, run_job
 from pipeline.schema import Feature, Schema
 from pipeline.storage import absolute, join, replace
-from pipeline.transforms import DEFAULT_MAX_REJECTED, ParseRecords
+from pipeline.transforms import ParseRecords, ReadLines, SpillRejects, WriteRejects
 from trainer.delivery import Delivery, Part
 from trainer.padding import cut_batches
 from trainer.predictions import LineWriter
@@ -190,11 +191,9 @@ class Deliver(beam.PTransform):
         # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
         chunks = inputs["chunks"] | "Chunks" >> beam.Map(lambda chunk: chunk)
         parts = inputs["parts"] | "Parts" >> beam.Map(lambda part: part)
-        rejects_files = (
-            inputs["rejects"]
-            | "KeyByFile" >> beam.Map(lambda reject: (reject.origin.path or "", reject))
-            | "GroupByFile" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.Map(_write_rejects, beam.pvalue.AsList(chunks), self.delivery)
+        spills = inputs["rejects"] | "Spill" >> beam.ParDo(SpillRejects(self.delivery.staging))
+        rejects_files = {"spills": spills, "chunks": chunks} | WriteRejects(
+            self.delivery.output, self.delivery.generation
         )
         return (
             parts.pipeline
@@ -274,11 +273,6 @@ class _WriteParts(beam.DoFn):
             file.writelines(self._blocks)
         self.start_bundle()
         return part
-
-
-def _write_rejects(element: tuple[str, Iterable[Reject]], chunks: list[ReadChunk], delivery: Delivery) -> RejectsFile:
-    source, rejects = element
-    return write_rejects(source, rejects, chunks, output=delivery.output, generation=delivery.generation)
 
 
 def _publish(delivery: Delivery, parts: list[Part], files: list[RejectsFile]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
     written = [
         summary
         for number, part in enumerate(shards)
-        for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS)[0]
+        for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS, refuse=print)
     ]
     Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
     return path
