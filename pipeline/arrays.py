@@ -4,17 +4,25 @@ simdjson flattens nested lists, so the width of every row is checked here. What 
 the schema says is left to the exact way of `records.py`, which finds the reason.
 """
 
+import contextlib
 import itertools
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import orjson
 import simdjson
 
 from pipeline.schema import Feature
 
 _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
+
+# A line that is read in pieces, and what a piece is.
+_LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_QUOTE, _OPENING = ord('"'), b"[{"
 
 # A parser of each thread: what it gave out last must be gone before it reads on.
 _local = threading.local()
@@ -24,13 +32,17 @@ def read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[s
     """The record in a line as `orjson.loads` gives it, but for the step features of numbers.
 
     Args:
-        steps: The step features by name. One of float32 comes as float64[num_steps, *shape], one of int64 as
-            int64[num_steps, *shape], where that is what the line has.
+        steps: The step features by name. One of float32 comes as float64[num_steps, *shape] (float32 in a large
+            record), one of int64 as int64[num_steps, *shape], where that is what the line has.
 
     Returns:
         None where the line is anything but an object whose keys are all different, or holds a number that simdjson
         does not read: only the exact way can say what it is.
     """
+    return _read_object(line, steps) if len(line) <= _LARGE_BYTES else _read_large(line, steps)
+
+
+def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
     if line[:1] != b"{":  # also a byte order mark, which simdjson would skip
         return None
     try:
@@ -41,6 +53,73 @@ def read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[s
         return _with_arrays(record, steps, brackets=line.count(b"["))
     except (ValueError, RuntimeError):
         return None
+
+
+def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
+    """The same in little more memory than the line and its numbers: what a parser builds of a line is several lines.
+
+    The lists of numbers are read in pieces, and the rest of the line with empty lists in their places. If the rest is
+    JSON and each piece, between brackets, is too, then the whole is. Only whether it is rests on the parser.
+    """
+    rest, end, found = [], 0, {}
+    for name, start, stop in _find_lists(line):
+        feature = steps.get(name)
+        if feature is None or feature.dtype not in _BUFFER_TYPES or stop - start <= _LARGE_BYTES // 4:
+            continue
+        array = _read_pieces(line, start, stop, name, feature)
+        if array is None or name in found:
+            return None
+        found[name] = array
+        rest.append(bytes(line[end : start + 1]))
+        end = stop
+    rest.append(bytes(line[end:]))
+    record = _read_object(b"".join(rest), steps)
+    if record is None or not all(len(record.get(name, ".")) == 0 for name in found):
+        return None
+    return record | found
+
+
+def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
+    """Key, first and last position of each list of a record, if the line is one."""
+    depth, start, key = 0, 0, b""
+    for token in _TOKENS.finditer(line):
+        kind = line[token.start()]
+        if kind == _QUOTE:
+            key = token.group() if depth == 1 else key
+        elif kind in _OPENING:
+            depth += 1
+            start = token.start() if depth == 2 else start
+        else:
+            depth -= 1
+            if depth == 1 and line[start] == _OPENING[0]:
+                with contextlib.suppress(ValueError):
+                    yield orjson.loads(key), start, token.start()
+
+
+def _read_pieces(
+    line: bytes | bytearray, start: int, stop: int, name: str, feature: Feature
+) -> np.ndarray[Any, Any] | None:
+    """The numbers of a list between two brackets."""
+    # A comma between two steps: after the bracket that closes a row, or any.
+    comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
+    pieces, begin = [], start + 1
+    while begin <= stop:
+        match = comma.search(line, begin + _PIECE_BYTES, stop)
+        end = match.end() - 1 if match else stop
+        record = _read_object(b'{"":[%b]}' % bytes(line[begin:end]), {"": feature})
+        array = None if record is None else record[""]
+        if not isinstance(array, np.ndarray) or not len(array):
+            return None
+        with np.errstate(over="ignore"):
+            pieces.append(array.astype(np.float32) if feature.dtype == "float32" else array)
+        begin = end + 1
+    joined = np.empty((sum(map(len, pieces)), *feature.shape), pieces[0].dtype)
+    place = len(joined)
+    while pieces:  # each goes when it is copied
+        piece = pieces.pop()
+        place -= len(piece)
+        joined[place : place + len(piece)] = piece
+    return joined
 
 
 def _parse(line: bytes | bytearray) -> Any:

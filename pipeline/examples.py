@@ -20,6 +20,8 @@ _FIELD_2 = b"\x12"
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 
 _SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
+# An array that is not copied before it is joined with the rest; numbers that are encoded at once.
+_LARGE_BYTES, _VARINTS = 2**20, 2**16
 
 Value: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
@@ -45,16 +47,23 @@ def encode_example(features: dict[str, Value]) -> bytes:
     >>> encode_example({"a": np.array([1, 300])}).hex()
     '0a0e0a0c0a016112071a050a0301ac02'
     """
-    parts = []
+    parts: list[Any] = [b""]
     for name in feature_order(tuple(features)):
         value = features[name]
-        if isinstance(value, list):
+        if not isinstance(value, list):
+            if value.size == 1 and value.dtype.kind in "iu":
+                parts.append(_one_integer(name, value.item()))
+            else:
+                kind, numbers = _encode_numbers(value)
+                parts += (_before(name, kind, len(numbers)), numbers)
+        elif len(value) == 1:
+            parts += (_before(name, _BYTES_LIST, len(value[0])), value[0])
+        else:
             strings = _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
             parts.append(_delimited(_FIELD_1, _delimited(feature_header(name), strings)))
-        else:
-            kind, numbers = _encode_numbers(value)
-            parts += (_before_numbers(name, kind, len(numbers)), numbers)
-    return _delimited(_FIELD_1, b"".join(parts))
+    # Joined once: a record may be large.
+    parts[0] = _FIELD_1 + _varint(sum(map(len, parts)))
+    return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -90,23 +99,29 @@ def decode_example(data: bytes) -> dict[str, Value]:
 
 # Most features of most records have a size that another one had before.
 @functools.lru_cache(maxsize=1 << 16)
-def _before_numbers(name: str, kind: bytes, num_bytes: int) -> bytes:
-    """All of a feature's entry but its numbers, which come last."""
+def _before(name: str, kind: bytes, num_bytes: int) -> bytes:
+    """All of a feature's entry but its packed numbers, or its only string, which come last."""
     header = b""
     for tag in (_FIELD_1, kind, feature_header(name), _FIELD_1):
         header = tag + _varint(len(header) + num_bytes) + header
     return header
 
 
-def _encode_numbers(value: np.ndarray[Any, Any]) -> tuple[bytes, bytes]:
+# Lengths, classes and categories: most of them were there before too.
+@functools.lru_cache(maxsize=1 << 16)
+def _one_integer(name: str, value: int) -> bytes:
+    number = _varint(value) if value >= 0 else encode_varints(np.array([value]))
+    return _before(name, _INT64_LIST, len(number)) + number
+
+
+def _encode_numbers(value: np.ndarray[Any, Any]) -> tuple[bytes, bytes | memoryview]:
     """The tag of the list that they are, and their bytes."""
     if value.dtype.kind == "f" and value.dtype.itemsize == 4:
         # Fixed32 is little-endian on the wire.
-        return _FLOAT_LIST, value.astype("<f4", copy=False).tobytes()
+        value = value.astype("<f4", copy=False)
+        return _FLOAT_LIST, value.tobytes() if value.nbytes < _LARGE_BYTES else np.ravel(value).view(np.uint8).data
     if value.dtype.kind not in "iu":
         raise TypeError(f"An array of dtype {value.dtype} has no place in an Example, expected float32 or int64.")
-    if value.size == 1 and (number := value.item()) >= 0:
-        return _INT64_LIST, _varint(number)
     return _INT64_LIST, encode_varints(value.ravel())
 
 
@@ -120,6 +135,9 @@ def _decode_value(kind: int, message: memoryview) -> Value:
 def encode_varints(values: np.ndarray[Any, Any]) -> bytes:
     """int64 numbers as base-128 varints, seven bits a byte, lowest first; a negative number takes ten bytes."""
     unsigned = values.astype(np.int64, copy=False).view(np.uint64)
+    if len(unsigned) > _VARINTS:  # eighty bytes a number, while it is made
+        parts = range(0, len(unsigned), _VARINTS)
+        return b"".join([encode_varints(values[start : start + _VARINTS]) for start in parts])
     if not len(unsigned) or unsigned.max() < 128:
         return unsigned.astype(np.uint8).tobytes()
     groups = unsigned[:, None] >> _SEVEN_BITS

@@ -15,8 +15,8 @@ from pipeline.storage import absolute, join, read_bytes
 
 # Input that is done before other processes have started.
 _SMALL_BYTES = 16 * 2**20
-# Each process holds some 100 MB: more of them, only who asks for them gets.
-_MOST_WORKERS = 4
+# Each process holds up to 150 MB: more of them, only who asks for them gets.
+_MOST_WORKERS = 3
 
 
 @dataclasses.dataclass(frozen=True)

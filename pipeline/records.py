@@ -215,7 +215,7 @@ def _parse_key(value: Any, name: str, reason: Reason) -> str:
     value = plain(value)
     if isinstance(value, str):
         try:
-            value.encode()
+            value.isascii() or value.encode()
         except UnicodeEncodeError:
             raise RecordError(reason, f"{name}: {value!r} is no valid Unicode") from None
         return value
@@ -246,10 +246,10 @@ def _field(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _common_length(lengths: dict[str, int]) -> int:
-    if len(set(lengths.values())) > 1:
+    num_steps, *others = set(lengths.values())
+    if others:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise RecordError("uneven_lengths", f"{listed} steps; expected the same number in every feature")
-    num_steps = next(iter(lengths.values()))
     if num_steps == 0:
         raise RecordError("empty_sequence", f"{', '.join(lengths)}: no step; expected at least one")
     return num_steps

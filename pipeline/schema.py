@@ -133,7 +133,7 @@ class Feature(Document):
                 f"fill_value: {found}: expected a value of this category, 0 to {(self.num_values or 0) - 1}"
             )
 
-    @property
+    @functools.cached_property  # as below
     def width(self) -> int:
         """Numbers (or strings) a step, or a record: the product of `shape`."""
         return math.prod(self.shape)
@@ -182,7 +182,7 @@ class Label(Document):
             raise ValueError(f'the class {double[0]!r} stands twice in classes (1 and "1" are the same class)')
         return self
 
-    @property
+    @functools.cached_property  # every record asks for it
     def per_step(self) -> bool:
         return self.kind.startswith("step_")
 
@@ -190,7 +190,7 @@ class Label(Document):
     def title(self) -> str:
         return self.name if self.name is not None else f"next {self.next_of}"
 
-    @functools.cached_property  # every record asks for it
+    @functools.cached_property  # as above
     def class_index(self) -> dict[str, int]:
         """Position of each class in the schema's order, by its canonical name."""
         return {class_name(c): position for position, c in enumerate(self.classes)}

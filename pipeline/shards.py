@@ -4,15 +4,16 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.decode import decode_examples
+from pipeline.decode import decode_columns
 from pipeline.encoded import COLUMNS, Block, Encoded, Origin, Reject, from_rows
-from pipeline.examples import Value, decode_example
+from pipeline.examples import decode_example
 from pipeline.fields import stored_fields
 from pipeline.index import build_index, index_label, write_index
 from pipeline.manifest import TRAIN, Shard
@@ -22,6 +23,8 @@ from pipeline.storage import join, replace
 from pipeline.tfrecord import FRAME_BYTES, frames
 from pipeline.values import MISSING_STRING, is_missing, named_classes
 
+# Of each field, the values of some records one after the other, and how many each has.
+_Columns: TypeAlias = dict[str, tuple[Any, np.ndarray[Any, Any]]]
 # Columns of a record that its shard's index and counts need.
 _KEPT = ["path", "id", "group", "num_steps", "num_labels", "truncated"]
 
@@ -198,29 +201,44 @@ class _Contents:
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
     def add(self, records: list[bytes]) -> None:
-        examples: Any = decode_examples(records, self._fields) if self._only_numbers else map(decode_example, records)
-        examples = list(examples)
-        self._add_labels(examples)
-        for example in examples:
-            for name in self.missing:
-                self.missing[name] += int(is_missing(example[name]).sum())
-            for name, counts in self.strings.items():
-                counts.update(example[name])
-        for counts in self.strings.values():
+        columns = decode_columns(records, self._fields) if self._only_numbers else _decode_strings(records)
+        self._add_labels(columns, len(records))
+        for name in self.missing:
+            self.missing[name] += int(is_missing(columns[name][0]).sum())
+        for name, counts in self.strings.items():
+            counts.update(columns[name][0])
             counts.pop(MISSING_STRING, None)
         for name, width in self._widths.items():
-            rows = np.concatenate([np.asarray(example[name]).reshape(-1, width) for example in examples])
-            self.moments[name] = merge([self.moments[name], Moments.of(rows)])
+            rows = columns[name][0].reshape(-1, width)
+            # A record may be much larger than a block of others, and float64 takes twice as much.
+            most = max(1, BLOCK_BYTES // (8 * width))
+            parts = [Moments.of(rows[start : start + most]) for start in range(0, len(rows), most)]
+            self.moments[name] = merge([self.moments[name], *parts])
 
-    def _add_labels(self, examples: list[dict[str, Value]]) -> None:
-        if self._label.name is None:
-            self.labels += [None] * len(examples)
+    def _add_labels(self, columns: _Columns, num_records: int) -> None:
+        label = self._label
+        if label.name is None:
+            self.labels += [None] * num_records
             return
-        labels = [np.asarray(example[self._label.name]) for example in examples]
-        classes, counts = np.unique(named_classes(np.concatenate(labels), self._label), return_counts=True)
-        for position, count in zip(classes.tolist(), counts.tolist(), strict=True):
-            self.label_counts[self._names[position]] += count
-        self.labels += [index_label(label, self._label) for label in labels]
+        values, counts = columns[label.name]
+        classes, totals = np.unique(named_classes(values, label), return_counts=True)
+        for position, total in zip(classes.tolist(), totals.tolist(), strict=True):
+            self.label_counts[self._names[position]] += total
+        if label.kind == "class":  # as below, for all at once
+            self.labels += [self._names[position] for position in values.tolist()]
+        else:
+            self.labels += [index_label(part, label) for part in np.split(values, np.cumsum(counts)[:-1])]
+
+
+def _decode_strings(records: list[bytes]) -> _Columns:
+    """As `decode_columns`, where some fields are strings, of which it makes a list."""
+    examples = list(map(decode_example, records))
+    columns: _Columns = {}
+    for name, first in examples[0].items():
+        parts: Any = [example[name] for example in examples]
+        joined = [*itertools.chain(*parts)] if isinstance(first, list) else np.concatenate(parts)
+        columns[name] = joined, np.array([len(part) for part in parts])
+    return columns
 
 
 def _place(origin: Origin) -> str:

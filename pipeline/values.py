@@ -25,7 +25,13 @@ _REFUSED_UNLESS_SAID = " (say missing: fill or missing: indicator in the schema 
 Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
 
+# What JSON gives.
+_PLAIN = frozenset((str, int, float, bool, type(None), list, dict))
+
+
 def plain(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
@@ -266,9 +272,9 @@ def _parse_classes(value: Any, place: str, label: Label) -> np.ndarray[Any, Any]
 
 def _parse_class(value: Any, place: str, index: Mapping[str, int]) -> int:
     value = plain(value)
-    if not isinstance(value, str | int):
+    if not isinstance(value, (str, int)):  # noqa: UP038 - `str | int` makes a new type for every record
         raise RecordError("wrong_type", f"{place}: {show(value)}, expected the name of a class")
     try:
-        return index[class_name(value)]
+        return index[value if type(value) is str else class_name(value)]
     except KeyError:
         raise RecordError("unknown_class", f"{place}: {show(value)}, expected one of {show(list(index))}") from None

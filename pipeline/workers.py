@@ -26,6 +26,14 @@ from pipeline.errors import UserError
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.workers import serve; serve(*sys.argv[2:])"
 
+# What the allocators may keep for later is the system's: measured, a process peaks at 150 MB instead of 190.
+_ENVIRONMENT = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "MALLOC_ARENA_MAX": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
 _current: "Workers | None" = None
 
 
@@ -77,6 +85,7 @@ class _Worker:
                 [sys.executable, "-P", "-c", _START, folder, module, str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # ends with this process
                 pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT | os.environ,
             )
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
