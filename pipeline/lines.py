@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.records import MAX_RECORD_BYTES
+from pipeline.records import LIMITS
 from pipeline.storage import filesystems, is_local, list_files, open_read
 
 # Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
@@ -135,8 +135,13 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
         yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False)
 
 
-def read_chunk(chunk: Chunk, *, batch_bytes: int = BATCH_BYTES) -> Iterator[Lines | ReadChunk]:
+def read_chunk(
+    chunk: Chunk, *, batch_bytes: int = BATCH_BYTES, record_bytes: int = LIMITS.record_bytes
+) -> Iterator[Lines | ReadChunk]:
     """The lines that begin in a chunk, in batches of about `batch_bytes`, then what the chunk held.
+
+    Args:
+        record_bytes: A line that has more is cut off beyond that.
 
     Raises:
         UserError: the file cannot be read: gone, cut off, a broken gzip stream, or one that expands beyond all reason.
@@ -146,9 +151,9 @@ def read_chunk(chunk: Chunk, *, batch_bytes: int = BATCH_BYTES) -> Iterator[Line
             if chunk.compressed:
                 # Beam's own decompression takes a stream that is cut off for its end; this checks length and CRC.
                 with gzip.GzipFile(fileobj=stored) as stream:
-                    yield from _read_lines(chunk, _read_blocks(stream, 0, None), batch_bytes, stored)
+                    yield from _read_lines(chunk, _read_blocks(stream, 0, None), batch_bytes, record_bytes, stored)
             else:
-                yield from _read_lines(chunk, _read_blocks(stored, chunk.start, chunk.stop), batch_bytes)
+                yield from _read_lines(chunk, _read_blocks(stored, chunk.start, chunk.stop), batch_bytes, record_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{chunk.path}: not a whole gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
@@ -182,7 +187,11 @@ def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None
 
 
 def _read_lines(
-    chunk: Chunk, blocks: Iterator[tuple[int, bytes]], batch_bytes: int, compressed: IO[bytes] | None = None
+    chunk: Chunk,
+    blocks: Iterator[tuple[int, bytes]],
+    batch_bytes: int,
+    record_bytes: int,
+    compressed: IO[bytes] | None = None,
 ) -> Iterator[Lines | ReadChunk]:
     batches = _Batches(chunk)
     digest, num_bytes, told = hashlib.sha256(), 0, 0
@@ -194,7 +203,7 @@ def _read_lines(
         first: bytes | bytearray
         first, *others = block.split(b"\n")
         if width or not others:
-            rest += first[: MAX_RECORD_BYTES + 2 - len(rest)]  # what is beyond is read, and dropped
+            rest += first[: max(0, record_bytes + 2 - len(rest))]  # what is beyond is read, and dropped
             width += len(first)
             if not others:
                 continue

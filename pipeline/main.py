@@ -59,6 +59,15 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
     parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
     parser.add_argument(
+        "--max_record_bytes",
+        type=positive,
+        default=64 * 2**20,
+        help="a raw record that has more is rejected as too_large; default: 67,108,864 (64 MiB)",
+    )
+    parser.add_argument(
+        "--max_record_steps", type=positive, default=10_000_000, help="the same for its steps; default: 10,000,000"
+    )
+    parser.add_argument(
         "--processes",
         type=natural,
         help="that parse and write beside this one, up to 150 MB each; default: one for each core, at most 3, and none "

@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from pipeline.lines import find_files
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.publish import check_output, discard_generation, new_generation
+from pipeline.records import LIMITS, Limits
+from pipeline.room import check_room
 from pipeline.schema import Schema
 from pipeline.storage import absolute, join, read_bytes
 
@@ -35,6 +37,8 @@ class PrepareOptions:
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     keep_raw: bool = False
+    max_record_bytes: int = LIMITS.record_bytes
+    max_record_steps: int = LIMITS.record_steps
     processes: int | None = None
 
 
@@ -51,6 +55,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     output = absolute(options.output)
     check_output(output, overwrite=options.overwrite)
     files = find_files([absolute(path) for path in options.raw])
+    check_room(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     count = _count_workers(total_bytes, beam_options or {}) if options.processes is None else options.processes
     with workers.started(count, "pipeline.tasks"):
@@ -59,6 +64,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         from pipeline.transforms import PrepareFiles, WriteDataset
 
         generation = new_generation()
+        limits = Limits(options.max_record_bytes, options.max_record_steps)
         pipeline = make_pipeline(beam_options or {})
         write = WriteDataset(
             schema,
@@ -69,7 +75,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
             overwrite=options.overwrite,
             generation=generation,
         )
-        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw)
+        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits)
         run_job(
             pipeline,
             "prepare",

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -15,8 +15,21 @@ from pipeline.reasons import Reason, RecordError, show
 from pipeline.schema import FIELD_SPLITS, Schema, SplitFromField
 from pipeline.values import NO_LABEL, Values, as_list, is_missing, parse_context, parse_label, parse_steps, plain
 
-# Bytes of one raw record. The file format ends at 2 GiB, TensorFlow's parser with a misleading word before that.
-MAX_RECORD_BYTES = 64 * 2**20
+
+class Limits(NamedTuple):
+    """How large a record may be that is not `too_large`.
+
+    Attributes:
+        record_bytes: As it is written down. The file format ends at 2 GiB, TensorFlow's parser with a misleading word
+            before that.
+        record_steps: Nobody waits for an LSTM to read more.
+    """
+
+    record_bytes: int = 64 * 2**20
+    record_steps: int = 10_000_000
+
+
+LIMITS = Limits()
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,32 +61,35 @@ class Sequence:
     truncated: bool = False
 
 
-def parse_line(line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True) -> Sequence:
+def parse_line(
+    line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS
+) -> Sequence:
     """The sequence in one line of JSON Lines.
 
     Args:
-        labelled: As for `parse_record`.
+        labelled, limits: As for `parse_record`.
 
     Raises:
         RecordError: says the reason, the place in the record, the value and what was expected.
     """
-    if len(line) > MAX_RECORD_BYTES:
+    if len(line) > limits.record_bytes:
         # A reader cuts the line off there, so its whole size is not known.
-        raise RecordError("too_large", f"the record is larger than {MAX_RECORD_BYTES:,} bytes, the most it may have")
+        raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the most it may have")
     # An id that is a hash of the record needs it as it was written.
     record: Any = read_object(line, schema.steps) if schema.id is not None and not isinstance(line, str) else None
     try:
         record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:
         record = _parse_with_constants(line, error)
-    return parse_record(record, schema, labelled=labelled)
+    return parse_record(record, schema, labelled=labelled, limits=limits)
 
 
-def parse_record(record: Any, schema: Schema, *, labelled: bool = True) -> Sequence:
+def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS) -> Sequence:
     """The sequence in one record: a mapping as JSON gives it; NumPy arrays and scalars serve as lists and numbers do.
 
     Args:
         labelled: False reads no label, group or split: what a record has that is only to be predicted.
+        limits: Beyond them a record is `too_large`.
 
     Raises:
         RecordError: as for `parse_line`.
@@ -82,13 +98,15 @@ def parse_record(record: Any, schema: Schema, *, labelled: bool = True) -> Seque
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
     record_id = _parse_id(record, schema)
     try:
-        return _parse_fields(record, record_id, schema, labelled)
+        return _parse_fields(record, record_id, schema, labelled, limits)
     except RecordError as error:
         error.id = record_id
         raise
 
 
-def _parse_fields(record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool) -> Sequence:
+def _parse_fields(
+    record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool, limits: Limits
+) -> Sequence:
     features = {name: parse_steps(_field(record, name), name, feature) for name, feature in schema.steps.items()}
     lengths = {
         name: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
@@ -98,6 +116,8 @@ def _parse_fields(record: Mapping[str, Any], record_id: str, schema: Schema, lab
     if label_name is not None and schema.label.per_step:
         lengths[label_name] = len(as_list(_field(record, label_name), label_name))
     num_steps = _common_length(lengths)
+    if num_steps > limits.record_steps:
+        raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
     label = None if label_name is None else parse_label(_field(record, label_name), schema.label)
     sequence = Sequence(record_id, num_steps, features, label)
     for name, feature in schema.context.items():

@@ -9,7 +9,7 @@ from pipeline.encoded import Block, Encoded, Origin, Reject, encode
 from pipeline.hashing import shard_range
 from pipeline.lines import Chunk, Lines, ReadChunk, read_chunk
 from pipeline.reasons import RecordError
-from pipeline.records import Sequence, parse_line
+from pipeline.records import LIMITS, Limits, Sequence, parse_line
 from pipeline.rejects import SORTED_REJECTS, Spill, Spiller, spill_rejects
 from pipeline.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
 from pipeline.schema import Schema
@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
 
 def parse_lines(
-    lines: Lines, schema: Schema, *, keep_raw: bool = False, labelled: bool = True
+    lines: Lines, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
 ) -> Iterator[tuple[Sequence, Origin] | Reject]:
     """Each line as a sequence and its origin, or as a reject. Takes the lines out of `lines` one by one."""
     lines.lines.reverse()
@@ -40,7 +40,7 @@ def parse_lines(
         kept = bytes(line) if keep_raw else None
         origin = Origin(lines.path, lines.chunk, offset, number, hashlib.sha256(line).digest(), kept)
         try:
-            sequence = parse_line(line, schema, labelled=labelled)
+            sequence = parse_line(line, schema, labelled=labelled, limits=limits)
         except RecordError as error:
             yield Reject(error.reason, error.message, error.id, origin)
             continue
@@ -49,16 +49,18 @@ def parse_lines(
         del sequence
 
 
-def make_runs(item: Chunk | Lines, schema: Schema, *, seed: int, folder: str, keep_raw: bool) -> Made:
+def make_runs(
+    item: Chunk | Lines, schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
+) -> Made:
     """Parses and encodes lines, and writes them sorted into a folder: records in runs, rejects in a spill."""
     runs, chunks, parsed, rejected = [], [], 0, 0
     gathered = Gathered(folder)
     with Spiller(folder) as spiller:
-        for lines in [item] if isinstance(item, Lines) else read_chunk(item):
+        for lines in [item] if isinstance(item, Lines) else read_chunk(item, record_bytes=limits.record_bytes):
             if isinstance(lines, ReadChunk):
                 chunks.append(lines)
                 continue
-            for result in parse_lines(lines, schema, keep_raw=keep_raw):
+            for result in parse_lines(lines, schema, keep_raw=keep_raw, limits=limits):
                 if isinstance(result, Reject):
                     rejected += 1
                     spiller.add(result)

@@ -21,7 +21,7 @@ from pipeline.encoded import Origin, Reject, encode
 from pipeline.lines import GZIP_BATCH_BYTES, Chunk, Lines, RawFile, ReadChunk, read_chunk, split_file
 from pipeline.publish import Publisher, check_output, new_generation, runs_folder
 from pipeline.reasons import RecordError
-from pipeline.records import Sequence, canonical, parse_line, parse_record
+from pipeline.records import LIMITS, Limits, Sequence, canonical, parse_line, parse_record
 from pipeline.rejects import SORTED_REJECTS, RejectsFile, Spill, spill_rejects, write_rejects
 from pipeline.runs import Run
 from pipeline.schema import Schema
@@ -80,14 +80,16 @@ class ParseRecords(beam.PTransform):
     Attributes:
         keep_raw: Rejects carry the raw line.
         labelled: False reads no label, group or split, for records that are only to be predicted.
+        limits: Beyond them a record is `too_large`.
     """
 
     schema: Schema
     keep_raw: bool = False
     labelled: bool = True
+    limits: Limits = LIMITS
 
     def expand(self, records: Any) -> Any:
-        parse = _Parse(self.schema, self.keep_raw, self.labelled)
+        parse = _Parse(self.schema, self.keep_raw, self.labelled, self.limits)
         outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(_REJECTS, main="sequences")
         return {"sequences": outputs["sequences"], "rejects": outputs[_REJECTS]}
 
@@ -178,17 +180,18 @@ class PrepareFiles(beam.PTransform):
 
     Attributes:
         write: Says where to, and how.
-        keep_raw: Rejects carry the raw line.
+        keep_raw, limits: As for ParseRecords.
     """
 
     files: Many[RawFile]
     write: WriteDataset
     keep_raw: bool = False
+    limits: Limits = LIMITS
 
     def expand(self, pipeline: Any) -> Any:
         check_output(self.write.output, overwrite=self.write.overwrite)
         made = _chunks_of(pipeline, self.files) | "MakeRuns" >> beam.ParDo(
-            _MakeRuns(self.write, self.keep_raw)
+            _MakeRuns(self.write, self.keep_raw, self.limits)
         ).with_outputs(_SPILLS, _CHUNKS, main="runs")
         # A step between, as above.
         runs, spills, chunks = (
@@ -219,10 +222,10 @@ class WriteRejects(beam.PTransform):
 
 
 class _Parse(beam.DoFn):
-    def __init__(self, schema: Schema, keep_raw: bool, labelled: bool) -> None:
+    def __init__(self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits) -> None:
         self._schema = schema
+        self._options: Any = {"labelled": labelled, "limits": limits}
         self._keep_raw = keep_raw
-        self._labelled = labelled
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
@@ -240,13 +243,13 @@ class _Parse(beam.DoFn):
 
     def _results(self, element: Any) -> Iterator[tuple[Sequence, Origin] | Reject]:
         if isinstance(element, Lines):
-            yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, labelled=self._labelled)
+            yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
             origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)
             parse: Callable[..., Sequence] = parse_line if isinstance(element, str | bytes) else parse_record
             try:
-                yield parse(element, self._schema, labelled=self._labelled), origin
+                yield parse(element, self._schema, **self._options), origin
             except RecordError as error:
                 yield Reject(error.reason, error.message, error.id, origin)
 
@@ -336,9 +339,9 @@ class _InWorkers(beam.DoFn):
 class _MakeRuns(_InWorkers):
     """Chunk -> Run, Spill, ReadChunk."""
 
-    def __init__(self, write: WriteDataset, keep_raw: bool) -> None:
+    def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits) -> None:
         self._schema = write.schema
-        self._options = {"seed": write.seed, "folder": write.runs_folder, "keep_raw": keep_raw}
+        self._options: Any = {"seed": write.seed, "folder": write.runs_folder, "keep_raw": keep_raw, "limits": limits}
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
@@ -347,7 +350,7 @@ class _MakeRuns(_InWorkers):
             yield from self.call(make_runs, chunk, self._schema, **self._options)
             return
         # Only one can read a gzip file. The others parse.
-        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES):
+        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=self._options["limits"].record_bytes):
             if isinstance(item, ReadChunk):
                 yield beam.pvalue.TaggedOutput(_CHUNKS, item)
             else:

@@ -13,7 +13,7 @@ from pipeline import lines
 from pipeline.encoded import Origin, Reject
 from pipeline.errors import UserError
 from pipeline.lines import Chunk, Lines, RawFile, ReadChunk, find_files, read_chunk, split_file
-from pipeline.records import MAX_RECORD_BYTES
+from pipeline.records import LIMITS
 from pipeline.rejects import spill_rejects, write_rejects
 
 
@@ -132,13 +132,13 @@ def test_a_line_beyond_the_limit_is_cut_off_and_the_next_one_found(tmp_path):
     path = tmp_path / "raw.jsonl"
     with open(path, "wb") as file:
         file.write(b"first\n")
-        file.truncate(6 + MAX_RECORD_BYTES + 10)
+        file.truncate(6 + LIMITS.record_bytes + 10)
         file.seek(0, 2)
         file.write(b"\nlast")
     first, large, last = located(read(path, lines.CHUNK_BYTES))
-    assert (first, last) == ((0, b"first"), (6 + MAX_RECORD_BYTES + 11, b"last"))
+    assert (first, last) == ((0, b"first"), (6 + LIMITS.record_bytes + 11, b"last"))
     assert large[0] == 6
-    assert MAX_RECORD_BYTES < len(large[1]) <= MAX_RECORD_BYTES + 2
+    assert LIMITS.record_bytes < len(large[1]) <= LIMITS.record_bytes + 2
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pipeline.index import read_index
 from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.publish import new_generation
 from pipeline.reasons import REASONS
-from pipeline.records import MAX_RECORD_BYTES, parse_record
+from pipeline.records import LIMITS, parse_record
 from pipeline.schema import Schema
 from pipeline.shards import ShardWriter
 
@@ -256,7 +256,7 @@ def test_every_reason_is_told_with_file_offset_and_line_by_the_real_command(tmp_
         ("not_json", None, b'{"id": "1"'),
         ("not_json", None, b'{"id": "\xff"}'),
         # It spans several chunks of the file, so that all below it lie in a later one.
-        ("too_large", None, b'{"id": "2", "x": [' + b"0," * (MAX_RECORD_BYTES // 2) + b"0]}"),
+        ("too_large", None, b'{"id": "2", "x": [' + b"0," * (LIMITS.record_bytes // 2) + b"0]}"),
         ("not_a_record", None, b"[]"),
         ("missing_field", "3", b'{"id": "3", "x": [1], "y": "a"}'),
         ("wrong_type", "4", b'{"id": "4", "x": [null], "z": [1], "y": "a"}'),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.reasons import REASONS, RecordError
-from pipeline.records import MAX_RECORD_BYTES, Sequence, parse_line, parse_record
+from pipeline.records import LIMITS, Limits, Sequence, parse_line, parse_record
 from pipeline.schema import Schema
 from pipeline.values import NO_LABEL
 
@@ -85,7 +85,7 @@ def test_a_good_record_is_a_sequence():
         ('["a"]', "not_a_record", 'expected an object with fields, not ["a"]'),
         ("null", "not_a_record", "expected an object with fields, not null"),
         ("[" * 1000 + "]" * 1000, "not_a_record", "expected an object with fields, not "),
-        (b"[" + b" " * MAX_RECORD_BYTES, "too_large", "larger than 67,108,864 bytes"),
+        (b"[" + b" " * LIMITS.record_bytes, "too_large", "larger than 67,108,864 bytes"),
     ],
 )
 def test_a_line_that_is_no_record_says_why(line, reason, message):
@@ -383,3 +383,15 @@ def test_tuples_serve_as_lists():
     assert ours.features["x"].tolist() == theirs.features["x"].tolist()
     assert ours.features["page"].tolist() == theirs.features["page"].tolist()
     assert ours.features["word"] == theirs.features["word"]
+
+
+def test_a_record_beyond_a_limit_of_ones_own_is_too_large():
+    line = json.dumps(GOOD)
+    assert parse_line(line, SCHEMA, limits=Limits(len(line), len(GOOD["x"]))).id == GOOD["id"]
+    for limits, message in [
+        (Limits(record_bytes=len(line) - 1), f"larger than {len(line) - 1} bytes"),
+        (Limits(record_steps=len(GOOD["x"]) - 1), f"has {len(GOOD['x'])} steps, expected at most {len(GOOD['x']) - 1}"),
+    ]:
+        with pytest.raises(RecordError, match=message) as caught:
+            parse_line(line, SCHEMA, limits=limits)
+        assert caught.value.reason == "too_large"
