@@ -67,16 +67,15 @@ def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[s
         if feature is None or feature.dtype not in _BUFFER_TYPES or stop - start <= _LARGE_BYTES // 4:
             continue
         array = _read_pieces(line, start, stop, name, feature)
-        if array is None or name in found:
+        if array is None:
             return None
         found[name] = array
         rest.append(bytes(line[end : start + 1]))
         end = stop
     rest.append(bytes(line[end:]))
     record = _read_object(b"".join(rest), steps)
-    if record is None or not all(len(record.get(name, ".")) == 0 for name in found):
-        return None
-    return record | found
+    # Of equal keys, or where a list has no key, the rest is no record either.
+    return None if record is None else record | found
 
 
 def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
@@ -110,8 +109,12 @@ def _read_pieces(
         array = None if record is None else record[""]
         if not isinstance(array, np.ndarray) or not len(array):
             return None
-        with np.errstate(over="ignore"):
-            pieces.append(array.astype(np.float32) if feature.dtype == "float32" else array)
+        if feature.dtype == "float32":
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
+            if not np.isfinite(array).all():
+                return None
+        pieces.append(array)
         begin = end + 1
     joined = np.empty((sum(map(len, pieces)), *feature.shape), pieces[0].dtype)
     place = len(joined)

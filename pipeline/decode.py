@@ -81,15 +81,16 @@ def values_of(field: Field, data: bytes, start: Array, stop: Array) -> Array:
     return _numbers(field, data, start, stop, np.full(len(start), field.width)).reshape(-1, *field.shape)
 
 
-def decode_columns(examples: Sequence[bytes], fields: Sequence[Field]) -> dict[str, tuple[Array, Array]]:
+def decode_columns(data: bytes, begin: Array, end: Array, fields: Sequence[Field]) -> dict[str, tuple[Array, Array]]:
     """Of each field the numbers of all Examples, one after the other, float32 or int64; and int64[examples], how many.
+
+    Args:
+        begin, end: int64[examples], where each lies in `data`.
 
     Raises:
         NotAsWritten: one of them is something else.
     """
-    data = b"".join(examples)
-    end = np.cumsum([len(example) for example in examples])
-    located = locate(data, end - [len(example) for example in examples], end, fields)
+    located = locate(data, begin, end, fields)
     found = {}
     for field, start, stop in zip(fields, located.start, located.stop, strict=True):
         joined = _join(data, start, stop)
@@ -151,7 +152,8 @@ def _decode(field: Field, joined: bytes) -> Array:
 def _join(data: bytes, start: Array, stop: Array) -> bytes:
     sizes = stop - start
     if sizes.sum() > _FEW_BYTES * len(sizes):
-        return b"".join([data[a:b] for a, b in zip(start.tolist(), stop.tolist(), strict=True)])
+        view = memoryview(data)
+        return b"".join([view[a:b] for a, b in zip(start.tolist(), stop.tolist(), strict=True)])
     where = np.repeat(start - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     return np.frombuffer(data, np.uint8)[where].tobytes()
 

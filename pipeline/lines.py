@@ -19,10 +19,10 @@ BATCH_BYTES = 2**20
 # And in larger ones where each batch becomes a file.
 GZIP_BATCH_BYTES = 8 * 2**20
 # Bytes that are read at once.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18
 # A gzip file whose lines take so many times its bytes, and so many in all, is taken for one that was made to do harm.
 # (A record that is too large is a reject; what is dropped of it does not count.)
-_BOMB_RATIO, _BOMB_BYTES = 100, 64 * 2**20
+_BOMB_RATIO, _BOMB_BYTES = 200, 32 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What a folder's raw files are called. A file that is named by itself, or by a glob, may be called anything.
@@ -47,7 +47,11 @@ class Chunk(NamedTuple):
 
 
 class ReadChunk(NamedTuple):
-    """What a chunk turned out to hold; lines are counted, so that a reject can name its line in the file."""
+    """What a chunk turned out to hold; lines are counted, so that a reject can name its line in the file.
+
+    Attributes:
+        sha256: Over the digests of the lines that are not blank: each byte is hashed once.
+    """
 
     path: str
     start: int
@@ -65,6 +69,7 @@ class Lines(NamedTuple):
         offsets: Byte offset of each line, in the decompressed file.
         numbers: Number of each line in its chunk, from 0.
         lines: The lines, without their line break. One that is too large is cut off beyond the limit.
+        digests: SHA-256 of each line.
     """
 
     path: str
@@ -72,6 +77,7 @@ class Lines(NamedTuple):
     offsets: list[int]
     numbers: list[int]
     lines: list[bytes | bytearray]
+    digests: list[bytes]
 
 
 def find_files(patterns: Sequence[str]) -> list[RawFile]:
@@ -194,10 +200,9 @@ def _read_lines(
     compressed: IO[bytes] | None = None,
 ) -> Iterator[Lines | ReadChunk]:
     batches = _Batches(chunk)
-    digest, num_bytes, told = hashlib.sha256(), 0, 0
+    num_bytes = told = 0
     offset, rest, width = chunk.start, bytearray(), 0  # of the line that a block broke off: it grows in its place
     for position, block in blocks:
-        digest.update(block)
         offset = offset if num_bytes else position
         num_bytes += len(block)
         first: bytes | bytearray
@@ -234,7 +239,7 @@ def _read_lines(
         batches.add(rest if width > _BLOCK_BYTES else bytes(rest), offset)
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - told)
-    yield ReadChunk(chunk.path, chunk.start, num_bytes, batches.number, digest.digest())
+    yield ReadChunk(chunk.path, chunk.start, num_bytes, batches.number, batches.digest.digest())
 
 
 class _Batches:
@@ -244,11 +249,13 @@ class _Batches:
         number: Of lines so far, the blank ones too.
         num_bytes: Of these lines.
         size: Bytes of those that wait.
+        digest: Of the digests of those that were taken.
     """
 
     def __init__(self, chunk: Chunk) -> None:
         self._chunk = chunk
-        self._batch = Lines(chunk.path, chunk.start, [], [], [])
+        self._batch = self._begin()
+        self.digest = hashlib.sha256()
         self.number = self.num_bytes = self.size = 0
 
     def add(self, line: bytes | bytearray, offset: int) -> None:
@@ -264,10 +271,15 @@ class _Batches:
             self._batch.offsets.append(offset)
             self._batch.numbers.append(self.number - 1)
             self._batch.lines.append(line)
+            self._batch.digests.append(hashlib.sha256(line).digest())
             self.size += len(line)
+
+    def _begin(self) -> Lines:
+        return Lines(self._chunk.path, self._chunk.start, [], [], [], [])
 
     def take(self) -> Iterator[Lines]:
         if self._batch.lines:
-            batch, self._batch, self.size = self._batch, Lines(self._chunk.path, self._chunk.start, [], [], []), 0
+            self.digest.update(b"".join(self._batch.digests))
+            batch, self._batch, self.size = self._batch, self._begin(), 0
             yield batch
             progress.add_records(len(batch.offsets))  # whoever has taken the lines may have emptied the batch

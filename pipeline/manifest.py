@@ -105,7 +105,7 @@ class Rejected(_Part):
 
 
 class Source(_Part):
-    """A raw file as it was read. `sha256` is over the digests of its chunks, in their order."""
+    """A raw file as it was read. `sha256` is over the digests of its chunks, in order, and theirs over their lines'."""
 
     path: str
     bytes: Count

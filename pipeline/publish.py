@@ -54,7 +54,7 @@ _FOLDERS = ("data", "rejected", "vocabulary")
 _GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 _OURS = re.compile(
     rf"data/{_GENERATION}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)(\.[0-9a-f]{{32}}\.tmp)?"
-    rf"|data/{_GENERATION}/runs/[0-9a-f]{{32}}\.(rows|examples|rejects)"
+    rf"|data/{_GENERATION}/[0-9a-f]{{32}}\.(rows|examples|rejects)"
     rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
     rf"|vocabulary/{_GENERATION}/([\w-]{{1,64}}|sha256\.[0-9a-f]{{32}})\.txt(\.[0-9a-f]{{32}}\.tmp)?",
     re.ASCII,
@@ -69,7 +69,7 @@ def new_generation() -> str:
 
 def runs_folder(output: str, generation: str) -> str:
     """Where the records of a generation lie until they are in its shards."""
-    return join(output, "data", generation, "runs")
+    return join(output, "data", generation)
 
 
 def check_output(output: str, *, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ from pipeline.tfrecord import FRAME_BYTES
 RUN_BYTES, RUN_RECORDS = 16 * 2**20, 16_384
 # Rows of a run's table that are read at once; records of all runs that are put in order at once, and the bytes of
 # their Examples, and the bytes of those that are in memory at once.
-_READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 8 * 2**20
+_READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 4 * 2**20
 
 _ROWS, _EXAMPLES = ".rows", ".examples"
 _SCHEMA = COLUMNS.append(pa.field("offset", pa.int64())).append(pa.field("num_bytes", pa.int64()))

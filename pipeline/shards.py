@@ -20,7 +20,7 @@ from pipeline.manifest import TRAIN, Shard
 from pipeline.schema import Schema, class_name
 from pipeline.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge
 from pipeline.storage import join, replace
-from pipeline.tfrecord import FRAME_BYTES, frames
+from pipeline.tfrecord import FOOTER_BYTES, FRAME_BYTES, frames
 from pipeline.values import MISSING_STRING, is_missing, named_classes
 
 # Of each field, the values of some records one after the other, and how many each has.
@@ -172,14 +172,10 @@ class _Shard:
     def flush(self) -> None:
         """Writes what `add` kept back until there is a block of it."""
         if self._block:
-            pieces = frames(self._block)
-            if self._block_bytes < BLOCK_BYTES:
-                pieces = [b"".join(pieces)]
-            for piece in pieces:
-                self._digest.update(piece)
-                self._file.write(piece)
-            del pieces
-            self._contents.add(self._block)
+            framed = b"".join(frames(self._block))
+            self._digest.update(framed)
+            self._file.write(framed)
+            self._contents.add(framed, self._block)
             self._block, self._block_bytes = [], 0
 
 
@@ -200,8 +196,14 @@ class _Contents:
         }
         self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
-    def add(self, records: list[bytes]) -> None:
-        columns = decode_columns(records, self._fields) if self._only_numbers else _decode_strings(records)
+    def add(self, framed: bytes, records: list[bytes]) -> None:
+        """Counts records, which lie in `framed` too, each in its frame."""
+        if self._only_numbers:
+            sizes = np.array([len(record) for record in records])
+            end = np.cumsum(sizes + FRAME_BYTES) - FOOTER_BYTES
+            columns = decode_columns(framed, end - sizes, end, self._fields)
+        else:
+            columns = _decode_strings(records)
         self._add_labels(columns, len(records))
         for name in self.missing:
             self.missing[name] += int(is_missing(columns[name][0]).sum())
@@ -210,8 +212,8 @@ class _Contents:
             counts.pop(MISSING_STRING, None)
         for name, width in self._widths.items():
             rows = columns[name][0].reshape(-1, width)
-            # A record may be much larger than a block of others, and float64 takes twice as much.
-            most = max(1, BLOCK_BYTES // (8 * width))
+            # A record may be much larger than a block.
+            most = max(1, BLOCK_BYTES // (4 * width))
             parts = [Moments.of(rows[start : start + most]) for start in range(0, len(rows), most)]
             self.moments[name] = merge([self.moments[name], *parts])
 

@@ -1,6 +1,5 @@
 """What a job does to data, as functions of plain values: a worker process runs them as well as one of Beam's."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -35,10 +34,10 @@ def parse_lines(
 ) -> Iterator[tuple[Sequence, Origin] | Reject]:
     """Each line as a sequence and its origin, or as a reject. Takes the lines out of `lines` one by one."""
     lines.lines.reverse()
-    for offset, number in zip(lines.offsets, lines.numbers, strict=True):
+    for offset, number, digest in zip(lines.offsets, lines.numbers, lines.digests, strict=True):
         line = lines.lines.pop()
         kept = bytes(line) if keep_raw else None
-        origin = Origin(lines.path, lines.chunk, offset, number, hashlib.sha256(line).digest(), kept)
+        origin = Origin(lines.path, lines.chunk, offset, number, digest, kept)
         try:
             sequence = parse_line(line, schema, labelled=labelled, limits=limits)
         except RecordError as error:

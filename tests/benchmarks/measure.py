@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,7 +134,34 @@ def _processor() -> str:
 
 def call(command: str, *arguments: Any) -> dict[str, Any]:
     """Runs a command of Lengthwise."""
-    return execute([sys.executable, "-m", "lengthwise", command, *arguments])
+    return execute(command_line(command, *arguments))
+
+
+def command_line(command: str, *arguments: Any) -> list[Any]:
+    return [sys.executable, "-m", "lengthwise", command, *arguments]
+
+
+def peak_of_all(command: Sequence[Any]) -> float:
+    """Runs a program: the most mebibytes that it and the processes it starts held together. Needs /proc."""
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(_resident(path, process.pid) for path in pathlib.Path("/proc").glob("[0-9]*/stat")))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}.")
+    return peak
+
+
+def _resident(stat: pathlib.Path, session: int) -> float:
+    """Mebibytes of a process, if it is of the session."""
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:  # gone meanwhile
+        return 0.0
+    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if int(fields[3]) == session else 0.0
 
 
 def execute(command: Sequence[Any]) -> dict[str, Any]:

@@ -3,36 +3,49 @@
     python tests/benchmarks/prepare.py [--quick] [--scale 1.0]
 
 Both read the same JSON Lines on Beam's in-process runner, and write TFRecords; the twin neither checks, splits,
-shuffles nor indexes them. At scale 1 there are 200,000 records of 8 features, and 20,000 of 100.
+shuffles nor indexes them. At scale 1 there are 200,000 records of 8 features, and 20,000 of 100. The limit is what one
+thread can do of it, times the cores: parse, encode and sum of lines that are in memory, without reading, sorting,
+statistics or writing, and without the start of a program.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import shutil
 import sys
+import time
 from typing import Any
 
 from data import CLASSES, schema_text, write_raw
-from measure import Row, alternate, call, compare, execute, tell
+from measure import Row, alternate, call, command_line, compare, execute, peak_of_all, tell
+
+from pipeline.examples import encode_sequence
+from pipeline.records import parse_line
+from pipeline.schema import Schema
+from pipeline.tfrecord import frame
+from pipeline.workers import count_cores
+
+_LIMIT_BYTES = 64 * 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the records, one repeat")
-    parser.add_argument("--scale", type=float, default=0.2, help="share of the records; default: 0.2")
+    parser.add_argument("--quick", action="store_true", help="a fiftieth of the records, one repeat")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the records; default: 1")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
     parser.add_argument("--twin", nargs=2, metavar=("RAW", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.twin:
         run_twin(*options.twin)
         return
-    scale, repeats = (0.01, 1) if options.quick else (options.scale, 2)
+    scale, repeats = (0.02, 1) if options.quick else (options.scale, 2)
     folder = options.output / "prepare"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for num_features, num_records in ((8, int(200_000 * scale)), (100, int(20_000 * scale))):
         rows += measure(folder, num_features, num_records, repeats)
+    rows.append(measure_growth(folder, int(100_000 * scale)))
     tell(rows)
 
 
@@ -46,15 +59,48 @@ def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: 
         shutil.rmtree(folder / "twin", ignore_errors=True)
         return execute([sys.executable, __file__, "--twin", raw, folder / "twin/part"])
 
-    measured = alternate(repeats, ours, twin)
+    measured = alternate(repeats, ours, twin, functools.partial(reach, raw, schema))
     name = f"prepare, {num_features} features, {num_records:,} records"
     book = "ReadFromText, json.loads, SequenceExample"
-    speeds = [[num_records / one["seconds"] for one in side] for side in measured]
-    memory = [[one["peak_mebibytes"] for one in side] for side in measured]
+    speeds = [[num_records / one["seconds"] for one in side] for side in measured[:2]]
+    cores = count_cores()
+    limits = [cores * speed for speed in measured[2]]
+    memory = [[peak(raw, schema, folder) for _ in range(repeats)], [one["peak_mebibytes"] for one in measured[1]]]
     return [
         compare(name, "records/s", book, speeds, floor=3.0, aim=6.0),
+        compare(
+            f"{name}, the limit",
+            "records/s",
+            f"parse + encode + CRC in one thread, × {cores} cores",
+            [speeds[0], limits],
+            floor=0.6,
+            aim=0.8,
+        ),
         compare(f"{name}, memory", "MiB", book, memory, floor=1.0, aim=0.5, at_most=True),
     ]
+
+
+def measure_growth(folder: pathlib.Path, num_records: int) -> Row:
+    """Whether memory grows with the data."""
+    one, ten = (peak(*make_raw(folder, 8, number), folder) for number in (num_records, 10 * num_records))
+    name = f"prepare, memory of all processes, {10 * num_records:,} records"
+    return compare(name, "MiB", f"{num_records:,} records", [[ten], [one]], floor=1.2, aim=1.05, at_most=True)
+
+
+def peak(raw: pathlib.Path, schema: pathlib.Path, folder: pathlib.Path) -> float:
+    output = folder / "dataset"
+    return peak_of_all(command_line("prepare", raw, "--schema", schema, "--output", output, "--overwrite"))
+
+
+def reach(raw: pathlib.Path, schema_path: pathlib.Path) -> float:
+    """Records a second of the first lines, with the functions of `prepare`."""
+    schema = Schema.read(str(schema_path))
+    with open(raw, "rb") as file:
+        lines = file.readlines(_LIMIT_BYTES)
+    begin = time.perf_counter()
+    for line in lines:
+        frame(encode_sequence(parse_line(line, schema), schema))
+    return len(lines) / (time.perf_counter() - begin)
 
 
 def make_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
