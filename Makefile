@@ -49,7 +49,7 @@ format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The slow proofs: real data over three seeds, kills, a bare worker environment.
+# The slow proofs: real data over three seeds, kills, gigabytes, damaged input, a bare worker environment.
 proof: env
 	$(BIN)/python -m pytest -m proof
 

@@ -18,7 +18,7 @@ from pipeline.lines import ReadChunk
 from pipeline.storage import create, join, open_read, replace
 
 # Rejects of any order that are sorted in memory at once.
-SORTED_REJECTS = 16_384
+SORTED_REJECTS = 32_768
 
 
 class RejectsFile(NamedTuple):

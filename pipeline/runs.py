@@ -5,6 +5,7 @@ in the sort shuffle of Spark: what is in memory is one run while it is made, and
 """
 
 import contextlib
+import heapq
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -77,7 +78,11 @@ def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
         parts = max(1, round(wanted))
         for part in range(1, parts + 1):
             stop = first + (end - first) * part // parts
-            yield from _read_blocks(readers, *_merge([reader.take(stop) for reader in readers]))
+            if sum(reader.estimate(stop) for reader in readers) > 4 * _MERGED_RECORDS:
+                # Keys are spread evenly, but for those of doubles.
+                yield from _merge_one_by_one(readers, stop)
+            else:
+                yield from _read_blocks(readers, *_merge([reader.take(stop) for reader in readers]))
 
 
 def _merge(taken: list[pa.Table]) -> tuple[pa.Table, np.ndarray[Any, Any]]:
@@ -95,6 +100,21 @@ def _merge(taken: list[pa.Table]) -> tuple[pa.Table, np.ndarray[Any, Any]]:
         ranks = [rank(record) for record in from_rows(rows.take(pa.array(order[places])))]
         order[places] = order[places][sorted(range(len(places)), key=ranks.__getitem__)]
     return rows.take(pa.array(order)), which[order]
+
+
+def _merge_one_by_one(readers: "list[_Reader]", stop: int) -> Iterator[Block]:
+    """The same in bounded memory for any number of records with one key, some times slower."""
+    rows = heapq.merge(*(reader.rows(stop) for reader in readers), key=lambda row: rank(row[0]))
+    block: list[Encoded] = []
+    num_bytes = 0
+    for record, reader, offset, size in rows:
+        block.append(record._replace(example=reader.read(offset, size)))
+        num_bytes += size
+        if len(block) >= _MERGED_RECORDS or num_bytes >= _MERGED_BYTES:
+            yield to_block(block)
+            block, num_bytes = [], 0
+    if block:
+        yield to_block(block)
 
 
 def _read_blocks(readers: "list[_Reader]", rows: pa.Table, which: np.ndarray[Any, Any]) -> Iterator[Block]:
@@ -127,10 +147,11 @@ class _Reader:
         rows, self._examples = (self._files.enter_context(open_read(f"{run.path}{s}")) for s in (_ROWS, _EXAMPLES))
         self._table = pa.ipc.open_file(rows)
         # The block before the first one that begins there may hold it too.
-        begins = np.array([key_number(key) for key in run.first_keys], np.uint64)
-        self._block = max(0, int(np.searchsorted(begins, np.uint64(first))) - 1)
+        self._begins = np.array([key_number(key) for key in run.first_keys], np.uint64)
+        self._block = max(0, int(np.searchsorted(self._begins, np.uint64(first))) - 1)
         self._rows = _SCHEMA.empty_table()
-        self.take(first)
+        for _ in self._parts(first):
+            pass
 
     def close(self) -> None:
         self._files.close()
@@ -139,22 +160,36 @@ class _Reader:
         self._examples.seek(offset)
         return self._examples.read(num_bytes)
 
+    def estimate(self, stop: int) -> int:
+        """About how many rows come before a key: those of the blocks of the table that begin there."""
+        before = len(self._begins) if stop >> 64 else int(np.searchsorted(self._begins, np.uint64(stop)))
+        return len(self._rows) + max(0, before - self._block - 1) * _READ_RECORDS
+
     def take(self, stop: int) -> pa.Table:
         """The rows before a key; each of them once."""
-        taken = []
+        taken = list(self._parts(stop))
+        return pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
+
+    def rows(self, stop: int) -> "Iterator[tuple[Encoded, _Reader, int, int]]":
+        """The same one by one: the record, and where its Example lies."""
+        for part in self._parts(stop):
+            places = zip(part["offset"].to_pylist(), part["num_bytes"].to_pylist(), strict=True)
+            for record, (offset, size) in zip(from_rows(part), places, strict=True):
+                yield record, self, offset, size
+
+    def _parts(self, stop: int) -> Iterator[pa.Table]:
         while True:
             if not len(self._rows):
                 if self._block >= self._table.num_record_batches:
-                    break
+                    return
                 self._rows = pa.Table.from_batches([self._table.get_batch(self._block)])
                 self._block += 1
             numbers = _halves(self._rows["key"])[:, 0]
             count = len(numbers) if stop >> 64 else int(np.searchsorted(numbers, np.uint64(stop)))
-            taken.append(self._rows[:count])
-            self._rows = self._rows[count:]
+            part, self._rows = self._rows[:count], self._rows[count:]
+            yield part
             if len(self._rows):
-                break
-        return pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
+                return
 
 
 def _halves(keys: pa.ChunkedArray) -> np.ndarray[Any, Any]:

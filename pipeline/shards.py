@@ -96,13 +96,16 @@ def _refuse_doubles(
     ids = rows["id"].to_pylist()
     stays = np.array([a != b for a, b in zip([kept and kept.id, *ids], ids, strict=False)], bool)
     first = np.maximum.accumulate(np.where(stays, np.arange(len(ids)), -1))
-    for place in np.flatnonzero(~stays).tolist():
-        if first[place] >= 0:
-            (kept,) = from_rows(rows.slice(first[place], 1))
-        (record,) = from_rows(rows.slice(place, 1))
-        assert kept is not None
-        message = f"the id {record.id!r} is also that of {_place(kept.origin)}, which stays"
-        refuse(Reject("duplicate_id", message, record.id, record.origin))
+    doubles = np.flatnonzero(~stays)
+    if len(doubles):
+        firsts, which = np.unique(first[doubles], return_inverse=True)
+        staying = from_rows(rows.take(pa.array(firsts[firsts >= 0])))
+        if firsts[0] < 0:
+            assert kept is not None
+            staying = [kept, *staying]
+        for record, number in zip(from_rows(rows.take(pa.array(doubles))), which.tolist(), strict=True):
+            message = f"the id {record.id!r} is also that of {_place(staying[number].origin)}, which stays"
+            refuse(Reject("duplicate_id", message, record.id, record.origin))
     if stays.any():
         (kept,) = from_rows(rows.slice(first[-1], 1))
     return stays, kept

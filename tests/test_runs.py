@@ -13,7 +13,7 @@ from pipeline.runs import merge_runs, write_run
 from pipeline.tfrecord import frame
 
 
-def merged_records(runs, first, end):
+def merge(runs, first, end):
     return [
         row._replace(example=example)
         for block in merge_runs(runs, first, end)
@@ -49,16 +49,18 @@ def encoded(draw):
     )
 
 
+# Of so many in one part, each record is merged by itself.
+@pytest.mark.parametrize("merged_records", [1, 5])
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(encoded(), max_size=20), max_size=4), st.integers(1, 5))
-def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, parts, num_shards):
+@given(parts=st.lists(st.lists(encoded(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
+def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
     folder = str(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.runs, "_READ_RECORDS", 3)
-        patch.setattr(pipeline.runs, "_MERGED_RECORDS", 5)
+        patch.setattr(pipeline.runs, "_MERGED_RECORDS", merged_records)
         patch.setattr(pipeline.runs, "_MERGED_BYTES", 30)
         runs = [write_run(part, folder) for part in parts]
-        merged = [merged_records(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
+        merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=rank)
     # Of records that are the same in all that ranks them, either may come first.
     assert [rank(record) for found in merged for record in found] == [rank(record) for record in everything]
@@ -81,4 +83,4 @@ def test_a_run_that_fails_leaves_no_half_file(tmp_path):
         run = write_run([record], str(tmp_path))
         with pipeline.runs.create(f"{run.path}.rows"):
             pass
-    assert merged_records([run], 0, 2**64) == [record]
+    assert merge([run], 0, 2**64) == [record]
