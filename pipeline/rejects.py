@@ -9,6 +9,7 @@ import heapq
 import itertools
 import json
 import operator
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
@@ -19,6 +20,8 @@ from pipeline.storage import create, join, open_read, replace
 
 # Rejects of any order that are sorted in memory at once.
 SORTED_REJECTS = 32_768
+# Files that are merged at once. A system may allow a process no more than 256.
+_OPEN = 64
 
 
 class RejectsFile(NamedTuple):
@@ -81,9 +84,8 @@ def write_rejects(
     """
     written = []
     lines = _Lines(chunks)
-    with contextlib.ExitStack() as files:
-        parts = [map(json.loads, files.enter_context(open_read(spill.path))) for spill in sorted(spills)]
-        for source, rows in itertools.groupby(heapq.merge(*parts, key=_order), key=operator.itemgetter("file")):
+    with _merged(_merge_many(sorted(spills))) as merged:
+        for source, rows in itertools.groupby(merged, key=operator.itemgetter("file")):
             path = f"rejected/{generation}-{hashlib.sha256((source or '').encode()).hexdigest()[:16]}.jsonl"
             reasons: collections.Counter[str] = collections.Counter()
             with replace(join(output, path)) as file:
@@ -93,6 +95,30 @@ def write_rejects(
                     file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
             written.append(RejectsFile(path, dict(reasons)))
     return written
+
+
+@contextlib.contextmanager
+def _merged(spills: Sequence[Spill]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows of all spills in order."""
+    with contextlib.ExitStack() as files:
+        parts = [map(json.loads, files.enter_context(open_read(spill.path))) for spill in spills]
+        yield heapq.merge(*parts, key=_order)
+
+
+def _merge_many(spills: list[Spill]) -> list[Spill]:
+    """The same rows in so few files that all can be open at once."""
+    while len(spills) > _OPEN:
+        larger = []
+        for start in range(0, len(spills), _OPEN):
+            with (
+                _merged(spills[start : start + _OPEN]) as rows,
+                Spiller(os.path.dirname(spills[start].path)) as spiller,
+            ):
+                for row in rows:
+                    spiller._write(row)
+            larger += spiller.spills
+        spills = larger
+    return spills
 
 
 def _to_row(reject: Reject) -> dict[str, Any]:

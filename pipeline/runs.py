@@ -24,6 +24,9 @@ RUN_BYTES, RUN_RECORDS = 16 * 2**20, 16_384
 # their Examples, and the bytes of those that are in memory at once.
 _READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 4 * 2**20
 
+# Runs of which both files stay open in a merge. A system may allow a process no more than 256.
+_OPEN = 64
+
 _ROWS, _EXAMPLES = ".rows", ".examples"
 _SCHEMA = COLUMNS.append(pa.field("offset", pa.int64())).append(pa.field("num_bytes", pa.int64()))
 
@@ -69,7 +72,8 @@ def write_run(records: Iterable[Encoded], folder: str) -> Run:
 def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
     """The records of all runs whose `key_number` is in [first, end), in the order of `rank`, some at a time."""
     with contextlib.ExitStack() as files:
-        readers = [files.enter_context(contextlib.closing(_Reader(run, first))) for run in sorted(runs)]
+        stay_open = len(runs) <= _OPEN
+        readers = [files.enter_context(contextlib.closing(_Reader(run, first, stay_open))) for run in sorted(runs)]
         share = (end - first) / 2**64
         wanted = max(
             sum(run.records for run in runs) * share / _MERGED_RECORDS,
@@ -142,10 +146,11 @@ def _read_blocks(readers: "list[_Reader]", rows: pa.Table, which: np.ndarray[Any
 class _Reader:
     """Reads a run from a key on."""
 
-    def __init__(self, run: Run, first: int) -> None:
+    def __init__(self, run: Run, first: int, stay_open: bool) -> None:
+        self._path = run.path
+        self._stay_open = stay_open
         self._files = contextlib.ExitStack()
-        rows, self._examples = (self._files.enter_context(open_read(f"{run.path}{s}")) for s in (_ROWS, _EXAMPLES))
-        self._table = pa.ipc.open_file(rows)
+        self._open: dict[str, Any] = {}
         # The block before the first one that begins there may hold it too.
         self._begins = np.array([key_number(key) for key in run.first_keys], np.uint64)
         self._block = max(0, int(np.searchsorted(self._begins, np.uint64(first))) - 1)
@@ -156,9 +161,22 @@ class _Reader:
     def close(self) -> None:
         self._files.close()
 
+    @contextlib.contextmanager
+    def _file(self, ending: str) -> Iterator[Any]:
+        """One of the two files: opened once, or each time where there are too many of them."""
+        if not self._stay_open:
+            with open_read(f"{self._path}{ending}") as file:
+                yield file
+            return
+        if ending not in self._open:
+            self._open[ending] = self._files.enter_context(open_read(f"{self._path}{ending}"))
+        yield self._open[ending]
+
     def read(self, offset: int, num_bytes: int) -> bytes:
-        self._examples.seek(offset)
-        return self._examples.read(num_bytes)
+        with self._file(_EXAMPLES) as file:
+            file.seek(offset)
+            data: bytes = file.read(num_bytes)
+        return data
 
     def estimate(self, stop: int) -> int:
         """About how many rows come before a key: those of the blocks of the table that begin there."""
@@ -180,9 +198,10 @@ class _Reader:
     def _parts(self, stop: int) -> Iterator[pa.Table]:
         while True:
             if not len(self._rows):
-                if self._block >= self._table.num_record_batches:
+                if self._block >= len(self._begins):
                     return
-                self._rows = pa.Table.from_batches([self._table.get_batch(self._block)])
+                with self._file(_ROWS) as file:
+                    self._rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(self._block)])
                 self._block += 1
             numbers = _halves(self._rows["key"])[:, 0]
             count = len(numbers) if stop >> 64 else int(np.searchsorted(numbers, np.uint64(stop)))

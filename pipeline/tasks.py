@@ -49,13 +49,13 @@ def parse_lines(
 
 
 def make_runs(
-    item: Chunk | Lines, schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
+    items: list[Chunk | Lines], schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
 ) -> Made:
     """Parses and encodes lines, and writes them sorted into a folder: records in runs, rejects in a spill."""
     runs, chunks, parsed, rejected = [], [], 0, 0
     gathered = Gathered(folder)
     with Spiller(folder) as spiller:
-        for lines in [item] if isinstance(item, Lines) else read_chunk(item, record_bytes=limits.record_bytes):
+        for lines in _read(items, limits):
             if isinstance(lines, ReadChunk):
                 chunks.append(lines)
                 continue
@@ -69,6 +69,12 @@ def make_runs(
                     runs += gathered.add(encode(*result, schema, seed=seed))
                 del result
     return Made(runs + gathered.write(), spiller.spills, chunks, parsed, rejected)
+
+
+def _read(items: list[Chunk | Lines], limits: Limits) -> Iterator[Lines | ReadChunk]:
+    """All lines in the order of their places, which is that of rejects in a spill."""
+    for item in sorted(items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, Lines) else item.start)):
+        yield from [item] if isinstance(item, Lines) else read_chunk(item, record_bytes=limits.record_bytes)
 
 
 class Gathered:

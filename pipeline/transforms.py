@@ -18,7 +18,7 @@ from apache_beam.transforms.window import GlobalWindows
 from pipeline import workers
 from pipeline.allowance import DEFAULT_MAX_REJECTED
 from pipeline.encoded import Origin, Reject, encode
-from pipeline.lines import GZIP_BATCH_BYTES, Chunk, Lines, RawFile, ReadChunk, read_chunk, split_file
+from pipeline.lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, Lines, RawFile, ReadChunk, read_chunk, split_file
 from pipeline.publish import Publisher, check_output, new_generation, runs_folder
 from pipeline.reasons import RecordError
 from pipeline.records import LIMITS, Limits, Sequence, canonical, parse_line, parse_record
@@ -329,11 +329,14 @@ class _InWorkers(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
-            for output in self.outputs(self._pending.popleft().result()):
-                if isinstance(output, beam.pvalue.TaggedOutput):
-                    yield beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
-                else:
-                    yield GlobalWindows.windowed_value(output)
+            yield from map(_windowed, self.outputs(self._pending.popleft().result()))
+
+
+def _windowed(output: Any) -> Any:
+    """What `finish_bundle` gives of an output."""
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
+    return GlobalWindows.windowed_value(output)
 
 
 class _MakeRuns(_InWorkers):
@@ -345,16 +348,39 @@ class _MakeRuns(_InWorkers):
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._items: list[Chunk | Lines] = []
+        self._size = 0
+
     def process(self, chunk: Chunk) -> Iterator[Any]:
         if not chunk.compressed or workers.current() is None:
-            yield from self.call(make_runs, chunk, self._schema, **self._options)
+            yield from self._add(chunk, chunk.stop - chunk.start)
             return
         # Only one can read a gzip file. The others parse.
-        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=self._options["limits"].record_bytes):
+        record_bytes = self._options["limits"].record_bytes
+        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=record_bytes):
             if isinstance(item, ReadChunk):
                 yield beam.pvalue.TaggedOutput(_CHUNKS, item)
             else:
-                yield from self.call(make_runs, item, self._schema, **self._options)
+                # These are in memory: fewer bytes are enough.
+                yield from self._add(item, sum(map(len, item.lines)) * CHUNK_BYTES // GZIP_BATCH_BYTES)
+
+    def _add(self, item: Chunk | Lines, size: int) -> Iterator[Any]:
+        """Small files come together, so that there are not as many runs as files."""
+        if self._size + size > CHUNK_BYTES:
+            yield from self._make()
+        self._items.append(item)
+        self._size += size
+
+    def _make(self) -> Iterator[Any]:
+        items, self._items, self._size = self._items, [], 0
+        if items:
+            yield from self.call(make_runs, items, self._schema, **self._options)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(_windowed, self._make())
+        yield from super().finish_bundle()
 
     def outputs(self, result: Made) -> Iterator[Any]:
         self._parsed.inc(result.parsed)

@@ -59,6 +59,7 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         patch.setattr(pipeline.runs, "_READ_RECORDS", 3)
         patch.setattr(pipeline.runs, "_MERGED_RECORDS", merged_records)
         patch.setattr(pipeline.runs, "_MERGED_BYTES", 30)
+        patch.setattr(pipeline.runs, "_OPEN", 2)
         runs = [write_run(part, folder) for part in parts]
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=rank)
