@@ -75,6 +75,11 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
             overwrite=options.overwrite,
             generation=generation,
         )
+
+        def discard() -> None:
+            workers.stop()
+            discard_generation(output, generation)
+
         _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits)
         run_job(
             pipeline,
@@ -83,7 +88,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
             written=True,
             output=output,
             is_published=lambda: _published(output, generation),
-            discard=lambda: discard_generation(output, generation),
+            discard=discard,
         )
         return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
 

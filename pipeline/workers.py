@@ -137,6 +137,13 @@ def started(count: int, module: str) -> Iterator[None]:
     try:
         yield
     finally:
+        stop()
+
+
+def stop() -> None:
+    """Ends the workers of this process, if there are any, before what they write is removed."""
+    global _current
+    if _current is not None:
         _current.close()
         _current = None
 

@@ -121,3 +121,18 @@ def test_the_number_of_workers_is_that_of_the_cores_where_it_is_worth_it(monkeyp
     assert _count_workers(2**30, {"direct_num_workers": 2}) == _count_workers(2**30, {"runner": "FlinkRunner"}) == 0
     monkeypatch.setattr(workers, "count_cores", lambda: 64)
     assert _count_workers(2**30, {}) == 3
+
+
+def test_a_worker_that_still_writes_leaves_nothing_of_a_job_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 200_000)
+    rows = [json.dumps({"id": n, "x": [[n, 0.5]] * 9, "y": "ab"[n % 2]}) for n in range(30_000)]
+    (tmp_path / "raw").write_text("\n".join(rows))
+    (tmp_path / "gone.jsonl").write_text(rows[0])
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    found = lines.find_files([f"{tmp_path}/gone.jsonl", f"{tmp_path}/raw"])
+    monkeypatch.setattr("pipeline.prepare.find_files", lambda _: found)
+    monkeypatch.setattr("pipeline.prepare.check_room", lambda *_: (tmp_path / "gone.jsonl").unlink())
+    with pytest.raises(UserError, match="gone.jsonl"):
+        prepare(PrepareOptions(("raw",), f"{tmp_path}/schema.yaml", f"{tmp_path}/out", processes=2))
+    time.sleep(0.5)
+    assert not list((tmp_path / "out").rglob("*.*"))
