@@ -21,7 +21,7 @@ _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": (
 
 # A line that is read in pieces, and what a piece is.
 _LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _QUOTE, _OPENING = ord('"'), b"[{"
 
 # A parser of each thread: what it gave out last must be gone before it reads on.
@@ -47,7 +47,10 @@ def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[
         return None
     try:
         document = _parse(line)
-        record = {name: document[name] for name in document}
+        names = list(document)
+        if "\0" in "".join(names):  # simdjson's own look-up ends a name there
+            return None
+        record = {name: document[name] for name in names}
         if len(record) < len(document):  # of equal keys, simdjson finds the first and everyone else takes the last
             return None
         return _with_arrays(record, steps, brackets=line.count(b"["))
@@ -164,7 +167,9 @@ def _count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
     rows, level = 0, len(steps)
     try:
         for depth, dimension in enumerate(shape):
-            if not set(map(len, _flatten(steps, depth))) <= {dimension}:
+            lists = list(_flatten(steps, depth))
+            # A word, or an object, may be as long as a row.
+            if not (set(map(type, lists)) <= {simdjson.Array} and set(map(len, lists)) <= {dimension}):
                 return None
             rows += level
             level *= dimension

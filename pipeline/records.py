@@ -76,7 +76,7 @@ def parse_line(
         # A reader cuts the line off there, so its whole size is not known.
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the most it may have")
     # An id that is a hash of the record needs it as it was written.
-    record: Any = read_object(line, schema.steps) if schema.id is not None and not isinstance(line, str) else None
+    record: Any = read_object(line, schema.plain_steps) if schema.id is not None and not isinstance(line, str) else None
     try:
         record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:

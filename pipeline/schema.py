@@ -343,6 +343,12 @@ class Schema(Document):
         """Whether a feature, or the label, has a value for each step rather than one for the record."""
         return name in self.steps or (name == self.label.name and self.label.per_step)
 
+    @functools.cached_property  # every record asks for it
+    def plain_steps(self) -> dict[str, Feature]:
+        """The step features that are not, by mistake, the id, the group or the split too."""
+        split = self.splits.field if isinstance(self.splits, SplitFromField) else None
+        return {name: feature for name, feature in self.steps.items() if name not in (self.id, self.group, split)}
+
     @property
     def split_names(self) -> tuple[str, ...]:
         return FIELD_SPLITS if isinstance(self.splits, SplitFromField) else tuple(self.splits)
