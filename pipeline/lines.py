@@ -18,6 +18,8 @@ CHUNK_BYTES = 32 * 2**20
 BATCH_BYTES = 2**20
 # And in larger ones where each batch becomes a file.
 GZIP_BATCH_BYTES = 8 * 2**20
+# What a line takes in memory beside its bytes: as an object, with its place and its digest.
+_LINE_BYTES = 200
 # Bytes that are read at once.
 _BLOCK_BYTES = 2**18
 # A gzip file whose lines take so many times its bytes, and so many in all, is taken for one that was made to do harm.
@@ -78,6 +80,11 @@ class Lines(NamedTuple):
     numbers: list[int]
     lines: list[bytes | bytearray]
     digests: list[bytes]
+
+    @property
+    def num_bytes(self) -> int:
+        """That all of it takes in memory, about."""
+        return sum(map(len, self.lines)) + _LINE_BYTES * len(self.lines)
 
 
 def find_files(patterns: Sequence[str]) -> list[RawFile]:
@@ -248,7 +255,7 @@ class _Batches:
     Attributes:
         number: Of lines so far, the blank ones too.
         num_bytes: Of these lines.
-        size: Bytes of those that wait.
+        size: Bytes that those hold that wait.
         digest: Of the digests of those that were taken.
     """
 
@@ -272,7 +279,7 @@ class _Batches:
             self._batch.numbers.append(self.number - 1)
             self._batch.lines.append(line)
             self._batch.digests.append(hashlib.sha256(line).digest())
-            self.size += len(line)
+            self.size += len(line) + _LINE_BYTES
 
     def _begin(self) -> Lines:
         return Lines(self._chunk.path, self._chunk.start, [], [], [], [])

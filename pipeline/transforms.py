@@ -364,7 +364,7 @@ class _MakeRuns(_InWorkers):
                 yield beam.pvalue.TaggedOutput(_CHUNKS, item)
             else:
                 # These are in memory: fewer bytes are enough.
-                yield from self._add(item, sum(map(len, item.lines)) * CHUNK_BYTES // GZIP_BATCH_BYTES)
+                yield from self._add(item, item.num_bytes * CHUNK_BYTES // GZIP_BATCH_BYTES)
 
     def _add(self, item: Chunk | Lines, size: int) -> Iterator[Any]:
         """Small files come together, so that there are not as many runs as files."""
