@@ -70,7 +70,7 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument(
         "--processes",
         type=natural,
-        help="that parse and write beside this one, up to 150 MB each; default: one for each core, at most 3, and none "
+        help="that parse and write beside this one, up to 150 MB each; default: one for each core, at most 2, and none "
         "where the input is small or Beam has workers",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

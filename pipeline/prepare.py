@@ -1,6 +1,7 @@
 """Runs the job that turns raw files into a dataset: files -> lines -> sequences -> shards -> manifest."""
 
 import dataclasses
+import os
 from typing import Any
 
 from pipeline import workers
@@ -13,12 +14,12 @@ from pipeline.publish import check_output, discard_generation, new_generation
 from pipeline.records import LIMITS, Limits
 from pipeline.room import check_room
 from pipeline.schema import Schema
-from pipeline.storage import absolute, join, read_bytes
+from pipeline.storage import absolute, exists, join, read_bytes
 
 # Input that is done before other processes have started.
 _SMALL_BYTES = 16 * 2**20
-# Each process holds up to 150 MB: more of them, only who asks for them gets.
-_MOST_WORKERS = 3
+# Each process holds 150 MB, and 250 MB with the largest records: more of them, only who asks for them gets.
+_MOST_WORKERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,13 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
             generation=generation,
         )
 
+        manifest: Manifest | None = None
+
+        def is_published() -> bool:
+            nonlocal manifest
+            manifest = _read_published(output, generation)
+            return manifest is not None
+
         def discard() -> None:
             workers.stop()
             discard_generation(output, generation)
@@ -87,10 +95,11 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
             total_bytes=total_bytes,
             written=True,
             output=output,
-            is_published=lambda: _published(output, generation),
+            is_published=is_published,
             discard=discard,
         )
-        return Manifest.parse(read_bytes(join(output, FILE_NAME)), origin=join(output, FILE_NAME))
+    assert manifest is not None  # what `run_job` has asked
+    return manifest
 
 
 def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
@@ -100,9 +109,18 @@ def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
     return min(workers.count_cores(), _MOST_WORKERS)
 
 
-def _published(output: str, generation: str) -> bool:
+def _read_published(output: str, generation: str) -> Manifest | None:
+    """The manifest, if it is there and has the generation.
+
+    Raises:
+        UserError: it is there, but cannot be read.
+    """
+    path = join(output, FILE_NAME)
+    if not exists(path) or os.path.isdir(path):  # a folder of that name is someone else's
+        return None
+    data = read_bytes(path)
     try:
-        path = join(output, FILE_NAME)
-        return generation in Manifest.parse(read_bytes(path), origin=path).generations
-    except UserError:
-        return False
+        manifest = Manifest.parse(data, origin=path)
+    except UserError:  # what was there before, and no manifest of this job
+        return None
+    return manifest if generation in manifest.generations else None

@@ -46,7 +46,8 @@ def run_job(
         what: Name of the command.
         total_bytes: Of the input.
         written: Whether the job counts what it writes in a second pass.
-        is_published: Whether that last step was done; some runners only return how a job ended.
+        is_published: Whether that last step was done; some runners only return how a job ended. Raises a UserError if
+            it cannot tell.
         discard: Removes what a job left that did not get so far.
 
     Raises:
@@ -56,7 +57,12 @@ def run_job(
         with progress.shown(what, total_bytes=total_bytes, written=written), quiet():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
-        if is_published():
+        try:
+            published = is_published()
+        except UserError as unread:
+            # What may be the only dataset there is must not be removed.
+            raise UserError(f"{output}: may be published or not: {unread} The job had ended with: {error}") from None
+        if published:
             raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
         discard()
         if str(error).startswith("KeyboardInterrupt"):  # a worker in this process had it, so Beam made text of it
@@ -65,7 +71,11 @@ def run_job(
         if told is not None:
             raise told from None
         raise
-    if not is_published():
+    try:
+        published = is_published()
+    except UserError as unread:
+        raise UserError(f"{output}: was published, but could not be read back: {unread}") from None
+    if not published:
         raise UserError(f"{output}: the runner ended as {state}, but nothing was published. See the runner's log.")
 
 

@@ -24,6 +24,7 @@ RUN_BYTES, RUN_RECORDS = 16 * 2**20, 16_384
 # their Examples, and the bytes of those that are in memory at once.
 _READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 4 * 2**20
 
+_FEW_RECORDS = 32
 # Runs of which both files stay open in a merge. A system may allow a process no more than 256.
 _OPEN = 64
 
@@ -191,9 +192,11 @@ class _Reader:
     def rows(self, stop: int) -> "Iterator[tuple[Encoded, _Reader, int, int]]":
         """The same one by one: the record, and where its Example lies."""
         for part in self._parts(stop):
-            places = zip(part["offset"].to_pylist(), part["num_bytes"].to_pylist(), strict=True)
-            for record, (offset, size) in zip(from_rows(part), places, strict=True):
-                yield record, self, offset, size
+            # Few at a time, for they are Python's objects and there may be hundreds of runs.
+            for some in (part[start : start + _FEW_RECORDS] for start in range(0, len(part), _FEW_RECORDS)):
+                places = zip(some["offset"].to_pylist(), some["num_bytes"].to_pylist(), strict=True)
+                for record, (offset, size) in zip(from_rows(some), places, strict=True):
+                    yield record, self, offset, size
 
     def _parts(self, stop: int) -> Iterator[pa.Table]:
         while True:

@@ -120,7 +120,7 @@ def test_the_number_of_workers_is_that_of_the_cores_where_it_is_worth_it(monkeyp
     assert _count_workers(2**20, {}) == 0
     assert _count_workers(2**30, {"direct_num_workers": 2}) == _count_workers(2**30, {"runner": "FlinkRunner"}) == 0
     monkeypatch.setattr(workers, "count_cores", lambda: 64)
-    assert _count_workers(2**30, {}) == 3
+    assert _count_workers(2**30, {}) == 2
 
 
 def test_a_worker_that_still_writes_leaves_nothing_of_a_job_that_failed(tmp_path, monkeypatch):

@@ -119,10 +119,17 @@ class Delivery:
         return summary
 
     def summary(self) -> dict[str, Any] | None:
-        """What was published, if it is this job's."""
+        """What was published, if it is this job's.
+
+        Raises:
+            UserError: there is something, but it cannot be read.
+        """
+        path = join(self.output, SUMMARY)
+        if not exists(path):
+            return None
         try:
-            summary = json.loads(read_bytes(join(self.output, SUMMARY)))
-        except (UserError, ValueError):
+            summary = json.loads(read_bytes(path))
+        except ValueError:
             return None
         return summary if isinstance(summary, dict) and summary.get("generation") == self.generation else None
 
