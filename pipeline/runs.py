@@ -22,7 +22,7 @@ from pipeline.tfrecord import FRAME_BYTES
 RUN_BYTES, RUN_RECORDS = 16 * 2**20, 16_384
 # Rows of a run's table that are read at once; records of all runs that are put in order at once, and the bytes of
 # their Examples, and the bytes of those that are in memory at once.
-_READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 512, 16_384, 4 * 2**20
+_READ_RECORDS, _MERGED_RECORDS, _MERGED_BYTES = 256, 16_384, 4 * 2**20
 
 _FEW_RECORDS = 32
 # Runs of which both files stay open in a merge. A system may allow a process no more than 256.

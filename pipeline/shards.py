@@ -25,8 +25,8 @@ from pipeline.values import MISSING_STRING, is_missing, named_classes
 
 # Of each field, the values of some records one after the other, and how many each has.
 _Columns: TypeAlias = dict[str, tuple[Any, np.ndarray[Any, Any]]]
-# Columns of a record that its shard's index and counts need.
-_KEPT = ["path", "id", "group", "num_steps", "num_labels", "truncated"]
+# Columns of a record that its shard's index needs, and that stay in memory until it is written.
+_KEPT = ["path", "id", "group", "num_steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,12 @@ def _refuse_doubles(
     return stays, kept
 
 
+def _kept(rows: pa.Table) -> pa.Table:
+    kept = rows.select(_KEPT)
+    # The raw file of every record is most of what there is of a short one.
+    return kept.set_column(0, "path", kept["path"].dictionary_encode())
+
+
 class _Shard:
     """A shard while it is written, some records at a time."""
 
@@ -121,11 +127,14 @@ class _Shard:
         self._block: list[bytes] = []
         self._block_bytes = 0
         self._sizes: list[int] = []
-        self._rows = [COLUMNS.empty_table().select(_KEPT)]
+        self._rows = [_kept(COLUMNS.empty_table())]
+        self._labels = self._truncated = 0
 
     def add(self, rows: pa.Table, examples: list[bytes]) -> None:
         """Writes records that come after those before."""
-        self._rows.append(rows.select(_KEPT))
+        self._rows.append(_kept(rows))
+        self._labels += int(rows["num_labels"].to_numpy().sum())
+        self._truncated += int(rows["truncated"].to_numpy().sum())
         self._sizes += map(len, examples)
         for example in examples:
             self._block.append(example)
@@ -163,8 +172,8 @@ class _Shard:
                 index_path=f"{self._stem}.index.parquet",
                 index_sha256=hashlib.sha256(index).hexdigest(),
             ),
-            labels=int(rows["num_labels"].to_numpy().sum()),
-            truncated=int(rows["truncated"].to_numpy().sum()),
+            labels=self._labels,
+            truncated=self._truncated,
             length_counts=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             label_counts=dict(contents.label_counts),
             missing=contents.missing,
