@@ -17,7 +17,7 @@ CHUNK_BYTES = 32 * 2**20
 # Lines travel in batches of about this size, so that Beam's cost for an element is paid once for hundreds of them.
 BATCH_BYTES = 2**20
 # And in larger ones where each batch becomes a file.
-GZIP_BATCH_BYTES = 8 * 2**20
+GZIP_BATCH_BYTES = 4 * 2**20
 # What a line takes in memory beside its bytes: as an object, with its place and its digest.
 _LINE_BYTES = 200
 # Bytes that are read at once.

@@ -320,8 +320,8 @@ class _InWorkers(beam.DoFn):
             yield from self.outputs(function(*arguments, **named))
             return
         self._pending.append(pool.submit(functools.partial(function, **named), *arguments))
-        # One that waits for each that runs: enough to be never idle.
-        while len(self._pending) > 2 * pool.count:
+        # One waits while the others run: enough to be hardly ever idle.
+        while len(self._pending) > pool.count + 1:
             yield from self.outputs(self._pending.popleft().result())
 
     def outputs(self, result: Any) -> Iterator[Any]:
