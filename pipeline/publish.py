@@ -56,7 +56,8 @@ _OURS = re.compile(
     rf"data/{_GENERATION}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)(\.[0-9a-f]{{32}}\.tmp)?"
     rf"|data/{_GENERATION}/[0-9a-f]{{32}}\.(rows|examples|rejects)"
     rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
-    rf"|vocabulary/{_GENERATION}/([\w-]{{1,64}}|sha256\.[0-9a-f]{{32}})\.txt(\.[0-9a-f]{{32}}\.tmp)?",
+    rf"|vocabulary/{_GENERATION}/([\w-]{{1,64}}|sha256\.[0-9a-f]{{32}})\.txt(\.[0-9a-f]{{32}}\.tmp)?"
+    r"|vocabulary/([\w-]{1,64}|sha256\.[0-9a-f]{32})\.txt\.[0-9a-f]{32}\.tmp",
     re.ASCII,
 )
 
@@ -206,7 +207,7 @@ def remove_unlisted(output: str, manifest: Manifest) -> None:
     found = [path for folder in _FOLDERS for path in list_files(join(output, folder))]
     inside = {path: path.removeprefix(join(output, "")) for path in found}
     stale = {path: name for path, name in inside.items() if _OURS.fullmatch(name) and name not in listed}
-    plain = {_plain_path(name) for name in stale.values() if name.startswith("vocabulary/")}
+    plain = {_plain_path(name) for name in stale.values() if name.startswith("vocabulary/") and name.count("/") == 2}
     remove(
         [*stale, *(path for path, name in inside.items() if name in plain), *list_temporary(join(output, FILE_NAME))]
     )
