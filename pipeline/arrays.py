@@ -69,7 +69,7 @@ def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[s
         feature = steps.get(name)
         if feature is None or feature.dtype not in _BUFFER_TYPES or stop - start <= _LARGE_BYTES // 4:
             continue
-        array = _read_pieces(line, start, stop, name, feature)
+        array = _read_pieces(line, start, stop, feature)
         if array is None:
             return None
         found[name] = array
@@ -98,9 +98,7 @@ def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
                     yield orjson.loads(key), start, token.start()
 
 
-def _read_pieces(
-    line: bytes | bytearray, start: int, stop: int, name: str, feature: Feature
-) -> np.ndarray[Any, Any] | None:
+def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> np.ndarray[Any, Any] | None:
     """The numbers of a list between two brackets."""
     # A comma between two steps: after the bracket that closes a row, or any.
     comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))

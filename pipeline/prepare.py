@@ -52,13 +52,14 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     Raises:
         UserError: what was wrong; the dataset that was there before is still there then.
     """
+    beam_options = beam_options or {}
     schema = Schema.read(options.schema)
     output = absolute(options.output)
     check_output(output, overwrite=options.overwrite)
     files = find_files([absolute(path) for path in options.raw])
     check_room(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
-    count = _count_workers(total_bytes, beam_options or {}) if options.processes is None else options.processes
+    count = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with workers.started(count, "pipeline.tasks"):
         # Beam takes a second to import, in which the workers start.
         from pipeline.runners import make_pipeline, run_job
@@ -66,7 +67,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
 
         generation = new_generation()
         limits = Limits(options.max_record_bytes, options.max_record_steps)
-        pipeline = make_pipeline(beam_options or {})
+        pipeline = make_pipeline(beam_options)
         write = WriteDataset(
             schema,
             output,

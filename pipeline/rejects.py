@@ -19,7 +19,7 @@ from pipeline.lines import ReadChunk
 from pipeline.storage import create, join, open_read, replace
 
 # Rejects of any order that are sorted in memory at once.
-SORTED_REJECTS = 32_768
+_SORTED = 32_768
 # Files that are merged at once. A system may allow a process no more than 256.
 _OPEN = 64
 
@@ -64,14 +64,30 @@ class Spiller:
         return [] if self._file is None else [Spill(self._path)]
 
 
-def spill_rejects(rejects: Iterable[Reject], folder: str) -> Iterator[Spill]:
-    """Writes rejects of any order to new files in a folder, some thousand a file."""
-    rejects = iter(rejects)
-    while some := list(itertools.islice(rejects, SORTED_REJECTS)):
-        with Spiller(folder) as spiller:
-            for row in sorted(map(_to_row, some), key=_order):
-                spiller._write(row)
-        yield from spiller.spills
+def spill_rejects(rejects: Iterable[Reject], folder: str) -> list[Spill]:
+    """Writes rejects of any order to a new file in a folder, if there is any."""
+    with Spiller(folder) as spiller:
+        for row in sorted(map(_to_row, rejects), key=_order):
+            spiller._write(row)
+    return spiller.spills
+
+
+class GatheredRejects:
+    """Rejects of any order that wait to be a spill in a folder, which they are when they are many."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._rejects: list[Reject] = []
+
+    def add(self, reject: Reject) -> list[Spill]:
+        """The spill that was written, if it was time."""
+        self._rejects.append(reject)
+        return self.write() if len(self._rejects) >= _SORTED else []
+
+    def write(self) -> list[Spill]:
+        """The spill of what is left, if anything is."""
+        rejects, self._rejects = self._rejects, []
+        return spill_rejects(rejects, self._folder)
 
 
 def write_rejects(

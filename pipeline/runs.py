@@ -37,14 +37,12 @@ class Run(NamedTuple):
 
     Attributes:
         path: Of both, without their endings.
-        num_bytes: Of all Examples.
         first_keys: Of each block of the table.
         split_bytes: Of each split, the bytes of its TFRecords.
     """
 
     path: str
     records: int
-    num_bytes: int
     first_keys: tuple[bytes, ...]
     split_bytes: dict[str, int]
 
@@ -64,7 +62,6 @@ def write_run(records: Iterable[Encoded], folder: str) -> Run:
     return Run(
         path,
         len(examples),
-        int(sizes.sum()),
         tuple(rows["key"][place].as_py() for place in range(0, len(examples), _READ_RECORDS)),
         dict(zip(splits.dictionary.to_pylist(), map(int, totals), strict=True)),
     )
@@ -78,7 +75,7 @@ def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
         share = (end - first) / 2**64
         wanted = max(
             sum(run.records for run in runs) * share / _MERGED_RECORDS,
-            sum(run.num_bytes for run in runs) * share / _MERGED_BYTES,
+            sum(sum(run.split_bytes.values()) for run in runs) * share / _MERGED_BYTES,
         )
         parts = max(1, round(wanted))
         for part in range(1, parts + 1):

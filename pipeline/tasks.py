@@ -9,7 +9,7 @@ from pipeline.hashing import shard_range
 from pipeline.lines import Chunk, Lines, ReadChunk, read_chunk
 from pipeline.reasons import RecordError
 from pipeline.records import LIMITS, Limits, Sequence, parse_line
-from pipeline.rejects import SORTED_REJECTS, Spill, Spiller, spill_rejects
+from pipeline.rejects import GatheredRejects, Spill, Spiller
 from pipeline.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
 from pipeline.schema import Schema
 from pipeline.shards import ShardSummary, ShardWriter
@@ -107,17 +107,14 @@ class Written(NamedTuple):
 def write_shards(number: int, num_shards: int, runs: list[Run], writer: ShardWriter, *, folder: str) -> Written:
     """Merges the records of one number's shards, one for each split, from all runs, and writes them."""
     spills: list[Spill] = []
-    waiting: list[Reject] = []
+    gathered = GatheredRejects(folder)
 
     def refuse(reject: Reject) -> None:
-        waiting.append(reject)
-        if len(waiting) >= SORTED_REJECTS:
-            spills.extend(spill_rejects(waiting, folder))
-            waiting.clear()
+        spills.extend(gathered.add(reject))
 
     blocks = merge_runs(runs, *shard_range(number, num_shards=num_shards))
     shards = writer.write(number, _counted(blocks), num_shards=num_shards, refuse=refuse)
-    return Written(shards, [*spills, *spill_rejects(waiting, folder)])
+    return Written(shards, spills + gathered.write())
 
 
 def _counted(blocks: Iterable[Block]) -> Iterator[Block]:

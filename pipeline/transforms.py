@@ -22,7 +22,7 @@ from pipeline.lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, Lines, RawFile,
 from pipeline.publish import Publisher, check_output, new_generation, runs_folder
 from pipeline.reasons import RecordError
 from pipeline.records import LIMITS, Limits, Sequence, canonical, parse_line, parse_record
-from pipeline.rejects import SORTED_REJECTS, RejectsFile, Spill, spill_rejects, write_rejects
+from pipeline.rejects import GatheredRejects, RejectsFile, Spill, write_rejects
 from pipeline.runs import Run
 from pipeline.schema import Schema
 from pipeline.shards import ShardWriter
@@ -272,19 +272,13 @@ class SpillRejects(beam.DoFn):
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._rejects: list[Reject] = []
+        self._gathered = GatheredRejects(self._folder)
 
     def process(self, reject: Reject) -> Iterator[Spill]:
-        self._rejects.append(reject)
-        if len(self._rejects) >= SORTED_REJECTS:
-            yield from self._spill()
+        yield from self._gathered.add(reject)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._spill())
-
-    def _spill(self) -> Iterator[Spill]:
-        rejects, self._rejects = self._rejects, []
-        return spill_rejects(rejects, self._folder)
+        yield from map(GlobalWindows.windowed_value, self._gathered.write())
 
 
 class _WriteRuns(beam.DoFn):
