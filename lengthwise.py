@@ -24,7 +24,8 @@ PLANNED = ("schema",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand. Returns the exit status: 0 all of it worked, 1 a user can mend it, 2 a wrong flag."""
+    """Runs one subcommand. Returns the exit status: 0 all of it worked, 2 a wrong flag, else what a user can mend: 1,
+    or the status of its kind of error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     stranger = _find_stranger()
     if stranger is not None:
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(getattr(importlib.import_module(module), function)(arguments[1:]) or 0)
     except UserError as error:
         print(f"lengthwise {name}: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -175,7 +175,9 @@ def test_what_is_no_dataset_is_one_line_and_exits_1(call, name, tmp_path):
 def test_prepare_inspect_and_verify_agree(call, files, dataset):
     common = ("prepare", files["raw"], "--schema", files["schema"], "--num_shards", "4", "--output")
     status, out, err = call(*common, "out", "--json", "--runner=DirectRunner", "--direct_runner_bundle_repeat", "2")
-    assert (status, err) == (0, ["Running in this process (FnApiRunner)."])
+    # On a busy machine it says meanwhile how far it is.
+    assert (status, err[:1]) == (0, ["Running in this process (FnApiRunner)."])
+    assert all(line.startswith("prepare: ") for line in err[1:])
     summary = json.loads(out)
     manifest = json.loads(pathlib.Path(dataset, "manifest.json").read_text())
     assert summary["fingerprint"] == manifest["fingerprint"]

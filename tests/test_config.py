@@ -26,6 +26,13 @@ VALUES = {
     "clip_norm": ("1", 1.0),
     "early_stopping": ("3", 3),
     "loss_scale": ("batch", "batch"),
+    "strategy": ("one", "one"),
+    "local_workers": ("1", 1),
+    "deterministic": ("", True),
+    "checkpoint_minutes": ("1.5", 1.5),
+    "checkpoint_updates": ("40", 40),
+    "keep_checkpoints": ("3", 3),
+    "warm_start": ("{run}", "{run}"),
 }
 
 
@@ -38,11 +45,14 @@ def test_the_defaults_are_the_seed_model():
 def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
     assert set(VALUES) == set(TrainConfig.model_fields)
     dataset = datasets.of_kind("class").path
+    datasets.call(capsys, "train", dataset, "--output", tmp_path / "other", "--units", 8, 4, 2, "--epochs", 0)
     flags = [word for name, (text, _) in VALUES.items() for word in (f"--{name}", *text.split())]
+    flags = [word.format(run=tmp_path / "other") for word in flags]
     status, _, err = datasets.call(capsys, "train", dataset, "--output", tmp_path / "run", *flags, "--epochs", "0")
     assert status == 0, err
     found = read_config(str(tmp_path / "run" / "config.yaml"))
     expected = {name: value for name, (_, value) in VALUES.items()} | {"epochs": 0}
+    expected["warm_start"] = str(tmp_path / "other")
     assert make_config(found) == TrainConfig(**expected)
 
 
@@ -64,7 +74,8 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
     ("text", "message"),
     [
         ("epoch: 3", "epoch: unknown key; did you mean 'epochs'?"),
-        ("strategy: mirrored", "strategy: this key is planned, but this version does not have it yet."),
+        ("lanes: 9", "lanes: this key is planned, but this version does not have it yet."),
+        ("strategy: both", "strategy: \"both\": should be 'auto', 'one', 'mirrored' or 'multi_worker'."),
         ("zzz: 8", "zzz: unknown key; known are epochs, seed, batching"),
         ("units: 8", "units: 8: should be a list: [a, b]."),
         ("units: []", "units: []: "),
@@ -104,11 +115,8 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
     [
         ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
         ("--unit 3", "unknown flag --unit; did you mean --units?"),
-        ("--strategy mirrored", "--strategy is planned, but this version does not have it yet"),
-        ("--local_workers=2", "--local_workers is planned, but this version does not have it yet"),
         ("--chunk_steps 9", "--chunk_steps is planned, but this version does not have it yet"),
         ("--lanes 9", "--lanes is planned, but this version does not have it yet"),
-        ("--warm_start run", "--warm_start is planned, but this version does not have it yet"),
         ("--batching stateful", "argument --batching: invalid choice: 'stateful'"),
         ("--batch_steps many", "argument --batch_steps: invalid int value: 'many'"),
         ("--batch_steps 0", "flags: batch_steps: 0: should be greater than or equal to 1."),

@@ -376,8 +376,8 @@ def test_a_split_or_an_argument_that_is_not_there_is_told():
         batches(path, "dev")
     with pytest.raises(ValueError, match="batching is 'stateful', expected one of window, bucket, pad, exact"):
         batches(path, "train", batching="stateful")
-    with pytest.raises(ValueError, match="first_batch belongs to batching 'window', not to 'pad'"):
-        batches(path, "train", batching="pad", first_batch=3)
+    with pytest.raises(ValueError, match="first_batch is 9, expected 0 to 1, the batches of the epoch"):
+        batches(path, "train", batching="pad", batch_size=99, first_batch=9)
     with pytest.raises(ValueError, match="first_batch is 99, expected 0 to 5, the batches of the epoch"):
         batches(path, "train", batch_size=9, first_batch=99)
 

@@ -6,14 +6,14 @@ import pathlib
 import datasets
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pipeline.prepare import PrepareOptions, prepare
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
 from trainer.model import build_model, count_parameters
 from trainer.reader import batches
-from trainer.update import make_optimizer, make_update
+from trainer.team import find_team
+from trainer.update import Update, make_optimizer
 
 
 def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
@@ -40,13 +40,13 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
     model = build_model(first.schema, first.manifest.statistics, config)
     shapes = [tuple(weight.shape) for weight in model.weights]
     assert shapes == [(100, 64), (16, 64), (64,), (16, 64), (16, 64), (64,), (16, 2), (2,)]
-    update = make_update(
+    update = Update(
         model,
         make_optimizer(config),
         kind="distribution",
         element_spec=batches(first, "train").element_spec,
         by_epoch=False,
-        strategy=tf.distribute.get_strategy(),
+        team=find_team("one"),
     )
     for steps, dataset in parts.items():
         before = [weight.numpy() for weight in model.weights]
@@ -55,7 +55,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
             total = np.zeros(2)
             for features, label, weight in batches(dataset, "train", batch_size=6, epoch=epoch):
                 assert features["x"].shape[1:] == (steps, 100)
-                total += [float(value) for value in update(features, label, weight, tf.constant(1.0))]
+                total += [float(value) for value in update(((features, label, weight),))[:2]]
             losses.append(total[0] / total[1])
         assert losses[-1] < losses[0]  # it learns the 12 records by heart
         assert [tuple(weight.shape) for weight in model.weights] == shapes

@@ -19,19 +19,22 @@ import pytest
 import tensorflow as tf
 
 import trainer.journal
-import trainer.train
 from pipeline.errors import UserError
 from trainer.checkpoints import weights_sha256
 from trainer.config import TrainConfig
 from trainer.dataset import open_dataset
 from trainer.epoch import plan_epoch
 from trainer.evaluate import evaluate
+from trainer.loop import Training, plan_limited
 from trainer.model import build_model, head_model, losses
 from trainer.reader import batches
 from trainer.run import Run
 from trainer.start import start_tensorflow
+from trainer.state import State
+from trainer.stop import StopSignal
+from trainer.team import find_team
 from trainer.train import train
-from trainer.update import make_update
+from trainer.update import Update
 
 SMALL = TrainConfig(epochs=3, units=(4,), batch_size=8, dropout=0.3, learning_rate=0.01)
 FLAGS = ["--epochs", 3, "--units", 4, "--batch_size", 8, "--dropout", 0.3, "--learning_rate", 0.01]
@@ -155,13 +158,14 @@ def test_the_hash_is_over_the_bytes_of_the_last_weights():
 def test_a_run_writes_only_its_own_files():
     run, _ = finished()
     assert {file.name for file in run.iterdir()} - {"evaluation-validation.json"} == {
-        "config.yaml", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "logs"
+        "config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "logs"
     }  # fmt: skip
     assert (run / "manifest.json").read_bytes() == pathlib.Path(
         datasets.of_kind("class").path, "manifest.json"
     ).read_bytes()
     assert list((run / "logs").rglob("events.out.tfevents.*"))
-    assert {file.name for file in (run / "checkpoints" / "last").glob("*.index")} == {"ckpt-2.index", "ckpt-3.index"}
+    assert len(list((run / "checkpoints" / "last").glob("*.index"))) == 2
+    assert len(list((run / "checkpoints" / "best").glob("*.index"))) == 1
 
 
 def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
@@ -197,7 +201,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, path):
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, "Going on after epoch" in done.stderr) == (0, True)
+    assert (done.returncode, "Going on after update" in done.stderr) == (0, True)
     assert json.loads((run / "result.json").read_text()) == finished()[1]
     assert lines_of(run) == lines_of(finished()[0])
 
@@ -359,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before
     assert (status, out) == (1, "")
     assert "epoch 1" in err[-1] and "is nan" in err[-1] or "is inf" in err[-1] or "not finite" in err[-1]
     assert err[-1].endswith(
-        "The last checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
+        "The last checkpoint is of update 0. Begin anew with a smaller --learning_rate, or --clip_norm 1."
     )
     assert not (tmp_path / "result.json").exists()
     assert math.isfinite(evaluate(tmp_path, path)["loss"])
@@ -373,7 +377,8 @@ def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, c
     flags = ["--units", 4, "--batch_size", 2, "--learning_rate", 1e30, "--epochs", 2]
     status, _, err = datasets.call(capsys, "train", made.path, "--output", tmp_path / "run", *flags)
     assert status == 1
-    assert err[-1].startswith("lengthwise train: A weight is not finite after update 1 (epoch 1). The last checkpoint")
+    assert "is not finite after update" in err[-1] or "and no weight was changed by it" in err[-1]
+    assert "The last checkpoint is of update 0. Begin anew with a smaller --learning_rate" in err[-1]
     assert "Traceback" not in "".join(err)
 
 
@@ -383,7 +388,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, splits):
     records = [record for split in splits for record in datasets.random_records([3, 4, 5], split=split)]
     made = datasets.make(tmp_path, records)
     config = change(SMALL, batching="pad", learning_rate=3e38, epochs=2, dropout=0)
-    with pytest.raises(UserError, match=r"(epoch 1|of update 2 \(epoch 2\)).* The last checkpoint is of the epoch"):
+    with pytest.raises(UserError, match=r"(update [12]|epoch 1).* The last checkpoint is of update"):
         train(made.path, tmp_path / "run", config)
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
@@ -396,7 +401,8 @@ def test_callbacks_are_called_with_the_usual_logs(tmp_path, path):
 
     class Recorder(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            calls.append(("begin", dict(self.params), type(self.model.optimizer)))
+            assert isinstance(self.model.optimizer, keras.optimizers.RMSprop)
+            calls.append(("begin", dict(self.params)))
 
         def on_epoch_begin(self, epoch, logs=None):
             calls.append(("epoch", epoch))
@@ -412,7 +418,7 @@ def test_callbacks_are_called_with_the_usual_logs(tmp_path, path):
 
     result = train(path, tmp_path, change(SMALL, epochs=2), callbacks=[Recorder()])
     updates = result["updates"] // 2
-    expected = [("begin", {"epochs": 2, "steps": updates, "verbose": 0}, keras.optimizers.RMSprop)]
+    expected = [("begin", {"epochs": 2, "steps": updates, "verbose": 0})]
     for epoch, line in enumerate(epoch_lines(tmp_path)):
         validation = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
         logs = {"loss": line["train"]["loss"]} | {f"val_{name}": value for name, value in validation.items()}
@@ -423,9 +429,9 @@ def test_callbacks_are_called_with_the_usual_logs(tmp_path, path):
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path, path):
     run = pathlib.Path(shutil.copytree(finished()[0], tmp_path / "run"))
-    for file in (run / "checkpoints" / "last").glob("ckpt-3.data-*"):
+    for file in (run / "checkpoints" / "last").glob("ckpt-*.data-*"):
         file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"checkpoints/last/ckpt-3: cannot be taken up: .*Begin anew with --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoints/last/ckpt-\d+: cannot be taken up: .*anew with --overwrite"):
         train(path, run, change(SMALL, epochs=4))
 
 
@@ -465,11 +471,10 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way
     def epoch(scale, *, by_epoch):
         gathered = Gather(model)
         parts = batches(dataset, "train", **limits)
-        strategy = tf.distribute.get_strategy()
-        spec = parts.element_spec
-        update = make_update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, strategy=strategy)
+        spec, team = parts.element_spec, find_team("one")
+        update = Update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, team=team)
         factor = tf.constant(scale, tf.float32)
-        sums = np.sum([[float(value) for value in update(*batch, factor)] for batch in parts], axis=0)
+        sums = np.sum([[float(value) for value in update((batch,), factor)[:2]] for batch in parts], axis=0)
         return np.concatenate([total.numpy().ravel() for total in gathered.sums]), sums
 
     ((features, label, weight),) = batches(dataset, "train", batching="pad", batch_size=1000)
@@ -493,12 +498,10 @@ def test_training_scales_by_what_is_left_after_truncation(tmp_path):
     records = datasets.random_records([2, 9, 9, 9], kind="step_class")
     made = datasets.make(tmp_path, records, datasets.schema_text("step_class"))
     config = change(SMALL, batching="pad", pad_length=2, truncate="tail", batch_size=4)
-    training = trainer.train._Training(
-        trainer.train.Run(str(tmp_path / "run")), open_dataset(made.path), config,
-        trainer.train._plan(open_dataset(made.path), config, epoch=1), [],
-    )  # fmt: skip
+    dataset, run = open_dataset(made.path), Run(str(tmp_path / "run"))
+    training = Training(run, dataset, config, find_team("one"), StopSignal())
     kept = sum(y is not None for record in records for y in record["y"][:2])
-    assert training._total_weight() == kept < open_dataset(made.path).split("train").labels
+    assert training._total_weight(plan_limited(dataset, config, State())) == kept < dataset.split("train").labels
 
 
 def test_labels_that_hang_on_the_length_are_learnt_from_sorted_batches_as_from_random_ones(tmp_path):

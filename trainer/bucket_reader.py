@@ -25,6 +25,7 @@ def bucket_batches(
     *,
     seed: int = 0,
     epoch: int = 0,
+    first_batch: int = 0,
     reader_index: int = 0,
     num_readers: int = 1,
     vocabularies: Vocabularies,
@@ -49,17 +50,19 @@ def bucket_batches(
     draw_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
     records = records.shuffle(_shuffle_size(shards), seed=draw_seed, reshuffle_each_iteration=False)
     batched = _batch(records, plan)
+    if not 0 <= first_batch <= plan.num_batches:
+        raise ValueError(f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch.")
     # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
     batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
     parse = functools.partial(
         parse_batch, schema=dataset.schema, plan=plan, lookup=label_lookup(dataset.schema, vocabularies)
     )
-    parsed = batched.map(
+    parsed = batched.skip(first_batch).map(
         lambda serialized, length, row: (*parse(serialized, length), row),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches))
+    return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
 
 
 def parse_batch(

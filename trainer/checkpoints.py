@@ -1,7 +1,6 @@
 """Keeps what a run needs to go on: weights, optimizer, random states and counts, the last of them and the best."""
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from trainer.run import CHECKPOINTS, RESULT, Run
+from trainer.state import State
 
 LAST, BEST = "last", "best"
 # Where result.json keeps the digest of what the model is built from, and of each checkpoint's weights.
@@ -25,55 +25,73 @@ _RESTORE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError, tf.erro
 
 
 class Checkpoints:
-    """Saves and restores the state of a run. `tf.train.CheckpointManager` writes beside and renames, so a checkpoint
-    is whole or not there (Keras's own files are not: a kill while one is written leaves a broken one)."""
+    """Saves and restores a run: weights, optimizer, random states and where it stands.
 
-    def __init__(self, run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-        optimizer.build(model.trainable_variables)
-        self.epoch = tf.Variable(0, dtype=tf.int64)
-        self.update = tf.Variable(0, dtype=tf.int64)
-        self.steps = tf.Variable(0, dtype=tf.int64)
-        self.padded_steps = tf.Variable(0, dtype=tf.int64)
-        self.best_epoch = tf.Variable(0, dtype=tf.int64)
-        self.best_loss = tf.Variable(math.inf, dtype=tf.float64)
+    `tf.train.CheckpointManager` writes beside and renames, so a checkpoint is whole or not there (Keras's own files are
+    not: a kill while one is written leaves a broken one). A number is never used twice, for two files make a checkpoint
+    and only one of them can be replaced at once.
+
+    Args:
+        optimizer: Built. Not in the scope of a strategy: it would send what is text to other devices.
+    """
+
+    def __init__(self, run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, keep: int) -> None:
+        self.state = State()
+        self._number = -1
+        self._text = tf.Variable("", dtype=tf.string)
+        weights = {id(weight) for weight in model.weights}
+        # What model.weights leaves out: the states of the random generators, without which dropout would replay.
+        self._random = [variable.value for variable in model.variables if id(variable) not in weights]
         self._checkpoint = tf.train.Checkpoint(
             weights=[weight.value for weight in model.weights],
-            # What model.weights leaves out: the states of the random generators, without which dropout would replay.
-            states=[v.value for v in model.variables if all(v is not w for w in model.weights)],
+            states=self._random,
             optimizer=[variable.value for variable in optimizer.variables],
-            epoch=self.epoch,
-            update=self.update,
-            steps=self.steps,
-            padded_steps=self.padded_steps,
-            best_epoch=self.best_epoch,
-            best_loss=self.best_loss,
+            state=self._text,
         )
-        self._last = tf.train.CheckpointManager(self._checkpoint, _folder(run, LAST), max_to_keep=2)
+        self._last = tf.train.CheckpointManager(self._checkpoint, _folder(run, LAST), max_to_keep=keep)
         self._best = tf.train.CheckpointManager(self._checkpoint, _folder(run, BEST), max_to_keep=1)
 
-    def restore(self) -> bool:
-        """Takes up the last checkpoint; False where there is none.
+    @property
+    def latest(self) -> str | None:
+        """The path of the last checkpoint."""
+        return self._last.latest_checkpoint
+
+    def restore(self, path: str) -> None:
+        """Takes up a checkpoint.
 
         Raises:
             UserError: it is damaged, or not of this model.
         """
-        path = self._last.latest_checkpoint
-        if path is None:
-            return False
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()
+            self.state = State.model_validate_json(self._text.numpy())
         except _RESTORE_ERRORS as error:
             raise UserError(f"{path}: cannot be taken up: {_line(error)}. Begin anew with --overwrite.") from None
-        return True
 
-    def save(self, *, validation_loss: float | None) -> None:
-        """Saves the state at the end of an epoch, as the best too if its validation loss is."""
-        epoch = int(self.epoch.numpy())
-        if validation_loss is not None and validation_loss < float(self.best_loss.numpy()):
-            self.best_loss.assign(validation_loss)
-            self.best_epoch.assign(epoch)
-            self._best.save(checkpoint_number=epoch)
-        self._last.save(checkpoint_number=epoch)
+    def clean(self) -> None:
+        """Removes what a kill left of a checkpoint that was being written or removed."""
+        for manager in (self._last, self._best):
+            known = {os.path.basename(path) for path in manager.checkpoints}
+            folder = manager.directory
+            for name in tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []:
+                name = name.rstrip("/")
+                if name != "checkpoint" and name.split(".")[0] not in known:
+                    path = f"{folder}/{name}"
+                    (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
+
+    def save(self, *, best: bool = False) -> None:
+        """Saves the run as it stands; as the best, too, if told."""
+        self._text.assign(self.state.model_dump_json())
+        for manager in [self._best, self._last] if best else [self._last]:
+            self._number = 1 + max(self._number, *map(_number, self._last.checkpoints + self._best.checkpoints), -1)
+            manager.save(checkpoint_number=self._number)
+
+    def random_states(self) -> list[Array]:
+        return [variable.numpy() for variable in self._random]
+
+    def set_random_states(self, values: list[Array]) -> None:
+        for variable, value in zip(self._random, values, strict=True):
+            variable.assign(value)
 
 
 def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
@@ -201,6 +219,10 @@ def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
             f"{path}: its weights have the SHA-256 {found}, but {run.file(RESULT)} says {expected}: they are not those "
             "that the run ended with. Train anew with --overwrite."
         )
+
+
+def _number(path: str) -> int:
+    return int(path.rpartition("-")[2])
 
 
 def _line(error: Exception) -> str:

@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.documents import PLANNED, Document, build, parse_yaml
-from trainer.ways import Batching
+from trainer.ways import Batching, Strategy
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
 
 
 # Named by the design, built by a later version.
-PLANNED_KEYS = ("strategy", "local_workers", "chunk_steps", "lanes", "warm_start")
+PLANNED_KEYS = ("chunk_steps", "lanes")
 
 
 class TrainConfig(Document):
@@ -26,9 +26,12 @@ class TrainConfig(Document):
     )
     batch_steps: Annotated[
         Positive | None,
-        pydantic.Field(description="Budget of padded steps a batch; by default such that an epoch has 20 updates."),
+        pydantic.Field(
+            description="Budget of padded steps of an update, all workers together; by default such that an epoch has "
+            "20 updates."
+        ),
     ] = None
-    batch_size: Annotated[Positive | None, pydantic.Field(description="Records a batch, at most.")] = None
+    batch_size: Annotated[Positive | None, pydantic.Field(description="Records of an update, at most.")] = None
     pad_to_multiple: Annotated[
         Positive, pydantic.Field(description="Steps to a multiple of which batches are padded, by window and bucket.")
     ] = 1
@@ -61,6 +64,35 @@ class TrainConfig(Document):
         Literal["epoch", "batch"],
         pydantic.Field(description="epoch: every record counts the same; batch: every batch does."),
     ] = "epoch"
+    strategy: Annotated[
+        Strategy,
+        pydantic.Field(
+            description="Who computes. auto: all workers of TF_CONFIG, or all GPUs of this machine, or its CPU; one: "
+            "one device; mirrored: all GPUs; multi_worker: all workers."
+        ),
+    ] = "auto"
+    local_workers: Annotated[
+        int,
+        pydantic.Field(ge=1, le=256, description="Processes on this machine that share each update; not of a cluster."),
+    ] = 1
+    deterministic: Annotated[
+        bool | None,
+        pydantic.Field(description="The same bits every time; slower on a GPU. By default where there is no GPU."),
+    ] = None
+    checkpoint_minutes: Annotated[
+        float,
+        pydantic.Field(gt=0, description="Minutes between checkpoints, beside those at the end of an epoch."),
+    ] = 0.5
+    checkpoint_updates: Annotated[
+        Positive | None, pydantic.Field(description="Updates between checkpoints, at most.")
+    ] = None
+    keep_checkpoints: Annotated[
+        Positive, pydantic.Field(description="How many of the last are kept; and the best.")
+    ] = 2
+    warm_start: Annotated[
+        str | None,
+        pydantic.Field(min_length=1, description="Run whose weights to begin with, where names and shapes agree."),
+    ] = None
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """Measures a model on a split: loss and metrics over real steps and records, whole and by length, group and source."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -51,11 +51,19 @@ class Evaluator:
 
         self._forward = forward
 
-    def measure(self, split: str, breakdowns: Sequence[Breakdown] = (), *, ranked: bool = False) -> Metrics:
+    def measure(
+        self,
+        split: str,
+        breakdowns: Sequence[Breakdown] = (),
+        *,
+        ranked: bool = False,
+        between: Callable[[], None] = lambda: None,
+    ) -> Metrics:
         """The metrics of a split, and of parts of it; of none where it holds no record.
 
         Args:
             ranked: With auc and average_precision, which may take as long as the model itself.
+            between: Called after each batch; may raise, to end it.
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked)
         # The order is of no matter here, so the budget is not that of training: what is quick is best.
@@ -65,6 +73,7 @@ class Evaluator:
             outputs, loss = self._forward(features, label)
             metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
             progress.add_records(len(label))
+            between()
         return metrics
 
 
@@ -90,7 +99,7 @@ def evaluate(
     """
     run, dataset = Run(os.fspath(run_path).rstrip("/")), open_dataset(dataset_path)
     config, trained_on = run.config(), run.manifest()
-    _compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
+    compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
     built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
@@ -123,7 +132,7 @@ def _parts(metrics: Metrics) -> dict[str, Any]:
     return found
 
 
-def _compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
+def compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
     """Refuses data whose features or label are not those of the model; how it was split and cut is of no matter."""
     for key in ("steps", "context", "label"):
         names = trained[key].keys() | found[key].keys()

@@ -2,77 +2,87 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from trainer.feed import Batch
 from trainer.run import Run
+from trainer.state import Totals
+from trainer.update import Sums
 
 # A loss stays on the device until its line is written: fetching each would stop the device at every update.
 _WRITE_SECONDS = 1.0
 
 
+class NotFinite(Exception):
+    """The loss or the gradient of an update is no finite number.
+
+    Attributes:
+        line: Of the update, with its gradient's norm.
+        rows: Of the records of its batch in the index of the split.
+    """
+
+    def __init__(self, line: dict[str, Any], rows: np.ndarray[Any, Any]) -> None:
+        super().__init__(line, rows)
+        self.line, self.rows = line, rows
+
+
 class EpochJournal:
-    """The lines of an epoch's updates; written once a second, for then the losses are fetched."""
+    """The lines of an epoch's updates; written once a second, for then the losses are fetched.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._waiting: list[dict[str, Any]] = []
+    Args:
+        run: Where they are written; None only adds them up.
+        totals: To which every update is added when its line is written.
+    """
+
+    def __init__(self, run: Run | None, totals: Totals) -> None:
+        self._run, self._totals = run, totals
+        self._waiting: list[tuple[dict[str, Any], Sums, Callable[[], Any]]] = []
         self._written = time.monotonic()
-        self._loss = self._weight = 0.0
-        self._records = self._steps = self._padded = 0
 
-    def add(
-        self, epoch: int, update: int, loss: Any, total: Any, *, records: int, steps: int, padded: int
-    ) -> dict[str, Any]:
+    def add(self, epoch: int, update: int, sums: Sums, batch: Batch) -> dict[str, Any]:
+        """Adds an update, and gives its line, in which the loss is still a tensor.
+
+        Raises:
+            NotFinite: of this update, or one before.
+        """
         line = {
             "epoch": epoch,
             "update": update,
-            "loss": tf.math.divide_no_nan(loss, total),
-            "records": records,
-            "steps": steps,
-            "padded_steps": padded,
+            "loss": tf.math.divide_no_nan(sums.loss, sums.weight),
+            "records": batch.records,
+            "steps": batch.steps,
+            "padded_steps": batch.padded_steps,
         }
-        self._waiting.append(line | {"sums": (loss, total)})
-        self._records += records
-        self._steps += steps
-        self._padded += padded
+        self._waiting.append((dict(line), sums, batch.rows))
         if time.monotonic() - self._written >= _WRITE_SECONDS:
             self.flush()
         return line
-
-    def close(self, *, seconds: float) -> dict[str, Any]:
-        """Writes what waits, and returns the epoch's summary; its loss is over all records (or labelled steps)."""
-        self.flush()
-        return {
-            "loss": self._loss / self._weight if self._weight else 0.0,
-            "records": self._records,
-            "steps": self._steps,
-            "padded_steps": self._padded,
-            "seconds": round(seconds, 3),
-        }
 
     def flush(self) -> None:
         """Writes the lines that wait.
 
         Raises:
-            UserError: a loss is not finite.
+            NotFinite: one of them has no finite loss or gradient; those before it are written.
         """
-        for line in self._waiting:
-            loss, total = (float(value) for value in line.pop("sums"))
-            line["loss"] = loss / total if total else 0.0
-            if not math.isfinite(line["loss"]):
-                raise diverged(f"The loss of update {line['update']} (epoch {line['epoch']}) is {line['loss']}")
-            self._loss += loss
-            self._weight += total
-        self._run.append_metrics(self._waiting)
-        self._waiting = []
-        self._written = time.monotonic()
-
-
-def diverged(what: str) -> UserError:
-    """The error that ends a run whose numbers are no numbers any more."""
-    return UserError(
-        f"{what}. The last checkpoint is of the epoch before. Try a smaller --learning_rate, or --clip_norm 1."
-    )
+        lines, totals = [], self._totals
+        try:
+            for line, sums, rows in self._waiting:
+                loss, weight, norm = float(sums.loss), float(sums.weight), float(sums.norm)
+                line["loss"] = loss / weight if weight else 0.0
+                if not math.isfinite(line["loss"] + norm):
+                    raise NotFinite(line | {"gradient_norm": norm}, rows())
+                totals.loss += loss
+                totals.weight += weight
+                totals.records += line["records"]
+                totals.steps += line["steps"]
+                totals.padded_steps += line["padded_steps"]
+                lines.append(line)
+        finally:
+            if self._run is not None:
+                self._run.append_metrics(lines)
+            self._waiting = []
+            self._written = time.monotonic()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 import types
 import typing
@@ -13,16 +14,19 @@ from pipeline.flags import FlagParser, positive, share
 from trainer.start import errors_told, start_tensorflow
 
 
-def train(arguments: list[str]) -> None:
+def train(arguments: list[str]) -> int:
     from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
+    from trainer.local_workers import end_with_starter
 
     parser = FlagParser(
         "train",
         "Trains the masked stacked LSTM on a dataset.\n"
-        "An unfinished run that is there goes on, a finished one prints its result.",
+        "An unfinished run that is there goes on from its last checkpoint, a finished one prints its result.\n"
+        "Exit status 75: SIGTERM came, and the run is saved. 69: another process trains into that folder.",
         examples="  lengthwise train dataset --output run --epochs 30\n"
         "  lengthwise train dataset --output run --units 200 --bidirectional --dropout 0.2 --early_stopping 5\n"
-        "  lengthwise train dataset --output run --config train.yaml --seed 1",
+        "  lengthwise train dataset --output run --config train.yaml --seed 1\n"
+        "  lengthwise train dataset --output run --local_workers 2",
         planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET")
@@ -39,7 +43,12 @@ def train(arguments: list[str]) -> None:
         config = make_config(chosen | values, origin="flags")
     except UserError as error:  # the file was checked, so it is a flag
         parser.error(str(error))
-    start_tensorflow()
+    if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
+        from trainer.local_workers import run_local_workers
+
+        return run_local_workers(config.local_workers, ["train", *arguments])
+    end_with_starter()
+    start_tensorflow(deterministic=config.deterministic)
     from trainer.report import print_result
     from trainer.train import train as run
 
@@ -49,6 +58,7 @@ def train(arguments: list[str]) -> None:
         print(json.dumps(result))
     else:
         print_result(result, ours["output"])
+    return 0
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -216,7 +226,7 @@ def _add_field(parser: FlagParser, name: str, field: Any) -> None:
         details["choices"] = typing.get_args(kinds[0])
     else:
         number = typing.get_args(kinds[0])[0] if typing.get_origin(kinds[0]) is Annotated else kinds[0]
-        details |= {"type": number, "metavar": "N" if number is int else "X"}
+        details |= {"type": number, "metavar": {int: "N", float: "X", str: "PATH"}[number]}
     parser.add_argument(f"--{name}", **details)
 
 

@@ -121,3 +121,17 @@ def _pad(value: tf.Tensor, length: tf.Tensor, padding: float | str) -> tf.Tensor
     paddings = [[0, 0], [0, missing], *([[0, 0]] * (value.shape.rank - 2))]
     padded = tf.pad(value, paddings, constant_values=tf.constant(padding, value.dtype))
     return tf.ensure_shape(padded, [None, None, *value.shape[2:]])
+
+
+def fill_rows(batch: Any, rows: tf.Tensor) -> Any:
+    """A batch (features, label, weight, row) with rows of one step, of weight 0, so that there are `rows`."""
+    features, label, weight, row = batch
+    missing = rows - tf.shape(row)[0]
+
+    def add(value: tf.Tensor, filler: float | str = 0) -> tf.Tensor:
+        blank = "" if value.dtype == tf.string else filler
+        paddings = [[0, missing], *([[0, 0]] * (value.shape.rank - 1))]
+        return tf.pad(value, paddings, constant_values=tf.constant(blank, value.dtype))
+
+    features = {name: add(value, 1 if name == "length" else 0) for name, value in features.items()}
+    return features, add(label), add(weight), add(row, -1)

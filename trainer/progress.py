@@ -20,18 +20,19 @@ class Progress:
         self._begin = self._told = time.monotonic()
         self._steps = self._padded = self._updates = self._left = 0
 
-    def begin_epoch(self, epoch: int, *, updates: int) -> None:
-        """Says how many updates the epoch has; those that follow have about as many."""
-        self._left = updates * (self._epochs - epoch + 1)
+    def begin_epoch(self, epoch: int, *, updates: int, done: int) -> None:
+        """Says how many updates the epoch has, of which some are done; those that follow have about as many."""
+        self._left = updates * (self._epochs - epoch + 1) - done
 
-    def update(self, *, epoch: int, update: int, steps: int, padded_steps: int, loss: Any) -> None:
-        """Counts an update, and shows a line if it is time; only then `loss`, a tensor, is fetched."""
-        self._steps += steps
-        self._padded += padded_steps
+    def update(self, line: dict[str, Any]) -> None:
+        """Counts an update by its line, and shows it if it is time; only then its loss, a tensor, is fetched."""
+        self._steps += line["steps"]
+        self._padded += line["padded_steps"]
         self._updates += 1
         self._left -= 1
         if time.monotonic() - self._told >= (0.2 if self._terminal else _INTERVAL_SECONDS):
-            self._show(f"epoch {epoch}/{self._epochs}, update {update}, loss {float(loss):.4f}")
+            where = f"epoch {line['epoch']}/{self._epochs}, update {line['update']}"
+            self._show(f"{where}, loss {float(line['loss']):.4f}")
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch's end: each on a terminal, else one every two seconds, and the last."""

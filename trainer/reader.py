@@ -55,8 +55,8 @@ def batches(
         pad_to_multiple: For `window` and `bucket`: steps to a multiple of which batches are padded; 8 suits half
             precision on a GPU.
         pad_length, truncate: For `pad`, as for `trainer.plan.make_plan`.
-        first_batch: For `window`: batches of the epoch that are left out at its beginning; their records are not read.
-            So (epoch, first_batch) is where a run goes on.
+        first_batch: Batches of the epoch that are left out at its beginning, so (epoch, first_batch) is where a run
+            goes on. By `window` their records are not read; the others put them into batches and parse none.
         reader_index, num_readers: The readers together yield every record once. By `window` they all have the same
             number of batches, each of about as many steps as the others' of its number; where records do not divide, a
             batch has rows of one step of padding, of weight 0. Otherwise reader i of n yields every n-th record.
@@ -125,9 +125,7 @@ def numbered_batches(
         )
     else:
         assert isinstance(plan, BucketPlan)
-        if first_batch:
-            raise ValueError(f"first_batch belongs to batching 'window', not to {plan.batching!r}.")
-        readers = {"reader_index": reader_index, "num_readers": num_readers}
+        readers = {"reader_index": reader_index, "num_readers": num_readers, "first_batch": first_batch}
         numbered = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, vocabularies=vocabularies, **readers)
     if not with_rows:
         # Before batches wait, so that it is done ahead too.

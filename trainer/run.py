@@ -16,9 +16,11 @@ from pipeline.manifest import FILE_NAME, Manifest
 from pipeline.vocabulary import write_terms
 from trainer.config import TrainConfig, make_config
 from trainer.dataset import Dataset, read_vocabularies
+from trainer.lock import LOCK
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 CHECKPOINTS, LOGS, VOCABULARY = "checkpoints", "logs", "vocabulary"
+ENVIRONMENT, FAILED_UPDATE = "environment.json", "failed-update.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Run:
         if self.exists() or not tf.io.gfile.exists(self.path):
             return False
         # A run that was stopped while it was begun has these and no configuration yet.
-        own = {FILE_NAME, METRICS, VOCABULARY} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
+        own = {LOCK, FILE_NAME, METRICS, VOCABULARY} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
         return not {name.rstrip("/") for name in tf.io.gfile.listdir(self.path)} <= own
 
     def begin(self, config: TrainConfig, dataset: Dataset) -> None:
@@ -58,15 +60,17 @@ class Run:
 
     def go_on(self, config: TrainConfig) -> None:
         """Takes a run up again: what it came to before is its result no more."""
-        if tf.io.gfile.exists(self.file(RESULT)):
-            tf.io.gfile.remove(self.file(RESULT))
+        for name in (RESULT, FAILED_UPDATE):
+            if tf.io.gfile.exists(self.file(name)):
+                tf.io.gfile.remove(self.file(name))
         self.write_config(config)
 
     def clear(self) -> None:
         """Removes what a run writes, and nothing else that may lie there; the configuration last: what is left of a
         run is one still, and can be cleared again."""
         names = [name.rstrip("/") for name in tf.io.gfile.listdir(self.path)] if self.exists() else []
-        for pattern in (RESULT, CHECKPOINTS, LOGS, "evaluation-*.json", METRICS, VOCABULARY, FILE_NAME, CONFIG):
+        first, last = (RESULT, CHECKPOINTS, LOGS, ENVIRONMENT, FAILED_UPDATE), (METRICS, VOCABULARY, FILE_NAME, CONFIG)
+        for pattern in (*first, "evaluation-*.json", *last):
             for name in [*fnmatch.filter(names, f"{pattern}.tmp"), *fnmatch.filter(names, pattern)]:
                 path = self.file(name)
                 (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
@@ -125,15 +129,24 @@ class Run:
         with tf.io.gfile.GFile(self.file(METRICS), "ab") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def cut_metrics(self, *, epoch: int) -> list[dict[str, Any]]:
-        """Keeps the lines up to `epoch`, whose checkpoint is resumed from, and returns those of whole epochs."""
+    def environment(self) -> dict[str, Any] | None:
+        """What `trainer.environment` said when the run was last taken up; None where it is not known."""
+        try:
+            found = json.loads(self.read(ENVIRONMENT))
+        except (UserError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def cut_metrics(self, *, epoch: int, update: int) -> list[dict[str, Any]]:
+        """Keeps the lines of a checkpoint that is resumed from, those of `epoch` whole epochs and of updates up to
+        `update`, and returns those of epochs."""
         kept = []
         for text in self.read(METRICS).splitlines():
             try:
                 line = json.loads(text)
-            except ValueError:  # cut off by a crash: it was being written, so it is of a later epoch
+            except ValueError:  # cut off by a crash: it was being written, so it is of later
                 break
-            if line["epoch"] <= epoch:
+            if line["update"] <= update if "update" in line else line["epoch"] <= epoch:
                 kept.append(line)
         self.write(METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return [line for line in kept if "train" in line]

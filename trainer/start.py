@@ -13,17 +13,27 @@ from pipeline.errors import UserError
 LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow, and makes its operations deterministic where there is no GPU (there it costs speed)."""
+def start_tensorflow(*, deterministic: bool | None = None) -> None:
+    """Imports TensorFlow, and makes its operations deterministic as `make_deterministic` does."""
     if LOG_LEVEL not in os.environ:  # someone who set it wants to see what there is
         os.environ[LOG_LEVEL] = QUIET
         with _stderr_aside():
-            import tensorflow as tf
-    import tensorflow as tf
+            import tensorflow  # noqa: F401
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    if not tf.config.list_physical_devices("GPU"):
+    make_deterministic(deterministic)
+
+
+def make_deterministic(chosen: bool | None = None) -> bool:
+    """Makes TensorFlow's operations give the same bits every time; not where there is a GPU, which it slows down,
+    unless that is chosen. Returns whether it did. What is once deterministic stays so."""
+    import tensorflow as tf
+
+    if chosen is None:
+        chosen = not tf.config.list_physical_devices("GPU")
+    if chosen:
         tf.config.experimental.enable_op_determinism()
+    return chosen
 
 
 @contextlib.contextmanager
@@ -37,6 +47,11 @@ def errors_told(dataset: str) -> Iterator[None]:
         raise UserError(f"{dataset}: damaged: {_line(error)}. `lengthwise verify` says where.") from None
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"Out of memory, or of disk: {_line(error)}. Try a smaller --batch_steps.") from None
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
+        raise UserError(
+            f"Another worker was lost: {_line(error)}. Run the same command on all of them again: the run goes on from "
+            "its last checkpoint."
+        ) from None
     except tf.errors.UnknownError as error:
         # What our reader says, in the function that tf.data calls.
         told = re.search(r"\bUserError: (.+)", str(error))

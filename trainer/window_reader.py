@@ -22,7 +22,7 @@ from pipeline.decode import NotAsWritten, copy_steps, locate, values_of
 from pipeline.fields import Field, stored_fields
 from trainer.dataset import Dataset, ShardIndex
 from trainer.memory import BatchMemory
-from trainer.parsing import DTYPES, assemble, label_lookup, pad_steps, parse_records
+from trainer.parsing import DTYPES, assemble, fill_rows, label_lookup, pad_steps, parse_records
 from trainer.target import Vocabularies
 from trainer.windows import Batches, WindowPlan
 
@@ -65,7 +65,7 @@ def window_batches(
         if source.serialized:
             values = pad_steps(parse_records(values["examples"], length, schema), time, schema)
         batch = *assemble(values, length, schema, lookup), row
-        return batch if plan.num_readers == 1 else _fill(batch, rows)
+        return batch if plan.num_readers == 1 else fill_rows(batch, rows)
 
     numbers = tf.data.Dataset.range(first_batch, plan.num_batches)
     # TensorFlow never lets go of a function in Python; a dataset made of this one, and its iterators, hold it.
@@ -76,20 +76,6 @@ def window_batches(
 # What comes with the values of a batch: rows with those that fill it up, steps it is padded to, and of each record its
 # steps and its place in the split.
 _NUMBERS = ("rows", "time", "length", "row")
-
-
-def _fill(batch: Any, rows: tf.Tensor) -> Any:
-    """A batch with rows of one step, of weight 0, so that there are `rows`."""
-    features, label, weight, row = batch
-    missing = rows - tf.shape(row)[0]
-
-    def add(value: tf.Tensor, filler: float | str = 0) -> tf.Tensor:
-        blank = "" if value.dtype == tf.string else filler
-        paddings = [[0, missing], *([[0, 0]] * (value.shape.rank - 1))]
-        return tf.pad(value, paddings, constant_values=tf.constant(blank, value.dtype))
-
-    features = {name: add(value, 1 if name == "length" else 0) for name, value in features.items()}
-    return features, add(label), add(weight), add(row, -1)
 
 
 class _Position:

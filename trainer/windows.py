@@ -85,11 +85,19 @@ class WindowPlan(Plan):
     def rows(self, batch: int, reader_index: int = 0) -> Ints:
         """The rows of the records that a reader yields in batch number `batch`, in their order; without fillers.
 
-        Records are dealt from long to short and back, as cards are by a fair dealer: 0 1 2 3 3 2 1 0 0 1 …
+        Records are dealt from long to short and back, by `dealt_to`.
         """
+        rows = self.all_rows(batch)
+        return rows if self.num_readers == 1 else rows[dealt_to(np.arange(len(rows)), self.num_readers) == reader_index]
+
+    def all_rows(self, batch: int) -> Ints:
+        """The rows of the records of batch number `batch`, of all readers together."""
         first = self.first[batch]
-        rows = self.order[first : first + self.count[batch]]
-        return rows if self.num_readers == 1 else rows[self._reader_of(np.arange(len(rows))) == reader_index]
+        return self.order[first : first + self.count[batch]]
+
+    def deal(self, num_readers: int) -> "WindowPlan":
+        """The same batches, each dealt to so many readers; the limits are those of all of them together, then."""
+        return dataclasses.replace(self, num_readers=num_readers)
 
     def batches(self, reader_index: int = 0) -> Batches:
         """What each batch is, for one reader: all have as many batches, and as many rows in each."""
@@ -101,17 +109,12 @@ class WindowPlan(Plan):
             lengths = self.lengths[self.order].astype(np.int64)
             if self.num_readers > 1:
                 place = np.arange(len(lengths)) - np.repeat(first, count)
-                lengths[self._reader_of(place) != reader_index] = 0
+                lengths[dealt_to(place, self.num_readers) != reader_index] = 0
             rows[order] = -(-count // self.num_readers)
             steps[order] = np.add.reduceat(lengths, first)
             # A row that only fills a batch up has one step.
             longest[order] = np.maximum(np.maximum.reduceat(lengths, first), 1)
         return Batches(rows, round_up(longest, self.pad_to_multiple), steps)
-
-    def _reader_of(self, place: Ints) -> Ints:
-        """Who is dealt the record at each place of a batch."""
-        turn, there = np.divmod(place, self.num_readers)
-        return np.where(turn % 2, self.num_readers - 1 - there, there)
 
     @property
     def num_batches(self) -> int:
@@ -139,6 +142,13 @@ class WindowPlan(Plan):
 
     def _readers(self) -> list[Batches]:
         return [self.batches(reader) for reader in range(self.num_readers)]
+
+
+def dealt_to(place: Any, num_readers: int) -> Any:
+    """The reader that is dealt each place of a batch, in NumPy or TensorFlow: 0 1 2 3 3 2 1 0 0 1 …, as cards are by a
+    fair dealer. From the longest record to the shortest, readers get about as many steps."""
+    turn, there = place // num_readers, place % num_readers
+    return there + turn % 2 * (num_readers - 1 - 2 * there)
 
 
 def make_window_plan(

@@ -1,0 +1,118 @@
+"""Starts the workers of a run as processes of this machine, gathers what they say, and ends them together."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+_SCRIPT = pathlib.Path(__file__).parent.parent / "lengthwise.py"
+# Tells a worker that its standard input ends when the process that started it does.
+_STARTED = "LENGTHWISE_LOCAL_WORKER"
+# Seconds that the others have to end by themselves once one has: they wait for it in vain then.
+_GRACE = 5.0
+
+
+def run_local_workers(count: int, arguments: Sequence[str]) -> int:
+    """Runs `lengthwise` with these arguments in so many processes that TF_CONFIG tells of each other.
+
+    What the chief says goes where this process's output goes, what the others say to stderr, each line with its
+    worker's number. SIGTERM and SIGINT are passed on. Returns the status of the first that failed, or 0.
+    """
+    addresses = [f"localhost:{port}" for port in _free_ports(count)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Together they have as many threads as one process would.
+    environment = {"TF_NUM_INTRAOP_THREADS": str(max(1, cores // count))} | os.environ | {_STARTED: "1"}
+    workers: list[subprocess.Popen[bytes]] = []
+    with _passed_on(workers):
+        for index in range(count):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            others: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if index else {}
+            command = [sys.executable, str(_SCRIPT), *arguments]
+            config = environment | {"TF_CONFIG": json.dumps(task)}
+            workers.append(subprocess.Popen(command, env=config, stdin=subprocess.PIPE, **others))
+        relays = [threading.Thread(target=_relay, args=(number, worker)) for number, worker in enumerate(workers)][1:]
+        for relay in relays:
+            relay.start()
+        try:
+            failed = _wait(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+            for relay in relays:
+                relay.join()
+    if failed is None:
+        return 0
+    status = workers[failed].returncode
+    if status < 0:
+        print(
+            f"lengthwise {arguments[0]}: worker {failed} of {count} was ended by {signal.Signals(-status).name}, and "
+            "so were the others. The same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return 128 - status
+    return status
+
+
+def end_with_starter() -> None:
+    """In a process that `run_local_workers` started: lets it end when that one does, however it ends."""
+    if os.environ.get(_STARTED):
+        threading.Thread(target=_wait_for_starter, daemon=True).start()
+
+
+def _wait_for_starter() -> None:
+    while os.read(0, 1):  # not by sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    os._exit(1)
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Waits until all have ended, or one has failed and the others had their grace; gives the first that failed."""
+    failed, deadline = None, float("inf")
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if failed is None:
+            failed = next((number for number, worker in enumerate(workers) if worker.poll()), None)
+            deadline = deadline if failed is None else time.monotonic() + _GRACE
+    return failed if failed is not None else next((n for n, worker in enumerate(workers) if worker.poll()), None)
+
+
+@contextlib.contextmanager
+def _passed_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Sends the workers what this process is told by a signal."""
+
+    def send(number: int, _: Any) -> None:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.send_signal(number)
+
+    before = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _relay(number: int, worker: subprocess.Popen[bytes]) -> None:
+    stream: IO[bytes] | None = worker.stderr
+    assert stream is not None
+    for line in stream:
+        sys.stderr.write(f"[worker {number}] {line.decode(errors='replace')}")
+        sys.stderr.flush()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in found]

@@ -1,0 +1,407 @@
+"""The loop of training: update by update, from where the run stands, with a checkpoint wherever it may end."""
+
+import math
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.manifest import TRAIN
+from trainer.checkpoints import (
+    BEST,
+    INPUTS_SHA256,
+    LAST,
+    WEIGHTS_SHA256,
+    Checkpoints,
+    checkpoint_sha256,
+    weights_sha256,
+)
+from trainer.config import TrainConfig
+from trainer.dataset import Dataset
+from trainer.environment import describe_environment, tell_differences
+from trainer.epoch import plan_epoch
+from trainer.evaluate import Evaluator
+from trainer.feed import Feed
+from trainer.journal import EpochJournal, NotFinite
+from trainer.kernel import describe_kernel
+from trainer.model import build_model, count_parameters, loss_scale
+from trainer.plan import Plan
+from trainer.probe import probe_largest
+from trainer.progress import Progress
+from trainer.reader import numbered_batches
+from trainer.run import ENVIRONMENT, FAILED_UPDATE, LOGS, RESULT, Run
+from trainer.state import State, Totals
+from trainer.stop import Preempted, StopSignal
+from trainer.target import make_target
+from trainer.team import Team
+from trainer.update import Sums, Update, make_optimizer
+from trainer.warm_start import warm_start
+
+VALIDATION = "validation"
+# A checkpoint takes no more than this share of the time, however often it is asked for by the minute.
+_MOST_SAVING = 0.02
+# Ids that are told of a batch; all of them are in a file.
+_MOST_IDS = 10
+
+
+class Training:
+    """A run while it trains, as one worker of a team sees it.
+
+    Only the chief writes, and says anything: on the others the same things happen without.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        config: TrainConfig,
+        team: Team,
+        stop: StopSignal,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        self._run, self._dataset, self._config, self._team, self._stop = run, dataset, config, team, stop
+        self._environment = describe_environment(team, deterministic=deterministic)
+        keras.utils.set_random_seed(config.seed)
+        with team.strategy.scope():
+            statistics, vocabularies = dataset.manifest.statistics, dataset.vocabularies()
+            self._target = make_target(dataset.schema, vocabularies)
+            self._model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
+            self._optimizer = make_optimizer(config)
+            # For callbacks that look at model.optimizer; the loop is ours.
+            self._model.compile(optimizer=self._optimizer, jit_compile=False)
+            self._optimizer.build(self._model.trainable_variables)
+        self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
+        self._has_validation = dataset.has_labels(VALIDATION)
+        self._evaluator = Evaluator(self._model, dataset) if self._has_validation and team.is_chief else None
+        self._progress = Progress(
+            epochs=config.epochs,
+            stream=None if team.is_chief else open(os.devnull, "w"),  # noqa: SIM115
+        )
+        self._early_stopping = self._make_early_stopping()
+        own: list[keras.callbacks.Callback] = [self._early_stopping] if self._early_stopping else []
+        if team.is_chief:
+            own.append(keras.callbacks.TensorBoard(run.file(LOGS), write_graph=False))
+        self._callbacks = [*own, *callbacks]
+        self._model.stop_training = False
+        self._last_line: dict[str, Any] | None = None
+        self._saved_at, self._saved_update, self._saving_seconds = time.monotonic(), 0, 0.0
+
+    @property
+    def _state(self) -> State:
+        return self._checkpoints.state
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and returns what result.json holds then.
+
+        Raises:
+            Preempted: SIGTERM came; the run is saved.
+            UserError: a loss or a gradient is not finite, or memory does not suffice.
+        """
+        past = self._take_up()
+        plan = plan_limited(self._dataset, self._config, self._state)
+        self._introduce(plan)
+        callbacks = keras.callbacks.CallbackList(
+            self._callbacks, model=self._model, epochs=self._config.epochs, steps=plan.num_batches, verbose=0
+        )
+        callbacks.on_train_begin()
+        self._replay(past)
+        self._weight = self._total_weight(plan)
+        update = self._make_update(plan)
+        if self._state.epoch < self._config.epochs:
+            self._probe(update, plan)
+        if not past and not self._state.update:
+            self._save()  # something to evaluate, also with no epoch at all
+        while self._state.epoch < self._config.epochs and not self._model.stop_training:
+            self._train_epoch(update, callbacks)
+        callbacks.on_train_end()
+        return self._finish(update)
+
+    def _take_up(self) -> list[dict[str, Any]]:
+        """Goes to where the run stands, and returns the lines of the epochs behind."""
+        team, state_of = self._team, self._checkpoints
+        path = team.share(state_of.latest)
+        if path is not None:
+            state_of.restore(path)
+        elif self._config.warm_start is not None:
+            vocabularies = self._dataset.vocabularies()
+            self._progress.say(warm_start(self._config.warm_start, self._model, self._dataset.schema, vocabularies))
+        state, past = self._state, []
+        if team.is_chief:
+            state_of.clean()
+            past = self._run.cut_metrics(epoch=state.epoch, update=state.update)
+            begun = self._run.environment()
+            changed = tell_differences(begun, self._environment) if begun else None
+            if path is not None and changed is not None:
+                self._progress.say(changed)
+            self._run.write_json(ENVIRONMENT, self._environment)
+        if path is not None:
+            self._progress.say(
+                f"Going on after update {state.update} (epoch {state.epoch}, and {state.batch} updates)."
+            )
+        self._saved_update = state.update
+        return list(team.share(past))
+
+    def _introduce(self, plan: Plan) -> None:
+        """Says what is about to happen, a line each."""
+        say, rows_and_steps, team = self._progress.say, plan.largest_batch, self._team
+        devices = ", ".join(device.device_type for device in tf.config.list_logical_devices())
+        parameters = count_parameters(self._model)
+        who = f" Workers: {team.num_workers}. Replicas: {team.num_replicas}." if team.num_replicas > 1 else ""
+        say(f"Devices: {devices}.{who} Parameters: {parameters:,}.")
+        say(describe_kernel(self._model))
+        say(
+            f"An epoch: {plan.num_batches:,} updates, {plan.records:,} records, {plan.steps:,} steps, "
+            f"{plan.useful_share:.1%} of what is computed is useful; the largest batch is {rows_and_steps[0]} x "
+            f"{rows_and_steps[1]} steps."
+        )
+        if not self._has_validation:
+            say("No validation split: the last checkpoint is kept, none is the best.")
+
+    def _make_early_stopping(self) -> keras.callbacks.EarlyStopping | None:
+        if self._config.early_stopping is None:
+            return None
+        if not self._has_validation:
+            raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {self._dataset.path}.")
+        return keras.callbacks.EarlyStopping("val_loss", patience=self._config.early_stopping, mode="min")
+
+    def _replay(self, past: list[dict[str, Any]]) -> None:
+        """Tells early stopping, which keeps its count in memory, what it saw before the run was taken up again."""
+        for line in past:
+            self._last_line = line
+            if self._early_stopping is not None:
+                self._early_stopping.on_epoch_end(line["epoch"] - 1, _logs(line))
+
+    def _make_update(self, plan: Plan) -> Update:
+        return Update(
+            self._model,
+            self._optimizer,
+            kind=self._dataset.schema.label.kind,
+            element_spec=self._feed(plan, epoch=0).element_spec,
+            by_epoch=self._config.loss_scale == "epoch",
+            team=self._team,
+            clip_norm=self._config.clip_norm,
+            column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
+        )
+
+    def _feed(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Feed:
+        return Feed(self._dataset, plan, self._team, seed=self._config.seed, epoch=epoch, first_batch=first_batch)
+
+    def _total_weight(self, plan: Plan) -> float:
+        """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
+        if self._config.truncate is None or not self._dataset.schema.label.per_step:
+            return max(float(self._dataset.split(TRAIN).labels), 1.0)
+        whole = numbered_batches(self._dataset, TRAIN, plan)
+        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight, _ in whole), 1.0)
+
+    def _probe(self, update: Update, plan: Plan) -> None:
+        team, before = self._team, self._checkpoints.random_states()
+        spec = self._feed(plan, epoch=0).element_spec
+        probe_largest(update, spec, plan, num_replicas=team.num_replicas, num_local=team.num_local)
+        self._checkpoints.set_random_states(before)
+
+    def _train_epoch(self, update: Update, callbacks: keras.callbacks.CallbackList) -> None:
+        state, config, epoch = self._state, self._config, self._state.epoch + 1
+        plan = plan_limited(self._dataset, config, state)
+        if not state.batch:
+            state.totals, state.batch_steps, state.batch_size = Totals(), config.batch_steps, config.batch_size
+        callbacks.on_epoch_begin(epoch - 1)
+        scale = tf.constant(plan.num_batches / self._weight, tf.float32)
+        self._progress.begin_epoch(epoch, updates=plan.num_batches, done=state.batch)
+        self._journal = EpochJournal(self._run if self._team.is_chief else None, state.totals)
+        self._begin = time.monotonic() - state.totals.seconds
+        try:
+            for batch in self._feed(plan, epoch=epoch, first_batch=state.batch):
+                callbacks.on_train_batch_begin(state.batch)
+                sums = update(batch.parts, scale, float(self._stop.asked))
+                state.batch += 1
+                state.update += 1
+                line = self._journal.add(epoch, state.update, sums, batch)
+                self._progress.update(line)
+                callbacks.on_train_batch_end(state.batch - 1)
+                if self._told_to_leave(sums):
+                    self._leave()
+                if self._is_due():
+                    self._save()
+            self._journal.flush()
+        except NotFinite as error:
+            raise self._diverged(error) from None
+        except tf.errors.OpError:
+            # Weights that are no numbers may fail in some operation before their loss is looked at.
+            if self._finite_weights():
+                raise
+            raise self._spoiled() from None
+        self._end_epoch(epoch, callbacks)
+
+    def _end_epoch(self, epoch: int, callbacks: keras.callbacks.CallbackList) -> None:
+        state, totals = self._state, self._state.totals
+        if not self._finite_weights():
+            raise self._spoiled()
+        totals.seconds = time.monotonic() - self._begin
+        self._last_line = line = self._epoch_line(epoch, _summary(totals))
+        loss = line["validation"]["loss"] if line["validation"] else None
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(f"The validation loss of epoch {epoch} is {loss}. {self._way_out()}")
+        if self._team.is_chief:
+            # Before the checkpoint: the line of an epoch whose checkpoint is missing is cut when the run goes on.
+            self._run.append_metrics([line])
+        state.epoch, state.batch = epoch, 0
+        state.steps += totals.steps
+        state.padded_steps += totals.padded_steps
+        is_best = loss is not None and (state.best_loss is None or loss < state.best_loss)
+        if is_best:
+            state.best_epoch, state.best_loss = epoch, loss
+        # Before the checkpoint too: a callback may change the optimizer's learning rate.
+        callbacks.on_epoch_end(epoch - 1, _logs(line))
+        self._save(best=is_best)
+        self._progress.epoch(line)
+        self._model.stop_training, leaves = self._team.share([bool(self._model.stop_training), self._stop.asked])
+        if leaves and epoch < self._config.epochs and not self._model.stop_training:
+            self._leave()
+
+    def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
+        """The line of an epoch, measured by the chief on the validation split where there is one."""
+        validation, leaves = None, False
+        if self._evaluator is not None:
+            try:
+                measured = self._evaluator.measure(VALIDATION, between=self._raise_if_asked).result()
+                validation = {"loss": measured["loss"], "metrics": measured["metrics"]}
+            except Preempted:
+                leaves = True
+        validation, leaves = self._team.share([validation, leaves])
+        if leaves:
+            self._leave()
+        return {"epoch": epoch, "train": summary, "validation": validation}
+
+    def _told_to_leave(self, sums: Sums) -> bool:
+        """Whether a worker was told to stop; all of them hear of it after the same update."""
+        return self._stop.asked if self._team.num_workers == 1 else float(sums.leaving) > 0
+
+    def _raise_if_asked(self) -> None:
+        if self._stop.asked:
+            raise Preempted
+
+    def _leave(self) -> None:
+        self._save()
+        self._team.share()  # nobody is gone before all are done
+        state = self._state
+        raise Preempted(
+            f"SIGTERM: saved after update {state.update} (epoch {state.epoch + 1}) and stopped. The same command goes "
+            "on from there."
+        )
+
+    def _is_due(self) -> bool:
+        config, since = self._config, time.monotonic() - self._saved_at
+        if config.checkpoint_updates and self._state.update - self._saved_update >= config.checkpoint_updates:
+            return True
+        return since >= max(60 * config.checkpoint_minutes, self._saving_seconds / _MOST_SAVING)
+
+    def _save(self, *, best: bool = False) -> None:
+        """Saves the run as it stands.
+
+        Raises:
+            NotFinite, UserError: it stands on what is no number; the checkpoint before stays.
+        """
+        state, begin = self._state, time.monotonic()
+        if state.batch:
+            self._journal.flush()
+            state.totals.seconds = begin - self._begin
+        if not self._finite_weights():
+            raise self._spoiled()
+        if self._team.is_chief:
+            self._checkpoints.save(best=best)
+        self._saved_at, self._saved_update = time.monotonic(), state.update
+        self._saving_seconds = self._saved_at - begin
+
+    def _finite_weights(self) -> bool:
+        return all(np.isfinite(weight.numpy()).all() for weight in self._model.weights)
+
+    def _spoiled(self) -> UserError:
+        return UserError(f"A weight is not finite after update {self._state.update}. {self._way_out()}")
+
+    def _diverged(self, error: NotFinite) -> UserError:
+        """Says which records it was that gave no number."""
+        line = error.line
+        ids = self._dataset.index(TRAIN)["id"].take(error.rows).to_pylist()
+        if self._team.is_chief:
+            told = {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
+            self._run.write_json(FAILED_UPDATE, told | {"ids": ids})
+        what = "loss" if not math.isfinite(line["loss"]) else "gradient's norm"
+        shown = ", ".join(map(repr, ids[:_MOST_IDS])) + (f", … ({len(ids)})" if len(ids) > _MOST_IDS else "")
+        return UserError(
+            f"The {what} of update {line['update']} (epoch {line['epoch']}) is "
+            f"{line['loss'] if what == 'loss' else line['gradient_norm']}, and no weight was changed by it. The ids in "
+            f"its batch: {shown}; all are in {self._run.file(FAILED_UPDATE)}. {self._way_out()}"
+        )
+
+    def _way_out(self) -> str:
+        return (
+            f"The last checkpoint is of update {self._saved_update}. Begin anew with a smaller --learning_rate, or "
+            "--clip_norm 1."
+        )
+
+    def _finish(self, update: Update) -> dict[str, Any]:
+        state, result = self._state, None
+        if update.num_traces:
+            self._progress.say(f"Traces of the update: {update.num_traces}, for batches of all shapes.")
+        line = self._last_line or self._epoch_line(0, None)
+        if self._team.is_chief:
+            result = {
+                "epochs": state.epoch,
+                "updates": state.update,
+                "parameters": count_parameters(self._model),
+                "useful_share": state.steps / state.padded_steps
+                if state.padded_steps
+                else plan_limited(self._dataset, self._config, state).useful_share,
+                INPUTS_SHA256: self._run.inputs_sha256(),
+                WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
+                WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),
+                "validation": line["validation"],
+                "best_epoch": state.best_epoch,
+                "stopped_early": bool(self._model.stop_training),
+            }
+            self._run.write_json(RESULT, result)
+        return dict(self._team.share(result))
+
+
+def plan_limited(dataset: Dataset, config: TrainConfig, state: State) -> Plan:
+    """The plan of the epoch that a run is in or comes to, for one reader.
+
+    Raises:
+        UserError: the configuration allows none.
+    """
+    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
+    limits = config.model_dump(include=keys)
+    if state.batch:  # it was begun with these
+        limits |= {"batch_steps": state.batch_steps, "batch_size": state.batch_size}
+    try:
+        return plan_epoch(dataset, TRAIN, epoch=state.epoch + 1, **limits)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _summary(totals: Totals) -> dict[str, Any]:
+    """Of the line of an epoch; its loss is over all records, or labelled steps."""
+    return {
+        "loss": totals.loss / totals.weight if totals.weight else 0.0,
+        "records": totals.records,
+        "steps": totals.steps,
+        "padded_steps": totals.padded_steps,
+        "seconds": round(totals.seconds, 3),
+    }
+
+
+def _logs(line: dict[str, Any]) -> dict[str, float]:
+    """An epoch's line as the logs that Keras's callbacks know."""
+    logs = {"loss": line["train"]["loss"]}
+    if line["validation"] is not None:
+        measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
+        # Of what cannot be measured there is no log: callbacks take numbers only.
+        logs |= {f"val_{name}": value for name, value in measured.items() if value is not None}
+    return logs
