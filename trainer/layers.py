@@ -220,3 +220,16 @@ class DropLastAxis(keras.layers.Layer):
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape[:-1], dtype=values.dtype)
+
+
+@_register
+class Dropout(keras.layers.Dropout):
+    """Keras's dropout, with other units dropped on each replica: there, all replicas draw the same numbers."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        if not training or context is None or context.num_replicas_in_sync == 1:
+            return super().call(inputs, training=training)
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed)

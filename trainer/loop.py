@@ -1,9 +1,11 @@
 """The loop of training: update by update, from where the run stands, with a checkpoint wherever it may end."""
 
+import contextlib
+import gc
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -118,8 +120,10 @@ class Training:
             self._probe(update, plan)
         if not past and not self._state.update:
             self._save()  # something to evaluate, also with no epoch at all
-        while self._state.epoch < self._config.epochs and not self._model.stop_training:
-            self._train_epoch(update, callbacks)
+        with _little_garbage():
+            while self._state.epoch < self._config.epochs and not self._model.stop_training:
+                self._train_epoch(update, callbacks)
+                gc.collect()
         callbacks.on_train_end()
         return self._finish(update)
 
@@ -368,6 +372,21 @@ class Training:
             }
             self._run.write_json(RESULT, result)
         return dict(self._team.share(result))
+
+
+@contextlib.contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Makes `gc.collect` quick in the block, for what is there already is not looked at.
+
+    The graphs of an epoch's readers hold themselves. Python looks for such once there are a quarter more objects, of
+    which TensorFlow alone has 300,000: without asking, memory was measured to grow by 0.15 MB an epoch for a long time.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def plan_limited(dataset: Dataset, config: TrainConfig, state: State) -> Plan:

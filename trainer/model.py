@@ -14,6 +14,7 @@ from pipeline.schema import MULTILABEL, REGRESSION, Feature, Schema
 from trainer.config import TrainConfig
 from trainer.layers import (
     DropLastAxis,
+    Dropout,
     Fill,
     FlattenSteps,
     Indicator,
@@ -79,7 +80,7 @@ def build_model(
         last = number == len(config.units) - 1 and not target.per_step
         hidden = _recur(hidden, length, units, config, number, named, last=last)
         if config.dropout:
-            hidden = keras.layers.Dropout(config.dropout, name=named(f"dropout_{number}"))(hidden)
+            hidden = Dropout(config.dropout, name=named(f"dropout_{number}"))(hidden)
     if context:
         known = _join(context, named("context"))
         known = RepeatLike(name=named("context_steps"))(known, hidden) if target.per_step else known

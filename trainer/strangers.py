@@ -10,8 +10,8 @@ from pipeline.storage import is_local
 
 # What a run writes, by its path in the folder, what a kill may leave of it included.
 _FILES = re.compile(
-    r"(config\.yaml|manifest\.json|metrics\.jsonl|result\.json|evaluation-[A-Za-z]\w*\.json"
-    r"|vocabulary/[^/]+/[^/]+\.txt)(\.tmp)?"
+    r"lock|(config\.yaml|manifest\.json|metrics\.jsonl|result\.json|environment\.json|failed-update\.json"
+    r"|evaluation-[A-Za-z]\w*\.json|vocabulary/[^/]+/[^/]+\.txt)(\.tmp)?"
     r"|checkpoints/(last|best)/checkpoint(\.tmp[0-9a-f]+)?"
     r"|checkpoints/(last|best)/ckpt-\d+\.(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?"
     r"|checkpoints/(last|best)/ckpt-\d+_temp/part-\d{5}-of-\d{5}\.(index|data-\d{5}-of-\d{5})(\.tempstate\d+)?"

@@ -1,6 +1,6 @@
 """Measures what is claimed of speed and memory, each against the textbook way in the same run.
 
-    python tests/benchmarks/run.py [--quick] [--only reading planning training prepare predict]
+    python tests/benchmarks/run.py [--quick] [--only reading planning training loop workers prepare predict]
 
 Writes benchmark.json and benchmark.png into build/benchmarks; `--quick` takes less than a minute, and says less.
 """
@@ -18,7 +18,7 @@ from chart import draw
 from measure import Row, machine, show
 
 HERE = pathlib.Path(__file__).parent
-BENCHMARKS = ("reading", "planning", "training", "prepare", "predict")
+BENCHMARKS = ("reading", "planning", "training", "loop", "workers", "prepare", "predict")
 
 
 def main() -> None:

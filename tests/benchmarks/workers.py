@@ -1,0 +1,152 @@
+"""Measures training by two workers against one, and how long the faster worker waits for the slower one.
+
+    python tests/benchmarks/workers.py [--quick]
+
+All on this machine, each worker a process with one thread of its own. Waiting is the share of an update's time in
+which the worker that has done its part waits for the other's: with batches dealt by length, and with each worker
+batching its own half of the shards.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from data import make_dataset
+from measure import alternate, command_line, compare, tell
+from training import BATCH_STEPS, NUM_FEATURES
+
+from trainer.dataset import open_dataset
+from trainer.windows import Batches, make_window_plan
+
+NUM_WORKERS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer records, one repeat")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/benchmarks"))
+    parser.add_argument("--compute", metavar="FILE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.compute:
+        compute(json.loads(pathlib.Path(options.compute).read_text()))
+        return
+    num_records, repeats = (600, 1) if options.quick else (6000, 3)
+    path = make_dataset(options.output / "data", NUM_FEATURES, num_records)
+
+    def updates_a_second(workers: int) -> float:
+        return train(path, options.output / "run", workers)
+
+    one, two = alternate(repeats, lambda: updates_a_second(1), lambda: updates_a_second(NUM_WORKERS))
+    speed = compare("training, 2 workers", "updates/s", "1 worker", [two, one], floor=1.3, aim=1.8)
+    balanced, random = alternate(repeats, lambda: waiting(balanced_shapes(path)), lambda: waiting(random_shapes(path)))
+    share = compare(
+        "waiting for the slower of 2 workers, dealt by length",
+        "of the time",
+        "shards dealt at random",
+        [balanced, random],
+        floor=0.5,
+        aim=0.25,
+        at_most=True,
+    )
+    note = f"{np.median(balanced):.1%} of the time, against {np.median(random):.1%}."
+    tell([speed, dataclasses.replace(share, note=note)])
+
+
+def train(path: pathlib.Path, run: pathlib.Path, workers: int) -> float:
+    """Updates a second of the second epoch."""
+    shutil.rmtree(run, ignore_errors=True)
+    flags = ["--output", run, "--epochs", 2, "--batch_steps", BATCH_STEPS, "--local_workers", workers]
+    threads = {"TF_NUM_INTRAOP_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command_line("train", path, *flags))), env=os.environ | threads, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = sum(line["epoch"] == 2 for line in lines if "update" in line)
+    (seconds,) = (line["train"]["seconds"] for line in lines if "train" in line and line["epoch"] == 2)
+    return updates / seconds
+
+
+def balanced_shapes(path: pathlib.Path) -> list[list[list[int]]]:
+    """Of each worker [rows, steps] of each of its batches: global ones, dealt."""
+    plan = make_window_plan(open_dataset(path).indexes("train"), batch_steps=BATCH_STEPS, seed=0, epoch=1)
+    return [shapes(plan.deal(NUM_WORKERS).batches(worker)) for worker in range(NUM_WORKERS)]
+
+
+def random_shapes(path: pathlib.Path) -> list[list[list[int]]]:
+    """The same where each worker batches the shards that are its own, with its part of the budget."""
+    shards = open_dataset(path).indexes("train")
+    budget = BATCH_STEPS // NUM_WORKERS
+    plans = [
+        make_window_plan(shards[worker::NUM_WORKERS], batch_steps=budget, seed=worker, epoch=1)
+        for worker in range(NUM_WORKERS)
+    ]
+    return [shapes(plan.batches()) for plan in plans]
+
+
+def shapes(batches: Batches) -> list[list[int]]:
+    return np.stack([batches.rows, batches.pad_length], axis=1).tolist()
+
+
+def waiting(shapes: list[list[list[int]]]) -> float:
+    """The share of the time that workers wait for the slowest: each update ends when all have done their part."""
+    length = min(map(len, shapes))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder, f"{worker}.json") for worker in range(len(shapes))]
+        for file, part in zip(files, shapes, strict=True):
+            file.write_text(json.dumps({"shapes": part[:length], "output": f"{file}.seconds"}))
+        threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+        workers = [
+            subprocess.Popen([sys.executable, __file__, "--compute", file], env=os.environ | threads) for file in files
+        ]
+        if any([worker.wait() for worker in workers]):
+            raise SystemExit("A worker failed.")
+        seconds = np.array([json.loads(pathlib.Path(f"{file}.seconds").read_text()) for file in files])
+    return float(1 - seconds.mean(axis=0).sum() / seconds.max(axis=0).sum())
+
+
+def compute(task: dict) -> None:
+    """One worker: the seconds of the gradient of a batch of each shape."""
+    from trainer.start import start_tensorflow
+
+    start_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((None, NUM_FEATURES)),
+            layers.LSTM(100, return_sequences=True),
+            layers.LSTM(100, return_sequences=True),
+            layers.Dense(3),
+        ]
+    )
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, NUM_FEATURES])], jit_compile=False)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x, training=True) ** 2)
+        found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        return tf.linalg.global_norm(found)
+
+    seconds = []
+    for rows, steps in [task["shapes"][0], *task["shapes"]]:
+        x = tf.random.stateless_normal([rows, steps, NUM_FEATURES], seed=[rows, steps])
+        begin = time.perf_counter()
+        float(gradient(x))
+        seconds.append(time.perf_counter() - begin)
+    pathlib.Path(task["output"]).write_text(json.dumps(seconds[1:]))  # the first traces
+
+
+if __name__ == "__main__":
+    sys.exit(main())
