@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -54,18 +55,21 @@ class Team:
 
     def _sum(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """int32[n] of each worker, added up."""
+        return self._add(tf.constant(values)).numpy()
 
-        @tf.function(autograph=False, jit_compile=False)
+    @functools.cached_property
+    def _add(self) -> Any:
+        def one(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            is_first = tf.get_static_value(context.replica_id_in_sync_group) == self.first_replica
+            mine = tf.identity(values) if is_first else tf.zeros_like(values)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False, jit_compile=False)
         def add(values: tf.Tensor) -> tf.Tensor:
-            def one() -> tf.Tensor:
-                context = tf.distribute.get_replica_context()
-                first = tf.get_static_value(context.replica_id_in_sync_group) == self.first_replica
-                mine = tf.identity(values) if first else tf.zeros_like(values)
-                return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+            return self.strategy.experimental_local_results(self.strategy.run(one, (values,)))[0]
 
-            return self.strategy.experimental_local_results(self.strategy.run(one))[0]
-
-        return add(tf.constant(values)).numpy()
+        return add
 
 
 def find_team(strategy: Strategy) -> Team:
