@@ -318,4 +318,4 @@ def test_a_checkpoint_that_is_not_there_or_not_whole_is_one_line(tmp_path, capsy
     for file in (run / "checkpoints" / "last").glob("*.data-*"):
         file.write_bytes(file.read_bytes()[:100])
     status, _, err = datasets.call(capsys, "evaluate", run, path)
-    assert (status, len(err)) == (1, 1) and "checkpoints/last/ckpt-3: not a checkpoint of this run's model" in err[0]
+    assert (status, len(err)) == (1, 1) and "checkpoints/last/ckpt-4: not a checkpoint of this run's model" in err[0]

@@ -108,6 +108,8 @@ class TrainConfig(Document):
             raise ValueError(f"pad_length and truncate belong to batching pad, not to {self.batching}")
         if self.batching not in ("window", "bucket") and self.pad_to_multiple != 1:
             raise ValueError(f"pad_to_multiple belongs to batching window or bucket, not to {self.batching}")
+        if self.local_workers > 1 and self.strategy not in ("auto", "multi_worker"):
+            raise ValueError(f"local_workers belongs to strategy auto or multi_worker, not to {self.strategy}")
         return self
 
 

@@ -18,6 +18,8 @@ _SCRIPT = pathlib.Path(__file__).parent.parent / "lengthwise.py"
 _STARTED = "LENGTHWISE_LOCAL_WORKER"
 # Seconds that the others have to end by themselves once one has: they wait for it in vain then.
 _GRACE = 5.0
+# Seconds to save the run in, after SIGTERM.
+_SAVING = 30.0
 
 
 def run_local_workers(count: int, arguments: Sequence[str]) -> int:
@@ -31,24 +33,30 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
     # Together they have as many threads as one process would.
     environment = {"TF_NUM_INTRAOP_THREADS": str(max(1, cores // count))} | os.environ | {_STARTED: "1"}
     workers: list[subprocess.Popen[bytes]] = []
-    with _passed_on(workers):
+    with _passed_on(workers) as heard:
         for index in range(count):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             others: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if index else {}
             command = [sys.executable, str(_SCRIPT), *arguments]
             config = environment | {"TF_CONFIG": json.dumps(task)}
-            workers.append(subprocess.Popen(command, env=config, stdin=subprocess.PIPE, **others))
+            # In a group of its own: a terminal's Ctrl-C would come twice, from there and from here.
+            workers.append(subprocess.Popen(command, env=config, stdin=subprocess.PIPE, process_group=0, **others))
         relays = [threading.Thread(target=_relay, args=(number, worker)) for number, worker in enumerate(workers)][1:]
         for relay in relays:
             relay.start()
         try:
-            failed = _wait(workers)
+            failed = _wait(workers, heard)
         finally:
             for worker in workers:
                 worker.kill()
                 worker.wait()
             for relay in relays:
                 relay.join()
+            for worker in workers:
+                for stream in filter(None, (worker.stdin, worker.stderr)):
+                    stream.close()
+    if signal.SIGINT in heard:
+        return 128 + signal.SIGINT
     if failed is None:
         return 0
     status = workers[failed].returncode
@@ -74,29 +82,38 @@ def _wait_for_starter() -> None:
     os._exit(1)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Waits until all have ended, or one has failed and the others had their grace; gives the first that failed."""
+def _wait(workers: Sequence[subprocess.Popen[bytes]], heard: Sequence[int]) -> int | None:
+    """Waits until all have ended, or one has failed and the others had their grace; gives the one to blame.
+
+    That is the first that failed, or the chief if it ended by itself meanwhile: the others only hear of its reasons.
+    """
     failed, deadline = None, float("inf")
     while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
         if failed is None:
             failed = next((number for number, worker in enumerate(workers) if worker.poll()), None)
             deadline = deadline if failed is None else time.monotonic() + _GRACE
+        if heard and deadline == float("inf"):
+            deadline = time.monotonic() + (_GRACE if signal.SIGINT in heard else _SAVING)
+    if (workers[0].poll() or 0) > 0 and (failed is None or (workers[failed].poll() or 0) > 0):
+        return 0
     return failed if failed is not None else next((n for n, worker in enumerate(workers) if worker.poll()), None)
 
 
 @contextlib.contextmanager
-def _passed_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Sends the workers what this process is told by a signal."""
+def _passed_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Sends the workers what this process is told by a signal, and gives the signals that came."""
+    heard: list[int] = []
 
     def send(number: int, _: Any) -> None:
+        heard.append(number)
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.send_signal(number)
 
     before = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,8 +2,8 @@
 
 import contextlib
 import gc
+import io
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -82,10 +82,7 @@ class Training:
         self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
         self._has_validation = dataset.has_labels(VALIDATION)
         self._evaluator = Evaluator(self._model, dataset) if self._has_validation and team.is_chief else None
-        self._progress = Progress(
-            epochs=config.epochs,
-            stream=None if team.is_chief else open(os.devnull, "w"),  # noqa: SIM115
-        )
+        self._progress = Progress(epochs=config.epochs, stream=None if team.is_chief else io.StringIO())
         self._early_stopping = self._make_early_stopping()
         own: list[keras.callbacks.Callback] = [self._early_stopping] if self._early_stopping else []
         if team.is_chief:

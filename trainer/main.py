@@ -44,8 +44,10 @@ def train(arguments: list[str]) -> int:
     except UserError as error:  # the file was checked, so it is a flag
         parser.error(str(error))
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
+        from trainer.dataset import open_dataset
         from trainer.local_workers import run_local_workers
 
+        open_dataset(ours["dataset"])  # if there is none, that is told once, and at once
         return run_local_workers(config.local_workers, ["train", *arguments])
     end_with_starter()
     start_tensorflow(deterministic=config.deterministic)

@@ -64,7 +64,8 @@ def errors_told(dataset: str) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """The first line of an error, without the names of the graph's node and operation."""
-    line = str(getattr(error, "message", error)).splitlines()[0]
+    lines = str(getattr(error, "message", error)).splitlines()
+    line = next((line for line in lines if line and not line.startswith(("Graph execution", "Detected at"))), lines[0])
     return re.sub(r"^\{\{[^}]*\}\} ?| \[Op:.*$", "", line).rstrip(".")
 
 

@@ -91,10 +91,26 @@ def find_team(strategy: Strategy) -> Team:
             strategy = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "one"
     if strategy == "multi_worker":
         return _multi_worker(cluster)
+    if cluster is not None and cluster[0] > 1:
+        raise UserError(
+            f"--strategy {strategy} trains in one process, but {TF_CONFIG} tells of {cluster[0]} workers, which would "
+            "all write. Choose --strategy auto, or unset it."
+        )
     if strategy == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return Team(tf.distribute.MirroredStrategy([device.name for device in devices]))
+        return Team(_mirrored(tuple(device.name for device in devices)))
     return Team(tf.distribute.get_strategy())
+
+
+# One of each a process: a new one numbers its collectives from the start again, and they meet those of the old one.
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(devices)
+
+
+@functools.cache
+def _of_all_workers() -> tf.distribute.Strategy:
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _multi_worker(cluster: tuple[int, int] | None) -> Team:
@@ -104,7 +120,7 @@ def _multi_worker(cluster: tuple[int, int] | None) -> Team:
             "machine alone, --local_workers N does."
         )
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = _of_all_workers()
     except RuntimeError as error:
         raise UserError(
             f"The workers cannot be joined: {str(error).splitlines()[0]} In Python, call train before anything else "
@@ -120,6 +136,8 @@ def _read_cluster() -> tuple[int, int] | None:
         return None
     try:
         config = json.loads(text)
+        if not all(isinstance(addresses, list) for addresses in config["cluster"].values()):
+            raise ValueError
         cluster = {name: len(addresses) for name, addresses in config["cluster"].items()}
         kind, index = config["task"]["type"], int(config["task"]["index"])
         before = {"chief": 0, "worker": cluster.get("chief", 0)}[kind]

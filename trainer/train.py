@@ -16,12 +16,12 @@ from trainer.evaluate import compare_schemas
 from trainer.lock import locked
 from trainer.loop import Training, plan_limited
 from trainer.model import check_config
-from trainer.run import Run
+from trainer.run import CHECKPOINTS, Run
 from trainer.start import make_deterministic
 from trainer.state import State
 from trainer.stop import StopSignal
 from trainer.target import make_target
-from trainer.team import Team, find_team
+from trainer.team import TF_CONFIG, Team, find_team
 
 # What may differ when a run is taken up again; another budget holds from the next epoch on.
 _MAY_CHANGE = {"epochs", "batch_steps", "batch_size", "strategy", "local_workers", "deterministic"}
@@ -51,6 +51,11 @@ def train(
         Preempted, Locked: kinds of it: SIGTERM came, or another process trains into `output`.
     """
     config = config or TrainConfig()
+    if config.local_workers > 1 and not os.environ.get(TF_CONFIG):
+        raise UserError(
+            f"local_workers is {config.local_workers}: the command `lengthwise train` starts them. In Python, call "
+            f"train in each of several processes, with {TF_CONFIG}."
+        )
     deterministic = make_deterministic(config.deterministic)
     team = find_team(config.strategy)
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
@@ -95,24 +100,28 @@ def _open(
         raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
     if not overwrite and run.exists():
         _refuse_difference(run, config)
+        _refuse_other_data(run, dataset)
         result = run.result()
         if result is not None and (result["epochs"] >= config.epochs or result["stopped_early"]):
             return result
+    if config.warm_start is not None and (overwrite or not run.exists()):
+        Run(config.warm_start.rstrip("/")).manifest()  # that it is there
     tf.io.gfile.makedirs(run.path)
     stack.enter_context(locked(run.path))
     if overwrite:
         run.clear()
     if not run.exists():
         run.begin(config, dataset)
-        return None
-    _refuse_other_data(run, dataset)
-    run.go_on(config)
+    else:
+        run.go_on(config)
     return None
 
 
 def _refuse_difference(run: Run, config: TrainConfig) -> None:
     before, now = run.config().model_dump(mode="json"), config.model_dump(mode="json")
-    different = [name for name in before if before[name] != now[name] and name not in _MAY_CHANGE]
+    # With what weights a run begins is of no matter before it has.
+    may_change = _MAY_CHANGE if tf.io.gfile.exists(run.file(CHECKPOINTS)) else _MAY_CHANGE | {"warm_start"}
+    different = [name for name in before if before[name] != now[name] and name not in may_change]
     if different:
         listed = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in different)
         raise UserError(f"{run.path}: was begun with {listed}. Say the same, or begin anew with --overwrite.")
