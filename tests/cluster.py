@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import datasets
 import numpy as np
 import tensorflow as tf
+
+from trainer.local_workers import free_ports
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Seconds that no step of these tests takes, were the machine ever so busy.
@@ -158,14 +159,6 @@ def joined(
     finally:
         for process in processes:
             process.end()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in found]
 
 
 # Four or five updates an epoch.

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.local_workers import count_cores
 from trainer.team import Team
 
 
 def describe_environment(team: Team, *, deterministic: bool) -> dict[str, Any]:
     """What is written to RUN/environment.json."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     threading = tf.config.threading
     return {
         "python": platform.python_version(),

@@ -42,7 +42,7 @@ class Feed:
     def __init__(
         self, dataset: Dataset, plan: Plan, team: Team, *, seed: int, epoch: int, first_batch: int = 0
     ) -> None:
-        self._plan, self._first_batch = plan, first_batch
+        self._first_batch = first_batch
         place: dict[str, Any] = {"seed": seed, "epoch": epoch, "first_batch": first_batch}
         first, count = team.first_replica, team.num_local
         self._dealt = plan.deal(team.num_replicas) if isinstance(plan, WindowPlan) else None

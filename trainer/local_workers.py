@@ -28,10 +28,9 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
     What the chief says goes where this process's output goes, what the others say to stderr, each line with its
     worker's number. SIGTERM and SIGINT are passed on. Returns the status of the first that failed, or 0.
     """
-    addresses = [f"localhost:{port}" for port in _free_ports(count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    addresses = [f"localhost:{port}" for port in free_ports(count)]
     # Together they have as many threads as one process would.
-    environment = {"TF_NUM_INTRAOP_THREADS": str(max(1, cores // count))} | os.environ | {_STARTED: "1"}
+    environment = {"TF_NUM_INTRAOP_THREADS": str(max(1, count_cores() // count))} | os.environ | {_STARTED: "1"}
     workers: list[subprocess.Popen[bytes]] = []
     with _passed_on(workers) as heard:
         for index in range(count):
@@ -68,6 +67,11 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
         )
         return 128 - status
     return status
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_starter() -> None:
@@ -127,7 +131,8 @@ def _relay(number: int, worker: subprocess.Popen[bytes]) -> None:
         sys.stderr.flush()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in found:

@@ -203,8 +203,7 @@ class Training:
 
     def _probe(self, update: Update, plan: Plan) -> None:
         team, before = self._team, self._checkpoints.random_states()
-        spec = self._feed(plan, epoch=0).element_spec
-        probe_largest(update, spec, plan, num_replicas=team.num_replicas, num_local=team.num_local)
+        probe_largest(update, plan, num_replicas=team.num_replicas, num_local=team.num_local)
         self._checkpoints.set_random_states(before)
 
     def _train_epoch(self, update: Update, callbacks: keras.callbacks.CallbackList) -> None:

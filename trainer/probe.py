@@ -9,7 +9,7 @@ from trainer.plan import Plan
 from trainer.update import Part, Update
 
 
-def probe_largest(update: Update, element_spec: Any, plan: Plan, *, num_replicas: int, num_local: int) -> None:
+def probe_largest(update: Update, plan: Plan, *, num_replicas: int, num_local: int) -> None:
     """Computes, without an update, a batch of the shape of the largest.
 
     Args:
@@ -21,7 +21,7 @@ def probe_largest(update: Update, element_spec: Any, plan: Plan, *, num_replicas
     rows, steps = plan.largest_batch
 
     def fits(rows: int) -> bool:
-        part = blank_part(element_spec, -(-rows // num_replicas), steps)
+        part = blank_part(update.element_spec, -(-rows // num_replicas), steps)
         try:
             float(update.measure((part,) * num_local).norm)
         except tf.errors.ResourceExhaustedError:

@@ -77,6 +77,7 @@ class Update:
     ) -> None:
         self._head, self._optimizer, self._team = head_model(model), optimizer, team
         self._variables = model.trainable_variables
+        self.element_spec = element_spec
         self._kind, self._by_epoch, self._clip_norm, self._column_scale = kind, by_epoch, clip_norm, column_scale
         number = tf.TensorSpec([], tf.float32)
         signature = ((element_spec,) * team.num_local, number, number)
