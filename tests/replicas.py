@@ -71,7 +71,7 @@ class OneByOne:
         )
         for epoch in range(config.epochs):
             plan = plan_limited(dataset, config, State(epoch=epoch))
-            for batch in Feed(dataset, plan, find_team("one"), seed=config.seed, epoch=epoch + 1):
+            for batch in Feed(dataset, find_team("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
                 loss, weight, gradients = self.measure(batch.rows())
                 by_epoch = plan.num_batches / dataset.split("train").labels
                 scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
@@ -88,7 +88,7 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
     """How far the gradient that each replica holds is from the sum over the records, in the first batches."""
     team, one = find_team(strategy), OneByOne(dataset, config)
     plan = plan_limited(dataset, config, State())
-    feed = Feed(dataset, plan, team, seed=config.seed, epoch=1)
+    feed = Feed(dataset, team, seed=config.seed)
     with team.strategy.scope():
         keras.utils.set_random_seed(config.seed)
         vocabularies = dataset.vocabularies()
@@ -103,7 +103,7 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
             column_scale=one._columns,
         )
     farthest = 0.0
-    for batch, _ in zip(feed, range(4), strict=False):
+    for batch, _ in zip(feed.batches(plan, epoch=1), range(4), strict=False):
         loss, weight, expected = one.measure(batch.rows())
         sums = update.measure(batch.parts)
         assert float(sums.weight) == weight

@@ -63,9 +63,10 @@ def contents_of(part):
 def batches_of(kind, plan, team, *, first_batch=0):
     """Of each batch the parts of all replicas in their order, and what the workers say of it, each the same."""
     replicas, workers = team
-    place = {"seed": SEED, "epoch": EPOCH, "first_batch": first_batch}
     teams = [team_of(replicas, workers=workers, worker=worker) for worker in range(workers)]
-    for of_workers in zip(*(Feed(dataset_of(kind), plan, team, **place) for team in teams), strict=True):
+    feeds = [Feed(dataset_of(kind), team, seed=SEED) for team in teams]
+    each = [feed.batches(plan, epoch=EPOCH, first_batch=first_batch) for feed in feeds]
+    for of_workers in zip(*each, strict=True):
         told = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}
         assert len(told) == 1
         yield [part for batch in of_workers for part in batch.parts], of_workers[0]

@@ -542,14 +542,14 @@ def test_a_probe_leaves_the_run_as_it_was(tmp_path):
     opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
     training = Training(Run(str(tmp_path)), opened, config, find_team("one"), StopSignal())
     plan = plan_limited(opened, config, State())
-    update = training._make_update(plan)
+    update = training._make_update()
     variables = [*training._model.variables, *training._optimizer.variables]
     before = [variable.numpy() for variable in variables]
     training._probe(update, plan)
     for variable, value in zip(variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
     # What it measured drew a mask, so it had something to put back.
-    update.measure((blank_part(training._feed(plan, epoch=0).element_spec, 2, 3),))
+    update.measure((blank_part(training._feed.element_spec, 2, 3),))
     assert any((v.numpy() != value).any() for v, value in zip(variables, before, strict=True))
 
 
@@ -582,9 +582,6 @@ def test_what_rules_out_the_fast_kernel_is_named(layer, values, expected):
     assert expected is None or f"not cuDNN's: {expected}." in describe_kernel(model)
 
 
-SOAK_EPOCHS = 50
-
-
 def status_of(pid):
     """(MB of resident memory, open files) of a process."""
     text = pathlib.Path(f"/proc/{pid}/status").read_text()
@@ -593,13 +590,16 @@ def status_of(pid):
 
 
 @pytest.mark.proof
-def test_fifty_epochs_take_no_more_memory_and_no_more_files(tmp_path):
-    lengths = np.random.default_rng(0).integers(5, 60, 12_000)
+@pytest.mark.parametrize(
+    ("num_records", "num_epochs", "way"), [(12_000, 50, "window"), (100, 400, "window"), (12_000, 50, "bucket")]
+)
+def test_epoch_after_epoch_takes_no_more_memory_and_no_more_files(tmp_path, num_records, num_epochs, way):
+    lengths = np.random.default_rng(0).integers(5, 60, num_records)
     records = datasets.random_records(lengths.tolist())
     records += datasets.random_records(lengths[:500].tolist(), split="validation")
     path = datasets.make(tmp_path / "made", records).path
     run, rows = tmp_path / "run", []
-    flags = ["--epochs", SOAK_EPOCHS, "--units", 16, "--dropout", 0.2, "--checkpoint_minutes", 0.05]
+    flags = ["--epochs", num_epochs, "--batching", way, "--units", 16, "--dropout", 0.2, "--checkpoint_minutes", 0.05]
     arguments = [sys.executable, "-m", "lengthwise", "train", path, "--output", run, *flags]
     with subprocess.Popen(list(map(str, arguments)), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         begin = time.monotonic()
@@ -612,7 +612,7 @@ def test_fifty_epochs_take_no_more_memory_and_no_more_files(tmp_path):
             time.sleep(0.5)
     assert process.returncode == 0
     minutes, epochs, megabytes, files = np.array(rows).T
-    warm = (epochs >= 10) & (epochs < SOAK_EPOCHS)
+    warm = (epochs >= num_epochs // 5) & (epochs < num_epochs)
     slope = np.polyfit(minutes[warm], megabytes[warm], 1)[0]
     print(
         f"{megabytes[warm].min():.1f} to {megabytes[warm].max():.1f} MB over {np.ptp(minutes[warm]):.1f} minutes, "

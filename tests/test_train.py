@@ -414,6 +414,20 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, path):
         train(path, run, change(SMALL, epochs=4))
 
 
+def test_more_epochs_make_no_more_functions(tmp_path, monkeypatch):
+    """TensorFlow keeps each of them, and what it holds, for good."""
+    made = datasets.make(
+        tmp_path, datasets.random_records([3, 4, 5]) + datasets.random_records([3], split="validation")
+    )
+    original, counts = tf.numpy_function, []
+    for epochs in (1, 3):
+        calls = []
+        monkeypatch.setattr(tf, "numpy_function", lambda *args, calls=calls: calls.append(1) or original(*args))
+        train(made.path, tmp_path / str(epochs), change(SMALL, epochs=epochs))
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_constant_column_is_trained_on_like_any_other(tmp_path):
     records = datasets.random_records([3, 4, 5, 6]) + datasets.random_records([3, 4], split="test")
     for record in records:

@@ -17,6 +17,7 @@ from trainer.dataset import open_dataset
 from trainer.epoch import plan_epoch
 from trainer.memory import BatchMemory
 from trainer.reader import batches, numbered_batches
+from trainer.window_reader import WindowReader
 from trainer.windows import make_window_plan
 
 MADE = [(datasets.of_kind, kind) for kind in datasets.LABELS]
@@ -201,6 +202,22 @@ def test_a_dataset_may_be_iterated_again_and_twice_at_once():
         np.testing.assert_array_equal(one["x"], values)
         np.testing.assert_array_equal(other["x"], values)
     assert len(list(found.repeat(2))) == 2 * len(once)
+
+
+def test_one_dataset_follows_plan_after_plan_from_anywhere_on():
+    dataset = open_dataset(datasets.of_every_feature("step_class").path)
+    vocabularies = dataset.vocabularies()
+    for num_readers, reader_index in ((1, 0), (2, 1)):
+        place = {"num_readers": num_readers, "reader_index": reader_index}
+        reader = WindowReader(dataset, "train", vocabularies=vocabularies, **place)
+        for epoch, batch_size, first_batch in ((0, 3, 0), (1, 3, 2), (1, 5, 0), (2, 3, 1)):
+            plan = make_window_plan(
+                dataset.indexes("train"), batch_size=batch_size, epoch=epoch, num_readers=num_readers
+            )
+            reader.follow(plan, first_batch=first_batch)
+            expected = numbered_batches(dataset, "train", plan, first_batch=first_batch, **place)
+            for found, wanted in zip(reader.dataset, expected, strict=True):
+                tf.nest.map_structure(np.testing.assert_array_equal, found, wanted)
 
 
 def test_an_iterator_may_outlive_the_name_of_its_dataset():

@@ -1,6 +1,6 @@
 """Reads batches by tf.data's own means: records one by one, shuffled, each batch of one bucket of lengths."""
 
-import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ def bucket_batches(
     reader_index: int = 0,
     num_readers: int = 1,
     vocabularies: Vocabularies,
+    with_rows: bool = True,
 ) -> tf.data.Dataset:
     """The batches of a plan of the whole split, as `numbered_batches` gives them.
 
@@ -54,14 +55,14 @@ def bucket_batches(
         raise ValueError(f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch.")
     # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
     batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
-    parse = functools.partial(
-        parse_batch, schema=dataset.schema, plan=plan, lookup=label_lookup(dataset.schema, vocabularies)
-    )
-    parsed = batched.skip(first_batch).map(
-        lambda serialized, length, row: (*parse(serialized, length), row),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+    schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(serialized: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> tuple[Any, ...]:
+        batch = parse_batch(serialized, length, schema=schema, plan=plan, lookup=lookup)
+        return (*batch, row) if with_rows else batch
+
+    parsed = batched.skip(first_batch).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
 
 

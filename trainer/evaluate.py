@@ -41,6 +41,7 @@ class Evaluator:
         self._dataset = dataset
         self._vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
         self.target = make_target(dataset.schema, self._vocabularies)
+        self._numbered: dict[str, tf.data.Dataset] = {}
         head, kind = head_model(model), self.target.kind
         column_scale = loss_scale(self.target, dataset.manifest.statistics if statistics is None else statistics)
 
@@ -66,15 +67,19 @@ class Evaluator:
             between: Called after each batch; may raise, to end it.
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked)
-        # The order is of no matter here, so the budget is not that of training: what is quick is best.
-        plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
-        numbered = numbered_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
-        for features, label, weight, row in numbered:
+        for features, label, weight, row in self._batches(split):
             outputs, loss = self._forward(features, label)
             metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
             progress.add_records(len(label))
             between()
         return metrics
+
+    def _batches(self, split: str) -> tf.data.Dataset:
+        if split not in self._numbered:
+            # The order is of no matter here, so the budget is not that of training: what is quick is best.
+            plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
+            self._numbered[split] = numbered_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
+        return self._numbered[split]
 
 
 def evaluate(

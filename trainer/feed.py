@@ -12,8 +12,9 @@ from pipeline.manifest import TRAIN
 from trainer.dataset import Dataset
 from trainer.parsing import fill_rows
 from trainer.plan import Plan
-from trainer.reader import numbered_batches
+from trainer.reader import READY, numbered_batches
 from trainer.team import Team
+from trainer.window_reader import WindowReader
 from trainer.windows import WindowPlan, dealt_to
 
 Array = np.ndarray[Any, Any]
@@ -37,50 +38,52 @@ class Batch:
 
 
 class Feed:
-    """The batches of an epoch of the train split by a plan for one reader, dealt to a team."""
+    """The batches of the train split by plans for one reader, dealt to a team.
 
-    def __init__(
-        self, dataset: Dataset, plan: Plan, team: Team, *, seed: int, epoch: int, first_batch: int = 0
-    ) -> None:
-        self._first_batch = first_batch
-        place: dict[str, Any] = {"seed": seed, "epoch": epoch, "first_batch": first_batch}
-        first, count = team.first_replica, team.num_local
-        self._dealt = plan.deal(team.num_replicas) if isinstance(plan, WindowPlan) else None
-        if self._dealt is not None:
-            # Each replica reads its own records only.
-            each = [
-                numbered_batches(
-                    dataset, TRAIN, self._dealt, reader_index=i, num_readers=team.num_replicas, with_rows=False, **place
-                )
-                for i in range(first, first + count)
-            ]
-            self._batches = tf.data.Dataset.zip(tuple(each))
-            self.element_spec = each[0].element_spec
-            return
-        whole = numbered_batches(dataset, TRAIN, plan, **place)
-        self.element_spec = whole.element_spec[:3]
-        some_feature = next(iter(dataset.schema.steps))
+    Attributes:
+        element_spec: Of a part, whatever the way of batching.
+    """
 
+    def __init__(self, dataset: Dataset, team: Team, *, seed: int) -> None:
+        self._dataset, self._team, self._seed = dataset, team, seed
+        # Each replica reads its own records only; for ways other than `window` they only tell what a part is.
+        options: dict[str, Any] = {"num_readers": team.num_replicas, "with_rows": False}
+        self._readers = [
+            WindowReader(dataset, TRAIN, reader_index=replica, vocabularies=dataset.vocabularies(), **options)
+            for replica in range(team.first_replica, team.first_replica + team.num_local)
+        ]
+        self.element_spec = self._readers[0].dataset.element_spec
+        self._parts = tf.data.Dataset.zip(tuple(reader.dataset.prefetch(READY) for reader in self._readers))
+
+    def batches(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch by its plan, from `first_batch` on; one epoch at a time."""
+        if isinstance(plan, WindowPlan):
+            return self._window_batches(plan.deal(self._team.num_replicas), first_batch)
+        whole = numbered_batches(self._dataset, TRAIN, plan, seed=self._seed, epoch=epoch, first_batch=first_batch)
+        return self._dealt(whole)
+
+    def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[Batch]:
+        for reader in self._readers:
+            reader.follow(plan, first_batch=first_batch)
+        each = [plan.batches(reader) for reader in range(plan.num_readers)]
+        steps = np.sum([part.steps for part in each], axis=0)
+        padded = np.sum([part.rows * part.pad_length for part in each], axis=0)
+        for number, parts in enumerate(self._parts, first_batch):
+            records, rows = int(plan.count[number]), functools.partial(plan.all_rows, number)
+            yield Batch(parts, records, int(steps[number]), int(padded[number]), rows)
+
+    def _dealt(self, whole: tf.data.Dataset) -> Iterator[Batch]:
+        team, some_feature = self._team, next(iter(self._dataset.schema.steps))
+
+        @tf.autograph.experimental.do_not_convert
         def deal(features: Any, label: Any, weight: Any, row: Any) -> Any:
             shape = tf.shape(features[some_feature])
             rows = -(-shape[0] // team.num_replicas) * team.num_replicas
             parts = tuple(part[:3] for part in _deal((features, label, weight, row), team))
             return parts, tf.reduce_sum(features["length"]), rows * shape[1], row
 
-        self._batches = whole.map(deal)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._dealt is None:
-            for parts, steps, padded, row in self._batches:
-                yield Batch(parts, len(row), int(steps), int(padded), row.numpy)
-            return
-        plan = self._dealt
-        each = [plan.batches(reader) for reader in range(plan.num_readers)]
-        steps = np.sum([part.steps for part in each], axis=0)
-        padded = np.sum([part.rows * part.pad_length for part in each], axis=0)
-        for number, parts in enumerate(self._batches, self._first_batch):
-            records, rows = int(plan.count[number]), functools.partial(plan.all_rows, number)
-            yield Batch(parts, records, int(steps[number]), int(padded[number]), rows)
+        for parts, steps, padded, row in whole.map(deal):
+            yield Batch(parts, len(row), int(steps), int(padded), row.numpy)
 
 
 def _deal(batch: Any, team: Team) -> tuple[Any, ...]:

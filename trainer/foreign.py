@@ -63,7 +63,7 @@ def foreign_batches(
     paths = _find(files)
     for path in paths:
         _check_frames(path, _stamp(path))
-    parse = _make_parser(paths, schema)
+    parse = tf.autograph.experimental.do_not_convert(_make_parser(paths, schema))
     if batch_steps is None and batch_size is None:
         batch_steps = DEFAULT_BATCH_STEPS
     if boundaries is None:
@@ -88,6 +88,7 @@ def foreign_batches(
         padding_values=_padding_values(schema),
     )
 
+    @tf.autograph.experimental.do_not_convert
     def finish(features: dict[str, tf.Tensor], label: tf.Tensor) -> Any:
         stored = None if schema.label.name is None else label
         return features, *label_and_weight(stored, features, schema, lookup)

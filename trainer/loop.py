@@ -80,6 +80,7 @@ class Training:
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
             self._optimizer.build(self._model.trainable_variables)
         self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
+        self._feed = Feed(dataset, team, seed=config.seed)
         self._has_validation = dataset.has_labels(VALIDATION)
         self._evaluator = Evaluator(self._model, dataset) if self._has_validation and team.is_chief else None
         self._progress = Progress(epochs=config.epochs, stream=None if team.is_chief else io.StringIO())
@@ -112,7 +113,7 @@ class Training:
         callbacks.on_train_begin()
         self._replay(past)
         self._weight = self._total_weight(plan)
-        update = self._make_update(plan)
+        update = self._make_update()
         if self._state.epoch < self._config.epochs:
             self._probe(update, plan)
         if not past and not self._state.update:
@@ -179,20 +180,17 @@ class Training:
             if self._early_stopping is not None:
                 self._early_stopping.on_epoch_end(line["epoch"] - 1, _logs(line))
 
-    def _make_update(self, plan: Plan) -> Update:
+    def _make_update(self) -> Update:
         return Update(
             self._model,
             self._optimizer,
             kind=self._dataset.schema.label.kind,
-            element_spec=self._feed(plan, epoch=0).element_spec,
+            element_spec=self._feed.element_spec,
             by_epoch=self._config.loss_scale == "epoch",
             team=self._team,
             clip_norm=self._config.clip_norm,
             column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
         )
-
-    def _feed(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Feed:
-        return Feed(self._dataset, plan, self._team, seed=self._config.seed, epoch=epoch, first_batch=first_batch)
 
     def _total_weight(self, plan: Plan) -> float:
         """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
@@ -217,7 +215,7 @@ class Training:
         self._journal = EpochJournal(self._run if self._team.is_chief else None, state.totals)
         self._begin = time.monotonic() - state.totals.seconds
         try:
-            for batch in self._feed(plan, epoch=epoch, first_batch=state.batch):
+            for batch in self._feed.batches(plan, epoch=epoch, first_batch=state.batch):
                 callbacks.on_train_batch_begin(state.batch)
                 sums = update(batch.parts, scale, float(self._stop.asked))
                 state.batch += 1

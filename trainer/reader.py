@@ -1,7 +1,7 @@
 """Reads a dataset as batches of like lengths: every record once an epoch, in an order that seed and epoch decide."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -15,7 +15,7 @@ from trainer.window_reader import window_batches
 from trainer.windows import WindowPlan
 
 # Batches that are ready before they are asked for.
-_READY = 8
+READY = 8
 
 
 def batches(
@@ -118,16 +118,15 @@ def numbered_batches(
         seed, epoch: Of the order; a plan in windows has it in itself.
         with_rows: False leaves that element out again.
     """
-    vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
+    options: dict[str, Any] = {
+        "first_batch": first_batch,
+        "reader_index": reader_index,
+        "vocabularies": dataset.vocabularies() if vocabularies is None else vocabularies,
+        "with_rows": with_rows,
+    }
     if isinstance(plan, WindowPlan):
-        numbered = window_batches(
-            dataset, split, plan, first_batch=first_batch, reader_index=reader_index, vocabularies=vocabularies
-        )
+        numbered = window_batches(dataset, split, plan, **options)
     else:
         assert isinstance(plan, BucketPlan)
-        readers = {"reader_index": reader_index, "num_readers": num_readers, "first_batch": first_batch}
-        numbered = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, vocabularies=vocabularies, **readers)
-    if not with_rows:
-        # Before batches wait, so that it is done ahead too.
-        numbered = numbered.map(lambda features, label, weight, _: (features, label, weight))
-    return numbered.prefetch(_READY)
+        numbered = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, num_readers=num_readers, **options)
+    return numbered.prefetch(READY)

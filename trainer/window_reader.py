@@ -9,10 +9,9 @@ batches fight for Python's lock; what is ahead is the reader's `prefetch`.
 
 import contextlib
 import dataclasses
-import functools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from trainer.dataset import Dataset, ShardIndex
 from trainer.memory import BatchMemory
 from trainer.parsing import DTYPES, assemble, fill_rows, label_lookup, pad_steps, parse_records
 from trainer.target import Vocabularies
-from trainer.windows import Batches, WindowPlan
+from trainer.windows import WindowPlan
 
 Array = np.ndarray[Any, Any]
 
@@ -34,48 +33,117 @@ _PIECE_BYTES = 4 * 2**20
 _LOADING = 8
 
 
+class WindowReader:
+    """One reader of a split, whose one dataset yields at each iteration the batches of the plan that it follows then.
+
+    TensorFlow never lets go of a function in Python that a dataset calls: with a dataset for each epoch, memory grew by
+    some 20 KB an epoch, and each was traced anew, which takes 0.1 s.
+
+    Args:
+        num_readers: Of the plans to come; with several, batches get rows that fill them up.
+        with_rows: Whether a batch has its fourth element, `row`.
+
+    Attributes:
+        dataset: Batches as `trainer.reader.numbered_batches` gives them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        reader_index: int = 0,
+        num_readers: int = 1,
+        vocabularies: Vocabularies,
+        with_rows: bool = True,
+    ) -> None:
+        schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
+        self._opened, self._split, self._reader_index = dataset, split, reader_index
+        fields = stored_fields(schema)
+        spec = _output_spec(fields)
+        self._position = position = _Position()
+        read_at, bounds_at = weakref.WeakMethod(position.read), weakref.WeakMethod(position.bounds)
+
+        def bounds() -> Array:
+            return _alive(bounds_at)()
+
+        def read_batch(number: Any) -> list[Array]:
+            return _alive(read_at)(number)
+
+        def numbers(_: tf.Tensor) -> tf.data.Dataset:
+            begin, end = tf.unstack(tf.ensure_shape(tf.numpy_function(bounds, [], tf.int64), [2]))
+            return tf.data.Dataset.range(begin, end)
+
+        def make(number: tf.Tensor) -> tuple[Any, ...]:
+            found = tf.numpy_function(read_batch, [number], [one.dtype for one in spec.values()])
+            for value, one in zip(found, spec.values(), strict=True):
+                value.set_shape(one.shape)
+            values = dict(zip(spec, found, strict=True))
+            rows, time, length, row = (values.pop(name) for name in _NUMBERS)
+            if _has_strings(fields):
+                values = pad_steps(parse_records(values["examples"], length, schema), time, schema)
+            batch = *assemble(values, length, schema, lookup), row
+            batch = batch if num_readers == 1 else fill_rows(batch, rows)
+            return batch if with_rows else batch[:3]
+
+        plain = tf.autograph.experimental.do_not_convert
+        begin = tf.data.Dataset.from_tensors(0)
+        # TensorFlow keeps the functions for good; a dataset made of this one, and its iterators, keep what they read.
+        begin.position = position
+        self.dataset = begin.flat_map(plain(numbers)).map(plain(make))
+
+    def follow(self, plan: WindowPlan, *, first_batch: int = 0) -> None:
+        """Has the iterations that begin from now on yield the batches of this plan of the whole split, from
+        `first_batch` on.
+
+        Raises:
+            UserError: a file is missing, or not the one that the manifest lists.
+            ValueError: there is no such batch.
+        """
+        if not 0 <= first_batch <= plan.num_batches:
+            raise ValueError(
+                f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch."
+            )
+        self._position.set(_Source(self._opened, self._split, plan, self._reader_index), first_batch)
+
+
 def window_batches(
-    dataset: Dataset,
-    split: str,
-    plan: WindowPlan,
-    *,
-    first_batch: int = 0,
-    reader_index: int = 0,
-    vocabularies: Vocabularies,
+    dataset: Dataset, split: str, plan: WindowPlan, *, first_batch: int = 0, **options: Any
 ) -> tf.data.Dataset:
-    """The batches of a plan of the whole split, as `numbered_batches` gives them, from `first_batch` on."""
-    if not 0 <= first_batch <= plan.num_batches:
-        raise ValueError(f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch.")
-    schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
-    source = _Source(dataset, split, plan, reader_index)
-    position, spec = _Position(source), source.output_spec
-    read_at = weakref.WeakMethod(position.read)
+    """The batches of one plan; `options` are those of `WindowReader`."""
+    reader = WindowReader(dataset, split, num_readers=plan.num_readers, **options)
+    reader.follow(plan, first_batch=first_batch)
+    return reader.dataset.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
 
-    def read_batch(number: Any) -> list[Array]:
-        found = read_at()
-        assert found is not None, "an iterator outlived its dataset"
-        return found(number)
 
-    def make(number: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor]:
-        found = tf.numpy_function(read_batch, [number], [one.dtype for one in spec.values()])
-        for value, one in zip(found, spec.values(), strict=True):
-            value.set_shape(one.shape)
-        values = dict(zip(spec, found, strict=True))
-        rows, time, length, row = (values.pop(name) for name in _NUMBERS)
-        if source.serialized:
-            values = pad_steps(parse_records(values["examples"], length, schema), time, schema)
-        batch = *assemble(values, length, schema, lookup), row
-        return batch if plan.num_readers == 1 else fill_rows(batch, rows)
-
-    numbers = tf.data.Dataset.range(first_batch, plan.num_batches)
-    # TensorFlow never lets go of a function in Python; a dataset made of this one, and its iterators, hold it.
-    numbers.position = position
-    return numbers.map(make).apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
+def _alive(method: "weakref.WeakMethod[Any]") -> Any:
+    found = method()
+    assert found is not None, "an iterator outlived its dataset"
+    return found
 
 
 # What comes with the values of a batch: rows with those that fill it up, steps it is padded to, and of each record its
 # steps and its place in the split.
 _NUMBERS = ("rows", "time", "length", "row")
+
+
+def _has_strings(fields: Sequence[Field]) -> bool:
+    """Whether records are read as whole Examples: strings go through objects of Python on the way from NumPy to
+    TensorFlow, and tf.io.parse_example is faster for them."""
+    return any(field.dtype == "string" for field in fields)
+
+
+def _output_spec(fields: Sequence[Field]) -> dict[str, tf.TensorSpec]:
+    ints = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
+    spec = dict(zip(_NUMBERS, ints, strict=True))
+    if _has_strings(fields):
+        return spec | {"examples": tf.TensorSpec([None], tf.string)}
+    return spec | {
+        field.name: tf.TensorSpec(
+            [None, None, *field.shape] if field.per_step else [None, *field.shape], DTYPES[field.dtype]
+        )
+        for field in fields[:-1]
+    }
 
 
 class _Position:
@@ -84,14 +152,24 @@ class _Position:
     tf.data says which batch it wants, so a dataset may be iterated again; or twice at once, which is slow but right.
     """
 
-    def __init__(self, source: "_Source") -> None:
-        self._source = source
+    def __init__(self) -> None:
+        self._source: _Source | None = None
+        self._first = 0
         self._next = -1
         self._batches: Iterator[list[Array]] = iter(())
         self._lock = threading.Lock()
 
+    def set(self, source: "_Source", first_batch: int) -> None:
+        with self._lock:
+            self._source, self._first, self._next, self._batches = source, first_batch, -1, iter(())
+
+    def bounds(self) -> Array:
+        with self._lock:
+            return np.array([self._first, self._source.plan.num_batches if self._source else self._first], np.int64)
+
     def read(self, number: Any) -> list[Array]:
         with self._lock:
+            assert self._source is not None
             if number != self._next:
                 self._batches = self._source.batches(int(number))
             self._next = -1  # begun anew after an error
@@ -103,38 +181,18 @@ class _Position:
 
 
 class _Source:
-    """The batches of one reader as arrays of what is stored, or of whole Examples where there are strings in them.
-
-    Strings go through objects of Python on the way from NumPy to TensorFlow; tf.io.parse_example is faster for them.
-    """
+    """The batches of one reader as arrays of what is stored, or of whole Examples where there are strings in them."""
 
     def __init__(self, dataset: Dataset, split: str, plan: WindowPlan, reader_index: int) -> None:
         self.plan, self.reader_index = plan, reader_index
         self.shards = dataset.sized_shards(split)
         self.first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self.shards)])
         self.fields = stored_fields(dataset.schema)  # of which the last is the length
-        self.serialized = any(field.dtype == "string" for field in self.fields)
-
-    @functools.cached_property
-    def shapes(self) -> Batches:
-        """What each batch is; not asked for where only the output's spec is."""
-        return self.plan.batches(self.reader_index)
-
-    @property
-    def output_spec(self) -> dict[str, tf.TensorSpec]:
-        ints = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
-        spec = dict(zip(_NUMBERS, ints, strict=True))
-        if self.serialized:
-            return spec | {"examples": tf.TensorSpec([None], tf.string)}
-        return spec | {
-            field.name: tf.TensorSpec(
-                [None, None, *field.shape] if field.per_step else [None, *field.shape], DTYPES[field.dtype]
-            )
-            for field in self.fields[:-1]
-        }
+        self.serialized = _has_strings(self.fields)
+        self.shapes = plan.batches(reader_index)
 
     def batches(self, first_batch: int) -> Iterator[list[Array]]:
-        """Every batch from `first_batch` on, in the order of `output_spec`."""
+        """Every batch from `first_batch` on, in the order of `_output_spec`."""
         waiting: dict[int, _Window] = {}
         with contextlib.closing(BatchMemory()) as memory:
             pieces = self._pieces(first_batch, waiting, memory)
