@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
+from trainer.epoch import plan_limited
 from trainer.feed import Feed
-from trainer.loop import plan_limited
 from trainer.model import build_model, head_model, loss_scale, losses
 from trainer.reader import numbered_batches
 from trainer.start import start_tensorflow

@@ -86,7 +86,7 @@ OPTIONS = ("--schema", "schema.yaml", "--output", "dataset", "--overwrite")
 OPTIONS += ("--max_rejected", "0.6", "--num_shards", "1", "--processes", "0")
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.proof)])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.proof)])
 @pytest.mark.parametrize(
     ("code", "names", "lasting"),
     [
@@ -141,7 +141,7 @@ def test_whichever_call_fails_a_line_says_so_and_the_old_dataset_or_the_new_one_
         failing += every
     print(f"{rounds} of {calls} calls failed")
     assert not problems, "\n".join(map(str, problems))
-    assert rounds > 10
+    assert rounds > 8
 
 
 def test_a_manifest_that_cannot_be_read_back_costs_no_file_that_it_lists(place, capsys):
@@ -179,13 +179,12 @@ def test_a_file_that_may_not_grow_ends_the_job_with_a_line(place):
 
     assert run(10**9).returncode == 0
     before = snapshot(place / "dataset")
-    for most_bytes in (1_000, 100_000, 180_000):
-        for processes in ("0", "2"):
-            done = run(most_bytes, "--processes", processes)
-            line = the_line(done.stderr.splitlines())
-            assert (done.returncode, done.stdout) == (1, "")
-            assert line.startswith("lengthwise prepare: A file could not be read or written: [Errno 27] File too large")
-            assert snapshot(place / "dataset") == before
+    for most_bytes, processes in ((1_000, "0"), (100_000, "2"), (180_000, "0")):
+        done = run(most_bytes, "--processes", processes)
+        line = the_line(done.stderr.splitlines())
+        assert (done.returncode, done.stdout) == (1, "")
+        assert line.startswith("lengthwise prepare: A file could not be read or written: [Errno 27] File too large")
+        assert snapshot(place / "dataset") == before
 
 
 def test_more_files_than_a_process_may_open_are_prepared(place):

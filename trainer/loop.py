@@ -1,19 +1,18 @@
 """The loop of training: update by update, from where the run stands, with a checkpoint wherever it may end."""
 
-import contextlib
 import gc
 import io
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import UserError
 from pipeline.manifest import TRAIN
+from trainer.callbacks import Callbacks
 from trainer.checkpoints import (
     BEST,
     INPUTS_SHA256,
@@ -26,9 +25,11 @@ from trainer.checkpoints import (
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset
 from trainer.environment import describe_environment, tell_differences
-from trainer.epoch import plan_epoch
+from trainer.epoch import plan_limited
 from trainer.evaluate import Evaluator
+from trainer.failure import diverged, spoiled, unmeasurable
 from trainer.feed import Feed
+from trainer.garbage import little_garbage
 from trainer.journal import EpochJournal, NotFinite
 from trainer.kernel import describe_kernel
 from trainer.model import build_model, count_parameters, loss_scale
@@ -36,7 +37,7 @@ from trainer.plan import Plan
 from trainer.probe import probe_largest
 from trainer.progress import Progress
 from trainer.reader import numbered_batches
-from trainer.run import ENVIRONMENT, FAILED_UPDATE, LOGS, RESULT, Run
+from trainer.run import ENVIRONMENT, LOGS, RESULT, Run
 from trainer.state import State, Totals
 from trainer.stop import Preempted, StopSignal
 from trainer.target import make_target
@@ -47,8 +48,6 @@ from trainer.warm_start import warm_start
 VALIDATION = "validation"
 # A checkpoint takes no more than this share of the time, however often it is asked for by the minute.
 _MOST_SAVING = 0.02
-# Ids that are told of a batch; all of them are in a file.
-_MOST_IDS = 10
 
 
 class Training:
@@ -84,11 +83,8 @@ class Training:
         self._has_validation = dataset.has_labels(VALIDATION)
         self._evaluator = Evaluator(self._model, dataset) if self._has_validation and team.is_chief else None
         self._progress = Progress(epochs=config.epochs, stream=None if team.is_chief else io.StringIO())
-        self._early_stopping = self._make_early_stopping()
-        own: list[keras.callbacks.Callback] = [self._early_stopping] if self._early_stopping else []
-        if team.is_chief:
-            own.append(keras.callbacks.TensorBoard(run.file(LOGS), write_graph=False))
-        self._callbacks = [*own, *callbacks]
+        self._passed = callbacks
+        self._planned: tuple[Any, Plan] | None = None
         self._model.stop_training = False
         self._last_line: dict[str, Any] | None = None
         self._saved_at, self._saved_update, self._saving_seconds = time.monotonic(), 0, 0.0
@@ -105,20 +101,26 @@ class Training:
             UserError: a loss or a gradient is not finite, or memory does not suffice.
         """
         past = self._take_up()
-        plan = plan_limited(self._dataset, self._config, self._state)
+        plan = self._plan()
         self._introduce(plan)
-        callbacks = keras.callbacks.CallbackList(
-            self._callbacks, model=self._model, epochs=self._config.epochs, steps=plan.num_batches, verbose=0
+        callbacks = Callbacks(
+            self._passed,
+            model=self._model,
+            epochs=self._config.epochs,
+            steps=plan.num_batches,
+            early_stopping=self._config.early_stopping,
+            logs=self._run.file(LOGS) if self._team.is_chief else None,
         )
         callbacks.on_train_begin()
-        self._replay(past)
+        callbacks.replay(past)
+        self._last_line = past[-1] if past else None
         self._weight = self._total_weight(plan)
         update = self._make_update()
         if self._state.epoch < self._config.epochs:
             self._probe(update, plan)
         if not past and not self._state.update:
             self._save()  # something to evaluate, also with no epoch at all
-        with _little_garbage():
+        with little_garbage():
             while self._state.epoch < self._config.epochs and not self._model.stop_training:
                 self._train_epoch(update, callbacks)
                 gc.collect()
@@ -166,19 +168,13 @@ class Training:
         if not self._has_validation:
             say("No validation split: the last checkpoint is kept, none is the best.")
 
-    def _make_early_stopping(self) -> keras.callbacks.EarlyStopping | None:
-        if self._config.early_stopping is None:
-            return None
-        if not self._has_validation:
-            raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {self._dataset.path}.")
-        return keras.callbacks.EarlyStopping("val_loss", patience=self._config.early_stopping, mode="min")
-
-    def _replay(self, past: list[dict[str, Any]]) -> None:
-        """Tells early stopping, which keeps its count in memory, what it saw before the run was taken up again."""
-        for line in past:
-            self._last_line = line
-            if self._early_stopping is not None:
-                self._early_stopping.on_epoch_end(line["epoch"] - 1, _logs(line))
+    def _plan(self) -> Plan:
+        """That of the epoch that the run is in or comes to; made once."""
+        state, config = self._state, self._config
+        key = (state.epoch, state.batch and (state.batch_steps, state.batch_size))
+        if self._planned is None or self._planned[0] != key:
+            self._planned = key, plan_limited(self._dataset, config, state)
+        return self._planned[1]
 
     def _make_update(self) -> Update:
         return Update(
@@ -204,9 +200,9 @@ class Training:
         probe_largest(update, plan, num_replicas=team.num_replicas, num_local=team.num_local)
         self._checkpoints.set_random_states(before)
 
-    def _train_epoch(self, update: Update, callbacks: keras.callbacks.CallbackList) -> None:
+    def _train_epoch(self, update: Update, callbacks: Callbacks) -> None:
         state, config, epoch = self._state, self._config, self._state.epoch + 1
-        plan = plan_limited(self._dataset, config, state)
+        plan = self._plan()
         if not state.batch:
             state.totals, state.batch_steps, state.batch_size = Totals(), config.batch_steps, config.batch_size
         callbacks.on_epoch_begin(epoch - 1)
@@ -229,23 +225,24 @@ class Training:
                     self._save()
             self._journal.flush()
         except NotFinite as error:
-            raise self._diverged(error) from None
+            writes, saved = self._team.is_chief, self._saved_update
+            raise diverged(error, self._dataset, self._run, writes=writes, saved=saved) from None
         except tf.errors.OpError:
             # Weights that are no numbers may fail in some operation before their loss is looked at.
             if self._finite_weights():
                 raise
-            raise self._spoiled() from None
+            raise spoiled(state.update, saved=self._saved_update) from None
         self._end_epoch(epoch, callbacks)
 
-    def _end_epoch(self, epoch: int, callbacks: keras.callbacks.CallbackList) -> None:
+    def _end_epoch(self, epoch: int, callbacks: Callbacks) -> None:
         state, totals = self._state, self._state.totals
         if not self._finite_weights():
-            raise self._spoiled()
+            raise spoiled(state.update, saved=self._saved_update)
         totals.seconds = time.monotonic() - self._begin
-        self._last_line = line = self._epoch_line(epoch, _summary(totals))
+        self._last_line = line = self._epoch_line(epoch, totals.summary())
         loss = line["validation"]["loss"] if line["validation"] else None
         if loss is not None and not math.isfinite(loss):
-            raise UserError(f"The validation loss of epoch {epoch} is {loss}. {self._way_out()}")
+            raise unmeasurable(epoch, loss, saved=self._saved_update)
         if self._team.is_chief:
             # Before the checkpoint: the line of an epoch whose checkpoint is missing is cut when the run goes on.
             self._run.append_metrics([line])
@@ -256,7 +253,7 @@ class Training:
         if is_best:
             state.best_epoch, state.best_loss = epoch, loss
         # Before the checkpoint too: a callback may change the optimizer's learning rate.
-        callbacks.on_epoch_end(epoch - 1, _logs(line))
+        callbacks.end_epoch(line)
         self._save(best=is_best)
         self._progress.epoch(line)
         self._model.stop_training, leaves = self._team.share([bool(self._model.stop_training), self._stop.asked])
@@ -311,7 +308,7 @@ class Training:
             self._journal.flush()
             state.totals.seconds = begin - self._begin
         if not self._finite_weights():
-            raise self._spoiled()
+            raise spoiled(state.update, saved=self._saved_update)
         if self._team.is_chief:
             self._checkpoints.save(best=best)
         self._saved_at, self._saved_update = time.monotonic(), state.update
@@ -319,30 +316,6 @@ class Training:
 
     def _finite_weights(self) -> bool:
         return all(np.isfinite(weight.numpy()).all() for weight in self._model.weights)
-
-    def _spoiled(self) -> UserError:
-        return UserError(f"A weight is not finite after update {self._state.update}. {self._way_out()}")
-
-    def _diverged(self, error: NotFinite) -> UserError:
-        """Says which records it was that gave no number."""
-        line = error.line
-        ids = self._dataset.index(TRAIN)["id"].take(error.rows).to_pylist()
-        if self._team.is_chief:
-            told = {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
-            self._run.write_json(FAILED_UPDATE, told | {"ids": ids})
-        what = "loss" if not math.isfinite(line["loss"]) else "gradient's norm"
-        shown = ", ".join(map(repr, ids[:_MOST_IDS])) + (f", … ({len(ids)})" if len(ids) > _MOST_IDS else "")
-        return UserError(
-            f"The {what} of update {line['update']} (epoch {line['epoch']}) is "
-            f"{line['loss'] if what == 'loss' else line['gradient_norm']}, and no weight was changed by it. The ids in "
-            f"its batch: {shown}; all are in {self._run.file(FAILED_UPDATE)}. {self._way_out()}"
-        )
-
-    def _way_out(self) -> str:
-        return (
-            f"The last checkpoint is of update {self._saved_update}. Begin anew with a smaller --learning_rate, or "
-            "--clip_norm 1."
-        )
 
     def _finish(self, update: Update) -> dict[str, Any]:
         state, result = self._state, None
@@ -354,9 +327,7 @@ class Training:
                 "epochs": state.epoch,
                 "updates": state.update,
                 "parameters": count_parameters(self._model),
-                "useful_share": state.steps / state.padded_steps
-                if state.padded_steps
-                else plan_limited(self._dataset, self._config, state).useful_share,
+                "useful_share": state.steps / state.padded_steps if state.padded_steps else self._plan().useful_share,
                 INPUTS_SHA256: self._run.inputs_sha256(),
                 WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
                 WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),
@@ -366,55 +337,3 @@ class Training:
             }
             self._run.write_json(RESULT, result)
         return dict(self._team.share(result))
-
-
-@contextlib.contextmanager
-def _little_garbage() -> Iterator[None]:
-    """Makes `gc.collect` quick in the block, for what is there already is not looked at.
-
-    The graphs of an epoch's readers hold themselves. Python looks for such once there are a quarter more objects, of
-    which TensorFlow alone has 300,000: without asking, memory was measured to grow by 0.15 MB an epoch for a long time.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def plan_limited(dataset: Dataset, config: TrainConfig, state: State) -> Plan:
-    """The plan of the epoch that a run is in or comes to, for one reader.
-
-    Raises:
-        UserError: the configuration allows none.
-    """
-    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
-    limits = config.model_dump(include=keys)
-    if state.batch:  # it was begun with these
-        limits |= {"batch_steps": state.batch_steps, "batch_size": state.batch_size}
-    try:
-        return plan_epoch(dataset, TRAIN, epoch=state.epoch + 1, **limits)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _summary(totals: Totals) -> dict[str, Any]:
-    """Of the line of an epoch; its loss is over all records, or labelled steps."""
-    return {
-        "loss": totals.loss / totals.weight if totals.weight else 0.0,
-        "records": totals.records,
-        "steps": totals.steps,
-        "padded_steps": totals.padded_steps,
-        "seconds": round(totals.seconds, 3),
-    }
-
-
-def _logs(line: dict[str, Any]) -> dict[str, float]:
-    """An epoch's line as the logs that Keras's callbacks know."""
-    logs = {"loss": line["train"]["loss"]}
-    if line["validation"] is not None:
-        measured = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
-        # Of what cannot be measured there is no log: callbacks take numbers only.
-        logs |= {f"val_{name}": value for name, value in measured.items() if value is not None}
-    return logs

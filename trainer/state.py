@@ -1,5 +1,7 @@
 """Where a run stands, beside its weights: what a checkpoint keeps of it, so that it goes on from there to the bit."""
 
+from typing import Any
+
 import pydantic
 
 
@@ -17,6 +19,16 @@ class Totals(pydantic.BaseModel):
     steps: int = 0
     padded_steps: int = 0
     seconds: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Of the line of an epoch; its loss is over all records, or labelled steps."""
+        return {
+            "loss": self.loss / self.weight if self.weight else 0.0,
+            "records": self.records,
+            "steps": self.steps,
+            "padded_steps": self.padded_steps,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 class State(pydantic.BaseModel):

@@ -12,9 +12,10 @@ from pipeline.errors import UserError
 from pipeline.manifest import TRAIN
 from trainer.config import TrainConfig
 from trainer.dataset import Dataset, open_dataset
+from trainer.epoch import plan_limited
 from trainer.evaluate import compare_schemas
 from trainer.lock import locked
-from trainer.loop import Training, plan_limited
+from trainer.loop import VALIDATION, Training
 from trainer.model import check_config
 from trainer.run import CHECKPOINTS, Run
 from trainer.start import make_deterministic
@@ -63,6 +64,8 @@ def train(
         raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
     plan_limited(dataset, config, State())
+    if config.early_stopping is not None and not dataset.has_labels(VALIDATION):
+        raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {dataset.path}.")
     run = Run(os.fspath(output).rstrip("/"))
     with contextlib.ExitStack() as stack:
         finished = _open_together(run, config, dataset, team, stack, overwrite=overwrite)

@@ -120,7 +120,9 @@ class Update:
             return values if self._team.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
         features, label, weight = parts[replica]
-        (total,) = add_up([tf.reduce_sum(weight)])
+        weight_sum = tf.reduce_sum(weight)
+        # All is added up at once; only the mean over a batch needs its weight before.
+        total = weight_sum if self._by_epoch else add_up([weight_sum])[0]
         with tf.GradientTape() as tape:
             each = losses(self._head(features, training=True), label, self._kind, self._column_scale)
             loss = tf.reduce_sum(weight * each)
@@ -129,8 +131,8 @@ class Update:
         variables = [variable.value for variable in self._variables]
         found = tape.gradient(objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         leaving = tf.identity(leaving) if replica == 0 else tf.zeros_like(leaving)
-        loss, leaving, *gradients = add_up([loss, leaving, *map(_dense, found)])
-        return Sums(loss, total, tf.linalg.global_norm(gradients), leaving), gradients
+        loss, weight_sum, leaving, *gradients = add_up([loss, weight_sum, leaving, *map(_dense, found)])
+        return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), leaving), gradients
 
     def _apply_one(self, sums: Sums, gradients: list[tf.Tensor]) -> Sums:
         if self._clip_norm is not None:
