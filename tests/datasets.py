@@ -8,7 +8,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,13 @@ def of_kind(kind: str) -> Made:
     for split, count in (("train", 40), ("validation", 20), ("test", 30)):
         records += random_records(random.integers(1, 13, count).tolist(), split=split, kind=kind)
     return make(new_folder(), records, schema_text(kind))
+
+
+def some(values: Iterable[Any], often: Iterable[Any]) -> list[Any]:
+    """Parameters of a test of which `make test` takes those in `often`, and `make proof` the others."""
+    often = list(often)
+    assert set(map(repr, often)) <= set(map(repr, values))
+    return [value if value in often else pytest.param(value, marks=pytest.mark.proof) for value in values]
 
 
 def new_folder() -> pathlib.Path:

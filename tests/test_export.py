@@ -64,7 +64,7 @@ OUTPUTS = {
     "next_bits": "probabilities",
 }
 # The others differ in their label only.
-KINDS = [pytest.param(kind, marks=[] if number < 6 else pytest.mark.proof) for number, kind in enumerate(OUTPUTS)]
+KINDS = [pytest.param(kind, marks=[] if number < 3 else pytest.mark.proof) for number, kind in enumerate(OUTPUTS)]
 
 
 @functools.cache
@@ -519,7 +519,7 @@ def no_answer(made, golden):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_saved_model, "saved_model: its weights have the SHA-256 "),
+        pytest.param(other_saved_model, "saved_model: its weights have the SHA-256 ", marks=pytest.mark.proof),
         (other_keras_file, "model.keras: its weights have the SHA-256 "),
         (other_answers, "serving_default is off by 2e-06, expected at most 1e-06. Nothing was published."),
         pytest.param(other_examples, "serialized is off by ", marks=pytest.mark.proof),

@@ -531,6 +531,7 @@ def start(folder):
     )
 
 
+@pytest.mark.proof
 def test_a_run_that_is_killed_leaves_the_old_dataset_or_the_new_one(write_raw, run_prepare, tmp_path, read_records):
     random_numbers = np.random.default_rng(0)
     rows = [tiny(n, num_steps=int(random_numbers.integers(1, 9))) for n in range(400)]

@@ -44,6 +44,7 @@ def test_japanese_vowels_with_the_defaults_and_few_epochs(tmp_path):
     assert evaluation["metrics"]["accuracy"] >= 0.92
 
 
+@pytest.mark.proof
 @real_sets.needs("snips_slots")
 def test_snips_intents_after_two_epochs(tmp_path):
     evaluation, _ = measure(real_sets.snips(tmp_path, per_step=False), ["--epochs", "2", "--units", "50"])
@@ -57,6 +58,7 @@ def test_helpdesk_after_five_epochs(tmp_path):
     assert 0.66 <= evaluation["metrics"]["accuracy"] <= 0.75
 
 
+@pytest.mark.proof
 @real_sets.needs("cmapss_fd001")
 def test_cmapss_after_few_epochs(tmp_path):
     evaluation, _ = measure(real_sets.cmapss(tmp_path), ["--epochs", "6", "--units", "50", "--learning_rate", "0.01"])

@@ -349,6 +349,7 @@ def test_every_way_of_batching_goes_on_amid_an_epoch_to_the_same_bits(tmp_path, 
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
 
 
+@pytest.mark.proof
 def test_another_budget_holds_from_the_next_epoch_on(tmp_path):
     """However often the run is interrupted meanwhile."""
     old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
@@ -417,7 +418,10 @@ def infinite_gradient(parts, scale):
     return parts, tf.constant(math.inf)
 
 
-@pytest.mark.parametrize(("change_batch", "what"), [(not_a_number, "loss"), (infinite_gradient, "gradient's norm")])
+@pytest.mark.parametrize(
+    ("change_batch", "what"),
+    [pytest.param(not_a_number, "loss", marks=pytest.mark.proof), (infinite_gradient, "gradient's norm")],
+)
 def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named(
     tmp_path, monkeypatch, capsys, change_batch, what
 ):
@@ -450,6 +454,27 @@ def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named
     train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
     assert not (tmp_path / "run" / "failed-update.json").exists()
     assert_same(tmp_path / "run", 2)
+
+
+def test_who_loses_a_worker_that_saw_it_first_names_the_update_too(tmp_path, monkeypatch, capsys):
+    call = Update.__call__
+
+    def lost(update, parts, scale=1.0, leaving=0.0):
+        if lost.calls == 8:
+            raise tf.errors.UnavailableError(None, None, "Socket closed")
+        lost.calls += 1
+        return call(update, *(not_a_number(parts, scale) if lost.calls == 8 else (parts, scale)), leaving)
+
+    lost.calls = 0
+    monkeypatch.setattr(Update, "__call__", lost)
+    status, _, err = datasets.call(capsys, *command(tmp_path / "run", 2))
+    assert (status, json.loads((tmp_path / "run" / "failed-update.json").read_text())["update"]) == (1, 8)
+    assert err[-1].startswith("lengthwise train: The loss of update 8 (epoch 1) is nan")
+
+    lost.calls = 8
+    status, _, err = datasets.call(capsys, *command(tmp_path / "other", 2))
+    assert (status, (tmp_path / "other" / "failed-update.json").exists()) == (1, False)
+    assert err[-1].startswith("lengthwise train: Another worker was lost: Socket closed")
 
 
 def test_the_last_checkpoints_are_kept_and_the_best_beside_them_however_many_epochs_follow(tmp_path):

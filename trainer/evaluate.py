@@ -45,7 +45,7 @@ class Evaluator:
         head, kind = head_model(model), self.target.kind
         column_scale = loss_scale(self.target, dataset.manifest.statistics if statistics is None else statistics)
 
-        @tf.function(reduce_retracing=True, autograph=False, jit_compile=False)
+        @tf.function(autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
             outputs = head(features, training=False)
             return outputs, losses(outputs, label, kind, column_scale)
@@ -67,7 +67,10 @@ class Evaluator:
             between: Called after each batch; may raise, to end it.
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked)
-        for features, label, weight, row in self._batches(split):
+        numbered = self._batches(split)
+        # Traced once with sizes and lengths open, and not for the first batches' own.
+        self._forward.get_concrete_function(*numbered.element_spec[:2])
+        for features, label, weight, row in numbered:
             outputs, loss = self._forward(features, label)
             metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
             progress.add_records(len(label))

@@ -12,7 +12,6 @@ def little_garbage() -> Iterator[None]:
     The graphs of an epoch's readers hold themselves. Python looks for such once there are a quarter more objects, of
     which TensorFlow alone has 300,000: without asking, memory was measured to grow by 0.15 MB an epoch for a long time.
     """
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from trainer.feed import Batch
 from trainer.run import Run
@@ -44,20 +43,20 @@ class EpochJournal:
         self._written = time.monotonic()
 
     def add(self, epoch: int, update: int, sums: Sums, batch: Batch) -> dict[str, Any]:
-        """Adds an update, and gives its line, in which the loss is still a tensor.
+        """Adds an update, and gives its line, in which the loss comes only when it is written.
 
         Raises:
             NotFinite: of this update, or one before.
         """
-        line = {
+        line: dict[str, Any] = {
             "epoch": epoch,
             "update": update,
-            "loss": tf.math.divide_no_nan(sums.loss, sums.weight),
+            "loss": None,
             "records": batch.records,
             "steps": batch.steps,
             "padded_steps": batch.padded_steps,
         }
-        self._waiting.append((dict(line), sums, batch.rows))
+        self._waiting.append((line, sums, batch.rows))
         if time.monotonic() - self._written >= _WRITE_SECONDS:
             self.flush()
         return line
@@ -72,7 +71,7 @@ class EpochJournal:
         try:
             for line, sums, rows in self._waiting:
                 loss, weight, norm = float(sums.loss), float(sums.weight), float(sums.norm)
-                line["loss"] = loss / weight if weight else 0.0
+                line["loss"] = sums.mean
                 if not math.isfinite(line["loss"] + norm):
                     raise NotFinite(line | {"gradient_norm": norm}, rows())
                 totals.loss += loss

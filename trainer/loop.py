@@ -217,22 +217,29 @@ class Training:
                 state.batch += 1
                 state.update += 1
                 line = self._journal.add(epoch, state.update, sums, batch)
-                self._progress.update(line)
+                self._progress.update(line, sums)
                 callbacks.on_train_batch_end(state.batch - 1)
                 if self._told_to_leave(sums):
                     self._leave()
                 if self._is_due():
                     self._save()
             self._journal.flush()
-        except NotFinite as error:
-            writes, saved = self._team.is_chief, self._saved_update
-            raise diverged(error, self._dataset, self._run, writes=writes, saved=saved) from None
-        except tf.errors.OpError:
-            # Weights that are no numbers may fail in some operation before their loss is looked at.
-            if self._finite_weights():
-                raise
-            raise spoiled(state.update, saved=self._saved_update) from None
+        except (NotFinite, tf.errors.OpError) as error:
+            raise self._find_cause(error) from None
         self._end_epoch(epoch, callbacks)
+
+    def _find_cause(self, error: NotFinite | tf.errors.OpError) -> Exception:
+        """What stopped an epoch. Another worker may have seen first that an update gave no number, and be gone; weights
+        that are no numbers may fail in some operation before their loss is looked at."""
+        if isinstance(error, tf.errors.OpError):
+            try:
+                self._journal.flush()
+            except NotFinite as found:
+                error = found
+        saved = self._saved_update
+        if isinstance(error, NotFinite):
+            return diverged(error, self._dataset, self._run, writes=self._team.is_chief, saved=saved)
+        return error if self._finite_weights() else spoiled(self._state.update, saved=saved)
 
     def _end_epoch(self, epoch: int, callbacks: Callbacks) -> None:
         state, totals = self._state, self._state.totals

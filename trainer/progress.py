@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from trainer.update import Sums
+
 # Seconds between two lines where nobody looks at a terminal.
 _INTERVAL_SECONDS = 2.0
 # Of an epoch's measures, the first, which tell most; all of them are in metrics.jsonl.
@@ -24,15 +26,15 @@ class Progress:
         """Says how many updates the epoch has, of which some are done; those that follow have about as many."""
         self._left = updates * (self._epochs - epoch + 1) - done
 
-    def update(self, line: dict[str, Any]) -> None:
-        """Counts an update by its line, and shows it if it is time; only then its loss, a tensor, is fetched."""
+    def update(self, line: dict[str, Any], sums: Sums) -> None:
+        """Counts an update by its line, and shows it if it is time; only then its loss is fetched from the device."""
         self._steps += line["steps"]
         self._padded += line["padded_steps"]
         self._updates += 1
         self._left -= 1
         if time.monotonic() - self._told >= (0.2 if self._terminal else _INTERVAL_SECONDS):
             where = f"epoch {line['epoch']}/{self._epochs}, update {line['update']}"
-            self._show(f"{where}, loss {float(line['loss']):.4f}")
+            self._show(f"{where}, loss {sums.mean:.4f}")
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch's end: each on a terminal, else one every two seconds, and the last."""
