@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -240,6 +241,25 @@ def test_checkpoints_can_be_restored_after_fifty_kills_while_they_are_saved(tmp_
     kill_while_saving(tmp_path, 50)
 
 
+def test_sigterm_while_the_command_starts_ends_it_at_once(tmp_path):
+    arguments = [sys.executable, "-m", "lengthwise", *map(str, command(tmp_path / "run", 2))]
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+
+        def listens():
+            caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+            return int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+        while process.poll() is None and not listens():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (
+        75,
+        "lengthwise train: SIGTERM before or after all updates: nothing to save. The same command goes on.\n",
+    )
+
+
 def test_sigterm_saves_and_stops_with_its_own_status_wherever_the_run_is(tmp_path):
     """Before the first update, amid an epoch, and amid the validation; then it ends with the same bits."""
     run, told = tmp_path / "run", tmp_path / "told"
@@ -366,6 +386,21 @@ def test_another_budget_holds_from_the_next_epoch_on(tmp_path):
     assert largest[0] <= 30 < min(largest[1:]) and max(largest) <= 60
 
 
+def test_fewer_epochs_than_were_begun_are_refused(tmp_path, capsys):
+    interrupt(tmp_path / "run", change(CONFIG, epochs=3), 1, 4)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    status, _, err = datasets.call(capsys, *command(tmp_path / "run", 1))
+    assert (status, err[-1]) == (
+        1,
+        f"lengthwise train: {tmp_path}/run: stands amid epoch 2, and epochs is 1: expected at least 2, to end what was "
+        "begun.",
+    )
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert before.startswith((tmp_path / "run" / "metrics.jsonl").read_text())
+    train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
+    assert_same(tmp_path / "run", 2)
+
+
 def test_another_schema_is_refused_and_both_are_shown(tmp_path):
     run = shutil.copytree(uninterrupted(2)[0], tmp_path / "run")
     records = [record | {"z": record["x"]} for record in datasets.random_records([3, 4, 5])]
@@ -385,7 +420,7 @@ def test_what_changes_of_the_environment_is_said(tmp_path, capsys):
     file.write_text(json.dumps(begun | {"tensorflow": "2.0", "intra_op_threads": 64}))
     capsys.readouterr()
     train(dataset(), tmp_path, config)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not as this run was begun: ")]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not as this run last ran: ")]
     assert len(told) == 1
     assert f"tensorflow 2.0, now {tf.__version__}" in told[0]
     assert f"intra_op_threads 64, now {begun['intra_op_threads']}" in told[0]
@@ -526,6 +561,22 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
         np.testing.assert_allclose(kept, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
 
 
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
+    opened, config = open_dataset(dataset()), change(CONFIG, dropout=0, optimizer=optimizer)
+    model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)
+    made.build(model.trainable_variables)
+    spec = batches(opened, "train").element_spec
+    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_team("one"))
+    (part,) = batches(opened, "train", batching="pad", batch_size=1000)
+    weights = [[weight.numpy() for weight in model.weights]]
+    for scale in (1.0, math.nan, 1.0):
+        update((part,), scale)
+        weights.append([weight.numpy() for weight in model.weights])
+    same = [all(map(np.array_equal, one, other)) for one, other in itertools.pairwise(weights)]
+    assert same == [False, True, False]
+
+
 def limit_memory(monkeypatch, most):
     """Lets memory run out above so many padded steps a batch."""
     measure = Update.measure
@@ -554,6 +605,15 @@ def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that
     assert status == 0, err
     status, _, err = datasets.call(capsys, *flags[:-1], tmp_path / "other", "--batch_size", 20)
     assert (status, "It would with --batch_steps" in err[-1]) == (1, True)
+
+
+def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
+    old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
+    interrupt(tmp_path, old, 0, 5)
+    limit_memory(monkeypatch, 100)
+    with pytest.raises(UserError, match="Out of memory: the largest batch"):
+        train(dataset(), tmp_path, change(old, batch_steps=300))
+    train(dataset(), tmp_path, change(old, batch_steps=300, epochs=1))  # ends what was begun, with the old one
 
 
 def test_memory_that_no_record_fits_in_is_told(tmp_path, monkeypatch):

@@ -120,6 +120,31 @@ def test_a_run_of_which_nothing_fits_is_refused(tmp_path):
         train(path, tmp_path / "run", change(CONFIG, cell="gru", units=(2,), warm_start=str(first()[1])))
 
 
+def test_a_head_that_reads_another_context_begins_anew_though_its_shape_be_the_same(tmp_path, capsys):
+    def of_context(name):
+        records = [record | {name: 1.5} for record in datasets.random_records([3, 4, 5])]
+        schema = datasets.schema_text().replace("label:", f"context: {{{name}: {{dtype: float32}}}}\nlabel:")
+        return datasets.make(tmp_path / name, records, schema).path
+
+    train(of_context("age"), tmp_path / "theirs", change(CONFIG, epochs=0))
+    capsys.readouterr()
+    train(of_context("income"), tmp_path / "run", change(CONFIG, epochs=0, warm_start=str(tmp_path / "theirs")))
+    told = capsys.readouterr().err
+    assert "; began anew head/kernel (there of other context), head/bias (there of other context)." in told
+
+
+def test_a_run_is_no_warm_start_of_itself(tmp_path, capsys):
+    run = pathlib.Path(shutil.copytree(first()[1], tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    flags = ["train", first()[0], "--output", run, "--units", 4, "--epochs", 1, "--overwrite"]
+    status, _, err = datasets.call(capsys, *flags, "--warm_start", f"{run}/../run/")
+    assert (status, err[-1]) == (
+        1,
+        f"lengthwise train: warm_start is {run}/../run, the run that is to begin. Choose another --output.",
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("name", ["nowhere", "dataset"])
 def test_a_run_that_is_not_there_is_one_line(tmp_path, capsys, name):
     wrong = first()[1].parent / name

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -124,6 +125,25 @@ def test_a_cluster_trains_as_one_process(tmp_path, workers, chief):
 
 
 @pytest.mark.proof
+def test_a_port_that_is_taken_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        cluster_of = {"worker": [f"localhost:{taken.getsockname()[1]}", "localhost:1"]}
+        config = json.dumps({"cluster": cluster_of, "task": {"type": "worker", "index": 0}})
+        process = cluster.Process(
+            cluster.command(cluster.uneven(), tmp_path / "run", SHORT), environment={"TF_CONFIG": config}
+        )
+        try:
+            ended = process.wait()
+        finally:
+            process.end()
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1].startswith("lengthwise train: The workers cannot be joined: Could not start gRPC")
+    assert "may be in use" in ended.err.splitlines()[-1] and "Traceback" not in ended.err
+
+
+@pytest.mark.proof
 @pytest.mark.parametrize("way", ["bucket", "pad", "exact"])
 def test_other_ways_of_batching_train_as_one_process(tmp_path, way):
     config = cluster.UNEVEN | {"batching": way, "epochs": 3, "loss_scale": "batch"}
@@ -193,7 +213,7 @@ def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_
         one.end()
     assert first < cluster.checkpoint_update(run) < len(cluster.updates_of(alone(**LONG)))
     ended = cluster.launch(cluster.uneven(), run, LONG)
-    assert (ended.status, "Not as this run was begun" in ended.err) == (0, True), ended.err
+    assert (ended.status, "Not as this run last ran" in ended.err) == (0, True), ended.err
     cluster.check_same(run, alone(**LONG))
 
 

@@ -37,7 +37,7 @@ def tell_differences(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     found = [f"{name} {before.get(name)}, now {now.get(name)}" for name in now if before.get(name) != now[name]]
     if not found:
         return None
-    return f"Not as this run was begun: {'; '.join(found)}. Its numbers may differ in their last bits from here on."
+    return f"Not as this run last ran: {'; '.join(found)}. Its numbers may differ in their last bits from here on."
 
 
 def _threads(chosen: int, variable: str, cores: int) -> int:

@@ -1,7 +1,6 @@
 """The loop of training: update by update, from where the run stands, with a checkpoint wherever it may end."""
 
 import gc
-import io
 import math
 import time
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipeline.errors import UserError
 from pipeline.manifest import TRAIN
 from trainer.callbacks import Callbacks
 from trainer.checkpoints import (
@@ -46,6 +46,7 @@ from trainer.update import Sums, Update, make_optimizer
 from trainer.warm_start import warm_start
 
 VALIDATION = "validation"
+
 # A checkpoint takes no more than this share of the time, however often it is asked for by the minute.
 _MOST_SAVING = 0.02
 
@@ -82,7 +83,7 @@ class Training:
         self._feed = Feed(dataset, team, seed=config.seed)
         self._has_validation = dataset.has_labels(VALIDATION)
         self._evaluator = Evaluator(self._model, dataset) if self._has_validation and team.is_chief else None
-        self._progress = Progress(epochs=config.epochs, stream=None if team.is_chief else io.StringIO())
+        self._progress = Progress(epochs=config.epochs, quiet=not team.is_chief)
         self._passed = callbacks
         self._planned: tuple[Any, Plan] | None = None
         self._model.stop_training = False
@@ -101,27 +102,33 @@ class Training:
             UserError: a loss or a gradient is not finite, or memory does not suffice.
         """
         past = self._take_up()
+        state, config = self._state, self._config
+        if state.batch and state.epoch >= config.epochs:
+            raise UserError(
+                f"{self._run.path}: stands amid epoch {state.epoch + 1}, and epochs is {config.epochs}: expected at "
+                f"least {state.epoch + 1}, to end what was begun."
+            )
         plan = self._plan()
         self._introduce(plan)
         callbacks = Callbacks(
             self._passed,
             model=self._model,
-            epochs=self._config.epochs,
+            epochs=config.epochs,
             steps=plan.num_batches,
-            early_stopping=self._config.early_stopping,
+            early_stopping=config.early_stopping,
             logs=self._run.file(LOGS) if self._team.is_chief else None,
         )
         callbacks.on_train_begin()
         callbacks.replay(past)
         self._last_line = past[-1] if past else None
-        self._weight = self._total_weight(plan)
         update = self._make_update()
-        if self._state.epoch < self._config.epochs:
+        if state.epoch < config.epochs:
+            self._weight = self._total_weight(plan)
             self._probe(update, plan)
-        if not past and not self._state.update:
+        if not past and not state.update:
             self._save()  # something to evaluate, also with no epoch at all
         with little_garbage():
-            while self._state.epoch < self._config.epochs and not self._model.stop_training:
+            while state.epoch < config.epochs and not self._model.stop_training:
                 self._train_epoch(update, callbacks)
                 gc.collect()
         callbacks.on_train_end()
@@ -192,12 +199,21 @@ class Training:
         """Records, or labelled steps, of an epoch; counted where steps are cut off, which takes their labels along."""
         if self._config.truncate is None or not self._dataset.schema.label.per_step:
             return max(float(self._dataset.split(TRAIN).labels), 1.0)
-        whole = numbered_batches(self._dataset, TRAIN, plan)
-        return max(sum(float(tf.reduce_sum(weight)) for _, _, weight, _ in whole), 1.0)
+        total = 0.0
+        for _, _, weight, _ in numbered_batches(self._dataset, TRAIN, plan):
+            total += float(tf.reduce_sum(weight))
+            if self._team.num_workers == 1:  # several would not all hear of it now
+                self._raise_if_asked()
+        return max(total, 1.0)
 
     def _probe(self, update: Update, plan: Plan) -> None:
-        team, before = self._team, self._checkpoints.random_states()
-        probe_largest(update, plan, num_replicas=team.num_replicas, num_local=team.num_local)
+        team, before, plans = self._team, self._checkpoints.random_states(), [plan]
+        state, config = self._state, self._config
+        begun_with, next_epoch = (state.batch_steps, state.batch_size), state.epoch + 1
+        if state.batch and begun_with != (config.batch_steps, config.batch_size) and next_epoch < config.epochs:
+            plans.append(plan_limited(self._dataset, config, State(epoch=next_epoch)))
+        for one in plans:
+            probe_largest(update, one, num_replicas=team.num_replicas, num_local=team.num_local)
         self._checkpoints.set_random_states(before)
 
     def _train_epoch(self, update: Update, callbacks: Callbacks) -> None:
@@ -210,6 +226,7 @@ class Training:
         self._progress.begin_epoch(epoch, updates=plan.num_batches, done=state.batch)
         self._journal = EpochJournal(self._run if self._team.is_chief else None, state.totals)
         self._begin = time.monotonic() - state.totals.seconds
+        before: Sums | None = None
         try:
             for batch in self._feed.batches(plan, epoch=epoch, first_batch=state.batch):
                 callbacks.on_train_batch_begin(state.batch)
@@ -219,8 +236,9 @@ class Training:
                 line = self._journal.add(epoch, state.update, sums, batch)
                 self._progress.update(line, sums)
                 callbacks.on_train_batch_end(state.batch - 1)
-                if self._told_to_leave(sums):
+                if self._told_to_leave(before):
                     self._leave()
+                before = sums
                 if self._is_due():
                     self._save()
             self._journal.flush()
@@ -236,20 +254,24 @@ class Training:
                 self._journal.flush()
             except NotFinite as found:
                 error = found
-        saved = self._saved_update
         if isinstance(error, NotFinite):
-            return diverged(error, self._dataset, self._run, writes=self._team.is_chief, saved=saved)
-        return error if self._finite_weights() else spoiled(self._state.update, saved=saved)
+            return diverged(error, self._dataset, self._run, saved=self._saved)
+        return error if self._finite_weights() else spoiled(self._state.update, saved=self._saved)
+
+    @property
+    def _saved(self) -> int | None:
+        """The update of the last checkpoint, of which only the chief knows."""
+        return self._saved_update if self._team.is_chief else None
 
     def _end_epoch(self, epoch: int, callbacks: Callbacks) -> None:
         state, totals = self._state, self._state.totals
         if not self._finite_weights():
-            raise spoiled(state.update, saved=self._saved_update)
+            raise spoiled(state.update, saved=self._saved)
         totals.seconds = time.monotonic() - self._begin
         self._last_line = line = self._epoch_line(epoch, totals.summary())
         loss = line["validation"]["loss"] if line["validation"] else None
         if loss is not None and not math.isfinite(loss):
-            raise unmeasurable(epoch, loss, saved=self._saved_update)
+            raise unmeasurable(epoch, loss, saved=self._saved)
         if self._team.is_chief:
             # Before the checkpoint: the line of an epoch whose checkpoint is missing is cut when the run goes on.
             self._run.append_metrics([line])
@@ -281,13 +303,18 @@ class Training:
             self._leave()
         return {"epoch": epoch, "train": summary, "validation": validation}
 
-    def _told_to_leave(self, sums: Sums) -> bool:
-        """Whether a worker was told to stop; all of them hear of it after the same update."""
-        return self._stop.asked if self._team.num_workers == 1 else float(sums.leaving) > 0
+    def _told_to_leave(self, before: Sums | None) -> bool:
+        """Whether a worker was told to stop; all of them hear of it after the same update.
+
+        By the sums of the update before, for which a device that is at the next one need not be waited for.
+        """
+        if self._team.num_workers == 1:
+            return self._stop.asked
+        return before is not None and float(before.leaving) > 0
 
     def _raise_if_asked(self) -> None:
         if self._stop.asked:
-            raise Preempted
+            raise Preempted("SIGTERM: stopped where there was nothing to save. The same command goes on.")
 
     def _leave(self) -> None:
         self._save()
@@ -315,7 +342,7 @@ class Training:
             self._journal.flush()
             state.totals.seconds = begin - self._begin
         if not self._finite_weights():
-            raise spoiled(state.update, saved=self._saved_update)
+            raise spoiled(state.update, saved=self._saved)
         if self._team.is_chief:
             self._checkpoints.save(best=best)
         self._saved_at, self._saved_update = time.monotonic(), state.update

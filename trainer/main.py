@@ -17,6 +17,7 @@ from trainer.start import errors_told, start_tensorflow
 def train(arguments: list[str]) -> int:
     from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
     from trainer.local_workers import end_with_starter
+    from trainer.stop import ended_at_once
 
     parser = FlagParser(
         "train",
@@ -50,12 +51,13 @@ def train(arguments: list[str]) -> int:
         open_dataset(ours["dataset"])  # if there is none, that is told once, and at once
         return run_local_workers(config.local_workers, ["train", *arguments])
     end_with_starter()
-    start_tensorflow(deterministic=config.deterministic)
-    from trainer.report import print_result
-    from trainer.train import train as run
+    with ended_at_once():
+        start_tensorflow(deterministic=config.deterministic)
+        from trainer.report import print_result
+        from trainer.train import train as run
 
-    with errors_told(ours["dataset"]):
-        result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
+        with errors_told(ours["dataset"]):
+            result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
     if ours["json"]:
         print(json.dumps(result))
     else:

@@ -1,4 +1,4 @@
-"""Tries the largest batch of a run before the first, so that memory runs out in the first seconds or not at all."""
+"""Tries the largest batch of an epoch before the first, so that memory runs out in the first seconds or not at all."""
 
 from typing import Any
 
@@ -30,6 +30,12 @@ def probe_largest(update: Update, plan: Plan, *, num_replicas: int, num_local: i
 
     if fits(rows):
         return
+    if num_local < num_replicas:
+        # It may have fitted on the other workers, who wait now for sums that never come: no second try.
+        raise UserError(
+            f"Out of memory on this worker: its part of the largest batch, {rows:,} records of {steps:,} steps among "
+            f"{num_replicas} replicas, does not fit. Choose a --batch_steps smaller than {rows * steps}."
+        )
     most, too_many = 0, rows
     while too_many - most > max(1, too_many // 16):
         middle = (most + too_many) // 2

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 from trainer.update import Sums
 
@@ -13,10 +13,10 @@ _NUM_MEASURES = 4
 
 
 class Progress:
-    """Writes to stderr: one line that changes on a terminal, a line every two seconds elsewhere."""
+    """Writes to stderr one line that changes on a terminal, a line every two seconds elsewhere; nothing if `quiet`."""
 
-    def __init__(self, *, epochs: int, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, *, epochs: int, quiet: bool = False) -> None:
+        self._stream, self._quiet = sys.stderr, quiet
         self._terminal = self._stream.isatty()
         self._epochs = epochs
         self._begin = self._told = time.monotonic()
@@ -49,11 +49,14 @@ class Progress:
         self._show(text, keep=True)
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if not self._quiet:
+            print(text, file=self._stream, flush=True)
 
     def _show(self, text: str, *, keep: bool = False) -> None:
         now = time.monotonic()
         self._told = now
+        if self._quiet:
+            return
         seconds = max(now - self._begin, 1e-9)
         left = self._left * seconds / max(self._updates, 1)
         padding = 1 - self._steps / max(self._padded, 1)

@@ -48,10 +48,7 @@ def errors_told(dataset: str) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"Out of memory, or of disk: {_line(error)}. Try a smaller --batch_steps.") from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
-        raise UserError(
-            f"Another worker was lost: {_line(error)}. Run the same command on all of them again: the run goes on from "
-            "its last checkpoint."
-        ) from None
+        raise _lost(error) from None
     except tf.errors.UnknownError as error:
         # What our reader says, in the function that tf.data calls.
         told = re.search(r"\bUserError: (.+)", str(error))
@@ -59,7 +56,16 @@ def errors_told(dataset: str) -> Iterator[None]:
             raise
         raise UserError(told[1]) from None
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
+        if "incarnation" in str(error):  # another worker was started again, and this one still knows the one before
+            raise _lost(error) from None
         raise UserError(f"A file cannot be read or written: {_line(error)}.") from None
+
+
+def _lost(error: Exception) -> UserError:
+    return UserError(
+        f"Another worker was lost: {_line(error)}. Run the same command on all of them again: the run goes on from its "
+        "last checkpoint."
+    )
 
 
 def _line(error: Exception) -> str:

@@ -37,7 +37,7 @@ class State(pydantic.BaseModel):
     Attributes:
         epoch: Whole epochs behind.
         batch: Batches of the next epoch behind, where its reader goes on.
-        update: Updates of all epochs behind.
+        update: Updates behind, those of the epoch that was begun too.
         batch_steps, batch_size: The limits with which the epoch was begun; others hold from the next one on.
         totals: Of the epoch that was begun.
         steps, padded_steps: Of all epochs that are behind.

@@ -121,6 +121,11 @@ def _multi_worker(cluster: tuple[int, int] | None) -> Team:
         )
     try:
         strategy = _of_all_workers()
+    except tf.errors.UnknownError as error:
+        raise UserError(
+            f"The workers cannot be joined: {error.message.splitlines()[0]}. The port of this worker in {TF_CONFIG} "
+            "may be in use: wait until what was there before has ended, or name another."
+        ) from None
     except RuntimeError as error:
         raise UserError(
             f"The workers cannot be joined: {str(error).splitlines()[0]} In Python, call train before anything else "

@@ -105,10 +105,13 @@ def _open(
         _refuse_difference(run, config)
         _refuse_other_data(run, dataset)
         result = run.result()
-        if result is not None and (result["epochs"] >= config.epochs or result["stopped_early"]):
+        if result is not None and (result["epochs"] >= config.epochs or result.get("stopped_early")):
             return result
     if config.warm_start is not None and (overwrite or not run.exists()):
-        Run(config.warm_start.rstrip("/")).manifest()  # that it is there
+        source = Run(config.warm_start.rstrip("/"))
+        if os.path.realpath(source.path) == os.path.realpath(run.path):
+            raise UserError(f"warm_start is {source.path}, the run that is to begin. Choose another --output.")
+        source.manifest()  # that it is there
     tf.io.gfile.makedirs(run.path)
     stack.enter_context(locked(run.path))
     if overwrite:

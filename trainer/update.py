@@ -37,7 +37,16 @@ class Sums(NamedTuple):
 
 
 class _AddedUp:
-    """Keras's optimizers add up the gradients of the replicas; here that was done before, so as to clip their sum."""
+    """Keras's optimizers add up the gradients of the replicas; here that was done before, so as to clip their sum.
+
+    Attributes:
+        moves: bool[], whether a weight may be changed: by its momentum it would be without any gradient.
+    """
+
+    moves: Any = True
+
+    def assign_sub(self, variable: Any, value: Any) -> None:
+        super().assign_sub(variable, tf.where(self.moves, value, tf.zeros_like(value)))  # type: ignore[misc]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
         return list(grads_and_vars)
@@ -147,7 +156,9 @@ class Update:
         # later ends the run.
         finite = tf.math.is_finite(sums.loss) & tf.math.is_finite(sums.norm)
         gradients = [tf.where(finite, gradient, tf.zeros_like(gradient)) for gradient in gradients]
+        self._optimizer.moves = finite
         self._optimizer.apply(gradients, self._variables)
+        self._optimizer.moves = True  # what is symbolic stays in its graph
         return sums
 
 

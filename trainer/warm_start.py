@@ -56,6 +56,8 @@ def _of_another_meaning(
         found |= {
             f"{cell}_0{side}": "there of other features" for cell in ("lstm", "gru") for side in ("", "_backward")
         }
+    if list(their_schema.context) != list(schema.context):
+        found["head"] = "there of other context"
     if make_target(their_schema, their_terms).names != make_target(schema, terms).names:
         found["head"] = "the classes are others"
     return found
