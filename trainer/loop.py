@@ -285,8 +285,8 @@ class Training:
         callbacks.end_epoch(line)
         self._save(best=is_best)
         self._progress.epoch(line)
-        self._model.stop_training, leaves = self._team.share([bool(self._model.stop_training), self._stop.asked])
-        if leaves and epoch < self._config.epochs and not self._model.stop_training:
+        self._model.stop_training = self._team.share(bool(self._model.stop_training))
+        if self._team.any(self._stop.asked) and epoch < self._config.epochs and not self._model.stop_training:
             self._leave()
 
     def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:

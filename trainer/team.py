@@ -53,6 +53,10 @@ class Team:
         size = int(self._sum(np.array([len(data)], np.int32))[0])
         return json.loads(self._sum(data if self.is_chief else np.zeros(size, np.int32)).astype(np.uint8).tobytes())
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true on one of the workers at least. Waits until all of them are here."""
+        return value if self.num_workers == 1 else bool(self._sum(np.array([value], np.int32))[0])
+
     def _sum(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """int32[n] of each worker, added up."""
         return self._add(tf.constant(values)).numpy()
