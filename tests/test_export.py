@@ -520,7 +520,7 @@ def no_answer(made, golden):
     ("change", "message"),
     [
         pytest.param(other_saved_model, "saved_model: its weights have the SHA-256 ", marks=pytest.mark.proof),
-        (other_keras_file, "model.keras: its weights have the SHA-256 "),
+        pytest.param(other_keras_file, "model.keras: its weights have the SHA-256 ", marks=pytest.mark.proof),
         (other_answers, "serving_default is off by 2e-06, expected at most 1e-06. Nothing was published."),
         pytest.param(other_examples, "serialized is off by ", marks=pytest.mark.proof),
         pytest.param(no_answer, "serving_default is off by nan, ", marks=pytest.mark.proof),

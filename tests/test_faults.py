@@ -225,7 +225,7 @@ WORKERS = ("--processes", "2")
     [
         pytest.param(ZEROS, (), id="zeros"),
         pytest.param(ZEROS, WORKERS, id="zeros-workers", marks=pytest.mark.proof),
-        pytest.param(BLANK, (), id="blank_lines"),
+        pytest.param(BLANK, (), id="blank_lines", marks=pytest.mark.proof),
         pytest.param(BLANK, WORKERS, id="blank_lines-workers", marks=pytest.mark.proof),
         pytest.param(RECORD, (), id="records", marks=pytest.mark.proof),
         pytest.param(RECORD, WORKERS, id="records-workers", marks=pytest.mark.proof),

@@ -120,7 +120,7 @@ CONTEXT = ("age", "city", "plan", "length")
     "kind",
     datasets.some(
         [*datasets.LABELS, *datasets.NEXT_LABELS],
-        ["distribution", "multilabel", "step_class", "next_word", "next_bits"],
+        ["distribution", "step_multilabel", "next_word"],
     ),
 )
 def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):

@@ -117,7 +117,7 @@ def assert_same(found, *parts, at_least=0.0):
         ("lstm", False, 1, "step_class"),
         ("lstm", False, 2, "class"),
         pytest.param("lstm", False, 3, "step_class", marks=pytest.mark.proof),
-        ("lstm", True, 1, "class"),
+        pytest.param("lstm", True, 1, "class", marks=pytest.mark.proof),
         ("lstm", True, 2, "step_class"),
         pytest.param("lstm", True, 3, "distribution", marks=pytest.mark.proof),
         ("gru", False, 1, "regression"),

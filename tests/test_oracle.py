@@ -195,7 +195,9 @@ def unequal_records(kind):
     [
         pytest.param("class", {"batch_size": 3, "units": (3, 2)}, marks=pytest.mark.proof),
         ("step_class", {"batching": "pad", "batch_size": 4, "pad_length": 10, "truncate": "head"}),
-        ("step_regression", {"batching": "bucket", "batch_steps": 30, "loss_scale": "batch"}),
+        pytest.param(
+            "step_regression", {"batching": "bucket", "batch_steps": 30, "loss_scale": "batch"}, marks=pytest.mark.proof
+        ),
         ("next_x", {"batch_steps": 40, "pad_to_multiple": 4}),
     ],
 )

@@ -65,6 +65,7 @@ def test_cmapss_after_few_epochs(tmp_path):
     assert evaluation["metrics"]["rmse"] <= 26  # the mean of all labels: 41
 
 
+@pytest.mark.proof
 @real_sets.needs("jsb_chorales")
 def test_jsb_chorales_after_few_epochs(tmp_path):
     flags = ["--epochs", "10", "--units", "60", "--learning_rate", "0.01"]
