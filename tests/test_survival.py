@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_train import InterruptAt, Interrupted, change, lines_of
+from test_train import Gather, InterruptAt, Interrupted, change, lines_of
 
 from pipeline.errors import UserError
 from trainer.checkpoints import Checkpoints
@@ -528,17 +528,6 @@ def test_the_last_checkpoints_are_kept_and_the_best_beside_them_however_many_epo
     assert found == {"last": [end - 4, end - 1, end], "best": [UPDATES]}
 
 
-class Gathered:
-    """In place of an optimizer: keeps the gradients."""
-
-    def __init__(self, model):
-        self.kept = [tf.Variable(tf.zeros(variable.shape)) for variable in model.trainable_variables]
-
-    def apply(self, gradients, variables):
-        for kept, gradient in zip(self.kept, gradients, strict=True):
-            kept.assign(gradient)
-
-
 @pytest.mark.parametrize("share", [0.1, 2.0])
 def test_the_gradient_of_the_whole_batch_is_clipped(share):
     """To a norm below its own, and one above."""
@@ -551,14 +540,14 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
         loss = tf.reduce_sum(weight * losses(head_model(model)(features), label, "class")) / tf.reduce_sum(weight)
     gradients = [g.numpy() for g in tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
     norm = np.sqrt(sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients))
-    gathered = Gathered(model)
+    gathered = Gather(model)
     spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
     spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
     options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_team("one")}
     sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
     assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
-    for kept, gradient in zip(gathered.kept, gradients, strict=True):
-        np.testing.assert_allclose(kept, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
+    for total, gradient in zip(gathered.sums, gradients, strict=True):
+        np.testing.assert_allclose(total, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])

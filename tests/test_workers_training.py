@@ -1,5 +1,6 @@
 """Training with several processes: as one process does, however they are started, killed, stopped or restarted."""
 
+import contextlib
 import functools
 import json
 import os
@@ -52,6 +53,14 @@ def wait_for_update(process, run, update):
     cluster.wait_until(come, what=f"update {update}")
 
 
+@contextlib.contextmanager
+def under_way(run, config, update):
+    """The launcher of two workers, who have come to this update."""
+    with cluster.launched(cluster.uneven(), run, config) as process:
+        wait_for_update(process, run, update)
+        yield process
+
+
 def said_by_chief(ended):
     """The lines of stderr; of the others at most one each, that they did not begin either."""
     lines = ended.err.splitlines()
@@ -77,8 +86,7 @@ def test_batches_are_as_uneven_as_these_tests_need():
 def test_a_killed_worker_ends_the_others_and_the_same_command_ends_where_one_process_does(tmp_path):
     """Two workers by the launcher: each update's loss, before the kill and after it, is that of one process."""
     run = tmp_path / "run"
-    with cluster.launched(cluster.uneven(), run, SHORT) as process:
-        wait_for_update(process, run, 10)
+    with under_way(run, SHORT, 10) as process:
         workers = process.workers()
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
@@ -175,8 +183,7 @@ def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_goes
 @pytest.mark.proof
 def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
     run = tmp_path / "run"
-    with cluster.launched(cluster.uneven(), run, LONG) as process:
-        wait_for_update(process, run, 20)
+    with under_way(run, LONG, 20) as process:
         workers = process.workers()
         os.kill(workers[0], signal.SIGKILL)
         ended = process.wait(60)
@@ -191,8 +198,7 @@ def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
 def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_of_workers(tmp_path):
     """Two workers, then one, then two."""
     run = tmp_path / "run"
-    with cluster.launched(cluster.uneven(), run, LONG) as process:
-        wait_for_update(process, run, 20)
+    with under_way(run, LONG, 20) as process:
         process.send(signal.SIGTERM)
         begin = time.monotonic()
         ended = process.wait(60)
@@ -220,8 +226,7 @@ def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_
 @pytest.mark.proof
 def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
     run = tmp_path / "run"
-    with cluster.launched(cluster.uneven(), run, LONG) as process:
-        wait_for_update(process, run, 5)
+    with under_way(run, LONG, 5) as process:
         workers = process.workers()
         assert len(workers) == 2
         process.send(signal.SIGKILL)
@@ -442,8 +447,7 @@ def test_workers_without_a_cluster_are_refused_with_both_ways_out(tmp_path, monk
 @pytest.mark.proof
 def test_ctrl_c_in_a_terminal_is_one_line_and_no_traceback(tmp_path):
     """A terminal sends SIGINT to the workers too."""
-    with cluster.launched(cluster.uneven(), tmp_path / "run", LONG) as process:
-        wait_for_update(process, tmp_path / "run", 5)
+    with under_way(tmp_path / "run", LONG, 5) as process:
         os.killpg(process.pid, signal.SIGINT)
         ended = process.wait(60)
     assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err

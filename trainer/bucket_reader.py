@@ -51,8 +51,7 @@ def bucket_batches(
     draw_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
     records = records.shuffle(_shuffle_size(shards), seed=draw_seed, reshuffle_each_iteration=False)
     batched = _batch(records, plan)
-    if not 0 <= first_batch <= plan.num_batches:
-        raise ValueError(f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch.")
+    plan.check_first(first_batch)
     # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
     batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
     schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)

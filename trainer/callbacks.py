@@ -25,13 +25,11 @@ class Callbacks(keras.callbacks.CallbackList):
         early_stopping: int | None,
         logs: str | None,
     ) -> None:
-        own: list[keras.callbacks.Callback] = []
+        self._with_memory: list[keras.callbacks.Callback] = []
         if early_stopping is not None:
-            own.append(keras.callbacks.EarlyStopping("val_loss", patience=early_stopping, mode="min"))
-        self._with_memory = list(own)
-        if logs is not None:
-            own.append(keras.callbacks.TensorBoard(logs, write_graph=False))
-        super().__init__([*own, *passed], model=model, epochs=epochs, steps=steps, verbose=0)
+            self._with_memory = [keras.callbacks.EarlyStopping("val_loss", patience=early_stopping, mode="min")]
+        board = [] if logs is None else [keras.callbacks.TensorBoard(logs, write_graph=False)]
+        super().__init__([*self._with_memory, *board, *passed], model=model, epochs=epochs, steps=steps, verbose=0)
 
     def replay(self, past: Iterable[dict[str, Any]]) -> None:
         """Tells early stopping, which keeps its count in memory, what it saw before the run was taken up again."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.feed import Batch
 from trainer.run import Run
-from trainer.state import Totals
+from trainer.state import Totals, mean_of
 from trainer.update import Sums
 
 # A loss stays on the device until its line is written: fetching each would stop the device at every update.
@@ -71,7 +71,7 @@ class EpochJournal:
         try:
             for line, sums, rows in self._waiting:
                 loss, weight, norm = float(sums.loss), float(sums.weight), float(sums.norm)
-                line["loss"] = sums.mean
+                line["loss"] = mean_of(loss, weight)
                 if not math.isfinite(line["loss"] + norm):
                     raise NotFinite(line | {"gradient_norm": norm}, rows())
                 totals.loss += loss

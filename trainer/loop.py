@@ -46,7 +46,6 @@ from trainer.update import Sums, Update, make_optimizer
 from trainer.warm_start import warm_start
 
 VALIDATION = "validation"
-
 # A checkpoint takes no more than this share of the time, however often it is asked for by the minute.
 _MOST_SAVING = 0.02
 
@@ -108,13 +107,13 @@ class Training:
                 f"{self._run.path}: stands amid epoch {state.epoch + 1}, and epochs is {config.epochs}: expected at "
                 f"least {state.epoch + 1}, to end what was begun."
             )
-        plan = self._plan()
-        self._introduce(plan)
+        # Not kept in a name: it would stay as long as the run.
+        self._introduce(self._plan())
         callbacks = Callbacks(
             self._passed,
             model=self._model,
             epochs=config.epochs,
-            steps=plan.num_batches,
+            steps=self._plan().num_batches,
             early_stopping=config.early_stopping,
             logs=self._run.file(LOGS) if self._team.is_chief else None,
         )
@@ -123,8 +122,8 @@ class Training:
         self._last_line = past[-1] if past else None
         update = self._make_update()
         if state.epoch < config.epochs:
-            self._weight = self._total_weight(plan)
-            self._probe(update, plan)
+            self._weight = self._total_weight(self._plan())
+            self._probe(update, self._plan())
         if not past and not state.update:
             self._save()  # something to evaluate, also with no epoch at all
         with little_garbage():

@@ -16,7 +16,7 @@ from trainer.start import errors_told, start_tensorflow
 
 def train(arguments: list[str]) -> int:
     from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
-    from trainer.local_workers import end_with_starter
+    from trainer.local_workers import end_with_starter, run_local_workers
     from trainer.stop import ended_at_once
 
     parser = FlagParser(
@@ -46,7 +46,6 @@ def train(arguments: list[str]) -> int:
         parser.error(str(error))
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
         from trainer.dataset import open_dataset
-        from trainer.local_workers import run_local_workers
 
         open_dataset(ours["dataset"])  # if there is none, that is told once, and at once
         return run_local_workers(config.local_workers, ["train", *arguments])

@@ -68,6 +68,13 @@ class Plan(abc.ABC):
     @abc.abstractmethod
     def num_batches(self) -> int: ...
 
+    def check_first(self, first_batch: int) -> None:
+        """Raises a ValueError where a reader cannot begin with this batch."""
+        if not 0 <= first_batch <= self.num_batches:
+            raise ValueError(
+                f"first_batch is {first_batch}, expected 0 to {self.num_batches}, the batches of the epoch."
+            )
+
     @property
     @abc.abstractmethod
     def records(self) -> int: ...

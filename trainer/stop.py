@@ -4,9 +4,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Self
 
 from pipeline.errors import UserError
 
@@ -18,6 +18,22 @@ class Preempted(UserError):
 
 
 @contextlib.contextmanager
+def _on_sigterm(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has a function hear SIGTERM in the block; what heard it before hears it again after.
+
+    Only a process's main thread may listen: in another, nothing is ever heard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def ended_at_once() -> Iterator[None]:
     """SIGTERM ends the process with the same status where no `StopSignal` listens: nothing is there to save."""
 
@@ -26,34 +42,23 @@ def ended_at_once() -> Iterator[None]:
         os.write(2, told)
         os._exit(Preempted.status)
 
-    if threading.current_thread() is not threading.main_thread():
+    with _on_sigterm(end):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal:
-    """Whether SIGTERM came while the block runs; what was heard before the block hears again after it.
-
-    Only a process's main thread may listen: in another, nothing is ever asked.
-    """
+    """Whether SIGTERM came while the block runs."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Self:
-        self._listens = threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+        self._listening = _on_sigterm(self._hear)
+        self._listening.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
+    def __exit__(self, *error: Any) -> None:
+        self._listening.__exit__(*error)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

@@ -29,12 +29,6 @@ class Sums(NamedTuple):
     norm: tf.Tensor
     leaving: tf.Tensor
 
-    @property
-    def mean(self) -> float:
-        """The loss over the weight; 0 where there is none. Waits for the device."""
-        weight = float(self.weight)
-        return float(self.loss) / weight if weight else 0.0
-
 
 class _AddedUp:
     """Keras's optimizers add up the gradients of the replicas; here that was done before, so as to clip their sum.

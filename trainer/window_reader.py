@@ -62,20 +62,20 @@ class WindowReader:
         fields = stored_fields(schema)
         spec = _output_spec(fields)
         self._position = position = _Position()
-        read_at, bounds_at = weakref.WeakMethod(position.read), weakref.WeakMethod(position.bounds)
+        where = weakref.ref(position)
 
-        def bounds() -> Array:
-            return _alive(bounds_at)()
-
-        def read_batch(number: Any) -> list[Array]:
-            return _alive(read_at)(number)
+        def at() -> _Position:
+            found = where()
+            assert found is not None, "an iterator outlived its dataset"
+            return found
 
         def numbers(_: tf.Tensor) -> tf.data.Dataset:
-            begin, end = tf.unstack(tf.ensure_shape(tf.numpy_function(bounds, [], tf.int64), [2]))
+            bounds = tf.numpy_function(lambda: at().bounds(), [], tf.int64)
+            begin, end = tf.unstack(tf.ensure_shape(bounds, [2]))
             return tf.data.Dataset.range(begin, end)
 
         def make(number: tf.Tensor) -> tuple[Any, ...]:
-            found = tf.numpy_function(read_batch, [number], [one.dtype for one in spec.values()])
+            found = tf.numpy_function(lambda number: at().read(number), [number], [one.dtype for one in spec.values()])
             for value, one in zip(found, spec.values(), strict=True):
                 value.set_shape(one.shape)
             values = dict(zip(spec, found, strict=True))
@@ -100,10 +100,7 @@ class WindowReader:
             UserError: a file is missing, or not the one that the manifest lists.
             ValueError: there is no such batch.
         """
-        if not 0 <= first_batch <= plan.num_batches:
-            raise ValueError(
-                f"first_batch is {first_batch}, expected 0 to {plan.num_batches}, the batches of the epoch."
-            )
+        plan.check_first(first_batch)
         self._position.set(_Source(self._opened, self._split, plan, self._reader_index), first_batch)
 
 
@@ -114,12 +111,6 @@ def window_batches(
     reader = WindowReader(dataset, split, num_readers=plan.num_readers, **options)
     reader.follow(plan, first_batch=first_batch)
     return reader.dataset.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
-
-
-def _alive(method: "weakref.WeakMethod[Any]") -> Any:
-    found = method()
-    assert found is not None, "an iterator outlived its dataset"
-    return found
 
 
 # What comes with the values of a batch: rows with those that fill it up, steps it is padded to, and of each record its
@@ -165,7 +156,8 @@ class _Position:
 
     def bounds(self) -> Array:
         with self._lock:
-            return np.array([self._first, self._source.plan.num_batches if self._source else self._first], np.int64)
+            assert self._source is not None, "there is no plan to follow yet"
+            return np.array([self._first, self._source.plan.num_batches], np.int64)
 
     def read(self, number: Any) -> list[Array]:
         with self._lock:
