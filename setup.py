@@ -37,7 +37,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     py_modules=["lengthwise"],
-    packages=["pipeline", "trainer"],
+    packages=[
+        "pipeline",
+        *(f"pipeline.{name}" for name in ("schema", "raw", "format", "shuffle", "build", "beam", "inspection")),
+        "trainer",
+        *(
+            f"trainer.{name}"
+            for name in ("devices", "data", "batching", "reading", "model", "runs", "training", "evaluation", "serving")
+        ),
+    ],
     package_data={"pipeline": ["py.typed"], "trainer": ["py.typed"]},
     install_requires=BASE,
     extras_require={

@@ -2,7 +2,7 @@
 
 import json
 
-from pipeline.beam_flags import parse_with_beam
+from pipeline.beam.options import parse_with_beam
 from pipeline.flags import FlagParser, natural, positive, share
 
 
@@ -21,7 +21,7 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="other records for another seed; default: 0")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     values = parser.parse(arguments)
-    from pipeline.sample import write_sample
+    from pipeline.raw.samples import write_sample
 
     for path in write_sample(**values):
         print(path)
@@ -75,13 +75,13 @@ def prepare(arguments: list[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values, beam_options = parse_with_beam(parser, arguments)
-    from pipeline.prepare import PrepareOptions
-    from pipeline.prepare import prepare as run
+    from pipeline.beam.prepare import PrepareOptions
+    from pipeline.beam.prepare import prepare as run
 
     as_json = values.pop("json")
     values["raw"] = tuple(values["raw"])
     manifest = run(PrepareOptions(**values), beam_options)
-    from pipeline.inspect import print_summary, summarize
+    from pipeline.inspection.inspect import print_summary, summarize
 
     if as_json:
         print(json.dumps(summarize(manifest)))
@@ -98,7 +98,7 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
-    from pipeline.inspect import load, print_details, summarize
+    from pipeline.inspection.inspect import load, print_details, summarize
 
     manifest = load(values["dataset"])
     if values["json"]:
@@ -117,8 +117,8 @@ def verify(arguments: list[str]) -> int:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
-    from pipeline.verify import print_report
-    from pipeline.verify import verify as run
+    from pipeline.inspection.verify import print_report
+    from pipeline.inspection.verify import verify as run
 
     report = run(values["dataset"])
     if values["json"]:

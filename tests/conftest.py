@@ -63,7 +63,7 @@ def raw_file(shared_folder: pathlib.Path, records: list[dict[str, Any]]) -> str:
 @pytest.fixture(scope="session")
 def dataset(shared_folder: pathlib.Path, raw_file: str, schema_file: str) -> str:
     """The folder of a dataset of `records`, four shards a split. Do not change it."""
-    from pipeline.prepare import PrepareOptions, prepare
+    from pipeline.beam.prepare import PrepareOptions, prepare
 
     output = str(shared_folder / "dataset")
     prepare(PrepareOptions(raw=(raw_file,), schema=schema_file, output=output, num_shards=4))
@@ -89,7 +89,7 @@ def run_prepare(tmp_path: pathlib.Path) -> Callable[..., Any]:
     """Runs the real pipeline in this process on raw files with a schema given as text; gives the manifest."""
 
     def run(*raw: str, schema: str = SCHEMA, output: str = "dataset", beam: Any = None, **options: Any) -> Any:
-        from pipeline.prepare import PrepareOptions, prepare
+        from pipeline.beam.prepare import PrepareOptions, prepare
 
         path = tmp_path / "schema.yaml"
         path.write_text(schema)
@@ -103,9 +103,9 @@ def read_records() -> Callable[..., list[dict[str, Any]]]:
     """The decoded examples of a dataset or of one split, in the order of the manifest, each file checked."""
 
     def read(folder: str | pathlib.Path, split: str | None = None) -> list[dict[str, Any]]:
-        from pipeline.examples import decode_example
-        from pipeline.manifest import FILE_NAME, Manifest
-        from pipeline.tfrecord import walk
+        from pipeline.format.examples import decode_example
+        from pipeline.format.manifest import FILE_NAME, Manifest
+        from pipeline.format.tfrecord import walk
 
         path = pathlib.Path(folder, FILE_NAME)
         manifest = Manifest.parse(path.read_bytes(), origin=str(path))

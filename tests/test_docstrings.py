@@ -8,9 +8,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 WITH_EXAMPLES = [
-    f"{path.parent.name}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in ("pipeline", "trainer")
-    for path in sorted((ROOT / package).glob("*.py"))
+    for path in sorted((ROOT / package).rglob("*.py"))
     if ">>> " in path.read_text()
 ]
 

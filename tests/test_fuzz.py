@@ -18,16 +18,16 @@ import pytest
 from damage import edit_manifest
 from datasets import EVERY_FEATURE, LABELS, every_feature_records
 
-from pipeline.encoded import Origin, encode
+from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
-from pipeline.examples import decode_example, encode_example
-from pipeline.manifest import FILE_NAME
-from pipeline.prepare import PrepareOptions, prepare
-from pipeline.reasons import REASONS, RecordError
-from pipeline.records import parse_line
-from pipeline.schema import Schema
-from pipeline.tfrecord import CorruptRecord, frame, masked_crc, walk
-from pipeline.verify import verify
+from pipeline.format.examples import decode_example, encode_example
+from pipeline.format.manifest import FILE_NAME
+from pipeline.format.tfrecord import CorruptRecord, frame, masked_crc, walk
+from pipeline.inspection.verify import verify
+from pipeline.raw.reasons import REASONS, RecordError
+from pipeline.raw.records import parse_line
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded import Origin, encode
 
 CORPUS = pathlib.Path(__file__).with_name("corpus.jsonl").read_bytes().splitlines()
 STEPS = (

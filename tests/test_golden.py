@@ -22,14 +22,14 @@ import pytest
 from datasets import some
 from strategies import plain_example, same_values
 
-from pipeline.examples import decode_example
-from pipeline.index import read_index
-from pipeline.inspect import load
-from pipeline.manifest import FORMAT_VERSION
-from pipeline.prepare import PrepareOptions, prepare
-from pipeline.schema import LabelKind, Schema
-from pipeline.tfrecord import walk
-from pipeline.verify import verify
+from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.format.examples import decode_example
+from pipeline.format.index import read_index
+from pipeline.format.manifest import FORMAT_VERSION
+from pipeline.format.tfrecord import walk
+from pipeline.inspection.inspect import load
+from pipeline.inspection.verify import verify
+from pipeline.schema.schema import LabelKind, Schema
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLASSES = ["left", "right", "3"]

@@ -33,7 +33,7 @@ CONTRACT = {
     "vocabulary",
 }
 # The one module of the trainer that runs a Beam job, and what it takes of that of `prepare`.
-BEAM_JOB = "trainer.predict"
+BEAM_JOB = "trainer.serving.predict"
 JOB = {"encoded", "lines", "publish", "rejects", "runners", "shards", "transforms"}
 # Only what prints tables needs it, and it takes a moment.
 NEED_RICH = {"tables"}

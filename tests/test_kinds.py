@@ -9,16 +9,16 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.schema import Schema
+from pipeline.schema.schema import Schema
+from trainer.batching.epoch import plan_epoch
 from trainer.config import TrainConfig
-from trainer.dataset import open_dataset
-from trainer.epoch import plan_epoch
-from trainer.evaluate import evaluate
-from trainer.layers import MaxStep, MeanStep
-from trainer.model import build_model, head_model, losses
-from trainer.reader import batches, numbered_batches
-from trainer.target import make_target
-from trainer.train import train
+from trainer.data.dataset import open_dataset
+from trainer.data.target import make_target
+from trainer.evaluation.evaluate import evaluate
+from trainer.model.build import build_model, head_model, losses
+from trainer.model.layers import MaxStep, MeanStep
+from trainer.reading.batches import batches, numbered_batches
+from trainer.training.train import train
 
 KINDS = [*datasets.LABELS, *datasets.NEXT_LABELS]
 SMALL = TrainConfig(units=(8,), epochs=3, batch_steps=60, learning_rate=0.02)
@@ -325,8 +325,8 @@ def _epochs(run):
 
 
 def _trained(path, dataset):
-    from trainer.checkpoints import restore_weights
-    from trainer.run import Run
+    from trainer.runs.checkpoints import restore_weights
+    from trainer.runs.run import Run
 
     run = Run(str(path))
     model = build_model(dataset.schema, run.manifest().statistics, run.config(), vocabularies=run.vocabularies())
@@ -335,7 +335,7 @@ def _trained(path, dataset):
 
 
 def _scale(dataset):
-    from trainer.model import loss_scale
+    from trainer.model.build import loss_scale
 
     return loss_scale(make_target(dataset.schema, dataset.vocabularies()), dataset.manifest.statistics)
 

@@ -23,8 +23,8 @@ def test_the_readme_shows_every_command():
 
 
 def test_the_schema_of_the_readme_is_the_one_that_sample_writes():
-    from pipeline.sample import TEMPORAL_ORDER_SCHEMA
-    from pipeline.schema import Schema
+    from pipeline.raw.samples import TEMPORAL_ORDER_SCHEMA
+    from pipeline.schema.schema import Schema
 
     shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
     assert Schema.parse(shown) == Schema.parse(TEMPORAL_ORDER_SCHEMA)

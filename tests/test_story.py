@@ -7,13 +7,13 @@ import datasets
 import keras
 import numpy as np
 
-from pipeline.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions, prepare
 from trainer.config import TrainConfig
-from trainer.dataset import open_dataset
-from trainer.model import build_model, count_parameters
-from trainer.reader import batches
-from trainer.team import find_team
-from trainer.update import Update, make_optimizer
+from trainer.data.dataset import open_dataset
+from trainer.devices.replicas import find_team
+from trainer.model.build import build_model, count_parameters
+from trainer.reading.batches import batches
+from trainer.training.update import Update, make_optimizer
 
 
 def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):

@@ -21,7 +21,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.localfilesystem import LocalFileSystem
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipeline.tfrecord import frame, masked_crc
+from pipeline.format.tfrecord import frame, masked_crc
 
 pytestmark = pytest.mark.proof
 UNREPORTED = "no report of it that we know"

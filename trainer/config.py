@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from pipeline.documents import PLANNED, Document, build, parse_yaml
-from trainer.ways import Batching, Strategy
+from pipeline.yaml_document import PLANNED, Document, build, parse_yaml
+from trainer.batching.ways import Batching, Strategy
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
@@ -124,7 +124,7 @@ def make_config(values: dict[str, Any], *, origin: str = "The configuration") ->
 
 def read_config(path: str) -> dict[str, Any]:
     """What a train.yaml says, checked, without the defaults."""
-    from pipeline.storage import read_bytes
+    from pipeline.files import read_bytes
 
     values = parse_yaml(read_bytes(path), origin=path)
     make_config(values, origin=path)

@@ -8,16 +8,16 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from pipeline.beam_flags import parse_with_beam
+from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
 from pipeline.flags import FlagParser, positive, share
-from trainer.start import errors_told, start_tensorflow
+from trainer.devices.tensorflow_setup import errors_told, start_tensorflow
 
 
 def train(arguments: list[str]) -> int:
     from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
-    from trainer.local_workers import end_with_starter, run_local_workers
-    from trainer.stop import ended_at_once
+    from trainer.devices.local_workers import end_with_starter, run_local_workers
+    from trainer.devices.signals import ended_at_once
 
     parser = FlagParser(
         "train",
@@ -45,7 +45,7 @@ def train(arguments: list[str]) -> int:
     except UserError as error:  # the file was checked, so it is a flag
         parser.error(str(error))
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
-        from trainer.dataset import open_dataset
+        from trainer.data.dataset import open_dataset
 
         open_dataset(ours["dataset"])  # if there is none, that is told once, and at once
         return run_local_workers(config.local_workers, ["train", *arguments])
@@ -53,7 +53,7 @@ def train(arguments: list[str]) -> int:
     with ended_at_once():
         start_tensorflow(deterministic=config.deterministic)
         from trainer.report import print_result
-        from trainer.train import train as run
+        from trainer.training.train import train as run
 
         with errors_told(ours["dataset"]):
             result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
@@ -81,7 +81,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
     start_tensorflow()
-    from trainer.evaluate import evaluate as run
+    from trainer.evaluation.evaluate import evaluate as run
     from trainer.report import print_evaluation
 
     with errors_told(values["dataset"]):
@@ -126,9 +126,9 @@ def predict(arguments: list[str]) -> None:
     as_json, values["raw"] = values.pop("json"), tuple(values["raw"])
     begin = time.monotonic()
     start_tensorflow()
-    from trainer.delivery import print_summary
-    from trainer.predict import PredictOptions
-    from trainer.predict import predict as run
+    from trainer.serving.predict import PredictOptions
+    from trainer.serving.predict import predict as run
+    from trainer.serving.publish import print_summary
 
     with errors_told(values["run"]):
         summary = run(PredictOptions(**values), beam_options)
@@ -143,7 +143,7 @@ def export(arguments: list[str]) -> None:
     parser = FlagParser(
         "export",
         "Makes of a finished run a model that serves anywhere: a SavedModel, which needs no Lengthwise, and a .keras\n"
-        "file, which Keras reads after `import trainer.layers`.\n"
+        "file, which Keras reads after `import trainer.model.layers`.\n"
         "It is there only once another process has read it back and got the model's own answers.",
         examples="  lengthwise export run --output export\n"
         "  lengthwise export run --output export --checkpoint last --overwrite --json",
@@ -156,8 +156,8 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     parser.add_argument("--json", action="store_true", help="print what export.json says as JSON")
     values = parser.parse(arguments)
-    from trainer.export import export as run
-    from trainer.export import summarize
+    from trainer.serving.export import export as run
+    from trainer.serving.export import summarize
 
     as_json = values.pop("json")
     about = run(values.pop("run"), values["output"], checkpoint=values["checkpoint"], overwrite=values["overwrite"])
@@ -186,10 +186,10 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--truncate", choices=("head", "tail"), help="what `pad` cuts off records beyond --pad_length")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
-    from trainer.dataset import open_dataset
-    from trainer.epoch import plan_epoch
+    from trainer.batching.epoch import plan_epoch
+    from trainer.batching.ways import WAYS
+    from trainer.data.dataset import open_dataset
     from trainer.report import print_plans
-    from trainer.ways import WAYS
 
     dataset = open_dataset(values["dataset"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}

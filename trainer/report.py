@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from pipeline.schema import class_name
+from pipeline.schema.schema import class_name
 from pipeline.tables import page, print_table
-from trainer.plan import Plan
+from trainer.batching.plan import Plan
 
 # The metrics for which a line has room, by the first metric of a kind of label; the others are in the file.
 _SHOWN = {

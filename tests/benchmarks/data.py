@@ -13,14 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
-from pipeline.encoded import Encoded, Origin, encode, to_block
-from pipeline.examples import encode_example, encode_varints
-from pipeline.hashing import choose_shard
-from pipeline.publish import Publisher, new_generation
-from pipeline.records import Sequence
-from pipeline.schema import Schema
-from pipeline.shards import ShardWriter
-from pipeline.tfrecord import frame
+from pipeline.build.publish import Publisher, new_generation
+from pipeline.build.shards import ShardWriter
+from pipeline.format.examples import encode_example, encode_varints
+from pipeline.format.tfrecord import frame
+from pipeline.raw.records import Sequence
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded import Encoded, Origin, encode, to_block
+from pipeline.shuffle.hashing import choose_shard
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
 # Numbers are drawn from a pool, which is faster than drawing each.

@@ -20,10 +20,10 @@ from measure import alternate, compare, tell
 from training import BATCH_STEPS, NUM_FEATURES, Clock, useful_steps_of_train
 
 from trainer.config import TrainConfig
-from trainer.dataset import open_dataset
-from trainer.model import build_model, head_model
-from trainer.reader import batches
-from trainer.start import start_tensorflow
+from trainer.data.dataset import open_dataset
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.model.build import build_model, head_model
+from trainer.reading.batches import batches
 
 
 def main() -> None:

@@ -100,14 +100,14 @@ def check_equal(predictions: pathlib.Path, twin_file: pathlib.Path, options: arg
 
 def run_twin(run_path: str, raw: str, predictions: str, *, num_records: int, batch_size: int) -> dict[str, Any]:
     """The textbook way with the same model; seconds for all but the start."""
-    from trainer.start import start_tensorflow
+    from trainer.devices.tensorflow_setup import start_tensorflow
 
     start_tensorflow()
     import keras
 
-    from trainer.checkpoints import restore_weights
-    from trainer.model import build_model
-    from trainer.run import Run
+    from trainer.model.build import build_model
+    from trainer.runs.checkpoints import restore_weights
+    from trainer.runs.run import Run
 
     run = Run(os.path.abspath(run_path))
     manifest = run.manifest()

@@ -20,11 +20,11 @@ from typing import Any
 from data import CLASSES, schema_text, write_raw
 from measure import Row, alternate, call, command_line, compare, execute, peak_of_all, tell
 
-from pipeline.examples import encode_sequence
-from pipeline.records import parse_line
-from pipeline.schema import Schema
-from pipeline.tfrecord import frame
-from pipeline.workers import count_cores
+from pipeline.beam.workers import count_cores
+from pipeline.format.examples import encode_sequence
+from pipeline.format.tfrecord import frame
+from pipeline.raw.records import parse_line
+from pipeline.schema.schema import Schema
 
 _LIMIT_BYTES = 64 * 2**20
 

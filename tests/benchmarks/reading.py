@@ -19,9 +19,9 @@ from data import MAX_LENGTH, draw_lengths, make_dataset, make_sequence_examples
 from measure import Row, alternate, compare, tell
 from textbook import sequence_example_batches
 
-from trainer.dataset import open_dataset
-from trainer.epoch import plan_epoch
-from trainer.reader import batches
+from trainer.batching.epoch import plan_epoch
+from trainer.data.dataset import open_dataset
+from trainer.reading.batches import batches
 
 BATCH_STEPS = 6400
 # How often ours reads all records before the clock is looked at: once is over too soon.

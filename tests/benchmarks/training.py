@@ -21,8 +21,8 @@ from data import CLASSES, MAX_LENGTH, make_dataset, records
 from measure import Row, alternate, call, compare, tell
 
 from trainer.config import TrainConfig
-from trainer.start import start_tensorflow
-from trainer.train import train
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.training.train import train
 
 NUM_FEATURES, BATCH_STEPS = 8, 6400
 # name, floor, aim, part of the records that it trains on: they differ in speed by an order of magnitude.

@@ -23,8 +23,8 @@ from data import make_dataset
 from measure import alternate, command_line, compare, tell
 from training import BATCH_STEPS, NUM_FEATURES
 
-from trainer.dataset import open_dataset
-from trainer.windows import Batches, make_window_plan
+from trainer.batching.windows import Batches, make_window_plan
+from trainer.data.dataset import open_dataset
 
 NUM_WORKERS = 2
 
@@ -116,7 +116,7 @@ def waiting(shapes: list[list[list[int]]]) -> float:
 
 def compute(task: dict) -> None:
     """One worker: the seconds of the gradient of a batch of each shape."""
-    from trainer.start import start_tensorflow
+    from trainer.devices.tensorflow_setup import start_tensorflow
 
     start_tensorflow()
     import keras

@@ -1,0 +1,1 @@
+"""The Beam transforms, and the job that `lengthwise prepare` runs."""

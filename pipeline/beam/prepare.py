@@ -1,0 +1,127 @@
+"""Runs the job that turns raw files into a dataset: files -> lines -> sequences -> shards -> manifest."""
+
+import dataclasses
+import os
+from typing import Any
+
+from pipeline.beam import workers
+from pipeline.beam.options import runs_in_this_process
+from pipeline.beam.room import check_room
+from pipeline.build.allowance import DEFAULT_MAX_REJECTED
+from pipeline.build.publish import check_output, discard_generation, new_generation
+from pipeline.errors import UserError
+from pipeline.files import absolute, exists, join, read_bytes
+from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.raw.json_lines import find_files
+from pipeline.raw.records import LIMITS, Limits
+from pipeline.schema.schema import Schema
+
+# Input that is done before other processes have started.
+_SMALL_BYTES = 16 * 2**20
+# Each process holds 150 MB, and 250 MB with the largest records: more of them, only who asks for them gets.
+_MOST_WORKERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """What `lengthwise prepare` is told; WriteDataset says what each means.
+
+    Attributes:
+        processes: That parse and write beside this one; 0 does all in this one. None chooses.
+    """
+
+    raw: tuple[str, ...]
+    schema: str
+    output: str
+    num_shards: int | None = None
+    seed: int = 0
+    max_rejected: float = DEFAULT_MAX_REJECTED
+    overwrite: bool = False
+    keep_raw: bool = False
+    max_record_bytes: int = LIMITS.record_bytes
+    max_record_steps: int = LIMITS.record_steps
+    processes: int | None = None
+
+
+def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None) -> Manifest:
+    """Makes a dataset of raw files and returns its manifest.
+
+    Args:
+        beam_options: Beam's pipeline options by name, `runner` among them.
+
+    Raises:
+        UserError: what was wrong; the dataset that was there before is still there then.
+    """
+    beam_options = beam_options or {}
+    schema = Schema.read(options.schema)
+    output = absolute(options.output)
+    check_output(output, overwrite=options.overwrite)
+    files = find_files([absolute(path) for path in options.raw])
+    check_room(files, schema, output)
+    total_bytes = sum(file.num_bytes for file in files)
+    count = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
+    with workers.started(count, "pipeline.build.tasks"):
+        # Beam takes a second to import, in which the workers start.
+        from pipeline.beam.runners import make_pipeline, run_job
+        from pipeline.beam.transforms import PrepareFiles, WriteDataset
+
+        generation = new_generation()
+        limits = Limits(options.max_record_bytes, options.max_record_steps)
+        pipeline = make_pipeline(beam_options)
+        write = WriteDataset(
+            schema,
+            output,
+            num_shards=options.num_shards,
+            seed=options.seed,
+            max_rejected=options.max_rejected,
+            overwrite=options.overwrite,
+            generation=generation,
+        )
+
+        manifest: Manifest | None = None
+
+        def is_published() -> bool:
+            nonlocal manifest
+            manifest = _read_published(output, generation)
+            return manifest is not None
+
+        def discard() -> None:
+            workers.stop()
+            discard_generation(output, generation)
+
+        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits)
+        run_job(
+            pipeline,
+            "prepare",
+            total_bytes=total_bytes,
+            written=True,
+            output=output,
+            is_published=is_published,
+            discard=discard,
+        )
+    assert manifest is not None  # what `run_job` has asked
+    return manifest
+
+
+def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
+    """Processes to start: one for each core, if Beam starts none itself and the job takes longer than their start."""
+    if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
+        return 0
+    return min(workers.count_cores(), _MOST_WORKERS)
+
+
+def _read_published(output: str, generation: str) -> Manifest | None:
+    """The manifest, if it is there and has the generation.
+
+    Raises:
+        UserError: it is there, but cannot be read.
+    """
+    path = join(output, FILE_NAME)
+    if not exists(path) or os.path.isdir(path):  # a folder of that name is someone else's
+        return None
+    data = read_bytes(path)
+    try:
+        manifest = Manifest.parse(data, origin=path)
+    except UserError:  # what was there before, and no manifest of this job
+        return None
+    return manifest if generation in manifest.generations else None

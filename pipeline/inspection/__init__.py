@@ -1,0 +1,1 @@
+"""Commands that look into a dataset: `inspect` and `verify`."""

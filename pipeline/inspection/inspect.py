@@ -1,0 +1,279 @@
+"""Shows what is in a dataset, from its manifest alone: by split, label and length, with what was rejected."""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from pipeline.errors import UserError
+from pipeline.files import exists, join, read_bytes
+from pipeline.format.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
+from pipeline.inspection.lengths import bar, length_bands, length_range
+from pipeline.schema.schema import MULTILABEL, Feature, Schema
+from pipeline.tables import page, print_table
+
+_MAX_CLASSES = 20
+
+
+def load(dataset: str) -> Manifest:
+    """The manifest of the dataset in this folder.
+
+    Raises:
+        UserError: there is no dataset, or its manifest is not one.
+    """
+    path = join(dataset, FILE_NAME)
+    if not exists(path):
+        what = f"has no {FILE_NAME}" if exists(dataset) else "there is no such folder"
+        raise UserError(f"{dataset}: not a dataset: {what}; make one with `lengthwise prepare`.")
+    return Manifest.parse(read_bytes(path), origin=path)
+
+
+def summarize(manifest: Manifest) -> dict[str, Any]:
+    """What is in a dataset, as plain values for JSON. Lengths are in time steps, null where there is no record."""
+    schema = manifest.record_schema
+    splits = manifest.splits
+    return {
+        "format_version": manifest.format_version,
+        "fingerprint": manifest.fingerprint,
+        "generations": list(manifest.generations),
+        "seed": manifest.seed,
+        "records": sum(split.records for split in splits.values()),
+        "steps": sum(split.steps for split in splits.values()),
+        "lengths": length_range(_all_lengths(manifest)),
+        "splits": {name: _summarize_split(split, schema) for name, split in splits.items()},
+        "label": schema.label.model_dump(mode="json", exclude_none=True) | _statistics(manifest, schema.label.name),
+        "features": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.steps.items()},
+        "context": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.context.items()},
+        "rejected": manifest.rejected.model_dump(mode="json"),
+    }
+
+
+def _summarize_feature(manifest: Manifest, name: str, feature: Feature) -> dict[str, Any]:
+    summary = feature.model_dump(mode="json", exclude_none=True) | _statistics(manifest, name)
+    vocabulary = manifest.vocabularies.get(name)
+    return summary if vocabulary is None else summary | {"vocabulary_size": vocabulary.size}
+
+
+def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
+    gaps: dict[str, dict[str, Any]] = {"missing": {}, "unknown": {}}
+    for gap in _gaps(split, schema):
+        gaps[gap.what][gap.feature] = {"count": gap.number, "share": gap.number / max(gap.of, 1)}
+    return {
+        "records": split.records,
+        "steps": split.steps,
+        "lengths": length_range(split.length_counts),
+        "labels": split.labels,
+        "label_counts": split.label_counts,
+        **gaps,
+        "truncated": split.truncated,
+        "shards": len(split.shards),
+        "bytes": sum(shard.bytes for shard in split.shards),
+    }
+
+
+class _Gap(NamedTuple):
+    """How many of the values of a feature, `of` which there are so many, are missing or unknown."""
+
+    feature: str
+    what: Literal["missing", "unknown"]
+    number: int
+    of: int
+
+
+def _gaps(split: Split, schema: Schema) -> Iterator[_Gap]:
+    """Missing values among all, and strings of no vocabulary among those that are not missing."""
+    for name, feature in schema.features.items():
+        values = (split.steps if schema.is_per_step(name) else split.records) * feature.width
+        if name in split.missing:
+            yield _Gap(name, "missing", split.missing[name], values)
+        if name in split.unknown:
+            yield _Gap(name, "unknown", split.unknown[name], values - split.missing.get(name, 0))
+
+
+def _statistics(manifest: Manifest, name: str | None) -> dict[str, Any]:
+    statistics = manifest.statistics.get(name or "")
+    return {} if statistics is None else {"statistics": statistics.model_dump(mode="json")}
+
+
+def _all_lengths(manifest: Manifest) -> dict[int, int]:
+    total: collections.Counter[int] = collections.Counter()
+    for split in manifest.splits.values():
+        total.update(split.length_counts)
+    return dict(total)
+
+
+def print_summary(manifest: Manifest, output: str) -> None:
+    """Prints the result of `prepare` in a few lines."""
+    width = max(map(len, manifest.splits))
+    print(f"{output}: {_count(sum(s.records for s in manifest.splits.values()), 'record')}")
+    for name, split in manifest.splits.items():
+        print(f"  {name:<{width}}  {_describe_split(split)}")
+    truncated = sum(split.truncated for split in manifest.splits.values())
+    if truncated:
+        print(f"{_count(truncated, 'record')} cut to {_count(manifest.record_schema.max_length or 0, 'step')}")
+    print(_describe_rejects(manifest, output))
+    print(f"fingerprint {manifest.fingerprint}")
+
+
+def _describe_split(split: Split) -> str:
+    ends = length_range(split.length_counts)
+    if ends is None:
+        return "no record"
+    lengths = f"{ends['min']:,}" if ends["min"] == ends["max"] else f"{ends['min']:,} to {ends['max']:,}"
+    return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} a record)"
+
+
+def _describe_rejects(manifest: Manifest, dataset: str) -> str:
+    rejected = manifest.rejected
+    if not rejected.total:
+        return "no record rejected"
+    records = sum(split.records for split in manifest.splits.values()) + rejected.total
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
+    files = [join(dataset, path) for path in rejected.files]
+    more = f" and {_count(len(files) - 1, 'file')} more beside it" if len(files) > 1 else ""
+    return f"rejected {rejected.total:,} of {_count(records, 'record')}: {reasons}; listed in {files[0]}{more}"
+
+
+def print_details(manifest: Manifest, dataset: str) -> None:
+    """Prints all that `inspect` shows, as tables."""
+    with page() as console:
+        _print_all(console, manifest, dataset)
+
+
+def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
+    lengths = _all_lengths(manifest)
+    records = sum(lengths.values())
+    console.print(f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}", soft_wrap=True)
+    console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
+    console.print(f"generations {', '.join(manifest.generations)}")
+    print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
+    print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
+    _print_label(console, manifest)
+    schema = manifest.record_schema
+    for title, features in (("Features", schema.steps), ("Context, one value a record", schema.context)):
+        rows = [_feature_row(manifest, name, feature) for name, feature in features.items()]
+        if rows:
+            print_table(console, f"{title} (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
+    gaps = list(_gap_rows(manifest))
+    if gaps:
+        columns = ("feature", "", *manifest.splits, "all", "share")
+        print_table(console, "Missing values, and strings of no vocabulary", columns, gaps)
+    reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
+    print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
+    for path in manifest.rejected.files:
+        console.print(f"  {join(dataset, path)}", soft_wrap=True)
+
+
+def _print_label(console: Console, manifest: Manifest) -> None:
+    label, splits = manifest.record_schema.label, manifest.splits
+    title = f"Label {_clean(label.title)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
+    if label.name in manifest.statistics:
+        row = (_clean(label.title), "float32", "-", "-", *_ranges(manifest.statistics[label.name]))
+        print_table(console, title, _FEATURE_COLUMNS, [row])
+    elif label.classes and label.kind != "distribution":
+        print_table(console, title, ("class", *splits, "all", "share"), _class_rows(manifest))
+    else:
+        print_table(console, title, (), [])
+    if label.per_step:
+        print_table(console, "Steps with a label", ("", *splits, "all", "share"), [_labelled_row(splits)])
+
+
+def _labelled_row(splits: Mapping[str, Split]) -> tuple[str, ...]:
+    labels, steps = sum(s.labels for s in splits.values()), sum(s.steps for s in splits.values())
+    return "steps", *(f"{split.labels:,}" for split in splits.values()), f"{labels:,}", f"{labels / max(steps, 1):.1%}"
+
+
+_SPLIT_COLUMNS = ("split", "records", "steps", "shortest", "median", "longest", "truncated", "shards", "size")
+
+
+def _split_rows(splits: Mapping[str, Split]) -> Iterator[tuple[str, ...]]:
+    for name, split in splits.items():
+        ends = length_range(split.length_counts)
+        yield (
+            name,
+            f"{split.records:,}",
+            f"{split.steps:,}",
+            *((f"{ends[key]:,}" for key in ("min", "median", "max")) if ends else ("-", "-", "-")),
+            f"{split.truncated:,}",
+            f"{len(split.shards):,}",
+            decimal(sum(shard.bytes for shard in split.shards)),
+        )
+
+
+def _length_rows(counts: Mapping[int, int], console: Console) -> Iterator[tuple[str, ...]]:
+    bands = length_bands(counts)
+    most = max((records for *_, records in bands), default=0)
+    blocks = console.encoding.lower().startswith("utf")
+    for first, last, records in bands:
+        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        yield name, f"{records:,}", bar(records / most, blocks=blocks)
+
+
+def _class_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """Labels of each class by split; of very many classes the most frequent.
+
+    The share is of all labels, each of which may name several classes where it is a multilabel.
+    """
+    splits = manifest.splits.values()
+    totals: collections.Counter[str] = collections.Counter()
+    for split in splits:
+        totals.update(split.label_counts)
+    total = sum(split.labels for split in splits)
+    # Up to a screenful in the schema's order, which is the order of the probabilities.
+    shown = list(totals) if len(totals) <= _MAX_CLASSES else [name for name, _ in totals.most_common(_MAX_CLASSES)]
+    for name in shown:
+        counts = [f"{split.label_counts.get(name, 0):,}" for split in splits]
+        yield _clean(name), *counts, f"{totals[name]:,}", f"{totals[name] / max(total, 1):.1%}"
+    if len(totals) > len(shown):
+        rest = sum(totals.values()) - sum(totals[name] for name in shown)
+        share = "" if manifest.record_schema.label.kind in MULTILABEL else f"{rest / max(total, 1):.1%}"
+        yield f"{len(totals) - len(shown):,} more", *[""] * len(splits), f"{rest:,}", share
+
+
+def _gap_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """A row for each kind of gap that a feature may have, by split."""
+    by_split = [list(_gaps(split, manifest.record_schema)) for split in manifest.splits.values()]
+    for gaps in zip(*by_split, strict=True):
+        number, of = sum(gap.number for gap in gaps), sum(gap.of for gap in gaps)
+        numbers = (f"{gap.number:,}" for gap in gaps)
+        yield _clean(gaps[0].feature), gaps[0].what, *numbers, f"{number:,}", f"{number / max(of, 1):.1%}"
+
+
+_FEATURE_COLUMNS = ("name", "dtype", "shape", "values", "mean", "std", "min", "max")
+
+
+def _feature_row(manifest: Manifest, name: str, feature: Feature) -> tuple[str, ...]:
+    shape = " x ".join(map(str, feature.shape)) or "-"
+    vocabulary = manifest.vocabularies.get(name)
+    values = feature.num_values if vocabulary is None else vocabulary.size
+    number = "-" if values is None else f"{values:,}"
+    return _clean(name), feature.dtype, shape, number, *_ranges(manifest.statistics.get(name))
+
+
+def _ranges(statistics: FeatureStatistics | None) -> tuple[str, ...]:
+    """Mean and standard deviation, from the smallest to the largest of all columns; minimum and maximum of all."""
+    if statistics is None:
+        return ("-",) * 4
+    deviations = [variance**0.5 for variance in statistics.variance]
+    return (
+        _range(statistics.mean),
+        _range(deviations),
+        f"{min(statistics.min):.4g}",
+        f"{max(statistics.max):.4g}",
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _clean(text: str) -> str:
+    """A name from the data as it may stand on a terminal: without control characters."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

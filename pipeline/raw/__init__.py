@@ -1,0 +1,1 @@
+"""Raw files become sequences, or rejects with a reason."""

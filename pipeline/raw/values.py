@@ -1,0 +1,280 @@
+"""Turns the values of a record, as JSON gives them, into arrays, or says which value does not fit and where."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from pipeline.raw.reasons import Reason, RecordError, show
+from pipeline.schema.schema import MULTILABEL, ONE_CLASS, Feature, Label, class_name
+
+# Class index of a step without a label: its weight is 0. A number is NaN there.
+NO_LABEL = -1
+# What stands for a null, where a feature may miss values; a number is NaN there. No category is below 0, and no text in
+# UTF-8 has this byte, so neither can be taken for a value of a record.
+MISSING_INTEGER = -1
+MISSING_STRING = b"\xff"
+# Probabilities are often rounded to a few digits before they are written.
+_DISTRIBUTION_TOLERANCE = 1e-3
+# How nulls are met: as a missing value, or refused with these words at the end.
+_MAY_MISS = None
+_REFUSED = ""
+_REFUSED_UNLESS_SAID = " (say missing: fill or missing: indicator in the schema to allow nulls)"
+
+Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
+
+
+# What JSON gives.
+_PLAIN = frozenset((str, int, float, bool, type(None), list, dict))
+
+
+def plain(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def as_list(value: Any, name: str) -> list[Any]:
+    value = plain(value)
+    if not isinstance(value, list):
+        raise RecordError("wrong_type", f"{name}: {show(value)}, expected a list with one value a step")
+    return value
+
+
+def parse_steps(value: Any, name: str, feature: Feature) -> Values:
+    """float32 or int64[num_steps, *shape], or num_steps × width strings, of one step feature.
+
+    Raises:
+        RecordError: says the place in the record, the value and what was expected.
+    """
+    numbers = _take_array(value, feature) if isinstance(value, np.ndarray) else None
+    if numbers is not None:
+        return numbers
+    steps = as_list(value, name)
+    values = _parse_values(steps, name, feature)
+    return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
+
+
+def _take_array(array: np.ndarray[Any, Any], feature: Feature) -> np.ndarray[Any, Any] | None:
+    """An array that is what the schema says, as it is stored; None if the exact way has to find out what is wrong."""
+    if array.ndim == 0 or array.shape[1:] != feature.shape:
+        return None
+    if feature.dtype == "float32" and array.dtype in (np.float64, np.float32):
+        with np.errstate(over="ignore"):  # not finite then
+            numbers = array.astype(np.float32)
+        return numbers if np.isfinite(numbers).all() else None
+    if feature.dtype == "int64" and array.dtype == np.int64:
+        assert feature.num_values is not None
+        fits = not array.size or (array.min() >= 0 and array.max() < feature.num_values)
+        return array if fits else None
+    return None
+
+
+def parse_context(value: Any, name: str, feature: Feature) -> Values:
+    """float32 or int64[*shape], or width strings, of one context feature.
+
+    Raises:
+        RecordError: as for `parse_steps`.
+    """
+    # As the values of one step, whose place is told as what it is.
+    try:
+        values = _parse_values([plain(value)], name, feature)
+    except RecordError as error:
+        raise RecordError(error.reason, error.message.replace(f"{name}[0]", name, 1)) from None
+    return values if isinstance(values, list) else values.reshape(feature.shape)
+
+
+def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
+    """The values of all steps in one row."""
+    nulls = _MAY_MISS if feature.may_miss else _REFUSED_UNLESS_SAID
+    values = _flatten(steps, name, feature.shape, nulls)
+    if feature.dtype == "string":
+        return _parse_strings(values, name, feature.shape, nulls)
+    if feature.dtype == "float32":
+        return _parse_floats(values, name, feature.shape, nulls)
+    assert feature.num_values is not None
+    return _parse_integers(values, name, feature.shape, nulls, end=feature.num_values)
+
+
+def parse_label(value: Any, label: Label) -> np.ndarray[Any, Any]:
+    """A label as `Sequence.label` holds it.
+
+    Raises:
+        RecordError: as for `parse_steps`.
+    """
+    value = plain(value)
+    name = label.title
+    if label.kind == "class":
+        return np.array([_parse_class(value, name, label.class_index)], np.int64)
+    if label.kind == "step_class":
+        index = label.class_index
+        return np.array(
+            [NO_LABEL if c is None else _parse_class(c, f"{name}[{i}]", index) for i, c in enumerate(value)],
+            np.int64,
+        )
+    if label.kind == "multilabel":
+        return _parse_classes(value, name, label)
+    if label.kind == "step_multilabel":
+        return np.stack([_parse_classes(classes, f"{name}[{i}]", label) for i, classes in enumerate(value)])
+    if label.kind == "step_regression":
+        return _parse_floats(value, name, (), _MAY_MISS)
+    if label.kind == "regression":
+        if type(value) not in (float, int):
+            raise RecordError("wrong_type", f"{name}: {show(value)}, expected a number")
+        return _parse_floats([value], name, (), _REFUSED)
+    return _parse_distribution(as_list(value, name), label)
+
+
+def is_missing(values: Values) -> np.ndarray[Any, Any]:
+    """bool of the shape of `values`: which of them stand for a null."""
+    if isinstance(values, list):
+        return np.array([value == MISSING_STRING for value in values], bool)
+    return np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INTEGER
+
+
+def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[Any]:
+    """All values of nested lists, row by row, after a check that every row is a list as wide as the schema says.
+
+    Each pass runs in C over a whole level; the place of a fault is looked for only when there is one. A null in the
+    place of a row is a row of nulls, where nulls are allowed.
+    """
+    for depth, dimension in enumerate(shape):
+        if nulls is _MAY_MISS and any(row is None for row in level):  # not `in`: a row may be an array
+            level = [[None] * dimension if row is None else row for row in level]
+        level = _of_types(level, {list}, name, shape[:depth], f"a list of {dimension} values", nulls)
+        if not set(map(len, level)) <= {dimension}:
+            position = next(i for i, row in enumerate(level) if len(row) != dimension)
+            _fail(
+                "wrong_shape",
+                name,
+                shape[:depth],
+                position,
+                level[position],
+                f"{dimension} values, not {len(level[position])}",
+            )
+        level = list(itertools.chain.from_iterable(level))
+    return level
+
+
+def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> np.ndarray[Any, Any]:
+    values = _of_types(values, {float, int}, name, shape, "a number", nulls)
+    missing = np.array([value is None for value in values]) if nulls is _MAY_MISS and None in values else None
+    if missing is not None:
+        values = [0.0 if value is None else value for value in values]
+    try:
+        with np.errstate(over="ignore"):  # found below, and said better
+            numbers = np.array(values, np.float32)
+    except OverflowError:  # an integer beyond the range of a double
+        numbers = np.array([float(v) if abs(v) < 1e300 else np.inf for v in values], np.float32)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        position = int(np.argmin(finite))
+        _fail("not_finite", name, shape, position, values[position], "a finite number in the range of float32")
+    if missing is not None:
+        numbers[missing] = np.nan
+    return numbers
+
+
+def _parse_integers(
+    values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None, *, end: int
+) -> np.ndarray[Any, Any]:
+    values = _of_types(values, {int}, name, shape, "an integer", nulls)
+    present = [value for value in values if value is not None] if nulls is _MAY_MISS else values
+    if present and (min(present) < 0 or max(present) >= end):
+        position = next(i for i, v in enumerate(values) if v is not None and not 0 <= v < end)
+        _fail("unknown_class", name, shape, position, values[position], f"0 to {end - 1}")
+    if len(present) < len(values):
+        values = [MISSING_INTEGER if value is None else value for value in values]
+    return np.array(values, np.int64)
+
+
+def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[bytes]:
+    values = _of_types(values, {str}, name, shape, "a string", nulls)
+    try:
+        return [MISSING_STRING if value is None else value.encode() for value in values]
+    except UnicodeEncodeError as error:
+        raise RecordError("wrong_type", f"{name}: {error.object!r} is no valid Unicode") from None
+
+
+def _of_types(
+    values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: str | None
+) -> list[Any]:
+    """`values`, all of which are of `types`, or null if that may be; NumPy's arrays and scalars become Python's."""
+    if nulls is _MAY_MISS:
+        types = types | {type(None)}
+    if set(map(type, values)) <= types:
+        return values
+    values = [plain(value) for value in values]
+    position = next((i for i, value in enumerate(values) if type(value) not in types), None)
+    if position is None:
+        return values
+    found = values[position]
+    # A list where a number was due, or a number where a list was, is a matter of shape; everything else one of type.
+    misplaced = isinstance(found, int | float) and not isinstance(found, bool) if list in types else type(found) is list
+    reason: Reason = "wrong_shape" if misplaced else "wrong_type"
+    _fail(reason, name, shape, position, found, expected + (nulls or "" if found is None else ""))
+
+
+def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, value: Any, expected: str) -> NoReturn:
+    width = int(np.prod(shape, dtype=np.int64))
+    step, inner = divmod(position, width)
+    place = (
+        f"{name}[{step}]" + "".join(f"[{i}]" for i in np.unravel_index(inner, shape))
+        if shape
+        else f"{name}[{position}]"
+    )
+    raise RecordError(reason, f"{place}: {show(value)}, expected {expected}")
+
+
+def _parse_distribution(value: list[Any], label: Label) -> np.ndarray[Any, Any]:
+    if len(value) != len(label.classes):
+        raise RecordError(
+            "wrong_shape",
+            f"{label.title}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
+        )
+    probabilities = _parse_floats(value, label.title, (), _REFUSED)
+    total = float(probabilities.sum(dtype=np.float64))
+    if probabilities.min() < 0 or abs(total - 1) > _DISTRIBUTION_TOLERANCE:
+        raise RecordError(
+            "wrong_type",
+            f"{label.title}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",
+        )
+    return probabilities
+
+
+def named_classes(values: np.ndarray[Any, Any], label: Label) -> np.ndarray[Any, Any]:
+    """int64: the position of every class that a stored label names, once for each step (or record) that it names.
+
+    >>> label = Label(name="y", kind="step_multilabel", classes=("a", "b"))
+    >>> named_classes(np.array([0, 1, -1, -1, 1, 1]), label).tolist()
+    [1, 0, 1]
+    """
+    if label.kind in MULTILABEL:
+        return np.nonzero(values.reshape(-1, len(label.classes)) == 1)[1]
+    return values[values != NO_LABEL] if label.kind in ONE_CLASS else np.zeros(0, np.int64)
+
+
+def _parse_classes(value: Any, place: str, label: Label) -> np.ndarray[Any, Any]:
+    """int64[classes] of 0 and 1, from a list of class names; NO_LABEL everywhere for the null of a step."""
+    if value is None and label.per_step:
+        return np.full(len(label.classes), NO_LABEL, np.int64)
+    value = plain(value)
+    if not isinstance(value, list):
+        raise RecordError("wrong_type", f"{place}: {show(value)}, expected a list of class names")
+    present = np.zeros(len(label.classes), np.int64)
+    for name in value:
+        present[_parse_class(name, place, label.class_index)] = 1
+    return present
+
+
+def _parse_class(value: Any, place: str, index: Mapping[str, int]) -> int:
+    value = plain(value)
+    if not isinstance(value, (str, int)):  # noqa: UP038 - `str | int` makes a new type for every record
+        raise RecordError("wrong_type", f"{place}: {show(value)}, expected the name of a class")
+    try:
+        return index[value if type(value) is str else class_name(value)]
+    except KeyError:
+        raise RecordError("unknown_class", f"{place}: {show(value)}, expected one of {show(list(index))}") from None

@@ -1,0 +1,1 @@
+"""An external sort of encoded records by the hash of their ids."""

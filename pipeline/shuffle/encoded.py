@@ -1,0 +1,148 @@
+"""A record as it travels to its shard: its Example, and beside it all that decides where it goes and what is told."""
+
+import hashlib
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.format.examples import encode_sequence
+from pipeline.raw.reasons import Reason
+from pipeline.raw.records import Sequence as Record
+from pipeline.raw.records import num_labels
+from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.shuffle.hashing import choose_split, order_key
+
+
+class Origin(NamedTuple):
+    """Where a record comes from, as far as it is known, for the day it is rejected.
+
+    Attributes:
+        path: The raw file; None where the record came from elsewhere.
+        chunk: Where the chunk of the file starts, in bytes.
+        byte_offset: Where the line starts, in bytes of the decompressed file.
+        number: Lines before it in its chunk.
+        sha256: Digest of the raw line; of one that is too large, of its beginning.
+        raw: The line itself, only where it is to be kept.
+    """
+
+    path: str | None
+    chunk: int
+    byte_offset: int
+    number: int
+    sha256: bytes
+    raw: bytes | None
+
+
+class Reject(NamedTuple):
+    """A record that cannot be used, and why."""
+
+    reason: Reason
+    message: str
+    id: str | None
+    origin: Origin
+
+
+class Encoded(NamedTuple):
+    """A record as it travels to its shard."""
+
+    key: bytes
+    digest: bytes
+    origin: Origin
+    id: str
+    group: str | None
+    split: str
+    num_steps: int
+    num_labels: int
+    truncated: bool
+    example: bytes
+
+
+class Block(NamedTuple):
+    """Records in the order of `rank`.
+
+    Attributes:
+        rows: The columns of COLUMNS, a row a record.
+        examples: Their Examples, one a record.
+    """
+
+    rows: pa.Table
+    examples: list[bytes]
+
+
+# An Encoded, of which the origin comes first and the Example is elsewhere.
+COLUMNS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("chunk", pa.int64()),
+        ("byte_offset", pa.int64()),
+        ("number", pa.int64()),
+        ("sha256", pa.binary()),
+        ("raw", pa.binary()),
+        ("key", pa.binary(16)),
+        ("digest", pa.binary(32)),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("num_steps", pa.int64()),
+        ("num_labels", pa.int64()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+
+def encode(sequence: Record, origin: Origin, schema: Schema, *, seed: int) -> Encoded:
+    """A sequence as bytes, with the split and the place that follow from its id."""
+    group = None if schema.group is None else sequence.group
+    if isinstance(schema.splits, SplitFromField):
+        if sequence.split is None:
+            raise ValueError(
+                f"Sequence {sequence.id!r} names no split, but the schema takes it from {schema.splits.field!r}."
+            )
+        split = sequence.split
+    else:
+        if schema.group is not None and sequence.group is None:
+            raise ValueError(f"Sequence {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
+        split = choose_split(sequence.id if group is None else group, schema.splits, seed=seed)
+    example = encode_sequence(sequence, schema)
+    return Encoded(
+        key=order_key(sequence.id, seed=seed),
+        digest=hashlib.sha256(example).digest(),
+        origin=origin,
+        id=sequence.id,
+        group=group,
+        split=split,
+        num_steps=sequence.num_steps,
+        num_labels=num_labels(sequence, schema),
+        truncated=sequence.truncated,
+        example=example,
+    )
+
+
+def rank(record: Encoded) -> tuple[Any, ...]:
+    """The order of records: by key, and of doubles by what is in them."""
+    # The origin comes late: which of two doubles stays must not hang on the order of the input as long as they differ.
+    origin = record.origin
+    content = (record.digest, record.split, record.truncated)
+    return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
+
+
+def to_block(records: Iterable[Encoded]) -> Block:
+    """Records of any order as a block."""
+    ordered = sorted(records, key=operator.attrgetter("key"))
+    # Few have the key of another one, and the whole rank of every record takes longer than all else here.
+    if any(a.key == b.key for a, b in zip(ordered, ordered[1:], strict=False)):
+        ordered.sort(key=rank)
+    rows = [(*record.origin, record.key, record.digest, *record[3:-1]) for record in ordered]
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)]
+    return Block(pa.Table.from_arrays(arrays, schema=COLUMNS), [record.example for record in ordered])
+
+
+def from_rows(rows: pa.Table) -> list[Encoded]:
+    """The records of rows, without their Examples."""
+    columns: Sequence[list[Any]] = [column.to_pylist() for column in rows.select(COLUMNS.names).columns]
+    origins = map(Origin, *columns[: len(Origin._fields)])
+    keys, digests, *rest = columns[len(Origin._fields) :]
+    return [Encoded._make((*values, b"")) for values in zip(keys, digests, origins, *rest, strict=True)]

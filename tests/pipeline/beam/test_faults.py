@@ -1,0 +1,245 @@
+"""File systems that fail, and input that was made to do harm: one clear line, and the dataset as it was."""
+
+import builtins
+import contextlib
+import errno
+import gzip
+import io
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+from datasets import call
+from paths import ROOT
+from prepare_jobs import MOST_BYTES, PLAIN, SCHEMA, load, prepare_measured, read_whole, unlisted, write_parts
+
+from pipeline import files as storage
+from pipeline.format.manifest import FILE_NAME
+from pipeline.inspection.verify import verify
+
+NOTE = "Running in this process (FnApiRunner)."
+WRITES = ("makedirs", "open xb", "write", "fsync", "replace")
+
+
+class Watched(io.BufferedWriter):
+    """A file that tells of its writes first."""
+
+    def __init__(self, path, mode, tell):
+        super().__init__(io.FileIO(path, mode.strip("b")))
+        self._tell = tell
+
+    def write(self, data):
+        self._tell("write", None)
+        return super().write(data)
+
+    def writelines(self, lines):
+        self.write(b"".join(lines))
+
+
+@contextlib.contextmanager
+def watched(tell):
+    """Tells of each call that pipeline.files makes to the file system, with the path if it names one, before it."""
+
+    def told(name, function):
+        def first(path, *arguments, **named):
+            tell(name, path if isinstance(path, str) else None)
+            return function(path, *arguments, **named)
+
+        return first
+
+    def opened(path, mode):
+        tell(f"open {mode}", path)
+        return builtins.open(path, mode) if mode == "rb" else Watched(path, mode, tell)
+
+    calls = {name: told(name, getattr(os, name)) for name in ("makedirs", "replace", "unlink", "fsync")}
+    path = types.SimpleNamespace(**vars(os.path) | {"getsize": told("getsize", os.path.getsize)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "os", types.SimpleNamespace(**vars(os) | calls | {"path": path}))
+        patch.setattr(storage, "open", opened, raising=False)
+        yield
+
+
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def the_line(err):
+    """The one line that is not the note on the runner."""
+    (line,) = [line for line in err if line != NOTE]
+    return line
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The folder of the process, with a raw file and a schema in it."""
+    write_parts(tmp_path / "parts", 2e4)
+    (tmp_path / "raw.jsonl").write_bytes((tmp_path / "parts/0.jsonl").read_bytes())
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OPTIONS = ("--schema", "schema.yaml", "--output", "dataset", "--overwrite")
+OPTIONS += ("--max_rejected", "0.6", "--num_shards", "1", "--processes", "0")
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.proof)])
+@pytest.mark.parametrize(
+    ("code", "names", "lasting"),
+    [
+        (errno.EACCES, ("open rb", "getsize", "unlink", *WRITES), False),
+        (errno.ENOSPC, WRITES, True),
+    ],
+    ids=["a_call_is_refused", "the_disk_is_full_from_there_on"],
+)
+def test_whichever_call_fails_a_line_says_so_and_the_old_dataset_or_the_new_one_is_there(
+    place, capsys, code, names, lasting, every
+):
+    dataset = place / "dataset"
+    assert call(capsys, "prepare", "raw.jsonl", *OPTIONS)[0] == 0
+    expected = read_whole(dataset).fingerprint
+    calls, failing, failed = 0, 1, None
+
+    def tell(name, path):
+        nonlocal calls, failed
+        calls += name in names
+        if name in names and (calls == failing or (lasting and calls > failing)):
+            failed = failed or (name, path)
+            # As the system does: what is open has no name any more.
+            raise OSError(code, os.strerror(code), *([path] if path else []))
+
+    problems, rounds = [], 0
+    while True:
+        before, calls, failed = snapshot(dataset), 0, None
+        with watched(tell):
+            status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
+        if failed is None:
+            assert (status, calls < failing) == (0, True)
+            break
+        after, path = snapshot(dataset), failed[1] or ""
+        told = [line for line in err if line != NOTE]
+        if (status, len(told)) != (1, 1) or os.strerror(code) not in told[0] or path not in told[0]:
+            problems.append((failing, *failed, status, err))
+        if before[FILE_NAME] == after[FILE_NAME]:
+            # The user is told of rejects: they stay.
+            more = {name for name in after.keys() - before.keys() if not name.startswith("rejected/")}
+            if more or not before.items() <= after.items():
+                problems.append((failing, *failed, "left", more, "took", before.keys() - after.keys()))
+        elif ": was published, but " not in told[-1]:
+            problems.append((failing, *failed, "was published", err))
+        if load(dataset).fingerprint != expected or verify(str(dataset)).faults:
+            problems.append((failing, *failed, "mixed"))
+        rounds += 1
+        if every == 1 or rounds % 5 == 0:
+            status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
+            more = [path for path in unlisted(dataset) if not path.is_dir()]
+            if status or load(dataset).fingerprint != expected or more:
+                problems.append((failing, *failed, "after", status, err, more))
+        failing += every
+    print(f"{rounds} of {calls} calls failed")
+    assert not problems, "\n".join(map(str, problems))
+    assert rounds > 8
+
+
+def test_a_manifest_that_cannot_be_read_back_costs_no_file_that_it_lists(place, capsys):
+    assert call(capsys, "prepare", "raw.jsonl", *OPTIONS)[0] == 0
+    broken = False
+
+    def tell(name, path):
+        nonlocal broken
+        broken = broken or name == "unlink"  # the first is of an older file: the new manifest is in its place
+        if broken and name in ("unlink", "open rb"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with watched(tell):
+        status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
+    assert (status, os.strerror(errno.EMFILE) in the_line(err)) == (1, True)
+    read_whole(place / "dataset")
+
+
+def test_a_file_that_may_not_grow_ends_the_job_with_a_line(place):
+    """The nearest to a full disk that needs no disk of its own."""
+    write_parts(place / "raw", 1e6)
+    program = (
+        "import resource, sys, lengthwise\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+        "sys.exit(lengthwise.main(sys.argv[2:]))\n"
+    )
+
+    def run(most_bytes, *arguments):
+        return subprocess.run(
+            [sys.executable, "-c", program, str(most_bytes), "prepare", "raw", *OPTIONS, *arguments],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run(10**9).returncode == 0
+    before = snapshot(place / "dataset")
+    for most_bytes, processes in ((1_000, "0"), (100_000, "2"), (180_000, "0")):
+        done = run(most_bytes, "--processes", processes)
+        line = the_line(done.stderr.splitlines())
+        assert (done.returncode, done.stdout) == (1, "")
+        assert line.startswith("lengthwise prepare: A file could not be read or written: [Errno 27] File too large")
+        assert snapshot(place / "dataset") == before
+
+
+def test_more_files_than_a_process_may_open_are_prepared(place):
+    records = [b'{"id": "%d", "x": [[1, 2, 3, 4]], "word": ["a"], "y": "a"}\n' % n for n in range(300)]
+    records += [b"no record\n"] * 300
+    (place / "many").mkdir()
+    for n in range(300):
+        (place / f"many/{n}.jsonl").write_bytes(records[n] + records[300 + n])
+    program = (
+        "import resource, sys, lengthwise\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "sys.exit(lengthwise.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "prepare", "many", *OPTIONS],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def bomb(piece, num_bytes):
+    """A gzip file of `piece` over and over, `num_bytes` in all."""
+    block = piece * (2**20 // len(piece))
+    return gzip.compress(block) * (num_bytes // len(block))
+
+
+ZEROS = (b"0", "1 of 1 records (100.00%) were rejected: 1 too_large; at most 1.00% may be. ")
+BLANK = (b"\n", "{raw}: ")
+# Short records are parsed until they are too many, which takes a minute where cores are slow.
+RECORD = (b'{"id":"a","x":[[0,0,0,0,0,0,0,0]],"y":"a"}\n', "{raw}: ")
+WORKERS = ("--processes", "2")
+
+
+@pytest.mark.parametrize(
+    ("bytes_and_message", "processes"),
+    [
+        pytest.param(ZEROS, (), id="zeros"),
+        pytest.param(ZEROS, WORKERS, id="zeros-workers", marks=pytest.mark.proof),
+        pytest.param(BLANK, (), id="blank_lines", marks=pytest.mark.proof),
+        pytest.param(BLANK, WORKERS, id="blank_lines-workers", marks=pytest.mark.proof),
+        pytest.param(RECORD, (), id="records", marks=pytest.mark.proof),
+        pytest.param(RECORD, WORKERS, id="records-workers", marks=pytest.mark.proof),
+    ],
+)
+def test_a_gzip_bomb_ends_with_a_line_in_bounded_memory(tmp_path, bytes_and_message, processes):
+    piece, message = bytes_and_message
+    (tmp_path / "raw").write_bytes(bomb(piece, 2**30))
+    assert os.path.getsize(tmp_path / "raw") < 8e6
+    (tmp_path / "schema.yaml").write_text(PLAIN)
+    status, told, peak, seconds = prepare_measured(tmp_path, *processes)
+    told = [line for line in told if not line.startswith("prepare: ")]  # how it moves
+    assert (status, peak < MOST_BYTES) == (1, True), (told, peak, seconds)
+    line = the_line(told)
+    assert line.startswith(f"lengthwise prepare: {message.format(raw=tmp_path / 'raw')}")
+    if piece != b"0":
+        assert " bytes of gzip hold more than " in line
+    print(f"\n{os.path.getsize(tmp_path / 'raw'):,} bytes, {peak / 1e6:,.0f} MB peak, {seconds:.1f} s")

@@ -1,0 +1,171 @@
+"""The transforms fit into anyone's own Beam pipeline."""
+
+import datetime
+import json
+import pathlib
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from pipeline.beam.transforms import ParseRecords, ReadLines, WriteDataset
+from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.raw.records import parse_record
+from pipeline.schema.schema import Schema
+
+
+@pytest.fixture(scope="module")
+def schema(schema_text):
+    return Schema.parse(schema_text)
+
+
+def load(folder):
+    path = pathlib.Path(folder, FILE_NAME)
+    return Manifest.parse(path.read_bytes(), origin=str(path))
+
+
+def rejects(folder):
+    manifest = load(folder)
+    files = [pathlib.Path(folder, name) for name in manifest.rejected.files]
+    return [json.loads(row) for file in files for row in file.read_text().splitlines()]
+
+
+def write(elements, schema, output, **options):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create(elements) | ParseRecords(schema) | WriteDataset(schema, str(output), **options)
+
+
+def test_records_of_someones_own_become_the_dataset_that_prepare_makes(dataset, records, schema, tmp_path):
+    def as_arrays(record):
+        # What a pipeline of one's own has at hand: an array, a list of arrays, a list of NumPy's numbers.
+        return record | {
+            "x": [np.array(row, np.float32) for row in record["x"]],
+            "page": np.array(record["page"]),
+            "word": [list(row) for row in record["word"]],
+        }
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create(records)
+            | beam.Map(as_arrays)
+            | ParseRecords(schema)
+            | WriteDataset(schema, str(tmp_path / "out"), num_shards=4)
+            | beam.Map(lambda manifest: (tmp_path / "published").write_text(manifest.fingerprint))
+        )
+    assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
+    assert (tmp_path / "published").read_text() == load(dataset).fingerprint
+    assert load(tmp_path / "out").rejected.total == 0
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_lines_serve_as_records_and_blank_ones_are_none(dataset, records, schema, tmp_path, as_bytes):
+    lines = ["", *(json.dumps(record) for record in records), " \t"]
+    write([line.encode() if as_bytes else line for line in lines], schema, tmp_path / "out", num_shards=4)
+    assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
+    assert load(tmp_path / "out").rejected.total == 0
+
+
+def test_sequences_can_be_written_as_they_are(dataset, records, schema, tmp_path):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([parse_record(record, schema) for record in records])
+            | WriteDataset(schema, str(tmp_path / "out"), num_shards=4)
+        )
+    assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
+
+
+def test_any_element_is_a_sequence_or_a_reject(records, schema, tmp_path):
+    odd = [
+        3,
+        None,
+        ["a"],
+        object(),
+        b"\xff",
+        {"id": 10**30, "x": {1, 2}},
+        {1: 2, "id": 0.5, None: b"\xff"},
+        {"id": "deep", "x": json.loads("[" * 300 + "]" * 300)},
+        {"id": datetime.date(2026, 1, 1)},
+    ]
+    write([*odd, records[0]], schema, tmp_path / "out", max_rejected=1)
+    rows = rejects(tmp_path / "out")
+    assert sorted((row["reason"], row["id"] or "") for row in rows) == [
+        ("bad_id", ""),
+        ("bad_id", ""),
+        ("not_a_record", ""),
+        ("not_a_record", ""),
+        ("not_a_record", ""),
+        ("not_a_record", ""),
+        ("not_json", ""),
+        ("wrong_shape", "deep"),
+        ("wrong_type", "1" + "0" * 30),
+    ]
+    assert {(row["file"], row["byte_offset"], row["line"]) for row in rows} == {(None, None, None)}
+    assert sum(split.records for split in load(tmp_path / "out").splits.values()) == 1
+
+
+def test_doubles_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
+    from pipeline.raw.json_lines import find_files
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        read = pipeline | ReadLines(find_files([raw_file]))
+        mine = pipeline | beam.Create(records)
+        parsed = (read["lines"], mine) | beam.Flatten() | ParseRecords(schema)
+        _ = {**parsed, "chunks": read["chunks"]} | WriteDataset(schema, str(tmp_path / "out"), max_rejected=0.5)
+    manifest = load(tmp_path / "out")
+    assert manifest.rejected.by_reason == {"duplicate_id": len(records)}
+    assert sum(split.records for split in manifest.splits.values()) == len(records)
+
+
+def test_too_many_rejects_fail_the_pipeline(records, schema, tmp_path):
+    with pytest.raises(Exception, match=r"1 of 2 records \(50\.00%\) were rejected: 1 not_a_record"):
+        write([3, records[0]], schema, tmp_path / "out")
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_a_dataset_that_is_there_is_refused_when_the_pipeline_is_built(dataset, records, schema):
+    with pytest.raises(Exception, match="a dataset is there already"):
+        write(records, schema, dataset)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_shards": 0}, "num_shards is 0, expected at least 1"),
+        ({"max_rejected": 1.5}, "max_rejected is 1.5, expected a share from 0 to 1"),
+    ],
+)
+def test_a_wrong_option_is_refused_when_it_is_given(schema, options, message):
+    with pytest.raises(ValueError, match=message):
+        WriteDataset(schema, "out", **options)
+
+
+def test_a_relative_output_is_made_absolute_where_the_pipeline_is_built(schema, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert WriteDataset(schema, "out").output == str(tmp_path / "out")
+    assert WriteDataset(schema, "gs://bucket/out").output == "gs://bucket/out"
+
+
+SCHEMA_OF_SIZES = """
+id: id
+steps: {x: {dtype: float32}}
+label: {name: y, kind: regression}
+splits: {train: 0.8, test: 0.2}
+"""
+
+
+@pytest.mark.parametrize(("target", "expected"), [(2**26, 1), (20_000, 4)])
+def test_the_shards_of_the_largest_split_have_about_the_bytes_that_they_should(tmp_path, monkeypatch, target, expected):
+    schema = Schema.parse(SCHEMA_OF_SIZES)
+    records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
+    monkeypatch.setattr("pipeline.beam.transforms.SHARD_BYTES", target)
+    with beam.Pipeline(runner=FnApiRunner()) as job:
+        _ = job | beam.Create(records) | ParseRecords(schema) | WriteDataset(schema, str(tmp_path / "out"))
+    splits = load(str(tmp_path / "out")).splits
+    assert {name: len(split.shards) for name, split in splits.items()} == {"train": expected, "test": expected}
+    assert sum(split.records for split in splits.values()) == 200
+    # What lay on disk meanwhile is gone.
+    left = [path.name for path in tmp_path.glob("out/data/**/*") if path.is_file()]
+    assert len(left) == 4 * expected and not any(name.endswith((".rows", ".examples")) for name in left)

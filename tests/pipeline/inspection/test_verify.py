@@ -1,0 +1,586 @@
+"""Whatever happens to the bytes of a dataset, `lengthwise verify` says in which file and where."""
+
+import hashlib
+import json
+import pathlib
+import random
+import shutil
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from damage import at_row, edit, edit_manifest, frames_of, walk_file
+from paths import ROOT
+
+import lengthwise
+from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.build.publish import Publisher, new_generation
+from pipeline.build.shards import ShardWriter
+from pipeline.format.examples import decode_example, encode_example
+from pipeline.format.index import read_index, write_index
+from pipeline.format.tfrecord import frame, masked_crc
+from pipeline.inspection.inspect import load
+from pipeline.inspection.verify import Fault, verify
+from pipeline.raw.records import Sequence
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded import Origin, encode, to_block
+
+SCHEMA = """
+id: id
+steps:
+  x: {dtype: float32, shape: [2]}
+  page: {dtype: int64, num_values: 300}
+  word: {dtype: string, num_values: 10}
+label: {name: y, kind: class, classes: [a, b, c]}
+splits: {train: 0.7, validation: 0.3, test: 0.0}
+max_length: 20
+over_length: truncate_tail
+"""
+CLAIMED_LENGTHS = [2**30, 2**33, 2**40, 2**62, 2**63, 2**64 - 1]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A dataset of 120 records and 3 rejects, in two shards a split; not to be changed."""
+    folder = tmp_path_factory.mktemp("verify")
+    rng = random.Random(5)
+    with open(folder / "raw.jsonl", "w") as file:
+        for number in range(120):
+            steps = range(rng.randint(1, 22))
+            record = {
+                "id": f"r{number}",
+                "x": [[rng.gauss(0, 1), rng.gauss(9, 2)] for _ in steps],
+                "page": [rng.randrange(300) for _ in steps],
+                "word": [rng.choice(["on", "off"]) for _ in steps],
+                "y": rng.choice("abc"),
+            }
+            file.write(json.dumps(record) + "\n")
+        file.write('no json\n{"id": "r1"}\n{"id": null}\n')
+    (folder / "schema.yaml").write_text(SCHEMA)
+    prepare(
+        PrepareOptions(
+            raw=(str(folder / "raw.jsonl"),),
+            schema=str(folder / "schema.yaml"),
+            output=str(folder / "dataset"),
+            num_shards=2,
+            max_rejected=0.5,
+        )
+    )
+    return folder / "dataset"
+
+
+@pytest.fixture
+def dataset(prepared, tmp_path):
+    """A copy to spoil."""
+    return pathlib.Path(shutil.copytree(prepared, tmp_path / "dataset"))
+
+
+# In a process of its own, which traces from its first line to a hard exit: tracemalloc.stop(), also that of a normal
+# exit, can end a process in which other threads allocate (https://github.com/python/cpython/issues/128679, Python 3.11
+# to 3.13), and both pyarrow and TensorFlow have threads.
+MEASURE = """
+import tracemalloc
+tracemalloc.start()
+import json, os, sys
+from pipeline.inspection.verify import verify
+for line in sys.stdin:
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    report = verify(line.rstrip())
+    peak = tracemalloc.get_traced_memory()[1] - before
+    print(json.dumps({"peak": peak, "faults": len(report.faults), "bytes": report.bytes}), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def peak_of(prepared):
+    """Verifies a dataset: bytes that it took at most beside what was there, how many faults, bytes without fault."""
+    with subprocess.Popen(
+        [sys.executable, "-c", MEASURE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def measure(path):
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        measure(prepared)  # the first also takes what is imported and kept for all that follow
+        yield measure
+        process.stdin.close()
+
+
+def first_shard(dataset):
+    return load(str(dataset)).splits["train"].shards[0]
+
+
+def run(capsys, dataset):
+    """(exit status, stdout, stderr) of the command."""
+    capsys.readouterr()
+    status = lengthwise.main(["verify", str(dataset)])
+    return status, *capsys.readouterr()
+
+
+# Each spoils a shard at the record from `start` to `end` and says at which offset that has to be found.
+
+
+def cut_at_record(data, start, end):
+    return data[:start], start
+
+
+def cut_inside_header(data, start, end):
+    return data[: start + 5], start
+
+
+def cut_after_header(data, start, end):
+    return data[: start + 12], start
+
+
+def cut_inside_data(data, start, end):
+    return data[: (start + end) // 2], start
+
+
+def cut_inside_data_crc(data, start, end):
+    return data[: end - 2], start
+
+
+def flip(data, position, bit=3):
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+def flip_bit_in_data(data, start, end):
+    return flip(data, (start + end) // 2), start
+
+
+def flip_bit_in_length(data, start, end):
+    return flip(data, start), start
+
+
+def flip_high_bit_in_length(data, start, end):
+    return flip(data, start + 7, bit=7), start
+
+
+def flip_bit_in_length_crc(data, start, end):
+    return flip(data, start + 9), start
+
+
+def flip_bit_in_data_crc(data, start, end):
+    return flip(data, end - 1), start
+
+
+def zeros_in_place_of_record(data, start, end):
+    return data[:start] + bytes(end - start) + data[end:], start
+
+
+def remove_record(data, start, end):
+    return data[:start] + data[end:], start
+
+
+def double_record(data, start, end):
+    return data[:end] + data[start:end] + data[end:], end
+
+
+def swap_with_neighbour(data, start, end):
+    if end == len(data):
+        end = start
+        start = next(first for first, last in frames_of(data) if last == end)
+    after = next(last for first, last in frames_of(data) if first == end)
+    return data[:start] + data[end:after] + data[start:end] + data[after:], start
+
+
+CORRUPTIONS = [
+    cut_at_record,
+    cut_inside_header,
+    cut_after_header,
+    cut_inside_data,
+    cut_inside_data_crc,
+    flip_bit_in_data,
+    flip_bit_in_length,
+    flip_high_bit_in_length,
+    flip_bit_in_length_crc,
+    flip_bit_in_data_crc,
+    zeros_in_place_of_record,
+    remove_record,
+    double_record,
+    swap_with_neighbour,
+]
+POSITIONS = {"first": 0, "middle": 0.5, "last": 1}
+
+
+def at(data, position):
+    frames = frames_of(data)
+    return frames[round(POSITIONS[position] * (len(frames) - 1))]
+
+
+def assert_found(capsys, dataset, shard, offset):
+    """One fault, in this file at this offset; told by the command in one line, beside the one that counts."""
+    report = verify(str(dataset))
+    assert [(fault.file, fault.offset) for fault in report.faults] == [(shard.path, offset)]
+    status, out, err = run(capsys, dataset)
+    assert (status, out) == (1, "")
+    place = f"{dataset}/{shard.path}" + ("" if offset is None else f", offset {offset}")
+    told, counted = err.splitlines()
+    assert told == f"{place}: {report.faults[0].message}"
+    assert counted.startswith(f"lengthwise verify: {dataset}: 1 fault (")
+
+
+def test_a_dataset_as_it_was_written_has_no_fault(capsys, prepared):
+    report = verify(str(prepared))
+    manifest = load(str(prepared))
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    assert report.to_dict() == {
+        "faults": [],
+        "records": 120,
+        "steps": sum(split.steps for split in manifest.splits.values()),
+        "shards": 4,
+        "bytes": sum((prepared / shard.path).stat().st_size for shard in shards),
+    }
+    status, out, err = run(capsys, prepared)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{prepared}: no fault in 120 records, ")
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("corrupt", CORRUPTIONS)
+def test_a_corrupt_shard_is_found_with_its_offset(capsys, dataset, corrupt, position):
+    shard = first_shard(dataset)
+    data = (dataset / shard.path).read_bytes()
+    corrupted, offset = corrupt(data, *at(data, position))
+    assert corrupted != data
+    (dataset / shard.path).write_bytes(corrupted)
+    assert_found(capsys, dataset, shard, offset)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("length", CLAIMED_LENGTHS)
+def test_a_claimed_length_costs_no_memory(capsys, dataset, peak_of, length, position):
+    shard = first_shard(dataset)
+    data = (dataset / shard.path).read_bytes()
+    start, _ = at(data, position)
+    header = struct.pack("<Q", length)
+    crafted = data[:start] + header + struct.pack("<I", masked_crc(header)) + data[start + 12 :]
+    (dataset / shard.path).write_bytes(crafted)
+    assert peak_of(dataset)["peak"] < 4e6
+    assert_found(capsys, dataset, shard, start)
+
+
+def test_a_length_that_the_file_is_large_enough_for_costs_no_memory_either(capsys, dataset, peak_of):
+    shard = first_shard(dataset)
+    header = struct.pack("<Q", 2**30)
+    with open(dataset / shard.path, "r+b") as file:
+        file.write(header + struct.pack("<I", masked_crc(header)))
+        file.truncate(2**31)  # sparse: it takes no room on the disk
+    assert peak_of(dataset)["peak"] < 4e6
+    assert_found(capsys, dataset, shard, 0)
+
+
+@pytest.mark.parametrize("garbage", [b"\0", b"\n", bytes(16), b"\x7f" * 13, bytes(range(256)) * 3, frame(b"")])
+def test_a_garbage_tail_is_found_where_it_begins(capsys, dataset, garbage):
+    shard = first_shard(dataset)
+    with open(dataset / shard.path, "ab") as file:
+        file.write(garbage)
+    assert_found(capsys, dataset, shard, shard.bytes)
+
+
+def test_an_empty_file_is_found(capsys, dataset):
+    shard = first_shard(dataset)
+    (dataset / shard.path).write_bytes(b"")
+    assert_found(capsys, dataset, shard, 0)
+
+
+def test_a_missing_file_is_found(capsys, dataset):
+    shard = first_shard(dataset)
+    (dataset / shard.path).unlink()
+    assert_found(capsys, dataset, shard, None)
+
+
+def test_a_folder_in_place_of_a_shard_is_found(capsys, dataset):
+    shard = first_shard(dataset)
+    (dataset / shard.path).unlink()
+    (dataset / shard.path).mkdir()
+    assert_found(capsys, dataset, shard, None)
+
+
+def test_a_shard_of_another_dataset_is_found_though_it_is_whole(capsys, dataset):
+    shard, other = load(str(dataset)).splits["train"].shards
+    shutil.copy(dataset / other.path, dataset / shard.path)
+    assert_found(capsys, dataset, shard, 0)
+
+
+def test_changed_values_under_right_checksums_of_the_record_are_found(capsys, dataset):
+    shard = first_shard(dataset)
+    records = [record.data for record in walk_file(dataset / shard.path)]
+    example = decode_example(records[3])
+    example["x"] = np.asarray(example["x"])[::-1].copy()
+    records[3] = encode_example(example)
+    (dataset / shard.path).write_bytes(b"".join(map(frame, records)))
+    assert_found(capsys, dataset, shard, None)
+    assert "SHA-256" in verify(str(dataset)).faults[0].message
+
+
+def test_one_fault_does_not_hide_another(dataset):
+    first, second = load(str(dataset)).splits["train"].shards
+    third, fourth = load(str(dataset)).splits["validation"].shards
+    (dataset / first.path).write_bytes(flip((dataset / first.path).read_bytes(), 20))
+    (dataset / second.path).unlink()
+    (dataset / third.index_path).unlink()
+    (dataset / fourth.path).write_bytes((dataset / fourth.path).read_bytes() + b"tail")
+    report = verify(str(dataset))
+    assert [(fault.file, fault.offset) for fault in report.faults] == [
+        (first.path, 0),
+        (second.path, None),
+        (third.index_path, None),
+        (fourth.path, fourth.bytes),
+    ]
+    assert (report.records, report.shards, report.bytes) == (0, 0, 0)
+
+
+def test_a_shard_without_its_index_still_has_its_own_faults_found(dataset):
+    shard = first_shard(dataset)
+    data = (dataset / shard.path).read_bytes()
+    start, end = at(data, "middle")
+    (dataset / shard.index_path).write_bytes(b"PAR1")
+    (dataset / shard.path).write_bytes(flip_bit_in_data(data, start, end)[0])
+    report = verify(str(dataset))
+    assert [(fault.file, fault.offset) for fault in report.faults] == [(shard.index_path, None), (shard.path, start)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("offset", 7),
+        ("num_bytes", 7),
+        ("num_steps", 7000),
+        ("id", "r7000"),
+        ("label", "d"),
+        ("part", 1),
+        ("group", "g"),
+        ("source", "/elsewhere.jsonl"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shard_is_found_at_the_record(capsys, dataset, column, value):
+    shard = first_shard(dataset)
+    index = read_index((dataset / shard.index_path).read_bytes())
+    rows = index.to_pylist()
+    rows[4][column] = value
+    offset = at_row(dataset, shard, 4)
+    replace_index(dataset, pa.Table.from_pylist(rows, index.schema))
+    assert_found(capsys, dataset, shard, offset)
+
+
+def replace_index(dataset, index):
+    """Another index for the first shard, and its digest in the manifest."""
+    data = write_index(index)
+    (dataset / first_shard(dataset).index_path).write_bytes(data)
+
+    def change(values):
+        values["splits"]["train"]["shards"][0]["index_sha256"] = hashlib.sha256(data).hexdigest()
+
+    edit_manifest(dataset, change)
+
+
+def test_an_index_of_the_same_rows_in_other_bytes_is_found(dataset):
+    path = dataset / first_shard(dataset).index_path
+    pq.write_table(read_index(path.read_bytes()), path, compression="none")
+    (fault,) = verify(str(dataset)).faults
+    assert (fault.file, fault.offset) == (first_shard(dataset).index_path, None)
+    assert fault.message.startswith("the SHA-256 of the file is ")
+
+
+def test_an_index_of_other_columns_or_rows_is_found(dataset):
+    index = read_index((dataset / first_shard(dataset).index_path).read_bytes())
+    changed = {
+        "has no column num_steps": index.drop_columns(["num_steps"]),
+        "has columns of other types": index.set_column(0, "offset", index["offset"].cast(pa.string())),
+        "rows, but the manifest says": index.slice(1),
+    }
+    for message, table in changed.items():
+        replace_index(dataset, table)
+        (fault,) = verify(str(dataset)).faults
+        assert fault.file == first_shard(dataset).index_path
+        assert message in fault.message
+
+
+SHARD = ("splits", "train", "shards", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit(*SHARD, "path", to="../x"),
+        edit(*SHARD, "path", to="/etc/passwd"),
+        edit(*SHARD, "index_path", to="data/../../x"),
+        edit("rejected", "files", 0, to="../x"),
+        edit(*SHARD, "records", by=1),
+        edit(*SHARD, "records", to=-1),
+        edit(*SHARD, "steps", by=-1),
+        edit("splits", "train", "records", by=1),
+        edit("splits", "train", "steps", by=1),
+        edit("splits", "train", "labels", by=1),
+        edit("splits", "train", "length_counts", "5", by=1),
+        edit("splits", "train", "label_counts", "a", by=1),
+        edit("statistics", "x", "count", by=1),
+        edit("rejected", "total", by=1),
+        edit("rejected", "by_reason", "not_json", by=1),
+        edit("format_version", to=2),
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_an_edited_manifest_is_refused_in_one_line(capsys, dataset, change):
+    edit_manifest(dataset, change)
+    status, out, err = run(capsys, dataset)
+    assert (status, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"lengthwise verify: {dataset}/manifest.json: ")
+
+
+def test_a_manifest_of_other_shards_is_refused(capsys, dataset):
+    path = dataset / "manifest.json"
+    path.write_text(path.read_text().replace(first_shard(dataset).sha256, "0" * 64))
+    status, _, err = run(capsys, dataset)
+    assert status == 1
+    assert "the fingerprint does not fit" in err
+
+
+def swap_lengths(values):
+    """Other counts of lengths with the same sums."""
+    counts = values["splits"]["train"]["length_counts"]
+    for length, change in {"4": 1, "5": -1, "6": -1, "7": 1}.items():
+        counts[length] += change
+
+
+def swap_labels(values):
+    counts = values["splits"]["train"]["label_counts"]
+    assert counts["a"] != counts["b"]
+    counts["a"], counts["b"] = counts["b"], counts["a"]
+
+
+def rename_reason(values):
+    reasons = values["rejected"]["by_reason"]
+    reasons["wrong_type"] = reasons.pop("not_json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_lengths, "splits.train.length_counts.4 is "),
+        (swap_labels, "splits.train.label_counts.a is "),
+        (rename_reason, "rejected.by_reason.not_json is 0, but its files hold 1"),
+        (edit("splits", "validation", "truncated", by=100), "splits.validation.truncated is "),
+        (edit("statistics", "x", "mean", 1, by=0.001), "statistics.x are not those of the records of train"),
+        (edit("statistics", "x", "variance", 0, by=0.001), "statistics.x are not those of the records of train"),
+        (edit("statistics", "x", "max", 0, by=1), "statistics.x are not those of the records of train"),
+        (edit("statistics", to={}), "statistics.x are not those of the records of train"),
+    ],
+)
+def test_numbers_of_the_manifest_that_add_up_but_are_not_those_of_the_records_are_found(dataset, change, message):
+    edit_manifest(dataset, change)
+    faults = verify(str(dataset)).faults
+    assert faults[0].file == "manifest.json"
+    assert faults[0].message.startswith(message)
+
+
+def test_numbers_of_a_shard_that_add_up_but_are_not_those_of_the_records_are_found(dataset):
+    def change(values):
+        split = values["splits"]["validation"]
+        for place in (split, split["shards"][0], split["length_counts"]):
+            key = "5" if place is split["length_counts"] else "records"
+            place[key] += 1
+        for key in ("steps", "labels"):
+            split[key] += 5 if key == "steps" else 1
+        split["shards"][0]["steps"] += 5
+        split["label_counts"]["a"] += 1
+
+    edit_manifest(dataset, change)
+    shard = load(str(dataset)).splits["validation"].shards[0]
+    faults = verify(str(dataset)).faults
+    assert [(fault.file, fault.offset) for fault in faults] == [(shard.index_path, None), (shard.path, shard.bytes)]
+
+
+def test_steps_and_bytes_of_a_shard_are_those_of_its_records(dataset):
+    first, second = load(str(dataset)).splits["train"].shards
+
+    def change(values):
+        one, other = values["splits"]["train"]["shards"]
+        one["steps"], other["steps"] = one["steps"] + 1, other["steps"] - 1
+        other["bytes"] += 1
+
+    edit_manifest(dataset, change)
+    faults = [(fault.file, fault.offset, fault.message) for fault in verify(str(dataset)).faults]
+    assert faults == [
+        (first.path, None, f"has {first.steps} steps, but the manifest says {first.steps + 1}"),
+        (second.path, second.bytes, f"the file ends here, but the manifest says after {second.bytes + 1:,} bytes"),
+    ]
+
+
+def test_a_missing_or_spoilt_rejects_file_is_found(dataset):
+    (path,) = load(str(dataset)).rejected.files
+    lines = (dataset / path).read_bytes().splitlines(keepends=True)
+    (dataset / path).write_bytes(lines[0] + b"garbage\n" + lines[2])
+    assert verify(str(dataset)).faults == [Fault(path, len(lines[0]), "is no line of a rejects file")]
+    (dataset / path).unlink()
+    assert verify(str(dataset)).faults == [Fault(path, None, "is missing, but the manifest lists it")]
+
+
+def test_no_signal_and_no_traceback_end_the_command(dataset):
+    shard = first_shard(dataset)
+    header = struct.pack("<Q", 2**40)
+    # The file that ends TensorFlow 2.21 by a segmentation fault: 112 bytes that claim a terabyte.
+    (dataset / shard.path).write_bytes((header + struct.pack("<I", masked_crc(header))).ljust(112, b"\0"))
+    command = [sys.executable, "-m", "lengthwise", "verify", str(dataset)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{shard.path}, offset 0: claims 1,099,511,627,776 bytes of data" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_json_of_the_command_holds_every_fault(capsys, dataset):
+    shard = first_shard(dataset)
+    (dataset / shard.path).write_bytes(b"")
+    status = lengthwise.main(["verify", str(dataset), "--json"])
+    out, err = capsys.readouterr()
+    assert (status, err) == (1, "")
+    assert json.loads(out) == verify(str(dataset)).to_dict()
+    assert json.loads(out)["faults"][0]["file"] == shard.path
+
+
+def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
+    schema = Schema.parse(
+        "{id: id, steps: {x: {dtype: float32, shape: [8]}}, label: {name: y, kind: regression}, splits: {train: 1.0}}"
+    )
+    generation, output = new_generation(), str(tmp_path / "dataset")
+    values = np.arange(8 * 4000, dtype=np.float32).reshape(-1, 8)
+    records = [
+        encode(
+            Sequence(f"r{i}", len(values), {"x": values + i}, np.array([i], np.float32)),
+            Origin(None, 0, 0, 0, b"", None),
+            schema,
+            seed=0,
+        )
+        for i in range(200)
+    ]
+    shards = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1, refuse=print)
+    Publisher(schema, output, generation, 0, 0.0, False).publish(shards, [], [])
+    measured = peak_of(output)
+    assert measured["faults"] == 0
+    assert measured["bytes"] > 25e6
+    assert measured["peak"] < 5e6
+
+
+def test_a_split_that_took_the_place_of_another_is_found(dataset):
+    def change(values):
+        splits = values["splits"]
+        splits["validation"], splits["train"] = splits["train"], splits["validation"]
+        values["statistics"] = {}
+
+    edit_manifest(dataset, change)
+    faults = verify(str(dataset)).faults
+    assert len(faults) == 4
+    assert {fault.message.split("' ")[1].split(",")[0] for fault in faults} == {
+        "belongs to the split train",
+        "belongs to the split validation",
+    }

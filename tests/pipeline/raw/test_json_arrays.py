@@ -1,0 +1,379 @@
+"""Numbers that never become Python objects: the same bytes and the same rejects as by the exact way."""
+
+import contextlib
+import json
+import random
+import signal
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import schemas_and_records
+
+from pipeline.raw import json_arrays as arrays
+from pipeline.raw import records
+from pipeline.raw.json_arrays import read_object
+from pipeline.raw.reasons import RecordError
+from pipeline.raw.records import parse_line
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded import Origin, encode
+
+NOWHERE = Origin(None, 0, 0, 0, b"", None)
+SCHEMA = Schema.parse(
+    "id: id\nsteps:\n  x: {dtype: float32, shape: [3]}\n  z: {dtype: float32, shape: [2, 2]}\n  n: {dtype: float32}\n"
+    "  page: {dtype: int64, num_values: 9}\n  pair: {dtype: int64, num_values: 9, shape: [2]}\n"
+    "label: {name: y, kind: step_class, classes: [a, b]}\nmax_length: 5\nover_length: truncate_tail\n"
+)
+GOOD = {
+    "id": "r",
+    "x": [[1, 2.5, -3], [0, -0.0, 7]],
+    "z": [[[1, 2], [3, 4]], [[5, 6], [7, 8e-3]]],
+    "n": [1, 0.1],
+    "page": [0, 8],
+    "pair": [[1, 2], [3, 4]],
+    "y": ["a", None],
+}
+
+
+LABEL = "label: {name: y, kind: regression}\n"
+ROWS = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}, w: {dtype: float32, shape: [3]}}\n" + LABEL)
+# Schemas, each with a record that fits it: what beside the steps is read of a record, and how labels and nulls are met.
+HOSTED = [
+    (SCHEMA, GOOD),
+    (
+        Schema.parse(
+            "id: id\nsteps: {x: {dtype: float32, shape: [3], missing: fill}, word: {dtype: string, num_values: 9}}\n"
+            "context: {age: {dtype: float32, shape: [2]}, city: {dtype: string, vocabulary: 3, missing: indicator},"
+            " plan: {dtype: int64, num_values: 9}}\nlabel: {next_of: x}\nmax_length: 1\nover_length: truncate_head\n"
+        ),
+        {"id": 7, "x": [[1, 2.5, 8], [0, -0.0, 7]], "word": ["a", "[x"], "age": [1, 2.5], "city": None, "plan": 8},
+    ),
+    (
+        Schema.parse(
+            "id: id\nsteps: {page: {dtype: int64, num_values: 9, missing: indicator}, n: {dtype: float32}}\n"
+            "label: {name: y, kind: distribution, classes: [a, b]}\nsplits: {from: part}\nmax_length: 1\n"
+        ),
+        {"id": "a", "page": [8], "n": [2.5], "y": [1, 0], "part": "train"},
+    ),
+    (
+        Schema.parse(
+            "id: id\nsteps: {bits: {dtype: float32, shape: [2]}, pair: {dtype: string, num_values: 9, shape: [2]}}\n"
+            "label: {next_of: bits, kind: multilabel}\ngroup: who\n"
+        ),
+        {"id": "a", "bits": [[1, 0], [0, 1]], "pair": [["a", "b"], ["a", ""]], "who": 1},
+    ),
+    (ROWS, {"id": "a", "x": [[1, 2.5, 8]], "w": [[0, 1, 2]], "y": 1}),
+]
+
+
+OVER_LENGTH = ["reject", "truncate_head", "truncate_tail"]
+DTYPES = {"float32": np.float64, "int64": np.int64}
+
+
+def outcome(line, schema):
+    """What becomes of a line: its bytes and where it goes, or why it does not."""
+    try:
+        return encode(parse_line(line, schema), NOWHERE, schema, seed=0)
+    except RecordError as error:
+        return error.reason, error.message, error.id
+
+
+def exact(line, schema):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "read_object", lambda line, steps: None)
+        return outcome(line, schema)
+
+
+def both(line, schema):
+    """What becomes of a line by both ways, of which the first reads large lines in pieces too."""
+    expected = exact(line, schema)
+    assert outcome(line, schema) == expected
+    assert outcome(bytearray(line), schema) == expected
+    check_object(line, schema)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "_LARGE_BYTES", 16)
+        patch.setattr(arrays, "_PIECE_BYTES", 5)
+        assert outcome(line, schema) == expected
+        assert outcome(bytearray(line), schema) == expected
+    with contextlib.suppress(UnicodeDecodeError):
+        text = line.decode()
+        assert outcome(text, schema) == exact(text, schema)
+    return expected
+
+
+def check_object(line, schema):
+    """What `read_object` gives is the record as the other parser has it, fields that nothing reads too."""
+    found = read_object(line, schema.steps)
+    if found is None:
+        return
+    expected = orjson.loads(line)
+    assert list(found) == list(expected)
+    pairs = []
+    for name, value in found.items():
+        if isinstance(value, np.ndarray):
+            assert value.dtype == DTYPES[schema.steps[name].dtype]
+            assert value.shape == (len(expected[name]), *schema.steps[name].shape)
+            assert value.tobytes() == np.array(expected[name], value.dtype).tobytes()
+        else:
+            pairs.append((value, expected[name]))
+    while pairs:  # not by recursion: lines nest deep
+        one, other = pairs.pop()
+        assert type(one) is type(other)
+        if isinstance(one, dict):
+            assert list(one) == list(other)
+            one, other = list(one.values()), list(other.values())
+        if isinstance(one, list):
+            pairs += zip(one, other, strict=True)
+        else:
+            assert repr(one) == repr(other)
+
+
+def test_plain_records_come_as_arrays():
+    found = read_object(json.dumps(GOOD).encode(), SCHEMA.steps)
+    for name, feature in SCHEMA.steps.items():
+        assert found[name].dtype == DTYPES[feature.dtype]
+        assert found[name].shape == (2, *feature.shape)
+        assert found[name].tolist() == GOOD[name]
+    assert (found["id"], found["y"]) == ("r", ["a", None])
+    # Also where other lists stand beside them, and brackets in strings.
+    found = read_object(json.dumps(GOOD | {"id": "[[", "more": [[], {"a": [1]}]}).encode(), SCHEMA.steps)
+    assert all(isinstance(found[name], np.ndarray) for name in SCHEMA.steps)
+    assert found["more"] == [[], {"a": [1]}]
+
+
+@pytest.mark.parametrize("value", ["[[1,2,[3]]]", "[[[1],2]]", "[[[1],2,3]]", "[[1,2,true]]", "[[1,2,null]]", "[[1,2]]",
+                                   "[1,2,3]", '["abc"]', '[[1,2,"3"]]', '[{"a":1,"b":2,"c":3}]'])  # fmt: skip
+def test_what_is_no_list_of_numbers_comes_as_a_list(value):
+    for more in ("", ',"more":[],"z":"["', ',"w":["abc"]', ',"w":[{"a":1,"b":2,"c":3}]'):
+        line = f'{{"x":{value}{more}}}'.encode()
+        found = read_object(line, ROWS.steps)
+        assert type(found["x"]) is list
+        assert repr(found) == repr(orjson.loads(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"[]", b"3", b"null", b' {"x":[]}', b'\xef\xbb\xbf{"x":[]}', b'{"x":[]', b'{"x":[]}}', b'{"x":[]}\0',
+        b'{"x":[1],"x":[2]}', b'{"x":[],"a":1,"a":1}', b'{"x":[],"a":1,"\\u0061":1}', b'{"x":[NaN]}', b'{"x":[1e400]}',
+        b'{"x":[01]}', b'{"x":[1,]}', b'{"x":["\\ud800"]}', b'{"x":["\xff"]}', b'{"x":[18446744073709551616]}',
+        b"{'x':[]}", b'{"x":["\t"]}', b"[" * 300, b'{"x":' * 1100 + b"1" + b"}" * 1100,
+    ],
+)  # fmt: skip
+def test_what_only_the_exact_way_can_read_is_left_to_it(line):
+    assert read_object(line, ROWS.steps) is None
+    both(line, ROWS)
+
+
+@pytest.mark.parametrize("depth", [253, 254, 255, 1021, 1022, 1023, 1024])
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
+@pytest.mark.parametrize("place", ['"x":%s', '"x":[[1,2,%s]]', '"x":[[1,2,3]],"more":%s'])
+def test_deep_nesting_has_the_same_end_either_way(depth, brackets, place):
+    deep = brackets[0] * depth + "1" + brackets[1] * depth
+    both(('{"id":"r","y":1,"w":[[1,2,3]],' + place % deep + "}").encode(), ROWS)
+
+
+# A list hides among numbers, and something else has the length of a row, or of a list, but no bracket that opens it.
+@pytest.mark.parametrize("more", ['"w":["abc"]', '"w":[{"a":1,"b":2,"c":3}]', '"w":[[0,1,2]],"q":[],"q\\u0000":5'])
+def test_a_list_among_numbers_is_found_whatever_stands_beside_it(more):
+    result = both(f'{{"id":"r","x":[[[1],2,3]],{more},"y":1}}'.encode(), ROWS)
+    assert result == ("wrong_shape", "x[0][0]: [1], expected a number", "r")
+
+
+@pytest.mark.parametrize("key", ["q\\u0000r", "\\u0000", "x\\u0000", "id\\u0000", "y\\u0000z", "\\u0078x"])
+def test_a_key_is_taken_as_a_whole(key):
+    record = json.dumps(HOSTED[-1][1])[1:-1]
+    for line in (f'{{{record},"{key}":[5]}}', f'{{"{key}":[[5,5,5]],{record}}}'):
+        assert both(line.encode(), ROWS).id == "a"
+
+
+@pytest.mark.parametrize("keys", ["group: x\nid: id", "splits: {from: x}\nid: id", "id: x"])
+def test_a_key_that_is_a_step_feature_is_shown_as_it_was_written(keys):
+    schema = Schema.parse(f"{keys}\nsteps: {{x: {{dtype: float32, shape: [3]}}}}\n{LABEL}")
+    assert both(b'{"id":"r","x":[[1,2,3]],"y":1}', schema)[1].startswith("x: [[1, 2, 3]], expected ")
+
+
+@pytest.mark.parametrize(
+    "text", ['"}[[1,2,3]]"', '\\"}[[1,2,3]]\\"', "[[1,2,3]]", '"x":[[1,2,3]]', '"}, "x":[[1,2,3]]']
+)
+def test_a_list_in_a_string_is_none(text):
+    record = HOSTED[-1][1] | {"x": {"b": text}}
+    assert both(json.dumps(record).encode(), ROWS)[0] == "wrong_type"
+
+
+@contextlib.contextmanager
+def within(seconds):
+    def stop(number, frame):
+        pytest.fail(f"takes more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Each in a line that is cut off, as the last one of a file may be, and takes some hundredths of a second.
+@pytest.mark.parametrize("part", ['\\"', '\\"h', "\\\\", '\\\\\\"', '","', '":[1,"', '":["', "[", "{", "]", " ", "],"])
+@pytest.mark.parametrize("start", ['{"id":"', '{"x":[[1,2,3', '{"x":[['])
+def test_a_large_line_that_is_cut_off_takes_no_longer_than_its_size_says(start, part, monkeypatch):
+    monkeypatch.setattr(arrays, "_LARGE_BYTES", 2**18)
+    line = (start + part * ((2**18 + 9) // len(part))).encode()
+    with within(10):
+        assert outcome(line, ROWS)[0] == "not_json"
+
+
+def test_a_large_record_is_read_in_pieces(monkeypatch):
+    monkeypatch.setattr(arrays, "_LARGE_BYTES", 1000)
+    monkeypatch.setattr(arrays, "_PIECE_BYTES", 100)
+    numbers = np.random.default_rng(0)
+    record = GOOD | {"x": numbers.normal(size=(700, 3)).tolist(), "page": numbers.integers(0, 9, 2000).tolist()}
+    found = read_object(json.dumps(record).encode(), SCHEMA.steps)
+    assert (found["x"] == np.array(record["x"], np.float32)).all() and found["x"].dtype == np.float32
+    assert found["page"].tolist() == record["page"]
+    assert found["z"].tolist() == GOOD["z"]
+
+
+@st.composite
+def schemas_and_records_of_all_kinds(draw):
+    """Those that fit, with what may stand beside the features: a longest length, a group, a split, what comes next."""
+    schema, record = draw(schemas_and_records())
+    document = schema.canonical()
+    if draw(st.booleans()):
+        document |= {"max_length": draw(st.integers(1, 6)), "over_length": draw(st.sampled_from(OVER_LENGTH))}
+    beside = draw(st.sampled_from(["", "group", "from"]))
+    if beside == "group":
+        document["group"], record["a group"] = "a group", draw(st.text(max_size=3) | st.integers(-9, 2**63 - 1))
+    if beside == "from":
+        document["splits"], record["a split"] = (
+            {"from": "a split"},
+            draw(st.sampled_from(["train", "validation", "test"])),
+        )
+    # Numbers whose next is one number, or a row of two or more.
+    may_come_next = [
+        name for name, f in schema.steps.items() if f.dtype == "float32" and len(f.shape) < 2 and f.shape != (1,)
+    ]
+    if may_come_next and draw(st.booleans()):
+        document["label"] = {"next_of": draw(st.sampled_from(may_come_next))}
+    return Schema.parse(json.dumps(document, ensure_ascii=False)), record
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(schemas_and_records_of_all_kinds())
+def test_records_of_every_kind_give_the_same_bytes_either_way(schema_and_record):
+    schema, record = schema_and_record
+    for separators in ((",", ":"), (" , ", ": ")):
+        text = json.dumps(record, separators=separators, ensure_ascii=separators == (",", ":"))
+        try:
+            line = text.encode()
+        except UnicodeEncodeError:
+            continue
+        result = both(line, schema)
+        if schema.over_length == "reject" and len(result) == 3:
+            assert result[0] == "over_length"
+        else:
+            assert result.example == encode(records.parse_record(record, schema), NOWHERE, schema, seed=0).example
+
+
+ODD = [
+    b"null", b"true", b"false", b'"a"', b'"["', b'"]"', b'"\\u005b"', b'"\\ud800"', b"[]", b"[1]", b"[[1]]", b"{}",
+    b'{"a":[1]}',     b"-0", b"-0.0", b"1e400", b"-1e400", b"1e39", b"3.4028235677973366e38", b"3.4028235e38",
+    b"1e-46", b"1e-400",
+    b"NaN",     b"Infinity", b"-Infinity", b"9", b"-1", b"1.0", b"01", b".5", b"1.", b"+1", b"-",
+    b"9223372036854775807",
+    b"9223372036854775808", b"18446744073709551615", b"18446744073709551616", b"1" * 400,
+    b"", b" ", b",", b"[", b"]", b"{", b"}",
+    b'"', b"\\", b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"\r", b"\x0b", b'"id":"q",', b'"x":[],', b'"y":["b","b"],',
+    b'"ab"', b'"abc"', b'{"a":1,"b":2}', b'{"a":1,"b":2,"c":3}', b'"q\\u0000r":[],', b'"x\\u0000":1,', b'"q":[],',
+    b'"more":[[1],{"a":1,"a":[2]}],', b'"\\u0078":[],', b"5e-324", b"16777217", b"9007199254740993",
+    b'{"id":"r","id":"s","y":1},', b"[" * 253 + b"]" * 253, b"[" * 254 + b"]" * 254, b"[" * 255 + b"]" * 255,
+    b"[" * 300 + b"]" * 300,
+    b"[" * 1022 + b"]" * 1022, b"[" * 1023 + b"]" * 1023, b"[" * 1100 + b"]" * 1100,
+]  # fmt: skip
+PLACES = [b"1", b"2.5", b"[", b"]", b",", b'"a"', b"null", b":", b'"x"', b"{", b"}", b"0", b"8"]
+
+
+def damaged(chance, record):
+    """A good line in which something odd stands instead of something, or before it."""
+    line = json.dumps(record, separators=(",", ":")).encode()
+    for _ in range(chance.choice([1, 1, 1, 2, 3])):
+        if chance.random() < 0.2:
+            place = chance.randrange(len(line))
+            start, stop = place, place + chance.randrange(4)
+        else:
+            part = chance.choice(PLACES)
+            places = [at for at in range(len(line)) if line.startswith(part, at)] or [0]
+            start = chance.choice(places)
+            stop = start + chance.choice([0, len(part), len(part)])
+        line = line[:start] + chance.choice(ODD) + line[stop:]
+    return line
+
+
+def agree_on(number, seed):
+    chance = random.Random(seed)
+    reasons = set()
+    for count in range(number):
+        schema, record = chance.choice(HOSTED)
+        line = damaged(chance, record)
+        try:
+            result = both(line, schema)
+        except Exception as error:
+            raise AssertionError(
+                f"seed {seed}, line {count} of schema {HOSTED.index((schema, record))}: {line!r}"
+            ) from error
+        reasons.add(result[0] if len(result) == 3 else "good")
+    return reasons
+
+
+def test_hostile_lines_have_the_same_end_either_way():
+    reasons = agree_on(4000, 0)
+    assert {"good", "not_json", "missing_field", "wrong_type", "wrong_shape", "not_finite", "unknown_class"} <= reasons
+    assert {"uneven_lengths", "bad_id"} <= reasons
+
+
+# Where something is replaced, as a share of the line; how many bytes of it; by what.
+EDITS = st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(ODD) | st.binary(max_size=3))
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(HOSTED) | schemas_and_records_of_all_kinds(), st.lists(EDITS, min_size=1, max_size=3))
+def test_edited_records_of_every_kind_have_the_same_end_either_way(schema_and_record, edits):
+    schema, record = schema_and_record
+    line = json.dumps(record).encode()
+    for share, width, odd in edits:
+        start = round(share * len(line))
+        line = line[:start] + odd + line[start + width :]
+    both(line, schema)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_hundred_thousand_hostile_lines_have_the_same_end_either_way(seed):
+    agree_on(100_000, seed)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        "[[[1],2,3]]", "[[[],[1,2],3]]", "[[1,2,3],[]]", "[[1,2],[3,4,5,6]]", "[1,2,3]", "[[1,2,3],4]", '["abc"]',
+        '[{"a":1,"b":2,"c":3}]', "[[1,2,true]]", "[[1,2,null]]", '[[1,2,"3"]]', "[[1,2,3],null]", "[]", "{}", "3",
+        "[[1,2,1e400]]",         "[[1,2,3],[1,2,3],]", "[[1,2,3],,[1,2,3]]", "[[1,2,3] [1,2,3]]", "[[1,2,3],[1,2,3]",
+        "[[1,2,3]]]", "[[1,2,3e]]",
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_rows_has_the_same_end_either_way(x):
+    schema = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}}\nlabel: {name: y, kind: regression}\n")
+    for more in ("", ',"more":[[1],2]', ',"x":[[1,2,3]]'):
+        both(b'{"id":"r","x":%b,"y":1%b}' % (x.encode(), more.encode()), schema)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=9), st.integers(0, 3))
+def test_lists_that_are_cut_into_pieces_are_one_list(rows, spaces):
+    schema = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}}\nlabel: {name: y, kind: regression}\n")
+    text = json.dumps({"id": 1, "x": rows, "y": 2}).replace("Infinity", "1e999").replace(",", " " * spaces + ",")
+    both(text.encode(), schema)

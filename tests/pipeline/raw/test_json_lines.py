@@ -1,0 +1,189 @@
+"""Files come as lines that know their place, wherever a file is cut into chunks."""
+
+import gzip
+import hashlib
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.build.rejects import spill_rejects, write_rejects
+from pipeline.errors import UserError
+from pipeline.raw import json_lines as lines
+from pipeline.raw.json_lines import Chunk, Lines, RawFile, ReadChunk, find_files, read_chunk, split_file
+from pipeline.raw.records import LIMITS
+from pipeline.shuffle.encoded import Origin, Reject
+
+
+def read(path, width=None):
+    """All items of a file, cut into chunks of `width` bytes."""
+    size = os.path.getsize(path)
+    starts = range(0, size, width or size or 1)
+    chunks = [Chunk(str(path), start, min(start + (width or size), size), False) for start in starts]
+    return [item for chunk in chunks for item in read_chunk(chunk)]
+
+
+def located(items):
+    """(byte offset, line) of every line."""
+    return [row for batch in items if isinstance(batch, Lines) for row in zip(batch.offsets, batch.lines, strict=True)]
+
+
+def expected_lines(content):
+    """(number from 1, byte offset, line) of the lines that are not blank, said as plainly as can be."""
+    rows, offset = [], 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        text = line.removesuffix(b"\r")
+        if offset == 0:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+        if text.strip():
+            rows.append((number, offset, text))
+        offset += len(line) + 1
+    return rows
+
+
+PIECES = st.sampled_from([b"a", b"bcd", b"\n", b"\r\n", b"\r", b" ", b"\t", b"\xef\xbb\xbf", b"{}", b"long line" * 5])
+CONTENTS = st.lists(PIECES, max_size=30).map(b"".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONTENTS, st.integers(1, 60))
+def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path_factory, content, width):
+    folder = tmp_path_factory.getbasetemp() / "cut"
+    folder.mkdir(exist_ok=True)
+    path = folder / "raw.jsonl"
+    path.write_bytes(content)
+    items = read(path, width)
+    expected = expected_lines(content)
+    assert located(items) == [(offset, line) for _, offset, line in expected]
+    chunks = [item for item in items if isinstance(item, ReadChunk)]
+    assert sum(chunk.num_bytes for chunk in chunks) == len(content)
+
+    # A reject names its line by the lines of the chunks before it, in whichever order all of it arrives.
+    rejects = [
+        Reject(
+            "not_json", "m", None, Origin(str(path), batch.chunk, offset, number, hashlib.sha256(line).digest(), None)
+        )
+        for batch in items
+        if isinstance(batch, Lines)
+        for offset, number, line in zip(batch.offsets, batch.numbers, batch.lines, strict=True)
+    ]
+    other = ReadChunk("other.jsonl", 0, 99, 99, b"")
+    files = write_rejects(
+        [*spill_rejects(reversed(rejects[1::2]), str(folder)), *spill_rejects(rejects[::2], str(folder))],
+        [other, *reversed(chunks)],
+        output=str(folder),
+        generation="20260101T000000-00000000",
+    )
+    rows = [json.loads(row) for file in files for row in (folder / file.path).read_text().splitlines()]
+    assert [(row["line"], row["byte_offset"], row["sha256"]) for row in rows] == [
+        (number, offset, hashlib.sha256(line).hexdigest()) for number, offset, line in expected
+    ]
+
+
+def test_the_cut_into_chunks_covers_a_file(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    with open(path, "wb") as file:
+        file.truncate(2 * lines.CHUNK_BYTES + 5)
+    chunks = list(split_file(RawFile(str(path), os.path.getsize(path))))
+    edges = [0, lines.CHUNK_BYTES, 2 * lines.CHUNK_BYTES, 2 * lines.CHUNK_BYTES + 5]
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == list(zip(edges, edges[1:], strict=False))
+    assert not any(chunk.compressed for chunk in chunks)
+
+
+@pytest.mark.parametrize("name", ["raw.jsonl.gz", "raw.jsonl", "raw"])
+def test_gzip_is_known_by_its_bytes_whatever_the_name(tmp_path, name):
+    content = b"".join(b'{"n": %d}\r\n' % n for n in range(1000))
+    path = tmp_path / name
+    # Two members, as `cat a.gz b.gz` makes them.
+    path.write_bytes(gzip.compress(content[:100]) + gzip.compress(content[100:]))
+    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
+    items = list(read_chunk(chunk))
+    assert located(items) == [(offset, line) for _, offset, line in expected_lines(content)]
+    assert (items[-1].num_lines, items[-1].num_bytes) == (1000, len(content))
+
+
+@pytest.mark.parametrize("kept", [3, 11, -9, -8, -1])
+def test_a_gzip_file_that_is_cut_off_is_named(tmp_path, kept):
+    path = tmp_path / "raw.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"n": 1}\n' * 1000)[:kept])
+    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
+    with pytest.raises(UserError, match=rf"^{path}: not a whole gzip file: [^\n]+$"):
+        list(read_chunk(chunk))
+
+
+def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path):
+    path = tmp_path / "raw.jsonl.gz"
+    data = bytearray(gzip.compress(os.urandom(1000).hex().encode()))
+    data[500] ^= 1
+    path.write_bytes(data)
+    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
+    with pytest.raises(UserError, match=f"^{path}: not a whole gzip file: "):
+        list(read_chunk(chunk))
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}/gone: cannot be read: No such file or directory"):
+        list(read_chunk(Chunk(f"{tmp_path}/gone", 0, 10, False)))
+
+
+def test_a_line_beyond_the_limit_is_cut_off_and_the_next_one_found(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    with open(path, "wb") as file:
+        file.write(b"first\n")
+        file.truncate(6 + LIMITS.record_bytes + 10)
+        file.seek(0, 2)
+        file.write(b"\nlast")
+    first, large, last = located(read(path, lines.CHUNK_BYTES))
+    assert (first, last) == ((0, b"first"), (6 + LIMITS.record_bytes + 11, b"last"))
+    assert large[0] == 6
+    assert LIMITS.record_bytes < len(large[1]) <= LIMITS.record_bytes + 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    names = [
+        "a.jsonl",
+        "b.ndjson",
+        "deep/er/c.json.gz",
+        "notes.txt",
+        ".hidden.jsonl",
+        "_temporary/d.jsonl",
+        "e[1].jsonl",
+    ]
+    for name in names:
+        path = tmp_path / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}\n")
+    return tmp_path / "raw"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        ([""], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "e[1].jsonl"]),
+        (["/"], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "e[1].jsonl"]),
+        (["/notes.txt"], ["notes.txt"]),
+        (["/*.jsonl"], [".hidden.jsonl", "a.jsonl", "e[1].jsonl"]),
+        (["/e[1].jsonl"], ["e[1].jsonl"]),
+        (["/[ab].*"], ["a.jsonl", "b.ndjson"]),
+        (["/**.gz", "/deep", "/deep/er/c.json.gz"], ["deep/er/c.json.gz"]),
+        (["/b.ndjson", "/a.jsonl", "/a.jsonl"], ["a.jsonl", "b.ndjson"]),
+    ],
+)
+def test_a_file_a_glob_or_a_folder_gives_its_files_sorted_and_once(folder, patterns, found):
+    files = find_files([f"{folder}{pattern}" for pattern in patterns])
+    assert files == [RawFile(f"{folder}/{name}", 3) for name in found]
+
+
+@pytest.mark.parametrize("pattern", ["/gone.jsonl", "/*.csv", "/_temporary/none", "/gone/"])
+def test_an_input_that_matches_no_file_is_an_error(folder, pattern):
+    with pytest.raises(UserError, match=r": matches no file\. Expected a file, a glob, or a folder with files named"):
+        find_files([f"{folder}/a.jsonl", f"{folder}{pattern}"])
+
+
+def test_another_compression_is_refused(folder):
+    (folder / "a.jsonl.zst").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: this compression is not read; expected plain JSON Lines or"):
+        find_files([f"{folder}/a.jsonl.zst"])

@@ -1,0 +1,397 @@
+"""A raw record becomes a sequence, or is refused with a reason, the place, the value and what was expected."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.raw.reasons import REASONS, RecordError
+from pipeline.raw.records import LIMITS, Limits, Sequence, parse_line, parse_record
+from pipeline.raw.values import NO_LABEL
+from pipeline.schema.schema import Schema
+
+STEPS = """\
+steps:
+  x: {dtype: float32, shape: [2]}
+  page: {dtype: int64, num_values: 5}
+  word: {dtype: string, num_values: 9}
+"""
+CLASS = "label: {name: y, kind: class, classes: [a, 1, true]}\n"
+GOOD = {"id": "r", "x": [[1, 2], [3, 4.5]], "page": [0, 4], "word": ["u", "ü"], "y": "a", "who": "p", "part": "test"}
+
+SCHEMA = Schema.parse("id: id\nmax_length: 3\n" + STEPS + CLASS)
+GROUPED = Schema.parse("id: id\ngroup: who\n" + STEPS + CLASS)
+FROM_FIELD = Schema.parse("id: id\nsplits: {from: part}\n" + STEPS + CLASS)
+WITHOUT_ID = Schema.parse(STEPS + CLASS)
+KINDS = {
+    kind: Schema.parse(f"id: id\n{STEPS}label: {{name: y, kind: {kind}{classes}}}\n")
+    for kind, classes in {
+        "class": ", classes: [a, b]",
+        "distribution": ", classes: [a, b]",
+        "regression": "",
+        "step_class": ", classes: [a, b]",
+        "multilabel": ", classes: [a, b]",
+        "step_multilabel": ", classes: [a, b]",
+        "step_regression": "",
+    }.items()
+}
+# Nulls may be anywhere, and the label is a feature.
+WITH_NULLS = Schema.parse(
+    "id: id\nlabel: {next_of: x}\n"
+    + STEPS.replace("shape: [2]", "shape: [2], missing: fill")
+    + "context: {who: {dtype: string, vocabulary: 3, missing: indicator}}\n"
+)
+# A feature of every shape in which values are nested.
+DEEP = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [2, 3]}}\n" + CLASS)
+ALL_SCHEMAS = [SCHEMA, GROUPED, FROM_FIELD, WITHOUT_ID, DEEP, WITH_NULLS, *KINDS.values()]
+
+
+def refusal(record, schema=SCHEMA):
+    parse = parse_line if isinstance(record, str | bytes) else parse_record
+    with pytest.raises(RecordError) as caught:
+        parse(record, schema)
+    return caught.value.reason, caught.value.message, caught.value.id
+
+
+def test_a_good_record_is_a_sequence():
+    sequence = parse_line(json.dumps(GOOD), SCHEMA)
+    assert (sequence.id, sequence.num_steps, sequence.truncated) == ("r", 2, False)
+    assert (sequence.group, sequence.split) == (None, None)
+    assert sequence.features["x"].tolist() == [[1, 2], [3, 4.5]]
+    assert sequence.features["page"].tolist() == [0, 4]
+    assert sequence.features["word"] == [b"u", "ü".encode()]
+    assert sequence.label.tolist() == [0]
+    assert [a.dtype for a in (sequence.features["x"], sequence.features["page"], sequence.label)] == [
+        np.float32,
+        np.int64,
+        np.int64,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "message"),
+    [
+        ("{", "not_json", "column 2"),
+        ("", "not_json", "zero-length"),
+        ('{"a":1}{"b":2}', "not_json", "unexpected content after document (column 8)"),
+        (b'{"id": "\xff"}', "not_json", '"{\\"id\\": \\"\\\\xff\\"}"'),
+        ('{"id": "\\ud800"}', "not_json", "no low surrogate in string"),
+        ("[" * 2000 + "]" * 2000, "not_json", "depth limit exceeded"),
+        ("3", "not_a_record", "expected an object with fields, not 3"),
+        ('["a"]', "not_a_record", 'expected an object with fields, not ["a"]'),
+        ("null", "not_a_record", "expected an object with fields, not null"),
+        ("[" * 1000 + "]" * 1000, "not_a_record", "expected an object with fields, not "),
+        (b"[" + b" " * LIMITS.record_bytes, "too_large", "larger than 67,108,864 bytes"),
+    ],
+)
+def test_a_line_that_is_no_record_says_why(line, reason, message):
+    found_reason, found_message, record_id = refusal(line)
+    assert (found_reason, record_id) == (reason, None)
+    assert message in found_message
+    assert found_message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "message"),
+    [
+        ({"x": None}, "wrong_type", "x: null, expected a list with one value a step"),
+        ({"x": "12"}, "wrong_type", 'x: "12", expected a list with one value a step'),
+        (
+            {"x": [[1, 2], None]},
+            "wrong_type",
+            "x[1]: null, expected a list of 2 values (say missing: fill or missing: indica",
+        ),
+        ({"x": [[1, 2], {"a": 1}]}, "wrong_type", 'x[1]: {"a": 1}, expected a list of 2 values'),
+        ({"x": [[1, 2], 3]}, "wrong_shape", "x[1]: 3, expected a list of 2 values"),
+        ({"x": [[1, 2], [3]]}, "wrong_shape", "x[1]: [3], expected 2 values, not 1"),
+        ({"x": [[1, 2], [3, [4]]]}, "wrong_shape", "x[1][1]: [4], expected a number"),
+        ({"x": [[1, 2], [3, "4"]]}, "wrong_type", 'x[1][1]: "4", expected a number'),
+        ({"x": [[1, 2], [3, True]]}, "wrong_type", "x[1][1]: true, expected a number"),
+        (
+            {"x": [[1, 2], [None, 4]]},
+            "wrong_type",
+            "x[1][0]: null, expected a number (say missing: fill or missing: indicator in ",
+        ),
+        ({"x": [[1, 2], [3, 1e39]]}, "not_finite", "x[1][1]: 1e+39, expected a finite number in the range of float32"),
+        ({"x": [[1, 2], [3, -((10**30) ** 20)]]}, "not_finite", "x[1][1]: -1000000"),
+        ({"page": [0, 5]}, "unknown_class", "page[1]: 5, expected 0 to 4"),
+        ({"page": [-1, 0]}, "unknown_class", "page[0]: -1, expected 0 to 4"),
+        ({"page": [0, 10**30]}, "unknown_class", "page[1]: 1000000000000000000000000000000, expected 0 to 4"),
+        ({"page": [0, 1.0]}, "wrong_type", "page[1]: 1.0, expected an integer"),
+        ({"word": ["u", 3]}, "wrong_type", "word[1]: 3, expected a string"),
+        ({"word": ["u", "\ud800"]}, "wrong_type", "word: '\\ud800' is no valid Unicode"),
+        ({"x": [], "page": [], "word": []}, "empty_sequence", "x, page, word: no step; expected at least one"),
+        ({"page": [0]}, "uneven_lengths", "x has 2, page has 1, word has 2 steps; expected the same number"),
+        ({"x": [[0, 0]] * 4, "page": [0] * 4, "word": ["u"] * 4}, "over_length", "has 4 steps, expected at most 3"),
+        ({"y": "c"}, "unknown_class", 'y: "c", expected one of ["a", "1", "true"]'),
+        ({"y": None}, "wrong_type", "y: null, expected the name of a class"),
+        ({"y": 1.0}, "wrong_type", "y: 1.0, expected the name of a class"),
+        ({"y": ["a"]}, "wrong_type", 'y: ["a"], expected the name of a class'),
+    ],
+)
+def test_a_bad_field_says_why_and_where(change, reason, message):
+    found_reason, found_message, record_id = refusal(GOOD | change)
+    assert (found_reason, record_id) == (reason, "r")
+    assert message in found_message
+    assert found_message.isprintable()
+
+
+@pytest.mark.parametrize("field", ["x", "page", "word", "y"])
+def test_a_missing_field_says_which_and_what_is_there(field):
+    record = {name: value for name, value in GOOD.items() if name != field}
+    reason, message, record_id = refusal(record)
+    assert (reason, record_id) == ("missing_field", "r")
+    assert message.startswith(f'{field}: this field is missing; the record has ["id", ')
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "1e39", "-1e39", "1" + "0" * 400])
+def test_a_number_that_is_not_finite_is_found_however_it_is_written(word):
+    line = json.dumps(GOOD).replace("4.5", word)
+    reason, message, record_id = refusal(line)
+    assert (reason, record_id) == ("not_finite", "r")
+    assert message.startswith("x[1][1]: ")
+
+
+def test_a_number_that_is_not_finite_does_no_harm_where_nothing_reads_it():
+    line = json.dumps(GOOD)[:-1] + f', "note": [NaN, -Infinity, 1e999, 1{"0" * 5000}]}}'
+    assert parse_line(line, SCHEMA).features["x"].tolist() == GOOD["x"]
+
+
+def test_the_places_of_a_deeply_shaped_feature_are_told():
+    record = {"id": "r", "y": "a", "x": [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, None, 6]]]}
+    assert refusal(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (say missing: ")
+    record["x"][1][1] = [4, 5]
+    assert refusal(record, DEEP)[:2] == ("wrong_shape", "x[1][1]: [4, 5], expected 3 values, not 2")
+
+
+@pytest.mark.parametrize("bad", [None, True, 1.5, ["a"], {"a": 1}, "\ud800", float("nan")])
+def test_an_id_that_is_no_string_or_integer_is_refused(bad):
+    reason, message, record_id = refusal(GOOD | {"id": bad})
+    assert (reason, record_id) == ("bad_id", None)
+    assert message.startswith("id: ")
+
+
+def test_a_missing_id_is_refused():
+    assert refusal({"x": []}) == (
+        "bad_id",
+        "id: this field is missing; expected a string or an integer of up to 64 bits",
+        None,
+    )
+
+
+@pytest.mark.parametrize("record_id", [1, "1", np.int64(1), np.str_("1")])
+def test_one_and_the_word_1_are_the_same_id(record_id):
+    assert parse_record(GOOD | {"id": record_id}, SCHEMA).id == "1"
+
+
+def shuffled(value, rng):
+    if isinstance(value, dict):
+        items = list(value.items())
+        rng.shuffle(items)
+        return {key: shuffled(inner, rng) for key, inner in items}
+    return [shuffled(inner, rng) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("extra", [{}, {"big": 10**30}, {"deep": {"b": [{"d": 1, "c": 2}], "a": 0.1}}])
+def test_without_an_id_it_is_a_hash_that_ignores_white_space_and_the_order_of_keys(extra):
+    rng = random.Random(1)
+    record = {name: value for name, value in GOOD.items() if name != "id"} | extra
+    lines = [json.dumps(shuffled(record, rng), indent=rng.choice([None, 2])) for _ in range(6)]
+    assert len(set(lines)) > 1
+    assert len({parse_line(line, WITHOUT_ID).id for line in lines}) == 1
+    assert parse_record(record | {"x": [[1, 2], [3, 4]]}, WITHOUT_ID).id != parse_line(lines[0], WITHOUT_ID).id
+
+
+def test_the_hash_of_a_record_with_arrays_is_over_all_their_values():
+    def record(value):
+        x = np.zeros((2, 4000), np.float32)
+        x[0, 2000] = value
+        # Not contiguous, and an integer beyond 64 bits: what orjson does not write itself.
+        return {"x": x.T, "page": np.zeros(4000, int), "word": ["u"] * 4000, "y": "a", "big": 10**30, 3: "key"}
+
+    assert parse_record(record(1), WITHOUT_ID).id != parse_record(record(2), WITHOUT_ID).id
+    assert parse_record(record(1), WITHOUT_ID).id == parse_record(record(1), WITHOUT_ID).id
+
+
+def test_a_record_without_id_that_is_nested_too_deep_is_refused():
+    line = json.dumps(GOOD)[:-1] + ', "note": ' + "[" * 1000 + "]" * 1000 + "}"
+    assert refusal(line, WITHOUT_ID) == ("not_json", "nested deeper than 254 levels", None)
+    assert parse_line(line, SCHEMA).id == "r"
+
+
+@pytest.mark.parametrize(
+    ("given_values", "plain"),
+    [
+        (np.array([[1, 2], [3, 4.5]], np.float16), GOOD["x"]),
+        ([np.array([1, 2]), np.array([3, 4.5], np.float32)], GOOD["x"]),
+        ([[np.float32(1), np.int8(2)], [np.float64(3), 4.5]], GOOD["x"]),
+    ],
+)
+def test_numpy_arrays_and_scalars_serve_as_lists_and_numbers(given_values, plain):
+    record = GOOD | {"x": given_values, "page": np.array([0, 4], np.int32), "y": np.str_("a")}
+    sequence = parse_record(record, SCHEMA)
+    assert sequence.features["x"].tolist() == plain
+    assert sequence.features["page"].tolist() == [0, 4]
+    assert refusal(GOOD | {"x": [np.array([1, 2]), np.array([3, np.nan])]})[0] == "not_finite"
+    assert refusal(GOOD | {"x": [np.array([1, 2]), np.array([3])]})[:2] == (
+        "wrong_shape",
+        "x[1]: [3], expected 2 values, not 1",
+    )
+    assert refusal(GOOD | {"x": np.array([1, 2])})[0] == "wrong_shape"
+
+
+@pytest.mark.parametrize(("value", "index"), [("a", 0), (1, 1), ("1", 1), (True, 2), ("true", 2)])
+def test_a_class_may_be_a_word_a_number_or_a_boolean(value, index):
+    assert parse_record(GOOD | {"y": value}, SCHEMA).label.tolist() == [index]
+
+
+def test_a_distribution_is_a_probability_for_each_class():
+    schema = KINDS["distribution"]
+    assert parse_record(GOOD | {"y": [0.25, 0.75]}, schema).label.tolist() == [0.25, 0.75]
+    assert parse_record(GOOD | {"y": [0.3333, 0.6666]}, schema).label.dtype == np.float32
+    for bad, reason, message in [
+        ([0.5, 0.4], "wrong_type", "y: [0.5, 0.4], expected probabilities of at least 0 that add up to 1, not 0.9"),
+        ([-0.5, 1.5], "wrong_type", "y: [-0.5, 1.5], expected probabilities of at least 0 that add up to 1, not 1"),
+        ([1], "wrong_shape", "y: 1 values, expected 2: a probability for each class"),
+        ([0.5, math.nan], "not_finite", "y[1]: NaN, expected a finite number"),
+        ([0.5, "0.5"], "wrong_type", 'y[1]: "0.5", expected a number'),
+        (0.5, "wrong_type", "y: 0.5, expected a list"),
+    ]:
+        found_reason, found_message, _ = refusal(GOOD | {"y": bad}, schema)
+        assert found_reason == reason
+        assert found_message.startswith(message)
+
+
+def test_a_regression_is_a_finite_number():
+    schema = KINDS["regression"]
+    assert parse_record(GOOD | {"y": 3}, schema).label.tolist() == [3.0]
+    assert refusal(GOOD | {"y": 1e39}, schema)[:1] == ("not_finite",)
+    assert refusal(GOOD | {"y": "3"}, schema)[:2] == ("wrong_type", 'y: "3", expected a number')
+    assert refusal(GOOD | {"y": True}, schema)[:2] == ("wrong_type", "y: true, expected a number")
+
+
+def test_a_class_for_each_step_may_be_null_and_is_as_long_as_the_features():
+    schema = KINDS["step_class"]
+    assert parse_record(GOOD | {"y": ["b", None]}, schema).label.tolist() == [1, NO_LABEL]
+    assert refusal(GOOD | {"y": ["b"]}, schema)[0] == "uneven_lengths"
+    assert refusal(GOOD | {"y": ["b", "c"]}, schema)[1] == 'y[1]: "c", expected one of ["a", "b"]'
+    assert refusal(GOOD | {"y": None}, schema)[0] == "wrong_type"
+
+
+@pytest.mark.parametrize(("over_length", "kept"), [("truncate_head", [2, 3, 4]), ("truncate_tail", [0, 1, 2])])
+def test_truncate_head_drops_the_first_steps_and_truncate_tail_the_last(over_length, kept):
+    schema = Schema.parse(
+        f"id: id\nmax_length: 3\nover_length: {over_length}\n"
+        "steps: {x: {dtype: float32, shape: [2]}, n: {dtype: float32}, w: {dtype: string, num_values: 9, shape: [2]}}\n"
+        "label: {name: y, kind: step_class, classes: [0, 1, 2, 3, 4]}\n"
+    )
+    steps = list(range(5))
+    record = {"id": 1, "x": [[s, -s] for s in steps], "n": steps, "w": [[f"{s}", f"{s}'"] for s in steps], "y": steps}
+    sequence = parse_record(record, schema)
+    assert (sequence.num_steps, sequence.truncated) == (3, True)
+    assert sequence.features["x"].tolist() == [[s, -s] for s in kept]
+    assert sequence.features["n"].tolist() == kept
+    assert sequence.features["w"] == [word for s in kept for word in (b"%d" % s, b"%d'" % s)]
+    assert sequence.label.tolist() == kept
+    short = parse_record({name: v[:3] if name != "id" else v for name, v in record.items()}, schema)
+    assert (short.num_steps, short.truncated) == (3, False)
+
+
+def test_a_group_is_a_key_like_an_id():
+    assert parse_record(GOOD | {"who": 7}, GROUPED).group == "7"
+    assert refusal(GOOD | {"who": None}, GROUPED)[:2] == (
+        "wrong_type",
+        "who: null, expected a string or an integer of up to 64 bits",
+    )
+    assert refusal({k: v for k, v in GOOD.items() if k != "who"}, GROUPED)[0] == "missing_field"
+
+
+def test_a_record_may_name_its_split():
+    assert parse_record(GOOD, FROM_FIELD).split == "test"
+    assert parse_record(GOOD | {"part": np.str_("train")}, FROM_FIELD).split == "train"
+    assert refusal(GOOD | {"part": "dev"}, FROM_FIELD)[:2] == (
+        "unknown_class",
+        'part: "dev", expected one of train, validation, test',
+    )
+    for bad in (None, ["train"], np.array(["train", "test"])):
+        assert refusal(GOOD | {"part": bad}, FROM_FIELD)[0] == "wrong_type"
+    assert refusal({k: v for k, v in GOOD.items() if k != "part"}, FROM_FIELD)[0] == "missing_field"
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(["a", "train", [1, 2], [[1, 2]], [0.5, 0.5], ["u"], [None]]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def check_outcome(parse, record, schema):
+    try:
+        sequence = parse(record, schema)
+    except RecordError as error:
+        assert error.reason in REASONS
+        assert error.message.isprintable()
+    else:
+        assert isinstance(sequence, Sequence)
+        assert sequence.num_steps >= 1
+        sequence.id.encode()
+        for name, feature in schema.steps.items():
+            values = sequence.features[name]
+            assert len(values) == sequence.num_steps * (feature.width if isinstance(values, list) else 1)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(ALL_SCHEMAS), st.dictionaries(st.sampled_from(list(GOOD)), JSON_VALUES, max_size=3))
+@example(WITHOUT_ID, {"x": [[1, 10**400], [3, 4]]})
+def test_any_json_value_in_any_place_gives_a_sequence_or_a_reason(schema, change):
+    record = GOOD | change
+    check_outcome(parse_record, record, schema)
+    check_outcome(parse_line, json.dumps(record), schema)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON_VALUES | st.text(), st.sampled_from(ALL_SCHEMAS))
+def test_any_json_at_all_gives_a_sequence_or_a_reason(value, schema):
+    check_outcome(parse_record, value, schema)
+    check_outcome(parse_line, json.dumps(value), schema)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | st.text(st.characters(), max_size=60), st.integers(0, 150), st.integers(0, 5))
+def test_any_damage_to_a_line_gives_a_sequence_or_a_reason(junk, start, width):
+    line = json.dumps(GOOD)
+    if isinstance(junk, bytes):
+        line = line.encode()
+    check_outcome(parse_line, junk, SCHEMA)
+    check_outcome(parse_line, line[:start] + junk + line[start + width :], SCHEMA)
+
+
+def test_tuples_serve_as_lists():
+    """Beam's own transforms make them."""
+    record = GOOD | {"x": ((1, 2), [3, 4.5]), "page": (0, 4), "word": ("u", "ü")}
+    ours, theirs = parse_record(record, SCHEMA), parse_record(GOOD, SCHEMA)
+    assert ours.features["x"].tolist() == theirs.features["x"].tolist()
+    assert ours.features["page"].tolist() == theirs.features["page"].tolist()
+    assert ours.features["word"] == theirs.features["word"]
+
+
+def test_a_record_beyond_a_limit_of_ones_own_is_too_large():
+    line = json.dumps(GOOD)
+    assert parse_line(line, SCHEMA, limits=Limits(len(line), len(GOOD["x"]))).id == GOOD["id"]
+    for limits, message in [
+        (Limits(record_bytes=len(line) - 1), f"larger than {len(line) - 1} bytes"),
+        (Limits(record_steps=len(GOOD["x"]) - 1), f"has {len(GOOD['x'])} steps, expected at most {len(GOOD['x']) - 1}"),
+    ]:
+        with pytest.raises(RecordError, match=message) as caught:
+            parse_line(line, SCHEMA, limits=limits)
+        assert caught.value.reason == "too_large"

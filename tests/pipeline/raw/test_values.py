@@ -1,0 +1,302 @@
+"""Nulls, context and every kind of label: what the fast parser makes of them is what an obvious one does."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import plain_example, same_values, schemas_and_records
+
+from pipeline.format.examples import decode_example, encode_sequence
+from pipeline.inspection.contents import check_example
+from pipeline.raw.reasons import RecordError
+from pipeline.raw.records import num_labels, parse_line, parse_record
+from pipeline.raw.values import NO_LABEL, is_missing, named_classes
+from pipeline.schema.schema import Label, Schema
+
+WAY_OUT = " (say missing: fill or missing: indicator in the schema to allow nulls)"
+EVERY = Schema.parse(
+    """
+id: id
+steps:
+  x: {dtype: float32, shape: [2], missing: fill}
+  deep: {dtype: float32, shape: [2, 2], missing: indicator}
+  page: {dtype: int64, num_values: 5, missing: indicator}
+  word: {dtype: string, vocabulary: 4, shape: [2], missing: fill}
+  strict: {dtype: float32}
+context:
+  age: {dtype: float32, missing: indicator}
+  city: {dtype: string, vocabulary: 3, missing: {fill: york}}
+  plan: {dtype: int64, num_values: 3, shape: [2], missing: {fill: 0}}
+  size: {dtype: float32, shape: [2]}
+  kind: {dtype: string, num_values: 9}
+  code: {dtype: int64, num_values: 3}
+label: {name: y, kind: step_regression}
+"""
+)
+GOOD = {
+    "id": "r",
+    "x": [[1, None], None],
+    "deep": [[[1, 2], None], [[None, 4], [5, 6]]],
+    "page": [4, None],
+    "word": [["a", None], None],
+    "strict": [1, 2],
+    "age": None,
+    "city": None,
+    "plan": [None, 2],
+    "size": [1, 2],
+    "kind": "k",
+    "code": 2,
+    "y": [None, 0.5],
+}
+
+
+def refusal(record, schema=EVERY):
+    with pytest.raises(RecordError) as caught:
+        parse_record(record, schema)
+    assert caught.value.message == str(caught.value)
+    return caught.value.reason, caught.value.message
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schemas_and_records())
+def test_any_record_with_nulls_is_what_an_obvious_parser_makes_of_it(drawn):
+    schema, record = drawn
+    expected = plain_example(record, schema)
+    for sequence in (parse_record(record, schema), parse_line(json.dumps(record), schema)):
+        assert [sequence.num_steps] == expected["length"]
+        for name, values in (sequence.features | sequence.context | {schema.label.name: sequence.label}).items():
+            flat = values if isinstance(values, list) else values.ravel()
+            assert same_values(flat, expected[name])
+        stored = decode_example(encode_sequence(sequence, schema))
+        assert stored.keys() == expected.keys()
+        assert all(same_values(values, expected[name]) for name, values in stored.items())
+        assert check_example(stored, schema) == sequence.num_steps
+        labelled = [y for y in record[schema.label.name] if y is not None] if schema.label.per_step else [1]
+        assert num_labels(sequence, schema) == len(labelled)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schemas_and_records(), st.data())
+def test_a_null_where_none_may_be_is_told_with_its_place_and_the_way_out(drawn, data):
+    schema, record = drawn
+    strict = [name for name, feature in schema.features.items() if not feature.may_miss]
+    if not strict:
+        return
+    name = data.draw(st.sampled_from(strict))
+    shape = list(schema.features[name].shape)
+    size = [len(record[name])] if name in schema.steps else []
+    depth = data.draw(st.integers(len(size), len(size) + len(shape)))
+    place = [data.draw(st.integers(0, dimension - 1)) for dimension in [*size, *shape][:depth]]
+    record = copy.deepcopy(record)
+    *path, last = [name, *place]
+    inner = record
+    for key in path:
+        inner = inner[key]
+    inner[last] = None
+    reason, message = refusal(record, schema)
+    assert reason == "wrong_type"
+    assert message.startswith(f"{name}{''.join(f'[{position}]' for position in place)}: null, expected ")
+    assert message.endswith(WAY_OUT)
+    assert "\n" not in message
+
+
+def test_a_record_of_every_kind_of_feature_is_stored_with_its_nulls():
+    sequence = parse_record(GOOD, EVERY)
+    stored = decode_example(encode_sequence(sequence, EVERY))
+    nan = math.nan
+    for name, expected in {
+        "x": [1, nan, nan, nan],
+        "deep": [1, 2, nan, nan, nan, 4, 5, 6],
+        "page": [4, -1],
+        "age": [nan],
+        "plan": [-1, 2],
+        "size": [1, 2],
+        "code": [2],
+        "y": [nan, 0.5],
+    }.items():
+        np.testing.assert_array_equal(stored[name], expected)
+    assert stored["word"] == [b"a", b"\xff", b"\xff", b"\xff"]
+    assert (stored["city"], stored["kind"]) == ([b"\xff"], [b"k"])
+    assert {name: values.shape for name, values in sequence.context.items() if name not in ("city", "kind")} == {
+        "age": (),
+        "plan": (2,),
+        "size": (2,),
+        "code": (),
+    }
+
+
+def test_a_context_field_that_is_left_out_is_null_where_that_may_be():
+    short = {name: value for name, value in GOOD.items() if name not in ("age", "city", "plan")}
+    sequence = parse_record(short, EVERY)
+    assert np.isnan(sequence.context["age"])
+    assert (sequence.context["city"], sequence.context["plan"].tolist()) == ([b"\xff"], [-1, -1])
+    reason, message = refusal({name: value for name, value in GOOD.items() if name != "size"})
+    assert (reason, message.split(";")[0]) == ("missing_field", "size: this field is missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "message"),
+    [
+        ({"strict": [1, None]}, "wrong_type", f"strict[1]: null, expected a number{WAY_OUT}"),
+        ({"size": [1, None]}, "wrong_type", f"size[1]: null, expected a number{WAY_OUT}"),
+        ({"size": None}, "wrong_type", f"size: null, expected a list of 2 values{WAY_OUT}"),
+        ({"kind": None}, "wrong_type", f"kind: null, expected a string{WAY_OUT}"),
+        ({"code": None}, "wrong_type", f"code: null, expected an integer{WAY_OUT}"),
+        # Nothing says how many steps there would be.
+        ({"x": None}, "wrong_type", "x: null, expected a list with one value a step"),
+        # A place of nulls may hold no other wrong thing.
+        ({"x": [[1, "a"], None]}, "wrong_type", 'x[0][1]: "a", expected a number'),
+        ({"x": [[1], None]}, "wrong_shape", "x[0]: [1], expected 2 values, not 1"),
+        ({"x": [None, 3]}, "wrong_shape", "x[1]: 3, expected a list of 2 values"),
+        ({"x": [[None, math.nan], None]}, "not_finite", "x[0][1]: NaN, expected a finite number in the range of flo"),
+        ({"x": [[None, 1e39], None]}, "not_finite", "x[0][1]: 1e+39, expected a finite number in the range of float32"),
+        ({"page": [None, 5]}, "unknown_class", "page[1]: 5, expected 0 to 4"),
+        ({"page": [None, -1]}, "unknown_class", "page[1]: -1, expected 0 to 4"),
+        ({"page": [None, True]}, "wrong_type", "page[1]: true, expected an integer"),
+        ({"word": [["a", None], [b"\xff", "b"]]}, "wrong_type", "word[1][0]: "),
+        ({"age": [1]}, "wrong_shape", "age: [1], expected a number"),
+        ({"age": "1"}, "wrong_type", 'age: "1", expected a number'),
+        ({"age": 1e39}, "not_finite", "age: 1e+39, expected a finite number"),
+        ({"size": 1}, "wrong_shape", "size: 1, expected a list of 2 values"),
+        ({"size": [1, 2, 3]}, "wrong_shape", "size: [1, 2, 3], expected 2 values, not 3"),
+        ({"plan": [0, 3]}, "unknown_class", "plan[1]: 3, expected 0 to 2"),
+        ({"y": [None, "1"]}, "wrong_type", 'y[1]: "1", expected a number'),
+        ({"y": [None, math.nan]}, "not_finite", "y[1]: NaN, expected a finite number"),
+        ({"y": [None]}, "uneven_lengths", "x has 2, deep has 2, page has 2, word has 2, strict has 2, y has 1 steps"),
+        ({"y": None}, "wrong_type", "y: null, expected a list with one value a step"),
+    ],
+)
+def test_what_is_wrong_beside_nulls_is_told_with_its_place(change, reason, message):
+    found = refusal(GOOD | change)
+    assert found[0] == reason
+    assert found[1].startswith(message)
+    assert message.endswith(WAY_OUT) == found[1].endswith(WAY_OUT)
+
+
+def test_arrays_may_hold_nulls_where_lists_may():
+    as_arrays = GOOD | {"x": [np.array([1, 2], np.float32), None], "page": np.array([4, None], object)}
+    sequence = parse_record(as_arrays, EVERY)
+    np.testing.assert_array_equal(sequence.features["x"], [[1, 2], [math.nan, math.nan]])
+    assert sequence.features["page"].tolist() == [4, -1]
+    assert parse_record(GOOD | {"age": np.float32(3), "size": np.array([1, 2])}, EVERY).context["age"] == 3
+
+
+def labels(kind):
+    return Schema.parse(
+        f"id: id\nsteps: {{n: {{dtype: float32}}}}\nlabel: {{name: y, kind: {kind}, classes: [a, 1, true]}}"
+    )
+
+
+def test_several_labels_are_a_list_of_class_names():
+    schema = labels("multilabel")
+    record = {"id": 1, "n": [0, 0]}
+    assert parse_record(record | {"y": []}, schema).label.tolist() == [0, 0, 0]
+    assert parse_record(record | {"y": [True, "a", "a"]}, schema).label.tolist() == [1, 0, 1]
+    assert parse_record(record | {"y": np.array(["1"])}, schema).label.tolist() == [0, 1, 0]
+    for bad, reason, message in [
+        (None, "wrong_type", "y: null, expected a list of class names"),
+        ("a", "wrong_type", 'y: "a", expected a list of class names'),
+        (["a", None], "wrong_type", "y: null, expected the name of a class"),
+        ([["a"]], "wrong_type", 'y: ["a"], expected the name of a class'),
+        (["b"], "unknown_class", 'y: "b", expected one of ["a", "1", "true"]'),
+    ]:
+        assert refusal(record | {"y": bad}, schema) == (reason, message)
+
+
+def test_several_labels_of_a_step_are_a_list_or_null():
+    schema = labels("step_multilabel")
+    record = {"id": 1, "n": [0, 0, 0]}
+    assert parse_record(record | {"y": [["a"], None, []]}, schema).label.tolist() == [
+        [1, 0, 0],
+        [-1, -1, -1],
+        [0, 0, 0],
+    ]
+    assert refusal(record | {"y": [["a"], "1", []]}, schema) == (
+        "wrong_type",
+        'y[1]: "1", expected a list of class names',
+    )
+    assert refusal(record | {"y": [["a"], None]}, schema)[0] == "uneven_lengths"
+    assert refusal(record | {"y": [["a"], None, ["b"]]}, schema)[1] == 'y[2]: "b", expected one of ["a", "1", "true"]'
+
+
+def test_one_regression_is_never_null():
+    schema = Schema.parse("id: id\nsteps: {n: {dtype: float32}}\nlabel: {name: y, kind: regression}")
+    assert refusal({"id": 1, "n": [0], "y": None}, schema) == ("wrong_type", "y: null, expected a number")
+    shares = labels("distribution")
+    assert refusal({"id": 1, "n": [0], "y": [1, 0, None]}, shares)[1] == "y[2]: null, expected a number"
+
+
+NEXT = "id: id\nsteps: {{f: {{{0}}}}}\nlabel: {{next_of: f{1}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("feature", "kind", "values", "expected"),
+    [
+        ("dtype: string, vocabulary: 2, missing: fill", "", ["a", None, "b", "c"], 2),
+        ("dtype: string, vocabulary: 2", "", ["a", "b"], 1),
+        ("dtype: int64, num_values: 9, missing: indicator", "", [None, 1, None], 1),
+        ("dtype: float32, missing: fill", "", [1, None, None, 2], 1),
+        ("dtype: float32, shape: [2], missing: fill", "", [[1, 2], [3, None], [5, 6], None], 1),
+        ("dtype: float32, shape: [2]", ", kind: multilabel", [[0, 1]] * 5, 4),
+        ("dtype: float32", "", [1], 0),
+    ],
+)
+def test_a_step_is_labelled_where_the_next_is_there_and_misses_nothing(feature, kind, values, expected):
+    schema = Schema.parse(NEXT.format(feature, kind))
+    sequence = parse_record({"id": 1, "f": values}, schema)
+    assert sequence.label is None
+    assert num_labels(sequence, schema) == expected
+    assert sorted(decode_example(encode_sequence(sequence, schema))) == ["f", "id", "length"]
+
+
+def test_what_comes_next_as_multilabel_is_of_zeros_and_ones():
+    schema = Schema.parse(NEXT.format("dtype: float32, shape: [2], missing: fill", ", kind: multilabel"))
+    assert parse_record({"id": 1, "f": [[0, 1], None]}, schema).num_steps == 2
+    assert refusal({"id": 1, "f": [[0, 1], [0, 0.5]]}, schema) == (
+        "wrong_type",
+        "f: 0.5, expected 0 or 1: it is learnt as multilabel",
+    )
+
+
+def test_a_record_that_is_only_to_be_predicted_needs_no_label_group_or_split():
+    schema = Schema.parse(
+        "id: id\ngroup: who\nsteps: {n: {dtype: float32}}\ncontext: {age: {dtype: float32}}\n"
+        "label: {name: y, kind: step_class, classes: [a]}"
+    )
+    sequence = parse_record({"id": 1, "n": [1, 2], "age": 3}, schema, labelled=False)
+    assert (sequence.label, sequence.group, sequence.num_steps) == (None, None, 2)
+    # Nor does a wrong one, of another length, do any harm.
+    assert parse_record({"id": 1, "n": [1, 2], "age": 3, "y": [7], "who": []}, schema, labelled=False).num_steps == 2
+    with pytest.raises(ValueError, match="Sequence '1' has no label, but the schema has one: y"):
+        encode_sequence(sequence, schema)
+
+
+@pytest.mark.parametrize(("over_length", "kept"), [("truncate_head", slice(1, 3)), ("truncate_tail", slice(0, 2))])
+def test_records_that_are_cut_keep_their_context_and_their_own_steps_labels(over_length, kept):
+    schema = Schema.parse(
+        f"id: id\nmax_length: 2\nover_length: {over_length}\nsteps: {{n: {{dtype: float32, missing: fill}}}}\n"
+        "context: {pair: {dtype: string, num_values: 3, shape: [2]}}\n"
+        "label: {name: y, kind: step_multilabel, classes: [a, b]}"
+    )
+    record = {"id": 1, "n": [1, None, 3], "pair": ["p", "q"], "y": [["a"], None, ["a", "b"]]}
+    sequence = parse_record(record, schema)
+    np.testing.assert_array_equal(sequence.features["n"], [1, math.nan, 3][kept])
+    assert sequence.label.tolist() == [[1, 0], [-1, -1], [1, 1]][kept]
+    assert sequence.context["pair"] == [b"p", b"q"]
+    assert (sequence.num_steps, num_labels(sequence, schema)) == (2, 1)
+
+
+def test_a_text_of_one_strange_character_is_not_taken_for_a_null():
+    schema = Schema.parse(NEXT.format("dtype: string, vocabulary: 2, missing: fill", ""))
+    sequence = parse_record({"id": 1, "f": ["\xff", "", "\x00", None]}, schema)
+    assert is_missing(sequence.features["f"]).tolist() == [False, False, False, True]
+
+
+def test_the_classes_that_a_label_names_are_counted_once_for_each_step():
+    label = Label(name="y", kind="step_class", classes=("a", "b"))
+    assert named_classes(np.array([1, NO_LABEL, 0, 1]), label).tolist() == [1, 0, 1]
+    assert named_classes(np.array([0.5]), Label(name="y", kind="regression")).tolist() == []

@@ -1,0 +1,65 @@
+"""Split, shard and order follow from the id alone, and are spread evenly."""
+
+import doctest
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.shuffle import hashing
+from pipeline.shuffle.hashing import choose_shard, choose_split, order_key
+
+IDS = [f"record-{n}" for n in range(20_000)]
+SHARES = {"train": 0.8, "validation": 0.15, "test": 0.05}
+
+
+def test_the_hashes_are_those_of_the_released_format():
+    # A change here moves every record of every dataset: raise FORMAT_VERSION.
+    assert order_key("record-1", seed=0).hex() == "34a31cf3e6dbbf007eca901fda837a29"
+    assert [choose_split(i, SHARES, seed=3) for i in IDS[:12]] == (
+        "train train validation train train train validation train train train train train"
+    ).split()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_splits_have_their_shares_within_three_sigma(seed):
+    chosen = [choose_split(i, SHARES, seed=seed) for i in IDS]
+    for name, share in SHARES.items():
+        sigma = math.sqrt(share * (1 - share) / len(IDS))
+        assert abs(chosen.count(name) / len(IDS) - share) < 3 * sigma
+
+
+@pytest.mark.parametrize("num_shards", [1, 7, 16])
+def test_the_shards_are_even_within_four_sigma_and_independent_of_the_split(num_shards):
+    validation = [i for i in IDS if choose_split(i, SHARES, seed=0) == "validation"]
+    for ids in (IDS, validation):
+        chosen = [choose_shard(order_key(i, seed=0), num_shards=num_shards) for i in ids]
+        sigma = math.sqrt(len(ids) * (1 / num_shards) * (1 - 1 / num_shards))
+        for number in range(num_shards):
+            assert abs(chosen.count(number) - len(ids) / num_shards) <= 4 * sigma
+
+
+def test_another_seed_gives_other_splits_and_another_order():
+    assert [choose_split(i, SHARES, seed=0) for i in IDS] != [choose_split(i, SHARES, seed=1) for i in IDS]
+    assert sorted(IDS, key=lambda i: order_key(i, seed=0)) != sorted(IDS, key=lambda i: order_key(i, seed=1))
+
+
+@given(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16), st.integers(1, 1000))
+def test_shards_are_ranges_of_keys(one, other, num_shards):
+    first, second = sorted([one, other])
+    numbers = [choose_shard(key, num_shards=num_shards) for key in (first, second)]
+    assert numbers == sorted(numbers)
+    assert 0 <= numbers[0] <= numbers[1] < num_shards
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers())
+def test_any_text_has_a_split_with_a_share(group, seed):
+    assert choose_split(group, {"none": 0, "train": 1 / 3, "test": 2 / 3 - 1e-7, "late": 0}, seed=seed) in (
+        "train",
+        "test",
+    )
+
+
+def test_the_docstrings_tell_the_truth():
+    assert doctest.testmod(hashing).failed == 0

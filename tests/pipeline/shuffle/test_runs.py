@@ -1,0 +1,87 @@
+"""Runs on disk: merged, they are the records in one sorted list, whatever run each of them was in."""
+
+import collections
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pipeline.shuffle.runs
+from pipeline.format.tfrecord import frame
+from pipeline.shuffle.encoded import Encoded, Origin, from_rows, rank
+from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
+from pipeline.shuffle.runs import merge_runs, write_run
+
+
+def merge(runs, first, end):
+    return [
+        row._replace(example=example)
+        for block in merge_runs(runs, first, end)
+        for row, example in zip(from_rows(block.rows), block.examples, strict=True)
+    ]
+
+
+ORIGINS = st.builds(
+    Origin,
+    path=st.none() | st.text("ab/\0é", max_size=3),
+    chunk=st.integers(0, 2**40),
+    byte_offset=st.integers(0, 3),
+    number=st.integers(0, 9),
+    sha256=st.binary(max_size=2),
+    raw=st.none() | st.binary(max_size=4),
+)
+
+
+@st.composite
+def encoded(draw):
+    key = draw(st.text("abcdefgh", min_size=1, max_size=2))
+    return Encoded(
+        key=order_key(key, seed=0),
+        digest=draw(st.sampled_from([b"\0" * 32, b"\xff" * 32])),
+        origin=draw(ORIGINS),
+        id=key,
+        group=draw(st.none() | st.text(max_size=2)),
+        split=draw(st.sampled_from(["train", "test"])),
+        num_steps=draw(st.integers(1, 9)),
+        num_labels=draw(st.integers(0, 9)),
+        truncated=draw(st.booleans()),
+        example=draw(st.binary(max_size=9)),
+    )
+
+
+# Of so many in one part, each record is merged by itself.
+@pytest.mark.parametrize("merged_records", [1, 5])
+@settings(deadline=None, max_examples=60)
+@given(parts=st.lists(st.lists(encoded(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
+def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
+    folder = str(tmp_path_factory.mktemp("runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.shuffle.runs, "_READ_RECORDS", 3)
+        patch.setattr(pipeline.shuffle.runs, "_MERGED_RECORDS", merged_records)
+        patch.setattr(pipeline.shuffle.runs, "_MERGED_BYTES", 30)
+        patch.setattr(pipeline.shuffle.runs, "_OPEN", 2)
+        runs = [write_run(part, folder) for part in parts]
+        merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
+    everything = sorted((record for part in parts for record in part), key=rank)
+    # Of records that are the same in all that ranks them, either may come first.
+    assert [rank(record) for found in merged for record in found] == [rank(record) for record in everything]
+    assert collections.Counter(record for found in merged for record in found) == collections.Counter(everything)
+    for number, found in enumerate(merged):
+        assert {choose_shard(record.key, num_shards=num_shards) for record in found} <= {number}
+    sizes = collections.Counter()
+    for run in runs:
+        sizes.update(run.split_bytes)
+    for split in ("train", "test"):
+        assert sizes[split] == sum(len(frame(record.example)) for record in everything if record.split == split)
+
+
+def test_a_run_that_fails_leaves_no_half_file(tmp_path):
+    record = Encoded(bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc")
+    with pytest.raises(OverflowError):
+        write_run([record._replace(num_steps=2**80)], str(tmp_path))
+    assert not list(tmp_path.glob("*.rows"))
+    with pytest.raises(FileExistsError):
+        run = write_run([record], str(tmp_path))
+        with pipeline.shuffle.runs.create(f"{run.path}.rows"):
+            pass
+    assert merge([run], 0, 2**64) == [record]

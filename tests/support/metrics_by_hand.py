@@ -1,0 +1,103 @@
+"""Every metric computed in the most literal way, as the slow twin of `trainer.evaluation`."""
+
+import numpy as np
+
+
+def auc_by_hand(score, positive):
+    """Over all pairs of a positive and a negative: how many are in the right order, a tie half."""
+    pairs = [(p, n) for p in score[positive] for n in score[~positive]]
+    return sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs) if pairs else np.nan
+
+
+def precision_by_hand(score, positive):
+    """The mean over the positives of the precision at the threshold that is their own score."""
+    if positive.all() or not positive.any():
+        return np.nan
+    return np.mean([positive[score >= threshold].mean() for threshold in score[positive]])
+
+
+def classes_by_hand(actual, predicted):
+    """(accuracy, macro F1) from counts of true and false positives, class by class."""
+    actual, predicted = list(actual), list(predicted)
+    scores = []
+    for c in set(actual) | set(predicted):
+        true = sum(a == c and p == c for a, p in zip(actual, predicted, strict=True))
+        precision = true / predicted.count(c) if c in predicted else 0
+        recall = true / actual.count(c) if c in actual else 0
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0)
+    right = sum(a == p for a, p in zip(actual, predicted, strict=True))
+    return right / len(actual), sum(scores) / len(scores)
+
+
+def calibration_by_hand(said):
+    """Of (probability, whether it was so): the mean over 15 bins of |mean probability - share that was so|."""
+    gaps = []
+    for number in range(15):
+        inside = [(p, so) for p, so in said if number / 15 < p <= (number + 1) / 15]
+        if inside:
+            gaps.append(abs(np.mean([p for p, _ in inside]) - np.mean([so for _, so in inside])) * len(inside))
+    return sum(gaps) / len(said)
+
+
+def one_class_by_hand(target, outputs, label):
+    entropies, actual, said, places = [], [], [], []
+    for logits, y in zip(outputs, label, strict=True):
+        p = np.exp(logits - max(logits)) / np.exp(logits - max(logits)).sum()
+        wanted = y if target.kind == "distribution" else np.eye(target.size)[y]
+        entropies.append(-sum(w * np.log(q) for w, q in zip(wanted, p, strict=True) if w))
+        actual.append(int(np.argmax(wanted)))
+        places.append(sorted(range(target.size), key=lambda c, logits=logits: -logits[c]).index(actual[-1]))
+        said.append((max(p), places[-1] == 0))
+    accuracy, macro_f1 = classes_by_hand(actual, [int(np.argmax(logits)) for logits in outputs])
+    found = {
+        "accuracy": accuracy,
+        "macro_f1": macro_f1,
+        "cross_entropy": np.mean(entropies),
+        "micro_f1": accuracy,
+        "expected_calibration_error": calibration_by_hand(said),
+    }
+    found |= {"nll": np.mean(entropies)} if target.kind == "step_class" else {}
+    return found | {f"top_{k}_accuracy": np.mean([p < k for p in places]) for k in (3, 5) if target.size > k}
+
+
+def several_classes_by_hand(target, outputs, label):
+    decisions, entropies, exact, f1s, areas = [], [], [], [], []
+    for logits, y in zip(outputs, label, strict=True):
+        row = [(1 / (1 + np.exp(-logit)), bool(so)) for logit, so in zip(logits, y, strict=True)]
+        entropies.append(-sum(np.log(p if so else 1 - p) for p, so in row))
+        exact.append(all((p > 0.5) == so for p, so in row))
+        decisions += row
+    for c in range(target.size):
+        mine = decisions[c :: target.size]
+        f1s.append([sum(so and p > 0.5 for p, so in mine), sum(so for _, so in mine), sum(p > 0.5 for p, _ in mine)])
+        if 0 < f1s[-1][1] < len(mine):
+            scores = np.array([logits[c] for logits in outputs], np.float32)
+            so = np.array([so for _, so in mine])
+            areas.append((auc_by_hand(scores, so), precision_by_hand(scores, so)))
+    true, positive, predicted = np.sum(f1s, axis=0)
+    occur = [2 * t / (a + p) for t, a, p in f1s if a + p]
+    return {
+        "nll": np.mean(entropies),
+        "micro_f1": 2 * true / (positive + predicted) if occur else None,
+        "auc": np.mean([auc for auc, _ in areas]) if areas else None,
+        "average_precision": np.mean([precision for _, precision in areas]) if areas else None,
+        "macro_f1": np.mean(occur) if occur else None,
+        "accuracy": np.mean([(p > 0.5) == so for p, so in decisions]),
+        "exact_match": np.mean(exact),
+        "expected_calibration_error": calibration_by_hand(decisions),
+    }
+
+
+def numbers_by_hand(target, outputs, label):
+    errors = [float(a) - float(b) for a, b in zip(np.ravel(outputs), np.ravel(label), strict=True)]
+    return {"mae": np.mean(np.abs(errors)), "rmse": np.sqrt(np.mean(np.square(errors)))}
+
+
+def metrics_by_hand(target, outputs, label):
+    """Every metric of a list of labels, and of the outputs for each, in the most literal way."""
+    outputs, label = (values if values.dtype == np.int64 else values.astype(np.float64) for values in (outputs, label))
+    if target.kind in ("regression", "step_regression"):
+        return numbers_by_hand(target, outputs, label)
+    if target.kind in ("multilabel", "step_multilabel"):
+        return several_classes_by_hand(target, outputs, label)
+    return one_class_by_hand(target, outputs, label)

@@ -1,0 +1,128 @@
+"""The model's twin in NumPy, slow and obvious: float64, one record at a time, without batch, padding or mask."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from datasets import CLASSES, Record
+
+from pipeline.format.manifest import FeatureStatistics
+from trainer.config import TrainConfig
+
+Array = np.ndarray[Any, Any]
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
+    """x[time, width] -> h[time, units], by Hochreiter & Schmidhuber with a forget gate."""
+    h = c = np.zeros(recurrent.shape[0])
+    states = []
+    for step in x:
+        i, f, g, o = (step @ kernel + h @ recurrent + bias).reshape(4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        states.append(h)
+    return np.array(states)
+
+
+def gru(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
+    """x[time, width] -> h[time, units], by Cho et al. with the reset gate after the product, as cuDNN has it."""
+    h = np.zeros(recurrent.shape[0])
+    states = []
+    for step in x:
+        z, r, g = (step @ kernel + bias[0]).reshape(3, -1)
+        z_before, r_before, g_before = (h @ recurrent + bias[1]).reshape(3, -1)
+        z, r = sigmoid(z + z_before), sigmoid(r + r_before)
+        h = z * h + (1 - z) * np.tanh(g + r * g_before)
+        states.append(h)
+    return np.array(states)
+
+
+def weights_of(model: keras.Model) -> dict[str, list[Array]]:
+    """The weights of each layer that has some, by its name, as float64."""
+    return {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in model.layers if layer.weights}
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """Reads raw records, as they stand in a JSON line: the feature `x`, and the label `y`, or else the next x.
+
+    Attributes:
+        weights: As `weights_of` gives them; may be changed in place.
+    """
+
+    kind: str
+    config: TrainConfig
+    weights: dict[str, list[Array]]
+    statistics: dict[str, FeatureStatistics] = dataclasses.field(default_factory=dict)
+
+    def outputs(self, record: Record) -> Array:
+        """What the head gives for the record, or for each of its steps, before softmax or sigmoid."""
+        hidden = self._standardized(np.array(record["x"], np.float64))
+        for number in range(len(self.config.units)):
+            forward = self._layer(f"{self.config.cell}_{number}", hidden)
+            both = [forward]
+            if self.config.bidirectional:
+                both.append(self._layer(f"{self.config.cell}_{number}_backward", hidden[::-1])[::-1])
+            hidden = np.concatenate(both, axis=-1)
+        if not self.kind.startswith("step_"):
+            # Each direction's own last step.
+            last = np.concatenate([states[place] for states, place in zip(both, (-1, 0), strict=False)])
+            hidden = {"last": last, "mean": hidden.mean(0), "max": hidden.max(0)}[self.config.pooling]
+        kernel, bias = self.weights["head"]
+        return self._in_units(hidden @ kernel + bias)
+
+    def answers(self, record: Record) -> Array:
+        """What the model gives: probabilities, or the same numbers."""
+        outputs = self.outputs(record)
+        if "regression" in self.kind:
+            return outputs
+        if "multilabel" in self.kind:
+            return sigmoid(outputs)
+        return np.exp(outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True))
+
+    def losses(self, record: Record) -> list[float]:
+        """The loss of each label that the record has: one, or one for each step whose label is not null."""
+        outputs = self.outputs(record)
+        if not self.kind.startswith("step_"):
+            return [self._loss(outputs, record["y"])]
+        labels = record["y"] if "y" in record else [*record["x"][1:], None]
+        pairs = zip(outputs, labels, strict=True)
+        return [self._loss(output, label) for output, label in pairs if label is not None]
+
+    def _layer(self, name: str, x: Array) -> Array:
+        return {"lstm": lstm, "gru": gru}[self.config.cell](x, *self.weights[name])
+
+    def _standardized(self, x: Array) -> Array:
+        if "x" not in self.statistics:
+            return x
+        mean, variance = np.array(self.statistics["x"].mean), np.array(self.statistics["x"].variance)
+        return (x - mean) / np.sqrt(np.where(variance > 0, variance, 1))
+
+    def _in_units(self, outputs: Array) -> Array:
+        if "regression" not in self.kind:
+            return outputs
+        of_one = outputs.shape[-1] == 1
+        outputs = outputs[..., 0] if of_one else outputs
+        found = self.statistics.get("y" if of_one else "x")
+        return (
+            outputs if found is None else outputs * np.sqrt(self._squeeze(found.variance)) + self._squeeze(found.mean)
+        )
+
+    @staticmethod
+    def _squeeze(columns: tuple[float, ...]) -> Array:
+        return np.squeeze(np.array(columns))
+
+    def _loss(self, output: Array, label: Any) -> float:
+        if "multilabel" in self.kind:
+            return sum(np.logaddexp(0, -o if name in label else o) for o, name in zip(output, CLASSES, strict=True))
+        if "regression" in self.kind:
+            # Of a vector that comes next, each column in units of its own spread.
+            scale = np.array(self.statistics["x"].variance) if np.ndim(output) else 1
+            return float(np.mean((output - np.array(label)) ** 2 / scale))
+        surprise = np.logaddexp.reduce(output) - output
+        return float(np.dot(label, surprise) if self.kind == "distribution" else surprise[CLASSES.index(label)])

@@ -1,0 +1,122 @@
+"""Runs `lengthwise prepare` as a process of its own, and reads the dataset that it left."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orjson
+from paths import ROOT
+
+from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.inspection.verify import verify
+
+SCHEMA = """\
+id: id
+steps:
+  x: {dtype: float32, shape: [4]}
+  word: {dtype: string, vocabulary: 50}
+label: {name: y, kind: class, classes: [a, b, c]}
+"""
+MOST_BYTES = 600e6
+PLAIN = """\
+id: id
+steps: {x: {dtype: float32, shape: [8]}}
+label: {name: y, kind: class, classes: [a, b, c]}
+"""
+
+
+def write_parts(folder, num_bytes):
+    """Four files of records, doubles and what is no record."""
+    numbers = np.random.default_rng(0)
+    pool = numbers.normal(size=100_000).astype(np.float32).round(4)
+    words = [f"word-{n}" for n in range(60)]
+    folder.mkdir()
+    for part in range(4):
+        with open(folder / f"{part}.jsonl", "wb") as file:
+            row = 0
+            while file.tell() < num_bytes / 4:
+                length = int(numbers.integers(1, 60))
+                begin = int(numbers.integers(0, len(pool) - 4 * length))
+                record = {
+                    "id": f"{part}-{row - (row % 100 == 99)}",
+                    "x": pool[begin : begin + 4 * length].reshape(-1, 4),
+                    "word": [words[(row * n) % 60] for n in range(length)],
+                    "y": "abc"[row % 3] if row % 50 else "no class",
+                }
+                file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+                row += 1
+
+
+def load(folder):
+    path = pathlib.Path(folder, FILE_NAME)
+    return Manifest.parse(path.read_bytes(), origin=str(path))
+
+
+def read_whole(folder):
+    """The manifest of a dataset of which every byte is as it says."""
+    assert verify(str(folder)).faults == []
+    return load(folder)
+
+
+def unlisted(folder):
+    """What is there that the manifest does not list, folders too."""
+    manifest = load(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    listed = {FILE_NAME, *manifest.rejected.files, *(s.path for s in shards), *(s.index_path for s in shards)}
+    for vocabulary in manifest.vocabularies.values():
+        listed |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
+    folders = {str(parent) for name in listed for parent in pathlib.Path(name).parents}
+    return [path for path in folder.rglob("*") if str(path.relative_to(folder)) not in listed | folders]
+
+
+def session_of(leader):
+    """The processes of a session that have not ended."""
+    alive = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(session) == leader and state != "Z":  # one that nobody waited for holds nothing
+            alive.append(int(path.parent.name))
+    return alive
+
+
+def resident(processes):
+    """Bytes that the processes hold, in all."""
+    total = 0
+    for process in processes:
+        try:
+            text = pathlib.Path(f"/proc/{process}/status").read_text()
+        except OSError:  # it ended meanwhile
+            continue
+        # One that ends has no memory any more.
+        total += sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmRSS:"))
+    return total
+
+
+def prepare_measured(folder, *arguments, seconds=1200):
+    """Runs `lengthwise prepare` of folder/raw; gives (exit status, lines of stderr, peak of all bytes, seconds)."""
+    command = [sys.executable, "-m", "lengthwise", "prepare", "raw", "--schema", "schema.yaml", "--output", "dataset"]
+    begin, peak = time.monotonic(), 0
+    with (
+        open(folder / "told", "w+") as told,
+        subprocess.Popen(
+            [*command, *arguments],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+        ) as process,
+    ):
+        while process.poll() is None:
+            if time.monotonic() > begin + seconds:
+                process.kill()
+            peak = max(peak, resident(session_of(process.pid)))
+            time.sleep(0.05)
+        told.seek(0)
+        return process.returncode, told.read().splitlines(), peak, time.monotonic() - begin

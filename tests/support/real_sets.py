@@ -1,0 +1,187 @@
+"""Turns published data sets, as their authors' files have them, into raw records and a schema."""
+
+import collections
+import csv
+import datetime
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+# Where the sets lie, one folder each; they are no part of this project.
+FOLDER = pathlib.Path(os.environ.get("LENGTHWISE_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
+
+
+def needs(name):
+    """Skips a test where the set is not there."""
+    return pytest.mark.skipif(not (FOLDER / name).is_dir(), reason=f"the data set {name} is not in {FOLDER}")
+
+
+def japanese_vowels(output):
+    """raw.jsonl and schema.yaml of Japanese Vowels: 12 floats a step, 9 speakers, in the split as published."""
+    records = []
+    for split, part in (("train", "TRAIN"), ("test", "TEST")):
+        lines = (FOLDER / f"japanese_vowels/JapaneseVowels_{part}.ts").read_text().splitlines()
+        data = lines[lines.index("@data") + 1 :]
+        for number, line in enumerate(data):
+            *channels, speaker = line.split(":")
+            steps = zip(*([float(value) for value in channel.split(",")] for channel in channels), strict=True)
+            records.append({"id": f"{split}-{number}", "split": split, "x": [list(s) for s in steps], "y": speaker})
+    return _write(
+        output,
+        records,
+        """
+id: id
+steps: {x: {dtype: float32, shape: [12]}}
+label: {name: y, kind: class, classes: ["1", "2", "3", "4", "5", "6", "7", "8", "9"]}
+splits: {from: split}
+""",
+    )
+
+
+def snips(output, *, per_step):
+    """raw.jsonl and schema.yaml of SNIPS: words, and an intent for each record or a slot for each step.
+
+    Words that occur once in the train split are left out of the vocabulary, so that what is unknown is learnt too.
+    """
+    train = collections.Counter((FOLDER / "snips_slots/train/seq.in").read_text().split())
+    size = sum(count > 1 for count in train.values())
+    records, slots, intents = [], set(), set()
+    for split, part in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        folder = FOLDER / "snips_slots" / part
+        columns = [(folder / name).read_text().splitlines() for name in ("seq.in", "seq.out", "label")]
+        for number, (words, tags, intent) in enumerate(zip(*columns, strict=True)):
+            slots.update(tags.split())
+            intents.add(intent.strip())
+            label = tags.split() if per_step else intent.strip()
+            records.append({"id": f"{split}-{number}", "split": split, "word": words.split(), "y": label})
+    classes = json.dumps(sorted(slots if per_step else intents))
+    return _write(
+        output,
+        records,
+        f"""
+id: id
+steps: {{word: {{dtype: string, vocabulary: {size}}}}}
+label: {{name: y, kind: {"step_class" if per_step else "class"}, classes: {classes}}}
+splits: {{from: split}}
+""",
+    )
+
+
+def helpdesk(output):
+    """raw.jsonl and schema.yaml of Helpdesk: an activity and four times a step; the next activity at each of them.
+
+    The protocol of Tax et al. 2017 (code/evaluate_next_activity_and_time.py): the first two thirds of the cases, in the
+    order of the file, train, the last third tests; in the test each prefix of at least two events has a label whose
+    next event exists. The end of a case is never a label.
+    """
+    cases = {}
+    for row in csv.DictReader((FOLDER / "helpdesk/helpdesk.csv").read_text().splitlines()):
+        time = datetime.datetime.fromisoformat(row["CompleteTimestamp"])
+        cases.setdefault(row["CaseID"], []).append((row["ActivityID"], time))
+    third = round(len(cases) / 3)
+    records = []
+    for number, (case, events) in enumerate(cases.items()):
+        test = number >= 2 * third
+        activities, times = [activity for activity, _ in events], [time for _, time in events]
+        following = [*activities[1:], None]
+        if test:
+            following[0] = None
+        before = [times[0], *times[:-1]]
+        records.append(
+            {
+                "id": case,
+                "split": "test" if test else "train",
+                "activity": activities,
+                # Days; the logarithm, since most are minutes and some are months.
+                "elapsed": [
+                    math.log1p((now - then).total_seconds() / 60) for now, then in zip(times, before, strict=True)
+                ],
+                "since_start": [math.log1p((now - times[0]).total_seconds() / 60) for now in times],
+                "hour": [now.hour + now.minute / 60 for now in times],
+                "weekday": [now.weekday() for now in times],
+                "next": following,
+            }
+        )
+    classes = json.dumps(sorted({activity for record in records for activity in record["activity"]}))
+    return _write(
+        output,
+        records,
+        f"""
+id: id
+steps:
+  activity: {{dtype: string, vocabulary: 20}}
+  elapsed: {{dtype: float32}}
+  since_start: {{dtype: float32}}
+  hour: {{dtype: float32}}
+  weekday: {{dtype: int64, num_values: 7}}
+label: {{name: next, kind: step_class, classes: {classes}}}
+splits: {{from: split}}
+""",
+    )
+
+
+# Cycles left beyond which an engine counts as new: nothing in its sensors tells more (Heimes 2008).
+EARLY_LIFE = 125
+
+
+def cmapss(output):
+    """raw.jsonl and schema.yaml of C-MAPSS FD001: 24 floats a cycle, and how many cycles an engine has left.
+
+    Engines of the train file run to their end; those of the test file are cut before it, and only their last cycle has
+    a label: the cycles left that the set gives, as they are.
+    """
+    folder = FOLDER / "cmapss_fd001"
+    left = [int(line) for line in (folder / "RUL_FD001.txt").read_text().split()]
+    records = []
+    for split in ("train", "test"):
+        rows = np.loadtxt(folder / f"{split}_FD001.txt")
+        for engine in np.unique(rows[:, 0]).astype(int).tolist():
+            cycles = rows[rows[:, 0] == engine]
+            if split == "train":
+                label = [min(EARLY_LIFE, n) for n in range(len(cycles) - 1, -1, -1)]
+            else:
+                label = [*[None] * (len(cycles) - 1), left[engine - 1]]
+            values = cycles[:, 2:].tolist()
+            records.append({"id": f"{split}-{engine}", "split": split, "x": values, "left": label})
+    return _write(
+        output,
+        records,
+        """
+id: id
+steps: {x: {dtype: float32, shape: [24]}}
+label: {name: left, kind: step_regression}
+splits: {from: split}
+""",
+    )
+
+
+def jsb_chorales(output):
+    """raw.jsonl and schema.yaml of JSB Chorales: which of 88 notes sound at a step, and so at the next one."""
+    import scipy.io
+
+    pieces = scipy.io.loadmat(FOLDER / "jsb_chorales/JSB_Chorales.mat")
+    records = []
+    for split, part in (("train", "traindata"), ("validation", "validdata"), ("test", "testdata")):
+        for number, piece in enumerate(pieces[part][0]):
+            records.append({"id": f"{split}-{number}", "split": split, "notes": piece.tolist()})
+    return _write(
+        output,
+        records,
+        """
+id: id
+steps: {notes: {dtype: float32, shape: [88]}}
+label: {next_of: notes, kind: multilabel}
+splits: {from: split}
+""",
+    )
+
+
+def _write(output, records, schema):
+    output = pathlib.Path(output)
+    (output / "raw.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (output / "schema.yaml").write_text(schema)
+    return output

@@ -1,0 +1,145 @@
+"""Trains on two replicas of this process, which are logical CPUs, and with every record by itself; tells how they
+differ.
+
+It is a program, since TensorFlow takes logical devices before anything else of it only: `python replicas.py DATASET
+FOLDER CONFIGS`, the last a JSON list of configurations. Prints a JSON list.
+"""
+
+import json
+import sys
+from typing import Any
+
+import cluster
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.batching.epoch import plan_limited
+from trainer.config import TrainConfig
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.target import make_target
+from trainer.devices.replicas import find_team
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.model.build import build_model, head_model, loss_scale, losses
+from trainer.reading.batches import numbered_batches
+from trainer.runs.state import State
+from trainer.training.deal import Feed
+from trainer.training.train import train
+from trainer.training.update import Update
+
+Array = np.ndarray[Any, Any]
+
+
+class OneByOne:
+    """A run in which the gradient of each record is taken by itself, unpadded, and added up in float64."""
+
+    def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
+        self._dataset, self._config = dataset, config
+        keras.utils.set_random_seed(config.seed)
+        vocabularies, statistics = dataset.vocabularies(), dataset.manifest.statistics
+        self.model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
+        self._columns = loss_scale(make_target(dataset.schema, vocabularies), statistics)
+        self.variables = [variable.value for variable in self.model.trainable_variables]
+        self._head = head_model(self.model)
+        single = numbered_batches(
+            dataset, "train", plan_limited(dataset, TrainConfig(batching="exact", batch_size=1), State())
+        )
+        self._records = {int(row[0]): (features, label, weight) for features, label, weight, row in single}
+        spec = single.element_spec[:3]
+        self._measure = tf.function(self._measure_one, input_signature=[spec], autograph=False)
+
+    def _measure_one(self, record: Any) -> Any:
+        features, label, weight = record
+        with tf.GradientTape() as tape:
+            each = losses(self._head(features, training=True), label, self._dataset.schema.label.kind, self._columns)
+            loss = tf.reduce_sum(weight * each)
+        found = tape.gradient(loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return loss, tf.reduce_sum(weight), [tf.convert_to_tensor(gradient) for gradient in found]
+
+    def measure(self, rows: Array) -> tuple[float, float, list[Array]]:
+        """Σ loss, Σ weight and Σ gradient of these records."""
+        found = [self._measure(self._records[row]) for row in rows.tolist()]
+        gradients = zip(*(gradients for _, _, gradients in found), strict=True)
+        summed = [sum(gradient.numpy().astype(np.float64) for gradient in each) for each in gradients]
+        return sum(float(loss) for loss, _, _ in found), sum(float(weight) for _, weight, _ in found), summed
+
+    def train(self) -> list[float]:
+        """The loss of every update."""
+        config, dataset, told = self._config, self._dataset, []
+        optimizer = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}[config.optimizer](
+            config.learning_rate
+        )
+        for epoch in range(config.epochs):
+            plan = plan_limited(dataset, config, State(epoch=epoch))
+            for batch in Feed(dataset, find_team("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
+                loss, weight, gradients = self.measure(batch.rows())
+                by_epoch = plan.num_batches / dataset.split("train").labels
+                scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
+                norm = scale * np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+                if config.clip_norm is not None and norm > config.clip_norm:
+                    scale *= config.clip_norm / norm
+                scaled = [tf.constant(scale * gradient, tf.float32) for gradient in gradients]
+                optimizer.apply(scaled, self.model.trainable_variables)
+                told.append(loss / weight if weight else 0.0)
+        return told
+
+
+def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> float:
+    """How far the gradient that each replica holds is from the sum over the records, in the first batches."""
+    team, one = find_team(strategy), OneByOne(dataset, config)
+    plan = plan_limited(dataset, config, State())
+    feed = Feed(dataset, team, seed=config.seed)
+    with team.strategy.scope():
+        keras.utils.set_random_seed(config.seed)
+        vocabularies = dataset.vocabularies()
+        model = build_model(dataset.schema, dataset.manifest.statistics, config, vocabularies=vocabularies)
+        update = Update(
+            model,
+            None,
+            kind=dataset.schema.label.kind,
+            element_spec=feed.element_spec,
+            by_epoch=True,
+            team=team,
+            column_scale=one._columns,
+        )
+    farthest = 0.0
+    for batch, _ in zip(feed.batches(plan, epoch=1), range(4), strict=False):
+        loss, weight, expected = one.measure(batch.rows())
+        sums = update.measure(batch.parts)
+        assert float(sums.weight) == weight
+        norm = float(np.sqrt(sum((gradient**2).sum() for gradient in expected)))
+        for value, wanted in ((float(sums.loss), loss), (float(sums.norm), norm)):
+            farthest = max(farthest, abs(value - wanted) / max(wanted, cluster.TINY))
+        _, found = update._measure(batch.parts, tf.constant(1.0), tf.constant(0.0))
+        for gradient, wanted in zip(found, expected, strict=True):
+            for replica in team.strategy.experimental_local_results(gradient):
+                farthest = max(farthest, float(np.abs(replica.numpy() - wanted).max()) / max(norm, cluster.TINY))
+    return farthest
+
+
+def compare(dataset: Dataset, folder: str, config: dict[str, Any]) -> dict[str, Any]:
+    runs = {strategy: f"{folder}-{strategy}" for strategy in ("one", "mirrored")}
+    for strategy, run in runs.items():
+        train(dataset, run, TrainConfig(**config, strategy=strategy))
+    one_by_one = OneByOne(dataset, TrainConfig(**config))
+    told, lines = one_by_one.train(), cluster.updates_of(runs["mirrored"])
+    assert len(told) == len(lines)
+    pairs = [(line["loss"], loss) for line, loss in zip(lines, told, strict=True)]
+    of_losses = max(abs(found - loss) / max(abs(loss), cluster.TINY) for found, loss in pairs)
+    weights = zip(cluster.weights_of(runs["mirrored"]), one_by_one.model.weights, strict=True)
+    of_weights = max(np.abs(found - w.numpy()).max() / np.abs(w.numpy()).max() for found, w in weights)
+    return {
+        "updates": len(lines),
+        "one_device": cluster.differences(runs["mirrored"], runs["one"]),
+        "one_by_one": [of_losses, float(of_weights)],
+        "gradient": gradients_differ(dataset, TrainConfig(**config), "mirrored"),
+    }
+
+
+if __name__ == "__main__":
+    path, folder, configs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    start_tensorflow()
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    opened = open_dataset(path)
+    print(json.dumps([compare(opened, f"{folder}/{number}", config) for number, config in enumerate(configs)]))

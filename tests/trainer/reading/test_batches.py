@@ -1,0 +1,398 @@
+"""Batches: what the plan says is what comes, every record once, its values unchanged, damaged files refused."""
+
+import collections
+import json
+import pathlib
+import struct
+
+import datasets
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.format.tfrecord import masked_crc
+from pipeline.schema.schema import Schema
+from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan import make_plan
+from trainer.batching.ways import WAYS
+from trainer.config import TrainConfig
+from trainer.data.dataset import open_dataset
+from trainer.model.build import build_model, head_model, losses
+from trainer.reading.batches import batches
+
+STEPS = """x: {dtype: float32, shape: [2]}
+  grid: {dtype: float32, shape: [2, 2]}
+  page: {dtype: int64, num_values: 9}
+  pages: {dtype: int64, num_values: 900, shape: [3]}
+  word: {dtype: string, num_values: 9}
+  words: {dtype: string, num_values: 9, shape: [3]}"""
+
+LENGTHS = {
+    "mixed": np.random.default_rng(0).integers(1, 30, 90).tolist(),
+    "one_length": [7] * 23,
+    "single_record": [5],
+    "one_step": [1] * 17,
+    # Every length there is, so that there is a record at, below and above each boundary.
+    "outlier": [*range(1, 61)] * 2 + [300],
+    "none": [],
+}
+LIMITS = [{"batch_steps": 60}, {"batch_size": 4}, {"batch_steps": 60, "batch_size": 4}]
+
+
+def with_all_features(record, random):
+    num_steps = len(record["x"])
+    return record | {
+        "grid": random.normal(size=(num_steps, 2, 2)).astype(np.float32).tolist(),
+        "page": random.integers(0, 9, num_steps).tolist(),
+        "pages": random.integers(0, 900, (num_steps, 3)).tolist(),
+        "word": [f"wörd{n}" for n in random.integers(0, 99, num_steps)],
+        "words": [[f"w{n}" for n in row] for row in random.integers(0, 99, (num_steps, 3))],
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The distributions of length, each in a split of one of two datasets: {name: (dataset, split)}."""
+    places = {}
+    for names in (("mixed", "one_length", "none"), ("outlier", "single_record", "one_step")):
+        random, records = np.random.default_rng(1), []
+        splits = dict(zip(names, ("train", "validation", "test"), strict=True))
+        for name, split in splits.items():
+            found = datasets.random_records(LENGTHS[name], split=split)
+            records += [with_all_features(record, random) for record in found]
+        folder = tmp_path_factory.mktemp("reader")
+        dataset = datasets.make(folder, records, datasets.schema_text("class", STEPS), num_shards=3)
+        places |= {name: (dataset, split) for name, split in splits.items()}
+    return places
+
+
+def plain(features, label, weight):
+    """The rows of a batch as plain values without padding, after a look at the padding and at rows that fill it up."""
+    rows = []
+    for row, length in enumerate(features["length"].numpy().tolist()):
+        if not np.any(features["x"][row]):  # of a record, none is 0
+            assert length == 1
+            assert not np.any(weight[row])
+            continue
+        values = {}
+        for name, value in features.items():
+            if name == "length":
+                continue
+            value = value.numpy()[row]
+            padding = value[length:].ravel().tolist()
+            assert set(padding) <= ({b""} if value.dtype == object else {0})
+            values[name] = value[:length].tolist()
+        for name in {"word", "words"} & set(values):
+            values[name] = np.char.decode(np.array(values[name], bytes)).tolist()
+        target, counts = label.numpy()[row], weight.numpy()[row]
+        if target.ndim and len(target) == features["x"].shape[1] and counts.ndim:
+            assert not counts[length:].any()
+            target, counts = target[:length], counts[:length]
+        rows.append((length, values, target.tolist(), counts.tolist()))
+    return rows
+
+
+def read(path, split, **arguments):
+    return [row for batch in batches(path, split, **arguments) for row in plain(*batch)]
+
+
+def expected(record):
+    """What `plain` should find of a raw record."""
+    values = {name: record[name] for name in record if name not in ("id", "split", "y")}
+    label, weight = record["y"], 1.0
+    index = {None: 0, "a": 0, "b": 1, "c": 2}
+    if isinstance(label, str):
+        label = index[label]
+    elif isinstance(label, list) and isinstance(label[0], str | None):
+        label, weight = [index[y] for y in label], [float(y is not None) for y in label]
+    return len(record["x"]), values, label, weight
+
+
+def as_text(rows):
+    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_reader_yields_what_the_plan_says(made, name, way):
+    dataset, split = made[name]
+    opened = open_dataset(dataset.path)
+    assert opened.split(split).length_counts == collections.Counter(LENGTHS[name])
+    multiples = [{"pad_to_multiple": 8}] if way in ("window", "bucket") else []
+    for limits in LIMITS + multiples if name in ("mixed", "outlier") else LIMITS[-1:]:
+        plan = plan_epoch(opened, split, batching=way, **limits)
+        found = batches(dataset.path, split, batching=way, **limits)
+        assert found.cardinality().numpy() == plan.num_batches
+        shapes = [tuple(features["x"].shape[:2]) for features, _, _ in found]
+        steps = sum(int(features["length"].numpy().sum()) for features, _, _ in found)
+        assert len(shapes) == plan.num_batches
+        assert set(shapes) == plan.shapes
+        assert sum(rows for rows, _ in shapes) == plan.records == len(LENGTHS[name])
+        assert steps == plan.steps == sum(LENGTHS[name])
+        assert sum(rows * length for rows, length in shapes) == plan.padded_steps
+        assert plan.useful_share == (steps / plan.padded_steps if shapes else 1.0)
+        largest = max((rows * length for rows, length in shapes), default=0)
+        assert largest == plan.largest_batch[0] * plan.largest_batch[1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["mixed", "one_step", "outlier"])
+def test_every_record_comes_once_as_it_was(made, name, way):
+    dataset, split = made[name]
+    rows = read(dataset.path, split, batching=way, batch_steps=150)
+    assert as_text(rows) == as_text(map(expected, dataset.of(split)))
+
+
+@pytest.mark.parametrize("kind", ["class", "distribution", "regression", "step_class"])  # others: test_kinds.py
+def test_every_kind_of_label_comes_as_it_was_and_a_null_weighs_nothing(kind):
+    dataset = datasets.of_kind(kind)
+    for arguments in ({"batch_size": 6}, {"batching": "pad", "pad_length": 20, "batch_size": 9}):
+        rows = read(dataset.path, "train", **arguments)
+        assert as_text(rows) == as_text(map(expected, dataset.of("train")))
+
+
+def test_records_at_below_and_above_each_boundary_are_in_the_batch_that_the_plan_says(made):
+    dataset, split = made["outlier"]
+    plan = make_plan(collections.Counter(LENGTHS["outlier"]), batching="bucket", batch_steps=200)
+    assert len(plan.boundaries) > 10 and plan.boundaries[-1] == 301
+    where = collections.defaultdict(set)
+    for features, _, _ in batches(dataset.path, split, batching="bucket", batch_steps=200):
+        for length in features["length"].numpy().tolist():
+            where[length].add(features["x"].shape[1])
+    for boundary, above in zip(plan.boundaries, plan.boundaries[1:], strict=False):
+        # Exclusive: at `boundary` a record is one bucket up, padded to the next boundary less 1.
+        assert where[boundary - 1] == {boundary - 1}
+        assert boundary not in where or where[boundary] == {above - 1}
+        assert boundary + 1 not in where or boundary + 1 >= above or where[boundary + 1] == {above - 1}
+
+
+@pytest.mark.parametrize("kind", ["class", "step_class"])
+def test_the_total_loss_is_the_same_whichever_way(kind):
+    dataset = open_dataset(datasets.of_kind(kind).path)
+    keras.utils.set_random_seed(3)
+    model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
+    head = tf.function(head_model(model), reduce_retracing=True)
+    totals = {}
+    for way in WAYS:
+        total = 0.0
+        for features, label, weight in batches(dataset, "train", batching=way, batch_steps=40):
+            total += float(tf.reduce_sum(weight * losses(head(features), label, kind)))
+        totals[way] = total
+    assert totals["pad"] > 0
+    assert totals == pytest.approx(dict.fromkeys(WAYS, totals["pad"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["window", "bucket", "pad"])
+@pytest.mark.parametrize("num_shards", datasets.some([1, 3], [3]))
+def test_the_order_hangs_on_seed_and_epoch_alone(tmp_path, way, num_shards):
+    made = datasets.make(tmp_path, datasets.random_records([7] * 20), num_shards=num_shards)
+
+    def order(**arguments):
+        return [row[1]["x"] for row in read(made.path, "train", batching=way, batch_size=5, **arguments)]
+
+    assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
+    assert order(seed=1, epoch=2) != order(seed=1, epoch=3)
+    assert order(seed=1, epoch=2) != order(seed=2, epoch=2)
+    assert sorted(order(seed=1, epoch=2)) == sorted(order(seed=5, epoch=9))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("num_readers", datasets.some([1, 2, 3], [3]))
+def test_several_readers_share_the_records_out(made, way, num_readers):
+    dataset, split = made["mixed"]
+    together = []
+    for reader in range(num_readers):
+        arguments = {"batching": way, "batch_steps": 60, "reader_index": reader, "num_readers": num_readers, "epoch": 4}
+        found = batches(dataset.path, split, **arguments)
+        rows = [plain(*batch) for batch in found]
+        assert found.cardinality().numpy() == len(rows)
+        assert sum(map(len, rows)) in (90 // num_readers, 90 // num_readers + 1)
+        together += [row for batch in rows for row in batch]
+    assert as_text(together) == as_text(map(expected, dataset.of(split)))
+
+
+def test_more_readers_than_records_leave_some_with_nothing(made):
+    dataset, split = made["single_record"]
+    for way, rows_each in (("window", 1), ("bucket", None)):
+        found = [list(batches(dataset.path, split, batching=way, reader_index=i, num_readers=3)) for i in range(3)]
+        assert sorted(sum(len(plain(*batch)) for batch in part) for part in found) == [0, 0, 1]
+        if rows_each is not None:
+            assert [[len(weight) for _, _, weight in part] for part in found] == [[rows_each]] * 3
+    with pytest.raises(ValueError, match="reader_index is 3, expected 0 to num_readers - 1, which is 2"):
+        batches(dataset.path, split, reader_index=3, num_readers=3)
+
+
+@pytest.mark.parametrize("kind", ["class", "step_class"])
+@pytest.mark.parametrize("truncate", ["head", "tail"])
+def test_a_record_beyond_pad_length_loses_its_head_or_its_tail(kind, truncate):
+    dataset = datasets.of_kind(kind)
+    rows = read(dataset.path, "train", batching="pad", pad_length=5, truncate=truncate, batch_size=7)
+
+    def cut(values):
+        return values[-5:] if truncate == "head" else values[:5]
+
+    kept = []
+    for record in dataset.of("train"):
+        label = cut(record["y"]) if kind == "step_class" else record["y"]
+        kept.append(expected(record | {"x": cut(record["x"]), "y": label}))
+    assert as_text(rows) == as_text(kept)
+    assert max(row[0] for row in rows) == 5
+
+
+def test_pad_length_pads_all_and_never_cuts_unasked():
+    path = datasets.of_kind("class").path
+    found = batches(path, "train", batching="pad", pad_length=20, batch_size=8)
+    assert {features["x"].shape[1] for features, _, _ in found} == {20}
+    with pytest.raises(ValueError, match="pad_length is 5, but the longest record has 12 steps; choose truncate"):
+        batches(path, "train", batching="pad", pad_length=5)
+
+
+def test_a_batch_is_padded_to_its_bucket_not_to_its_longest_record(made):
+    """Few shapes: a shape that is new costs a compilation on some devices."""
+    dataset, split = made["outlier"]
+    found = batches(dataset.path, split, batching="bucket", batch_size=3)
+    shapes = {features["x"].shape[1] for features, _, _ in found}
+    assert shapes == {bucket.pad_length for bucket in make_plan(LENGTHS_OF_OUTLIER, batching="bucket").buckets}
+
+
+LENGTHS_OF_OUTLIER = collections.Counter(LENGTHS["outlier"])
+
+
+def test_batches_fit_into_keras_own_fit():
+    dataset = open_dataset(datasets.of_kind("step_class").path)
+    model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
+    model.compile("rmsprop", "sparse_categorical_crossentropy", jit_compile=False)
+    before = model.get_weights()
+    history = model.fit(batches(dataset, "train", batch_size=20), shuffle=False, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def files(path, pattern):
+    return sorted(pathlib.Path(path).glob(f"data/*/{pattern}"))
+
+
+def cut_in_a_record(path):
+    shard = files(path, "train-*.tfrecord")[0]
+    shard.write_bytes(shard.read_bytes()[:-7])
+
+
+def cut_between_records(path):
+    shard = files(path, "train-*.tfrecord")[0]
+    data = shard.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    shard.write_bytes(data[: length + 16])
+
+
+def claim_a_terabyte(path):
+    """A record's header with a length that is wrong and a CRC that fits: TensorFlow dies of it by a signal."""
+    shard = files(path, "train-*.tfrecord")[0]
+    data = bytearray(shard.read_bytes())
+    length = struct.pack("<Q", 2**40)
+    data[:12] = length + struct.pack("<I", masked_crc(length))
+    shard.write_bytes(data)
+
+
+def swap_indexes(path):
+    first, second = files(path, "train-*.index.parquet")
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+
+
+def swap_shards(path):
+    first, second = files(path, "train-*.tfrecord")
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+
+
+def append_to_a_shard(path):
+    shard = files(path, "train-*.tfrecord")[0]
+    shard.write_bytes(shard.read_bytes() * 2)
+
+
+def miscount_lengths(path):
+    manifest = pathlib.Path(path, "manifest.json")
+    values = json.loads(manifest.read_text())
+    counts = values["splits"]["train"]["length_counts"]
+    middle = next(int(length) for length, count in counts.items() if count > 2 and int(length) > 1)
+    for length, change in ((middle - 1, 1), (middle, -2), (middle + 1, 1)):  # as many records and steps
+        counts[str(length)] = counts.get(str(length), 0) + change
+    manifest.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_in_a_record, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+        (cut_between_records, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+        (append_to_a_shard, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+        (claim_a_terabyte, r"the record at offset 0 claims 1,099,511,627,776 bytes, expected [0-9]+\."),
+        (swap_indexes, r"train-0000\d-of-00002\.index\.parquet is not the file that was written"),
+        (swap_shards, r"train-0000\d-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+        (miscount_lengths, r"the lengths in the indexes are not those that the manifest counts"),
+        (lambda path: files(path, "train-*.tfrecord")[1].unlink(), r"tfrecord cannot be read: No such"),
+        (lambda path: files(path, "train-*.parquet")[1].unlink(), r"index\.parquet cannot be read: No such"),
+        (lambda path: files(path, "train-*.parquet")[1].write_bytes(b""), r"parquet is not the file that was written"),
+        (lambda path: pathlib.Path(path, "manifest.json").unlink(), r"not a dataset: it has no manifest\.json"),
+    ],
+)
+def test_damaged_files_are_refused_before_tensorflow_opens_them(tmp_path, capsys, damage, message):
+    path = datasets.copy(datasets.of_kind("class"), tmp_path)
+    damage(path)
+    with pytest.raises(UserError, match=message):
+        batches(path, "train", batching="bucket")
+    status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", "--epochs", "1")
+    assert (status, out) == (1, "")
+    assert err[-1].startswith(f"lengthwise train: {path}")
+
+
+def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
+    path = datasets.copy(datasets.of_kind("class"), tmp_path)
+    shard = files(path, "train-*.tfrecord")[0]
+    data = bytearray(shard.read_bytes())
+    data[40] ^= 1
+    shard.write_bytes(data)
+    flags = ["--epochs", "1", "--units", "2"]
+    with pytest.raises(tf.errors.DataLossError):
+        read(path, "train", batching="bucket")
+    with pytest.raises(tf.errors.UnknownError, match="record at offset 0: the CRC of the data does not fit"):
+        read(path, "train")
+    status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--batching", "bucket")
+    assert status == 1
+    assert err[-1] == (f"lengthwise train: {path}: damaged: corrupted record at 12. `lengthwise verify` says where.")
+    status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
+    assert status == 1
+    told = "record at offset 0: the CRC of the data does not fit. `lengthwise verify` says all that is wrong"
+    assert err[-1] == f"lengthwise train: {shard}: {told}; make the dataset again."
+
+
+def test_a_split_or_an_argument_that_is_not_there_is_told():
+    path = datasets.of_kind("class").path
+    with pytest.raises(UserError, match="has no split 'dev'; it has train, validation, test"):
+        batches(path, "dev")
+    with pytest.raises(ValueError, match="batching is 'stateful', expected one of window, bucket, pad, exact"):
+        batches(path, "train", batching="stateful")
+    with pytest.raises(ValueError, match="first_batch is 9, expected 0 to 1, the batches of the epoch"):
+        batches(path, "train", batching="pad", batch_size=99, first_batch=9)
+    with pytest.raises(ValueError, match="first_batch is 99, expected 0 to 5, the batches of the epoch"):
+        batches(path, "train", batch_size=9, first_batch=99)
+
+
+def test_a_schema_may_call_its_features_anything_that_prints(tmp_path):
+    """Names that the model gives its own layers, and names that TensorFlow takes for no operation."""
+    names = ["value", "head", "features", "x y", "größe", "lstm_0", "x", "x_steps", "#"]
+    steps = "\n  ".join(f"{json.dumps(name, ensure_ascii=False)}: {{dtype: float32}}" for name in names)
+    records = [
+        {"id": i, "split": "train", "y": 1.5, **{name: [float(j)] * (i + 1) for j, name in enumerate(names)}}
+        for i in range(3)
+    ]
+    made = datasets.make(tmp_path, records, datasets.schema_text("regression", steps))
+    dataset = open_dataset(made.path)
+    features, _, _ = next(iter(batches(dataset, "train", batching="pad", batch_size=3)))
+    model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
+    assert model(features).shape == (3,)
+    assert isinstance(dataset.schema, Schema) and sorted(features) == sorted([*names, "length"])

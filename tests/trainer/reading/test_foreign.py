@@ -1,0 +1,223 @@
+"""TFRecords that others wrote are read by a schema, batched by length, or refused with a clear word."""
+
+import gzip
+import struct
+
+import datasets
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.format.tfrecord import masked_crc
+from pipeline.schema.schema import Schema
+from trainer.data.dataset import open_dataset
+from trainer.reading.batches import batches
+from trainer.reading.foreign import foreign_batches
+
+SCHEMA = """
+steps:
+  x: {dtype: float32, shape: [2]}
+  word: {dtype: string, num_values: 10}
+label: {name: y, kind: %s, classes: [a, b]}
+"""
+CLASS, STEP_CLASS = Schema.parse(SCHEMA % "class"), Schema.parse(SCHEMA % "step_class")
+
+
+def _feature(values):
+    if isinstance(values[0], bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    if isinstance(values[0], int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def _records(count=50, longest=9):
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        length = int(random.integers(1, longest + 1))
+        x = random.normal(size=(length, 2)).astype(np.float32)
+        yield x, [b"w%d" % n for n in range(length)], int(random.integers(2))
+
+
+def _as_example(x, words, label):
+    features = {"x": _feature(x.ravel().tolist()), "word": _feature(words), "y": _feature([label])}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _as_sequence_example(x, words, label):
+    lists = {
+        "x": tf.train.FeatureList(feature=[_feature(row.tolist()) for row in x]),
+        "word": tf.train.FeatureList(feature=[_feature([word]) for word in words]),
+    }
+    if isinstance(label, list):
+        lists["y"] = tf.train.FeatureList(feature=[_feature([value]) for value in label])
+        context = {}
+    else:
+        context = {"y": _feature([label])}
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature=context), feature_lists=tf.train.FeatureLists(feature_list=lists)
+    ).SerializeToString()
+
+
+def _write(path, serialized):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in serialized:
+            writer.write(record)
+    return str(path)
+
+
+def _rows(batches):
+    """Every record of all batches without its padding, sorted."""
+    rows = []
+    for features, label, weight in batches:
+        for row, length in enumerate(features["length"].numpy()):
+            assert not features["x"][row, length:].numpy().any()
+            rows.append(
+                (
+                    features["x"][row, :length].numpy().tolist(),
+                    features["word"][row, :length].numpy().tolist(),
+                    np.array(label[row]).tolist(),
+                    np.array(weight[row]).tolist(),
+                )
+            )
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("encode", [_as_example, _as_sequence_example])
+@pytest.mark.parametrize("classes", [lambda label: label, lambda label: [b"a", b"b"][label]])
+def test_every_record_comes_once_with_its_values(tmp_path, encode, classes):
+    path = _write(tmp_path / "their.tfrecord", [encode(x, w, classes(y)) for x, w, y in _records()])
+    expected = sorted((x.tolist(), words, label, 1.0) for x, words, label in _records())
+    assert _rows(foreign_batches(path, CLASS, batch_size=4)) == expected
+    assert _rows(foreign_batches([path], CLASS, boundaries=[3, 5], batch_size=4, seed=3)) == expected
+
+
+def test_labels_per_step_have_no_weight_where_there_is_none(tmp_path):
+    records = [_as_sequence_example(x, w, [b"b"] + [b""] * (len(x) - 1)) for x, w, _ in _records(5)]
+    for _, label, weight in foreign_batches(_write(tmp_path / "t", records), STEP_CLASS, batch_steps=30):
+        assert label.numpy()[:, 0].tolist() == [1] * len(label)
+        assert weight.numpy().sum(axis=1).tolist() == [1.0] * len(label)
+
+
+def _all_values(batches, per_step):
+    """Every record of all batches, each value as text, without padding; sorted."""
+    rows = []
+    for features, label, weight in batches:
+        for row, length in enumerate(features["length"].numpy()):
+            steps = {n: v[row] if v.shape.rank == 1 or n in CONTEXT else v[row, :length] for n, v in features.items()}
+            known = weight[row, :length] if per_step else weight[row]
+            one = label[row, :length][known > 0] if per_step else label[row]
+            values = {n: np.asarray(v).tolist() for n, v in sorted(steps.items())}
+            rows.append(repr([values, one.numpy().tolist()]))
+    return sorted(rows)
+
+
+CONTEXT = ("age", "city", "plan", "length")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    datasets.some(
+        [*datasets.LABELS, *datasets.NEXT_LABELS],
+        ["distribution", "step_multilabel", "next_word"],
+    ),
+)
+def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):
+    dataset = open_dataset(datasets.of_every_feature(kind).path)
+    per_step, vocabularies = dataset.schema.label.per_step, dataset.vocabularies()
+    files = [shard.path for shard in dataset.shards("train")]
+    theirs = foreign_batches(files, dataset.schema, batch_steps=50, vocabularies=vocabularies)
+    assert _all_values(theirs, per_step) == _all_values(batches(dataset, "train", batch_steps=50), per_step)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("in_lists", [False, True])
+def test_several_labels_are_names_or_a_number_for_each_class(tmp_path, named, in_lists):
+    schema = Schema.parse(
+        "steps: {x: {dtype: float32}}\ncontext: {age: {dtype: float32}}\n"
+        "label: {name: y, kind: multilabel, classes: [a, b, c]}"
+    )
+    records = []
+    for label in ([0, 1, 1], [1, 0, 0], [0, 0, 0]):
+        stored = [b"abc"[n : n + 1] for n in range(3) if label[n]] if named else label
+        y = tf.train.Feature(bytes_list=tf.train.BytesList(value=stored)) if named else _feature(stored)
+        context = {"y": y, "age": _feature([0.5 + sum(label)])}
+        if in_lists:
+            lists = {"x": tf.train.FeatureList(feature=[_feature([1.0]), _feature([2.0])])}
+            record = tf.train.SequenceExample(
+                context=tf.train.Features(feature=context), feature_lists=tf.train.FeatureLists(feature_list=lists)
+            )
+        else:
+            record = tf.train.Example(features=tf.train.Features(feature=context | {"x": _feature([1.0, 2.0])}))
+        records.append(record.SerializeToString())
+    ((features, label, weight),) = foreign_batches(
+        _write(tmp_path / "t", records), schema, batch_size=3, boundaries=[9]
+    )
+    order = np.argsort(features["age"].numpy())
+    assert label.numpy()[order].tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    assert features["age"].numpy()[order].tolist() == [0.5, 1.5, 2.5]
+    assert weight.numpy().tolist() == [1.0] * 3
+
+
+def test_strings_that_come_next_need_their_vocabulary(tmp_path):
+    schema = Schema.parse("steps: {w: {dtype: string, vocabulary: 3}}\nlabel: {next_of: w}")
+    with pytest.raises(UserError, match="next_of w: needs its vocabulary"):
+        foreign_batches(str(tmp_path / "t"), schema)
+
+
+def test_boundaries_are_exclusive_upper_edges(tmp_path):
+    records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in (2, 3, 4, 3, 2, 4)]
+    path = _write(tmp_path / "t", [_as_example(*record) for record in records])
+    theirs = foreign_batches(path, CLASS, boundaries=[3, 4], batch_size=2)
+    assert sorted(features["length"].numpy().tolist() for features, _, _ in theirs) == [[2, 2], [3, 3], [4], [4]]
+
+
+def test_an_outlier_makes_a_batch_of_one(tmp_path):
+    records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in [3] * 40 + [500]]
+    path = _write(tmp_path / "t", [_as_example(*record) for record in records])
+    theirs = foreign_batches(path, CLASS, boundaries=[4], batch_steps=60)
+    assert sorted(len(features["length"]) for features, _, _ in theirs) == [1, 20, 20]
+
+
+def test_what_does_not_fit_is_refused_with_a_clear_word(tmp_path):
+    record = _as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)
+    path = _write(tmp_path / "t", [record])
+    other = Schema.parse("steps: {z: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a]}")
+    with pytest.raises(UserError, match="the first record has no z; it has word, x, y"):
+        foreign_batches(path, other)
+    with pytest.raises(UserError, match="nothing.*: matches no file"):
+        foreign_batches(str(tmp_path / "nothing*"), CLASS)
+    with pytest.raises(UserError, match=r"boundaries are \[5, 3\], expected rising"):
+        foreign_batches(path, CLASS, boundaries=[5, 3])
+    with pytest.raises(UserError, match="no record"):
+        foreign_batches(_write(tmp_path / "empty", []), CLASS)
+
+
+def test_a_label_that_is_no_class_stops_the_epoch(tmp_path):
+    path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 7)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="A label is no class of the schema"):
+        list(foreign_batches(path, CLASS, boundaries=[9]))
+
+
+def test_paths_may_be_path_objects_and_what_is_no_example_is_named(tmp_path):
+    path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)])
+    assert (
+        len(_rows(foreign_batches(tmp_path / "t", CLASS))) == len(_rows(foreign_batches([tmp_path / "t"], CLASS))) == 1
+    )
+    with pytest.raises(UserError, match="neither an Example nor a SequenceExample"):
+        foreign_batches(_write(tmp_path / "other", [b"\xff\xff"]), CLASS)
+    with pytest.raises(UserError, match="batch_steps is 0, expected at least 1"):
+        foreign_batches(path, CLASS, batch_steps=0)
+    (tmp_path / "gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(UserError, match="is compressed; decompress it first"):
+        foreign_batches(tmp_path / "gz", CLASS)
+
+
+@pytest.mark.parametrize("claimed", [2**30, 2**40, 2**62, 2**64 - 1])
+def test_a_crafted_length_is_refused_before_tensorflow_opens_the_file(tmp_path, claimed):
+    length = struct.pack("<Q", claimed)
+    path = tmp_path / "crafted"
+    path.write_bytes(length + struct.pack("<I", masked_crc(length)) + bytes(100))
+    with pytest.raises(UserError, match="record at offset 0: claims"):
+        foreign_batches(str(path), CLASS)

@@ -1,0 +1,159 @@
+"""The feed: each global batch dealt to the replicas, every record of it once, as even as can be, from anywhere on."""
+
+import functools
+import types
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.batching.epoch import plan_epoch
+from trainer.batching.ways import WAYS
+from trainer.data.dataset import open_dataset
+from trainer.devices.replicas import Team
+from trainer.reading.batches import numbered_batches
+from trainer.training.deal import Feed
+
+SEED, EPOCH = 3, 2
+# Replicas of all workers, and workers.
+TEAMS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]
+STEPS = {"x", "word", "page", "bits"}
+
+
+def team_of(replicas, *, workers=1, worker=0):
+    """A team that feeds; nothing of its strategy but the number of replicas is looked at."""
+    return Team(types.SimpleNamespace(num_replicas_in_sync=replicas), workers, worker)
+
+
+@functools.cache
+def dataset_of(kind):
+    return open_dataset(datasets.of_every_feature(kind).path)
+
+
+@functools.cache
+def lengths_of(kind):
+    return np.concatenate([shard.num_steps for shard in dataset_of(kind).indexes("train")])
+
+
+def contents_of(part):
+    """The records of a part without their padding, as values that can be sorted and tell any two apart; no fillers.
+
+    A record has a page and bits at its first step, or they are missing, which is not 0 either: all are 0 in a filler.
+    """
+    features, label, weight = ({n: v.numpy() for n, v in part[0].items()}, part[1].numpy(), part[2].numpy())
+    found = []
+    for row, length in enumerate(features["length"].tolist()):
+        if not features["x"][row].any():
+            assert length == 1 and not weight[row].any()
+            continue
+        assert not any(value[row, length:].astype(bool).any() for name, value in features.items() if name in STEPS)
+        values = [value[row, :length] if name in STEPS else value[row] for name, value in sorted(features.items())]
+        if weight.ndim > 1:
+            assert not weight[row, length:].any()
+            # What a label is where it does not count is nobody's business.
+            values += [weight[row, :length], np.where(weight[row, :length] > 0, label[row, :length], 0)]
+        else:
+            values += [weight[row], label[row]]
+        found.append(str([np.asarray(value).tolist() for value in values]))
+    return sorted(found)
+
+
+def batches_of(kind, plan, team, *, first_batch=0):
+    """Of each batch the parts of all replicas in their order, and what the workers say of it, each the same."""
+    replicas, workers = team
+    teams = [team_of(replicas, workers=workers, worker=worker) for worker in range(workers)]
+    feeds = [Feed(dataset_of(kind), team, seed=SEED) for team in teams]
+    each = [feed.batches(plan, epoch=EPOCH, first_batch=first_batch) for feed in feeds]
+    for of_workers in zip(*each, strict=True):
+        told = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}
+        assert len(told) == 1
+        yield [part for batch in of_workers for part in batch.parts], of_workers[0]
+
+
+@functools.cache
+def whole(kind, way, **limits):
+    """An epoch's plan for one reader, and the batches as that one yields them: rows, contents, padded length."""
+    plan = plan_epoch(dataset_of(kind), "train", batching=way, seed=SEED, epoch=EPOCH, **limits)
+    found = []
+    for features, label, weight, row in numbered_batches(dataset_of(kind), "train", plan, seed=SEED, epoch=EPOCH):
+        found.append((sorted(row.numpy().tolist()), contents_of((features, label, weight)), features["x"].shape[1]))
+    return plan, found
+
+
+def check_dealt(kind, way, team, **limits):
+    """That the parts of all replicas are the batches of one reader, and are even; gives how many had no record."""
+    (plan, expected), lengths = whole(kind, way, **limits), lengths_of(kind)
+    seen, empty = [], 0
+    for (rows, contents, time), (parts, batch) in zip(expected, batches_of(kind, plan, team), strict=True):
+        assert sorted(batch.rows()) == rows
+        assert (batch.records, batch.steps) == (len(rows), lengths[rows].sum())
+        assert batch.padded_steps == sum(int(np.prod(features["x"].shape[:2])) for features, _, _ in parts)
+        dealt = [contents_of(part) for part in parts]
+        assert sorted(sum(dealt, [])) == contents
+        # All have as many rows.
+        assert [len(part[0]["length"]) for part in parts] == [-(-len(rows) // team[0])] * team[0]
+        steps = [int(part[0]["length"].numpy()[: len(found)].sum()) for part, found in zip(parts, dealt, strict=True)]
+        assert sum(steps) == batch.steps
+        assert max(steps) - min(steps) <= lengths[rows].max()
+        assert max(part[0]["x"].shape[1] for part in parts) == time
+        seen += rows
+        empty += sum(not found for found in dealt)
+    assert sorted(seen) == list(range(len(lengths)))
+    return empty
+
+
+@pytest.mark.parametrize("team", datasets.some([(3, 1), (4, 2)], [(4, 2)]), ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_batch_is_dealt_whole_and_evenly(way, team):
+    check_dealt("step_class", way, team, batch_steps=40)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_share_may_be_empty(way):
+    """Three records at most for four replicas."""
+    plan, _ = whole("class", way, batch_size=3)
+    assert check_dealt("class", way, (4, 2), batch_size=3) >= plan.num_batches
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["class", "step_regression", "next_word", "next_bits"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("limit", ["batch_steps", "batch_size"])
+def test_each_batch_is_dealt_whole_and_evenly_to_any_team(kind, way, limit):
+    for team in TEAMS:
+        for value in {"batch_steps": (13, 100), "batch_size": (1, 3, 8)}[limit]:
+            check_dealt(kind, way, team, **{limit: value})
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(deadline=None, max_examples=2)
+@given(st.sampled_from([(1, 1), (2, 2), (3, 1)]), st.floats(0, 1))
+def test_a_feed_goes_on_from_any_batch(way, team, share):
+    plan, expected = whole("step_class", way, batch_steps=40)
+    first = round(share * plan.num_batches)
+    found = batches_of("step_class", plan, team, first_batch=first)
+    for (rows, contents, _), (parts, batch) in zip(expected[first:], found, strict=True):
+        assert (sorted(batch.rows()), batch.records) == (rows, len(rows))
+        assert sorted(sum(map(contents_of, parts), [])) == contents
+
+
+@pytest.mark.parametrize("way", ["window", "pad"])
+def test_a_filler_is_one_step_that_weighs_nothing(way):
+    plan, _ = whole("step_class", way, batch_size=1)
+    for parts, batch in batches_of("step_class", plan, (3, 1)):
+        assert batch.records == 1
+        for features, _, weight in parts[1:]:
+            assert features["length"].numpy().tolist() == [1]
+            assert not weight.numpy().any()
+            assert not any(features[name].numpy().astype(bool).any() for name in features.keys() - {"length"})
+
+
+def test_steps_that_are_cut_off_are_not_counted():
+    limits = {"batching": "pad", "pad_length": 5, "truncate": "tail", "batch_size": 7}
+    plan = plan_epoch(dataset_of("step_class"), "train", **limits)
+    for team in [(1, 1), (2, 2)]:
+        for parts, batch in batches_of("step_class", plan, team):
+            assert batch.steps == np.minimum(lengths_of("step_class")[batch.rows()], 5).sum()
+            assert batch.padded_steps == sum(5 * len(features["length"]) for features, _, _ in parts)

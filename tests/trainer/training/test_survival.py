@@ -1,0 +1,696 @@
+"""Training survives kill -9 and SIGTERM at any moment, to the same bits as a run that nothing interrupted."""
+
+import collections
+import functools
+import itertools
+import json
+import math
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import children
+import datasets
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from interruptions import Gather, InterruptAt, Interrupted, change, lines_of
+from paths import ROOT
+
+from pipeline.errors import UserError
+from trainer.batching.epoch import plan_limited
+from trainer.config import TrainConfig
+from trainer.data.dataset import open_dataset
+from trainer.devices.kernel import cudnn_obstacles, describe_kernel
+from trainer.devices.replicas import find_team
+from trainer.devices.signals import StopSignal
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.evaluation.evaluate import evaluate
+from trainer.model.build import build_model, head_model, losses
+from trainer.reading.batches import batches, numbered_batches
+from trainer.runs.checkpoints import Checkpoints
+from trainer.runs.lock import LOCK
+from trainer.runs.run import Run
+from trainer.runs.state import State
+from trainer.training.loop import Training
+from trainer.training.probe import blank_part
+from trainer.training.train import train
+from trainer.training.update import Update, make_optimizer
+
+UPDATES = 13  # of an epoch
+EVERY = 3  # updates between checkpoints
+CONFIG = TrainConfig(units=(4,), batch_size=5, dropout=0.3, learning_rate=0.01, checkpoint_updates=EVERY)
+FLAGS = ["--units", 4, "--batch_size", 5, "--dropout", 0.3, "--learning_rate", 0.01, "--checkpoint_updates", EVERY]
+DURING_A_SAVE = ["before a save", "data written", "index written", "state written", "state named", "index removed"]
+DURING_A_SAVE += ["after a save"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deterministic():
+    """TensorFlow as the command starts it: other kernels give other bits."""
+    start_tensorflow()
+
+
+@functools.cache
+def made():
+    """60 records to train on, 20 to validate, of 1 to 12 steps."""
+    records = datasets.random_records([*range(1, 13)] * 5)
+    records += datasets.random_records([*range(1, 11)] * 2, split="validation")
+    return datasets.make(datasets.new_folder(), records)
+
+
+def dataset():
+    return made().path
+
+
+@functools.cache
+def uninterrupted(epochs):
+    """(folder, result) of a run that nothing interrupted."""
+    folder = datasets.new_folder() / "run"
+    return folder, train(dataset(), folder, change(CONFIG, epochs=epochs))
+
+
+def command(run, epochs):
+    return ["train", dataset(), "--output", run, "--epochs", epochs, *FLAGS]
+
+
+def saved_update(run):
+    """The update of the run's last checkpoint, None before there is one."""
+    path = tf.train.latest_checkpoint(str(run / "checkpoints" / "last"))
+    if path is None:
+        return None
+    text = tf.train.load_checkpoint(path).get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE")
+    return State.model_validate_json(text).update
+
+
+def last_update(run):
+    """The last update that is in metrics.jsonl; its last line may be cut off."""
+    known = 0
+    for text in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []:
+        try:
+            known = json.loads(text).get("update", known)
+        except ValueError:
+            break
+    return known
+
+
+def begun_at(lines):
+    """The update after which a process went on, None if it did not say so."""
+    found = [int(line.split()[4].rstrip(".")) for line in lines if line.startswith("Going on after update ")]
+    return found[0] if found else None
+
+
+def assert_same(run, epochs):
+    """The run came to what one came to that nothing interrupted, update for update."""
+    whole, result = uninterrupted(epochs)
+    found = json.loads((run / "result.json").read_text())
+    assert (found["weights_sha256"], found["best_weights_sha256"]) == (
+        result["weights_sha256"],
+        result["best_weights_sha256"],
+    )
+    assert found == result
+    assert lines_of(run) == lines_of(whole)
+
+
+def leftovers(run):
+    """What lies in the checkpoints' folders that is of no checkpoint, or of half a one."""
+    found = []
+    for folder in (run / "checkpoints").glob("*"):
+        state = tf.train.get_checkpoint_state(str(folder))
+        names = [path.rsplit("/", 1)[-1] for path in state.all_model_checkpoint_paths] if state else []
+        known = {"checkpoint"} | {f"{n}{end}" for n in names for end in (".index", ".data-00000-of-00001")}
+        found += [path.name for path in folder.iterdir() if path.name not in known]
+    return found
+
+
+def kill_and_go_on(tmp_path, epochs, kills):
+    """Kills a run at each spot in turn, then lets it end.
+
+    The number of an "update" counts from where the run stands; that of a "moment" or a "start" is seconds since its
+    first checkpoint, or since its process began.
+    """
+    run, told, saved = tmp_path / "run", tmp_path / "told", None
+    for spot, number in kills:
+        if spot in ("moment", "start"):
+            child = children.lengthwise(told, *command(run, epochs), pause=0.05)
+            if spot == "moment":
+                folder = str(run / "checkpoints" / "last")
+                latest = tf.train.latest_checkpoint(folder)
+                child.wait_until(lambda latest=latest, folder=folder: tf.train.latest_checkpoint(folder) != latest)
+            time.sleep(number)
+            child.send(signal.SIGKILL)
+        else:
+            number += (saved or 0) if spot == "update" else 0
+            child = children.lengthwise(told, *command(run, epochs), spot=spot, number=number)
+        assert child.wait() == -signal.SIGKILL, (spot, number, child.lines)
+        begun, before = begun_at(child.lines), saved
+        # Some are killed before they say it.
+        assert begun == before or begun is None and spot in ("start", "file renamed"), (spot, number, child.lines)
+        saved, written = saved_update(run), last_update(run)
+        came_to = number if spot == "update" else written
+        assert before is None or before <= saved
+        assert came_to - (saved or 0) <= EVERY, (spot, number)
+        print(f"{spot} {number}: began at {begun}, saved {saved}, written {written}, left {sorted(leftovers(run))}")
+    child = children.lengthwise(told, *command(run, epochs))
+    assert child.wait() == 0, child.lines
+    assert begun_at(child.lines) == saved > 0
+    assert leftovers(run) == []
+    assert_same(run, epochs)
+
+
+def test_a_run_that_is_killed_thrice_goes_on_where_it_was_to_the_same_bits(tmp_path):
+    kill_and_go_on(tmp_path, 2, [("index written", 3), ("update", 5), ("end of an epoch", 1)])
+
+
+@pytest.mark.proof
+def test_a_run_that_is_killed_twenty_times_goes_on_where_it_was_to_the_same_bits(tmp_path):
+    chance = random.Random(0)
+    kills = [(spot, chance.randint(1, 2)) for spot in DURING_A_SAVE] + [("end of an epoch", 1)] * 3
+    kills += [("update", chance.randint(1, 6)) for _ in range(3)] + [("validation", 1), ("half a line", 2)]
+    kills += [("file renamed", 2)] + [("moment", chance.uniform(0, 0.6)) for _ in range(2)]
+    chance.shuffle(kills)
+    kill_and_go_on(tmp_path, 12, [("moment", 0.3), *kills, ("start", chance.uniform(0, 3))])
+
+
+def of_number(run_path):
+    """The Checkpoints of a run, and a function that makes every variable of it that number."""
+    opened = open_dataset(dataset())
+    model = build_model(opened.schema, opened.manifest.statistics, CONFIG)
+    optimizer = make_optimizer(CONFIG)
+    optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *optimizer.variables]
+    return Checkpoints(Run(str(run_path)), model, optimizer, keep=2), variables
+
+
+def save_forever(run_path):
+    """Takes up a run and saves it again and again, each time with another number in every variable."""
+    checkpoints, variables = of_number(run_path)
+    checkpoints.restore(checkpoints.latest)
+    checkpoints.clean()
+    assert leftovers(run_path) == []
+    while True:
+        checkpoints.state.update += 1
+        for variable in variables:
+            variable.assign(np.full(variable.shape, checkpoints.state.update))
+        checkpoints.save(best=checkpoints.state.update % 3 == 0)
+        print(checkpoints.state.update, flush=True)
+
+
+def kill_while_saving(tmp_path, kills):
+    run, told, chance = tmp_path / "run", tmp_path / "told", random.Random(1)
+    run.mkdir()
+    checkpoints, _ = of_number(run)
+    checkpoints.state.update = 3
+    checkpoints.save(best=True)
+    number, found = 0, collections.Counter()
+    for _ in range(kills):
+        child = children.Child(told, save_forever, run)
+        assert child.wait_until(lambda child=child: child.lines[-1:] and child.lines[-1].isdigit()), child.lines
+        time.sleep(chance.uniform(0, 0.5))
+        child.send(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        left = leftovers(run)
+        found[tuple(sorted("temporary" if "temp" in name or ".tmp" in name else "unlisted" for name in left))] += 1
+        restored, variables = of_number(run)
+        for name in ("best", "last"):
+            restored.restore(tf.train.latest_checkpoint(str(run / "checkpoints" / name)))
+            assert restored.state.update > 0
+            # The first was saved as a model begins.
+            values = [value for variable in variables for value in np.ravel(variable)]
+            assert restored.state.update == 3 or set(values) == {restored.state.update}
+        assert restored.state.update >= number
+        number = restored.state.update
+        restored.clean()
+        assert len(leftovers(run)) <= 2
+    print(f"{kills} kills while {number} checkpoints were saved; left before the next start: {dict(found)}")
+    assert number > kills
+
+
+def test_checkpoints_can_be_restored_whenever_their_saving_is_killed(tmp_path):
+    kill_while_saving(tmp_path, 3)
+
+
+@pytest.mark.proof
+def test_checkpoints_can_be_restored_after_fifty_kills_while_they_are_saved(tmp_path):
+    kill_while_saving(tmp_path, 50)
+
+
+def test_sigterm_while_the_command_starts_ends_it_at_once(tmp_path):
+    arguments = [sys.executable, "-m", "lengthwise", *map(str, command(tmp_path / "run", 2))]
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+
+        def listens():
+            caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+            return int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+        while process.poll() is None and not listens():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (
+        75,
+        "lengthwise train: SIGTERM before or after all updates: nothing to save. The same command goes on.\n",
+    )
+
+
+def test_sigterm_saves_and_stops_with_its_own_status_wherever_the_run_is(tmp_path):
+    """Before the first update, amid an epoch, and amid the validation; then it ends with the same bits."""
+    run, told = tmp_path / "run", tmp_path / "told"
+    for spot, update, epoch in (("probe", 1, 1), (None, None, 1), ("validation", UPDATES, 1)):
+        child = children.lengthwise(told, *command(run, 2), spot=spot, hit_by=signal.SIGTERM, pause=0.05)
+        if spot is None:
+            assert child.wait_until(lambda: saved_update(run) >= 4)
+            begin = time.monotonic()
+            child.send(signal.SIGTERM)
+            assert child.wait() == 75
+            assert time.monotonic() - begin < 10
+            update = saved_update(run)
+            assert 4 <= update < UPDATES
+        assert child.wait() == 75
+        assert child.lines[-1] == (
+            f"lengthwise train: SIGTERM: saved after update {update} (epoch {epoch}) and stopped. The same command "
+            "goes on from there."
+        )
+        assert sum("SIGTERM" in line for line in child.lines) == 1
+        assert saved_update(run) == update == last_update(run)
+        assert not (run / "result.json").exists() and not (run / LOCK).exists()
+    result = train(dataset(), run, change(CONFIG, epochs=2))
+    assert result == uninterrupted(2)[1]
+    assert_same(run, 2)
+
+
+def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_went(tmp_path, capsys):
+    run, told = tmp_path / "run", tmp_path / "told"
+    child = children.lengthwise(told, *command(run, 2), pause=0.2)
+    assert child.wait_until(lambda: (saved_update(run) or 0) >= EVERY)
+    for more in ([], ["--overwrite"]):
+        status, out, err = datasets.call(capsys, *command(run, 2), *more)
+        assert (status, out, len(err)) == (69, "", 1)
+        assert err[0].startswith(f"lengthwise train: {run}: another process trains into it (")
+        assert f'"pid": {child.pid},' in err[0]
+    assert child.is_alive
+    child.send(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert json.loads((run / LOCK).read_text())["pid"] == child.pid
+    status, _, err = datasets.call(capsys, *command(run, 2))
+    assert status == 0 and begun_at(err) >= EVERY
+    assert not (run / LOCK).exists()
+    assert_same(run, 2)
+
+
+@pytest.mark.parametrize("values", [{}, {"units": (4, 3), "bidirectional": True}, {"cell": "gru"}])
+def test_a_checkpoint_holds_every_variable_of_the_model_and_the_optimizer(tmp_path, values):
+    config, opened = change(CONFIG, **values), open_dataset(dataset())
+    model = build_model(opened.schema, opened.manifest.statistics, config)
+    optimizer = make_optimizer(config)
+    optimizer.build(model.trainable_variables)
+    for number, variable in enumerate([*model.variables, *optimizer.variables]):
+        variable.assign(np.full(variable.shape, number))
+    checkpoints = Checkpoints(Run(str(tmp_path)), model, optimizer, keep=1)
+    checkpoints.save()
+    reader = tf.train.load_checkpoint(checkpoints.latest)
+    random_states = [v for v in model.variables if not any(v is weight for weight in model.weights)]
+    assert len(random_states) >= len(config.units)  # a generator of each layer of dropout, and those of others
+    for name, variables in (("weights", model.weights), ("states", random_states), ("optimizer", optimizer.variables)):
+        keys = sorted(key for key in reader.get_variable_to_shape_map() if key.startswith(f"{name}/"))
+        assert len(keys) == len(variables)
+        for number, variable in enumerate(variables):
+            saved = reader.get_tensor(f"{name}/{number}/.ATTRIBUTES/VARIABLE_VALUE")
+            np.testing.assert_array_equal(saved, variable.numpy())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_dropout_goes_on_with_the_masks_that_would_have_come_next(tmp_path, monkeypatch, kept):
+    """And without the random states it would not."""
+    config = change(CONFIG, epochs=2)
+    with pytest.raises(Interrupted):
+        train(dataset(), tmp_path, config, callbacks=[InterruptAt(0, 7)])
+    if not kept:
+        restore = Checkpoints.restore
+
+        def restore_without(checkpoints, path):
+            before = checkpoints.random_states()
+            restore(checkpoints, path)
+            checkpoints.set_random_states(before)
+
+        monkeypatch.setattr(Checkpoints, "restore", restore_without)
+    train(dataset(), tmp_path, config)
+    assert (lines_of(tmp_path) == lines_of(uninterrupted(2)[0])) == kept
+
+
+def interrupt(run, config, *at):
+    with pytest.raises(Interrupted):
+        train(dataset(), run, config, callbacks=[InterruptAt(*at)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batching": "bucket"},
+        *(
+            pytest.param(values, marks=pytest.mark.proof)
+            for values in ({"batching": "pad"}, {"batching": "exact"}, {"optimizer": "adam", "clip_norm": 0.1})
+        ),
+    ],
+)
+def test_every_way_of_batching_goes_on_amid_an_epoch_to_the_same_bits(tmp_path, values):
+    config = change(CONFIG, epochs=2, checkpoint_updates=2, **values)
+    whole = train(dataset(), tmp_path / "whole", config)
+    interrupt(tmp_path / "run", config, 0, 5)
+    assert 4 <= saved_update(tmp_path / "run") < whole["updates"] // 2
+    assert train(dataset(), tmp_path / "run", config) == whole
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+
+
+@pytest.mark.proof
+def test_another_budget_holds_from_the_next_epoch_on(tmp_path):
+    """However often the run is interrupted meanwhile."""
+    old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
+    new = change(old, batch_steps=60)
+    train(dataset(), tmp_path / "whole", change(old, epochs=1))
+    train(dataset(), tmp_path / "whole", new)
+    interrupt(tmp_path / "run", old, 0, 5)
+    interrupt(tmp_path / "run", new, 0, 9)
+    interrupt(tmp_path / "run", new, 1, 3)
+    train(dataset(), tmp_path / "run", new)
+    lines = lines_of(tmp_path / "run")
+    assert lines == lines_of(tmp_path / "whole")
+    largest = [max(line["padded_steps"] for line in lines if line["epoch"] == n and "loss" in line) for n in (1, 2, 3)]
+    assert largest[0] <= 30 < min(largest[1:]) and max(largest) <= 60
+
+
+def test_fewer_epochs_than_were_begun_are_refused(tmp_path, capsys):
+    interrupt(tmp_path / "run", change(CONFIG, epochs=3), 1, 4)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    status, _, err = datasets.call(capsys, *command(tmp_path / "run", 1))
+    assert (status, err[-1]) == (
+        1,
+        f"lengthwise train: {tmp_path}/run: stands amid epoch 2, and epochs is 1: expected at least 2, to end what was "
+        "begun.",
+    )
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert before.startswith((tmp_path / "run" / "metrics.jsonl").read_text())
+    train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
+    assert_same(tmp_path / "run", 2)
+
+
+def test_another_schema_is_refused_and_both_are_shown(tmp_path):
+    run = shutil.copytree(uninterrupted(2)[0], tmp_path / "run")
+    records = [record | {"z": record["x"]} for record in datasets.random_records([3, 4, 5])]
+    schema = datasets.schema_text(steps=f"{datasets.X}\n  z: {{dtype: float32, shape: [2]}}")
+    other = datasets.make(tmp_path / "other", records, schema).path
+    with pytest.raises(UserError) as raised:
+        train(other, run, change(CONFIG, epochs=3))
+    assert str(run) in str(raised.value) and other in str(raised.value)
+    assert "z" in str(raised.value)
+
+
+def test_what_changes_of_the_environment_is_said(tmp_path, capsys):
+    config = change(CONFIG, epochs=2)
+    interrupt(tmp_path, config, 0, 5)
+    file = tmp_path / "environment.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps(begun | {"tensorflow": "2.0", "intra_op_threads": 64}))
+    capsys.readouterr()
+    train(dataset(), tmp_path, config)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not as this run last ran: ")]
+    assert len(told) == 1
+    assert f"tensorflow 2.0, now {tf.__version__}" in told[0]
+    assert f"intra_op_threads 64, now {begun['intra_op_threads']}" in told[0]
+    assert json.loads(file.read_text()) == begun
+
+
+def spoil(monkeypatch, number, change_batch):
+    """Changes the parts and the scale of the `number`-th update from now on; gives what that update saw and left."""
+    seen, call = [], Update.__call__
+
+    def spoilt(update, parts, scale=1.0, leaving=0.0):
+        seen.append(None)
+        if len(seen) != number:
+            return call(update, parts, scale, leaving)
+        before = [variable.numpy() for variable in update._variables]
+        sums = call(update, *change_batch(parts, scale), leaving)
+        seen[-1] = (parts[0][0], before, [variable.numpy() for variable in update._variables])
+        return sums
+
+    monkeypatch.setattr(Update, "__call__", spoilt)
+    return seen
+
+
+def not_a_number(parts, scale):
+    ((features, label, weight),) = parts
+    return ((features, label, weight * math.nan),), scale
+
+
+def infinite_gradient(parts, scale):
+    return parts, tf.constant(math.inf)
+
+
+@pytest.mark.parametrize(
+    ("change_batch", "what"),
+    [pytest.param(not_a_number, "loss", marks=pytest.mark.proof), (infinite_gradient, "gradient's norm")],
+)
+def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named(
+    tmp_path, monkeypatch, capsys, change_batch, what
+):
+    opened = open_dataset(dataset())
+    with monkeypatch.context() as patch:
+        seen = spoil(patch, 8, change_batch)
+        status, out, err = datasets.call(capsys, *command(tmp_path / "run", 2))
+    assert (status, out) == (1, "")
+    features, before, after = seen[7]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    by_values = {str(np.float32(record["x"])): record["id"] for record in made().records if record["split"] == "train"}
+    rows = zip(features["x"].numpy(), features["length"].numpy(), strict=True)
+    ids = [by_values[str(x[:length])] for x, length in rows]
+    told = json.loads((tmp_path / "run" / "failed-update.json").read_text())
+    assert (told["epoch"], told["update"], told["records"]) == (1, 8, len(ids))
+    assert sorted(told["ids"]) == sorted(ids)
+    plan = plan_limited(opened, CONFIG, State())
+    of_plan = list(numbered_batches(opened, "train", plan, seed=0, epoch=1))[7]
+    assert told["ids"] == opened.index("train")["id"].take(of_plan[3].numpy()).to_pylist()
+    value = told["loss"] if what == "loss" else told["gradient_norm"]
+    assert value in ("nan", "inf")
+    assert err[-1].startswith(
+        f"lengthwise train: The {what} of update 8 (epoch 1) is {value}, and no weight was changed by it. The ids in "
+        f"its batch: {', '.join(map(repr, told['ids']))}; all are in {tmp_path}/run/failed-update.json. "
+        "The last checkpoint is of update 6. "
+    )
+    assert last_update(tmp_path / "run") == 7
+    assert math.isfinite(evaluate(tmp_path / "run", dataset(), split="validation")["loss"])
+    train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
+    assert not (tmp_path / "run" / "failed-update.json").exists()
+    assert_same(tmp_path / "run", 2)
+
+
+def test_who_loses_a_worker_that_saw_it_first_names_the_update_too(tmp_path, monkeypatch, capsys):
+    call = Update.__call__
+
+    def lost(update, parts, scale=1.0, leaving=0.0):
+        if lost.calls == 8:
+            raise tf.errors.UnavailableError(None, None, "Socket closed")
+        lost.calls += 1
+        return call(update, *(not_a_number(parts, scale) if lost.calls == 8 else (parts, scale)), leaving)
+
+    lost.calls = 0
+    monkeypatch.setattr(Update, "__call__", lost)
+    status, _, err = datasets.call(capsys, *command(tmp_path / "run", 2))
+    assert (status, json.loads((tmp_path / "run" / "failed-update.json").read_text())["update"]) == (1, 8)
+    assert err[-1].startswith("lengthwise train: The loss of update 8 (epoch 1) is nan")
+
+    lost.calls = 8
+    status, _, err = datasets.call(capsys, *command(tmp_path / "other", 2))
+    assert (status, (tmp_path / "other" / "failed-update.json").exists()) == (1, False)
+    assert err[-1].startswith("lengthwise train: Another worker was lost: Socket closed")
+
+
+def test_the_last_checkpoints_are_kept_and_the_best_beside_them_however_many_epochs_follow(tmp_path):
+    """Nothing is learnt, so no epoch is better than the first."""
+    config = change(CONFIG, epochs=6, keep_checkpoints=3, learning_rate=1e-30, dropout=0)
+    result = train(dataset(), tmp_path, config)
+    assert result["best_epoch"] == 1
+    found = {}
+    for name in ("last", "best"):
+        state = tf.train.get_checkpoint_state(str(tmp_path / "checkpoints" / name))
+        readers = map(tf.train.load_checkpoint, state.all_model_checkpoint_paths)
+        texts = [reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE") for reader in readers]
+        found[name] = [State.model_validate_json(text).update for text in texts]
+        assert len(list((tmp_path / "checkpoints" / name).glob("*.index"))) == len(found[name])
+    end = 6 * UPDATES
+    assert found == {"last": [end - 4, end - 1, end], "best": [UPDATES]}
+
+
+@pytest.mark.parametrize("share", [0.1, 2.0])
+def test_the_gradient_of_the_whole_batch_is_clipped(share):
+    """To a norm below its own, and one above."""
+    opened = open_dataset(dataset())
+    keras.utils.set_random_seed(3)
+    model = build_model(opened.schema, opened.manifest.statistics, change(CONFIG, dropout=0))
+    (part,) = batches(opened, "train", batching="pad", batch_size=1000)
+    features, label, weight = part
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(weight * losses(head_model(model)(features), label, "class")) / tf.reduce_sum(weight)
+    gradients = [g.numpy() for g in tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
+    norm = np.sqrt(sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients))
+    gathered = Gather(model)
+    spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
+    spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
+    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_team("one")}
+    sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
+    assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
+    for total, gradient in zip(gathered.sums, gradients, strict=True):
+        np.testing.assert_allclose(total, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
+    opened, config = open_dataset(dataset()), change(CONFIG, dropout=0, optimizer=optimizer)
+    model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)
+    made.build(model.trainable_variables)
+    spec = batches(opened, "train").element_spec
+    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_team("one"))
+    (part,) = batches(opened, "train", batching="pad", batch_size=1000)
+    weights = [[weight.numpy() for weight in model.weights]]
+    for scale in (1.0, math.nan, 1.0):
+        update((part,), scale)
+        weights.append([weight.numpy() for weight in model.weights])
+    same = [all(map(np.array_equal, one, other)) for one, other in itertools.pairwise(weights)]
+    assert same == [False, True, False]
+
+
+def limit_memory(monkeypatch, most):
+    """Lets memory run out above so many padded steps a batch."""
+    measure = Update.measure
+
+    def measure_limited(update, parts):
+        if np.prod(parts[0][0]["x"].shape[:2]) > most:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return measure(update, parts)
+
+    monkeypatch.setattr(Update, "measure", measure_limited)
+
+
+def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that_fits(tmp_path, monkeypatch, capsys):
+    limit_memory(monkeypatch, 100)
+    flags = ["train", dataset(), "--units", 4, "--epochs", 1, "--output", tmp_path / "run"]
+    status, out, err = datasets.call(capsys, *flags, "--batch_steps", 300)
+    assert (status, out) == (1, "")
+    told = re.search(
+        r"^lengthwise train: Out of memory: the largest batch, \d+ records of \d+ steps, does not fit. It would with "
+        r"--batch_steps (\d+) \(now (\d+) in that batch\).$",
+        err[-1],
+    )
+    assert 80 <= int(told[1]) <= 100 < int(told[2]) <= 300
+    assert last_update(tmp_path / "run") == 0
+    status, _, err = datasets.call(capsys, *flags, "--batch_steps", told[1])
+    assert status == 0, err
+    status, _, err = datasets.call(capsys, *flags[:-1], tmp_path / "other", "--batch_size", 20)
+    assert (status, "It would with --batch_steps" in err[-1]) == (1, True)
+
+
+def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
+    old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
+    interrupt(tmp_path, old, 0, 5)
+    limit_memory(monkeypatch, 100)
+    with pytest.raises(UserError, match="Out of memory: the largest batch"):
+        train(dataset(), tmp_path, change(old, batch_steps=300))
+    train(dataset(), tmp_path, change(old, batch_steps=300, epochs=1))  # ends what was begun, with the old one
+
+
+def test_memory_that_no_record_fits_in_is_told(tmp_path, monkeypatch):
+    limit_memory(monkeypatch, 0)
+    expected = r"does not fit, nor does one record of it. Choose fewer --units, or leave such records out.$"
+    with pytest.raises(UserError, match=expected):
+        train(dataset(), tmp_path, change(CONFIG, epochs=1))
+
+
+def test_a_probe_leaves_the_run_as_it_was(tmp_path):
+    opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
+    training = Training(Run(str(tmp_path)), opened, config, find_team("one"), StopSignal())
+    plan = plan_limited(opened, config, State())
+    update = training._make_update()
+    variables = [*training._model.variables, *training._optimizer.variables]
+    before = [variable.numpy() for variable in variables]
+    training._probe(update, plan)
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    # What it measured drew a mask, so it had something to put back.
+    update.measure((blank_part(training._feed.element_spec, 2, 3),))
+    assert any((v.numpy() != value).any() for v, value in zip(variables, before, strict=True))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_nothing_that_can_be_configured_rules_out_the_fast_kernel(cell, bidirectional, dropout):
+    config = TrainConfig(units=(3, 2), cell=cell, bidirectional=bidirectional, dropout=dropout)
+    assert cudnn_obstacles(build_model(open_dataset(dataset()).schema, {}, config)) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "expected"),
+    [
+        ("LSTM", {"activation": "relu"}, "layer has activation relu"),
+        ("LSTM", {"recurrent_activation": "tanh"}, "layer has recurrent_activation tanh"),
+        ("LSTM", {"recurrent_dropout": 0.1}, "layer has recurrent_dropout 0.1"),
+        ("GRU", {"unroll": True}, "layer has unroll True"),
+        ("GRU", {"use_bias": False}, "layer has use_bias False"),
+        ("GRU", {"reset_after": False}, "layer has reset_after False"),
+        ("GRU", {"use_cudnn": False}, "layer has use_cudnn False"),
+        ("LSTM", {"dropout": 0.5}, None),
+        ("GRU", {}, None),
+    ],
+)
+def test_what_rules_out_the_fast_kernel_is_named(layer, values, expected):
+    inputs = keras.Input((5, 2))
+    model = keras.Model(inputs, getattr(keras.layers, layer)(3, name="layer", **values)(inputs))
+    assert cudnn_obstacles(model) == ([expected] if expected else [])
+    assert expected is None or f"not cuDNN's: {expected}." in describe_kernel(model)
+
+
+def status_of(pid):
+    """(MB of resident memory, open files) of a process."""
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
+    return resident / 1024, len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("num_records", "num_epochs", "way"), [(12_000, 50, "window"), (100, 400, "window"), (12_000, 50, "bucket")]
+)
+def test_epoch_after_epoch_takes_no_more_memory_and_no_more_files(tmp_path, num_records, num_epochs, way):
+    lengths = np.random.default_rng(0).integers(5, 60, num_records)
+    records = datasets.random_records(lengths.tolist())
+    records += datasets.random_records(lengths[:500].tolist(), split="validation")
+    path = datasets.make(tmp_path / "made", records).path
+    run, rows = tmp_path / "run", []
+    flags = ["--epochs", num_epochs, "--batching", way, "--units", 16, "--dropout", 0.2, "--checkpoint_minutes", 0.05]
+    arguments = [sys.executable, "-m", "lengthwise", "train", path, "--output", run, *flags]
+    with subprocess.Popen(list(map(str, arguments)), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        begin = time.monotonic()
+        while process.poll() is None:
+            try:
+                done = (run / "metrics.jsonl").read_text().count('"train"')
+                rows.append(((time.monotonic() - begin) / 60, done, *status_of(process.pid)))
+            except (OSError, StopIteration):  # not begun, or ended
+                pass
+            time.sleep(0.5)
+    assert process.returncode == 0
+    minutes, epochs, megabytes, files = np.array(rows).T
+    warm = (epochs >= num_epochs // 5) & (epochs < num_epochs)
+    slope = np.polyfit(minutes[warm], megabytes[warm], 1)[0]
+    print(
+        f"{megabytes[warm].min():.1f} to {megabytes[warm].max():.1f} MB over {np.ptp(minutes[warm]):.1f} minutes, "
+        f"{slope:.2f} MB a minute; {files[warm].min():.0f} to {files[warm].max():.0f} open files"
+    )
+    assert slope < 1
+    assert np.ptp(files[warm]) <= 1  # one that is being written

@@ -1,0 +1,497 @@
+"""Training with several processes: as one process does, however they are started, killed, stopped or restarted."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import cluster
+import datasets
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from trainer.batching.epoch import plan_epoch
+from trainer.config import TrainConfig, make_config
+from trainer.data.dataset import open_dataset
+from trainer.devices import local_workers
+from trainer.devices import replicas as team
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.runs.lock import locked
+from trainer.training.train import train
+
+# Long enough for a kill in the middle.
+SHORT = cluster.UNEVEN | {"epochs": 16, "checkpoint_updates": 5}
+LONG = SHORT | {"epochs": 30}
+LOST = "Run the same command on all of them again: the run goes on from its last checkpoint."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deterministic():
+    start_tensorflow()
+
+
+@functools.cache
+def alone(**config):
+    """The folder of a run of one process that nothing interrupted."""
+    folder = datasets.new_folder() / "run"
+    train(cluster.uneven(), folder, TrainConfig(**config))
+    return folder
+
+
+def wait_for_update(process, run, update):
+    """Waits for a checkpoint of that update or a later one, while the process runs."""
+
+    def come():
+        assert process.is_running(), process.wait().err
+        return cluster.checkpoint_update(run) >= update
+
+    cluster.wait_until(come, what=f"update {update}")
+
+
+@contextlib.contextmanager
+def under_way(run, config, update):
+    """The launcher of two workers, who have come to this update."""
+    with cluster.launched(cluster.uneven(), run, config) as process:
+        wait_for_update(process, run, update)
+        yield process
+
+
+def said_by_chief(ended):
+    """The lines of stderr; of the others at most one each, that they did not begin either."""
+    lines = ended.err.splitlines()
+    others = [line for line in lines if line.startswith("[worker ")]
+    assert len(others) == len({line.split("]")[0] for line in others}), ended.err
+    return [line for line in lines if line not in others]
+
+
+def test_batches_are_as_uneven_as_these_tests_need():
+    """One worker has ten times the steps of the other, or no record at all."""
+    dataset = open_dataset(cluster.uneven())
+    limits = {"batch_size": cluster.UNEVEN["batch_size"]}
+    ratios, updates = [], 0
+    for epoch in range(1, cluster.UNEVEN["epochs"] + 1):
+        plan = plan_epoch(dataset, "train", epoch=epoch, **limits)
+        updates += plan.num_batches
+        first, second = (plan.deal(2).batches(reader).steps for reader in (0, 1))
+        ratios += [max(pair) / min(pair) if min(pair) else np.inf for pair in zip(first, second, strict=True)]
+    assert updates >= 50
+    assert np.inf in ratios and any(10 <= ratio < np.inf for ratio in ratios)
+
+
+def test_a_killed_worker_ends_the_others_and_the_same_command_ends_where_one_process_does(tmp_path):
+    """Two workers by the launcher: each update's loss, before the kill and after it, is that of one process."""
+    run = tmp_path / "run"
+    with under_way(run, SHORT, 10) as process:
+        workers = process.workers()
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        begin = time.monotonic()
+        ended = process.wait(60)
+        print(f"\nended {time.monotonic() - begin:.1f} s after the kill")
+    assert ended.status == 128 + signal.SIGKILL
+    assert ended.err.splitlines()[-1] == (
+        "lengthwise train: worker 1 of 2 was ended by SIGKILL, and so were the others. The same command goes on from "
+        "the last checkpoint."
+    )
+    assert "Traceback" not in ended.err and ended.out == ""
+    assert not any(map(cluster.is_alive, workers))
+    assert 10 <= cluster.checkpoint_update(run) < len(cluster.updates_of(alone(**SHORT)))
+
+    ended = cluster.launch(cluster.uneven(), run, SHORT, "--json")
+    assert (ended.status, "Going on after update" in ended.err) == (0, True), ended.err
+    assert json.loads(ended.out) == json.loads((run / "result.json").read_text())
+    cluster.check_same(run, alone(**SHORT))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_launcher_trains_as_one_process(tmp_path, workers):
+    ended = cluster.launch(cluster.uneven(), tmp_path / "run", cluster.UNEVEN, "--json", workers=workers)
+    assert ended.status == 0, ended.err
+    assert json.loads(ended.out)["updates"] == len(cluster.updates_of(tmp_path / "run")) >= 50
+    assert "Traceback" not in ended.err
+    cluster.check_same(tmp_path / "run", alone(**cluster.UNEVEN))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("workers", "chief"), [(2, False), (2, True), (4, False)])
+def test_a_cluster_trains_as_one_process(tmp_path, workers, chief):
+    """All say the same, since the chief tells the others."""
+    with cluster.joined(
+        cluster.uneven(), tmp_path / "run", cluster.UNEVEN, "--json", workers=workers, chief=chief
+    ) as processes:
+        ended = [process.wait() for process in processes]
+    assert [one.status for one in ended] == [0] * workers, [one.err for one in ended]
+    assert [json.loads(one.out) for one in ended] == [json.loads(ended[0].out)] * workers
+    assert [one.err for one in ended[1:]] == [""] * (workers - 1)
+    cluster.check_same(tmp_path / "run", alone(**cluster.UNEVEN))
+
+
+@pytest.mark.proof
+def test_a_port_that_is_taken_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        cluster_of = {"worker": [f"localhost:{taken.getsockname()[1]}", "localhost:1"]}
+        config = json.dumps({"cluster": cluster_of, "task": {"type": "worker", "index": 0}})
+        process = cluster.Process(
+            cluster.command(cluster.uneven(), tmp_path / "run", SHORT), environment={"TF_CONFIG": config}
+        )
+        try:
+            ended = process.wait()
+        finally:
+            process.end()
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1].startswith("lengthwise train: The workers cannot be joined: Could not start gRPC")
+    assert "may be in use" in ended.err.splitlines()[-1] and "Traceback" not in ended.err
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("way", ["bucket", "pad", "exact"])
+def test_other_ways_of_batching_train_as_one_process(tmp_path, way):
+    config = cluster.UNEVEN | {"batching": way, "epochs": 3, "loss_scale": "batch"}
+    ended = cluster.launch(cluster.uneven(), tmp_path / "run", config)
+    assert ended.status == 0, ended.err
+    cluster.check_same(tmp_path / "run", alone(**config))
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("killed", [0, 1])
+def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_goes_on(tmp_path, killed):
+    """No launcher is there to end them."""
+    run = tmp_path / "run"
+    with cluster.joined(cluster.uneven(), run, LONG) as processes:
+        wait_for_update(processes[0], run, 20)
+        processes[killed].send(signal.SIGKILL)
+        begin = time.monotonic()
+        survivor = processes[1 - killed].wait(60)
+        print(f"\nended {time.monotonic() - begin:.1f} s after the kill, with {survivor.status}")
+    assert survivor.status == 1
+    assert "Another worker was lost" in survivor.err.splitlines()[-1]
+    assert survivor.err.splitlines()[-1].endswith(LOST)
+    assert "Traceback" not in survivor.err
+    with cluster.joined(cluster.uneven(), run, LONG) as processes:
+        assert [process.wait().status for process in processes] == [0, 0]
+    cluster.check_same(run, alone(**LONG))
+
+
+@pytest.mark.proof
+def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
+    run = tmp_path / "run"
+    with under_way(run, LONG, 20) as process:
+        workers = process.workers()
+        os.kill(workers[0], signal.SIGKILL)
+        ended = process.wait(60)
+    assert ended.status == 128 + signal.SIGKILL
+    assert "worker 0 of 2 was ended by SIGKILL" in ended.err.splitlines()[-1]
+    assert not any(map(cluster.is_alive, workers))
+    assert cluster.launch(cluster.uneven(), run, LONG).status == 0
+    cluster.check_same(run, alone(**LONG))
+
+
+@pytest.mark.proof
+def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_of_workers(tmp_path):
+    """Two workers, then one, then two."""
+    run = tmp_path / "run"
+    with under_way(run, LONG, 20) as process:
+        process.send(signal.SIGTERM)
+        begin = time.monotonic()
+        ended = process.wait(60)
+        seconds = time.monotonic() - begin
+    print(f"\nended {seconds:.1f} s after SIGTERM")
+    assert (ended.status, seconds < 10) == (75, True), ended.err
+    assert sum("SIGTERM: saved after update" in line for line in ended.err.splitlines()) >= 1
+    assert "Traceback" not in ended.err
+    first = cluster.checkpoint_update(run)
+    assert first == len(cluster.updates_of(run)) >= 20
+
+    one = cluster.Process(cluster.command(cluster.uneven(), run, LONG))
+    try:
+        wait_for_update(one, run, first + 30)
+        one.send(signal.SIGTERM)
+        assert one.wait().status == 75
+    finally:
+        one.end()
+    assert first < cluster.checkpoint_update(run) < len(cluster.updates_of(alone(**LONG)))
+    ended = cluster.launch(cluster.uneven(), run, LONG)
+    assert (ended.status, "Not as this run last ran" in ended.err) == (0, True), ended.err
+    cluster.check_same(run, alone(**LONG))
+
+
+@pytest.mark.proof
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
+    run = tmp_path / "run"
+    with under_way(run, LONG, 5) as process:
+        workers = process.workers()
+        assert len(workers) == 2
+        process.send(signal.SIGKILL)
+        process.wait()
+        seconds = cluster.wait_until(lambda: not any(map(cluster.is_alive, workers)), 10, what="the workers' end")
+        print(f"\nended {seconds:.1f} s after the launcher")
+
+
+@pytest.mark.proof
+def test_a_folder_that_another_process_trains_into_is_told_by_its_status(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(str(run)):
+        ended = cluster.launch(cluster.uneven(), run, cluster.UNEVEN)
+    assert ended.status == 69, ended.err
+    (line,) = said_by_chief(ended)
+    assert "another process trains into it" in line
+
+
+@pytest.mark.proof
+def test_a_missing_dataset_is_told_once(tmp_path):
+    ended = cluster.launch(tmp_path / "missing", tmp_path / "run", cluster.UNEVEN)
+    assert (ended.status, ended.out) == (1, "")
+    (line,) = said_by_chief(ended)
+    assert f"{tmp_path / 'missing'}: not a dataset" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.proof
+def test_validation_early_stopping_and_overwrite_with_two_workers(tmp_path):
+    """Nothing is learnt, so no epoch is better than the first. A finished run then only prints its result."""
+    path = datasets.of_kind("class").path
+    config = {"epochs": 9, "units": (4,), "batch_size": 8, "early_stopping": 2, "learning_rate": 1e-30}
+    one = train(path, tmp_path / "one", TrainConfig(**config))
+    run = tmp_path / "run"
+    ended = cluster.launch(path, run, config | {"seed": 1, "epochs": 1}, "--json")
+    assert (ended.status, json.loads(ended.out)["epochs"]) == (0, 1), ended.err
+    ended = cluster.launch(path, run, config, "--json", "--overwrite")
+    result = json.loads(ended.out)
+    assert (ended.status, result["stopped_early"], result["best_epoch"]) == (0, True, 1), ended.err
+    assert (result["epochs"], result["updates"]) == (one["epochs"], one["updates"])
+    assert result["validation"]["loss"] == pytest.approx(one["validation"]["loss"], rel=1e-5)
+    cluster.check_same(run, tmp_path / "one")
+    again = cluster.launch(path, run, config, "--json")
+    assert (again.status, json.loads(again.out), again.err) == (0, result, "")
+    refused = cluster.launch(path, run, config | {"units": (5,)})
+    (line,) = said_by_chief(refused)
+    assert (refused.status, "was begun with units [4], now [5]" in line) == (1, True)
+
+
+# What follows starts no TensorFlow: a small program takes the place of the command in each worker.
+
+
+@pytest.fixture
+def worker_program(tmp_path, monkeypatch):
+    """Makes the launcher's workers run this text, in which `number` is the worker's."""
+
+    def put(text):
+        head = "import json, os, signal, sys, time\nnumber = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        program = tmp_path / "worker.py"
+        program.write_text(f"{head}sys.path.insert(0, {str(cluster.ROOT)!r})\n{text}\n")
+        monkeypatch.setattr(local_workers, "_SCRIPT", program)
+        return program
+
+    return put
+
+
+def test_the_chief_speaks_for_itself_and_the_others_to_stderr_by_number(worker_program, capfd):
+    worker_program(
+        "print('out', number, *sys.argv[1:], flush=True); print(f'{number} a\\n\\n{number} \\xff', file=sys.stderr)"
+    )
+    assert local_workers.run_local_workers(3, ["train", "dataset"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "out 0 train dataset\n"
+    told = ["0 a", "", "0 \xff", *(f"[worker {n}] {text}" for n in (1, 2) for text in (f"{n} a", "", f"{n} \xff"))]
+    assert sorted(err.splitlines()) == sorted(told)
+
+
+def test_workers_know_each_other_by_ports_of_their_own_and_share_the_cores(worker_program, capfd, monkeypatch):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    worker_program(
+        "print(json.dumps([os.environ[n] for n in ('TF_CONFIG', 'TF_NUM_INTRAOP_THREADS')]), file=sys.stderr)"
+    )
+    assert local_workers.run_local_workers(2, ["train"]) == 0
+    told = [json.loads(line.removeprefix("[worker 1] ")) for line in capfd.readouterr().err.splitlines()]
+    clusters = [json.loads(text) for text, _ in told]
+    assert clusters[0]["cluster"] == clusters[1]["cluster"]
+    assert len(set(clusters[0]["cluster"]["worker"])) == 2
+    assert sorted(one["task"]["index"] for one in clusters) == [0, 1]
+    assert {threads for _, threads in told} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_what_the_chief_ends_with_is_what_the_launcher_ends_with(worker_program, seconds):
+    """Also where another, who only heard of it, is gone first: a locked folder is 69, not 1."""
+    worker_program(f"time.sleep({seconds} if number == 0 else {0.5 - seconds}); sys.exit(69 if number == 0 else 1)")
+    assert local_workers.run_local_workers(2, ["train"]) == 69
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, capfd, monkeypatch, killed):
+    monkeypatch.setattr(local_workers, "_GRACE", 0.3)
+    worker_program(f"os.kill(os.getpid(), signal.SIGKILL) if number == {killed} else time.sleep(60)")
+    begin = time.monotonic()
+    assert local_workers.run_local_workers(3, ["train"]) == 128 + signal.SIGKILL
+    assert time.monotonic() - begin < 20
+    assert capfd.readouterr().err.splitlines() == [
+        f"lengthwise train: worker {killed} of 3 was ended by SIGKILL, and so were the others. The same command goes "
+        "on from the last checkpoint."
+    ]
+
+
+def test_sigterm_is_passed_on_and_their_status_comes_back(worker_program, tmp_path):
+    worker_program(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"open(os.path.join({str(tmp_path)!r}, f'ready-{{number}}'), 'w').close()\ntime.sleep(60)"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+
+    def send():
+        cluster.wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert local_workers.run_local_workers(2, ["train"]) == 75
+    sender.join()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_worker_outlives_a_launcher_that_is_killed(worker_program, tmp_path):
+    program = worker_program(
+        "from trainer.devices.local_workers import end_with_starter\nend_with_starter()\n"
+        f"open(os.path.join({str(tmp_path)!r}, f'pid-{{os.getpid()}}'), 'w').close()\ntime.sleep(60)"
+    )
+    text = (
+        f"import pathlib, sys; sys.path.insert(0, {str(cluster.ROOT)!r}); from trainer import local_workers as l; "
+        f"l._SCRIPT = pathlib.Path({str(program)!r}); l.run_local_workers(2, ['train'])"
+    )
+    launcher = cluster.Process([sys.executable, "-c", text])
+    try:
+        cluster.wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+        pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+        launcher.send(signal.SIGKILL)
+        cluster.wait_until(lambda: not any(map(cluster.is_alive, pids)), 10)
+    finally:
+        launcher.end()
+
+
+def test_a_wrong_flag_starts_no_worker(tmp_path):
+    found = [cluster.launch("dataset", tmp_path / "run", {}, *wrong) for wrong in (["--unitz", 4], ["--epochs", -1])]
+    assert [one.status for one in found] == [2, 2]
+    assert [len(one.err.splitlines()) for one in found] == [1, 1]
+    assert found[0].err == "lengthwise train: unknown flag --unitz; did you mean --units?\n"
+
+
+WORKERS = ["host0:2222", "host1:2222"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "kind", "index", "expected"),
+    [
+        ({"worker": WORKERS}, "worker", 0, (2, 0)),
+        ({"worker": WORKERS}, "worker", 1, (2, 1)),
+        ({"chief": WORKERS[:1], "worker": WORKERS}, "chief", 0, (3, 0)),
+        ({"chief": WORKERS[:1], "worker": WORKERS}, "worker", 0, (3, 1)),
+        ({"chief": WORKERS[:1], "worker": WORKERS}, "worker", "1", (3, 2)),
+        ({"chief": WORKERS[:1]}, "chief", 0, (1, 0)),
+    ],
+)
+def test_the_chief_is_number_0(monkeypatch, hosts, kind, index, expected):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": hosts, "task": {"type": kind, "index": index}}))
+    assert team._read_cluster() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": -1}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": "one"}}',
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "evaluator", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"chief": ["a:1", "b:1"]}, "task": {"type": "chief", "index": 0}}',
+        '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}',
+    ],
+)
+def test_a_cluster_that_cannot_be_is_one_line_with_what_was_expected(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    status, out, err = datasets.call(capsys, "train", cluster.uneven(), "--output", tmp_path / "run", "--epochs", 0)
+    assert (status, out, len(err)) == (1, "", 1)
+    assert err[0].startswith(f"lengthwise train: TF_CONFIG is {text!r}, expected a cluster of workers")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_of_one_trains_alone(tmp_path, monkeypatch):
+    config = {"cluster": {"worker": WORKERS[:1]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    found = train(cluster.uneven(), tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
+    monkeypatch.delenv("TF_CONFIG")
+    assert found["weights_sha256"] == train(
+        cluster.uneven(), tmp_path / "other", TrainConfig(epochs=0, units=(4,))
+    )["weights_sha256"]  # fmt: skip
+
+
+def test_workers_without_a_cluster_are_refused_with_both_ways_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError, match="needs TF_CONFIG, which is not set.*--local_workers N does"):
+        train(cluster.uneven(), tmp_path / "run", TrainConfig(strategy="multi_worker"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.proof
+def test_ctrl_c_in_a_terminal_is_one_line_and_no_traceback(tmp_path):
+    """A terminal sends SIGINT to the workers too."""
+    with under_way(tmp_path / "run", LONG, 5) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        ended = process.wait(60)
+    assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("way", ["launcher", "cluster"])
+def test_a_loss_that_is_not_finite_is_told_with_its_records_by_several_workers_too(tmp_path, way):
+    """Each looks at the losses once a second, by its own clock; the chief keeps the file."""
+    config = {"epochs": 2000, "units": (4,), "batch_size": 3, "learning_rate": 1e38}
+    run = tmp_path / "run"
+    if way == "launcher":
+        found = [cluster.launch(cluster.uneven(), run, config)]
+    else:
+        with cluster.joined(cluster.uneven(), run, config) as processes:
+            found = [process.wait(120) for process in processes]
+    assert [one.status for one in found] == [1] * len(found), [one.err for one in found]
+    for one in found:
+        assert "Traceback" not in one.err
+        assert "not finite" in one.err or "no weight was changed by it" in one.err, one.err
+    if "failed-update.json" in "".join(one.err for one in found):
+        assert json.loads((run / "failed-update.json").read_text())["ids"]
+
+
+@pytest.mark.proof
+def test_an_output_that_the_chief_cannot_make_ends_the_others_of_a_cluster(tmp_path):
+    (tmp_path / "file").write_text("")
+    with cluster.joined(cluster.uneven(), tmp_path / "file" / "run", cluster.UNEVEN) as processes:
+        found = [process.wait(90) for process in processes]
+    print(f"\nended after {[round(one.seconds, 1) for one in found]} s")
+    assert [one.status for one in found] == [1, 1], [one.err for one in found]
+    assert not any("Traceback" in one.err for one in found), [one.err for one in found]
+    assert found[1].seconds - found[0].seconds < 60
+
+
+def test_workers_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
+    path = datasets.of_kind("class").path
+    with pytest.raises(UserError, match="local_workers belongs to strategy auto or multi_worker, not to one"):
+        make_config({"local_workers": 2, "strategy": "one"})
+    with pytest.raises(UserError, match="local_workers is 2: the command `lengthwise train` starts them"):
+        train(path, tmp_path / "run", TrainConfig(local_workers=2))
+    task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    with pytest.raises(UserError, match="--strategy one trains in one process, but TF_CONFIG tells of 2 workers"):
+        train(path, tmp_path / "run", TrainConfig(strategy="one"))
+    assert not (tmp_path / "run").exists()

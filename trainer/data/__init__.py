@@ -1,0 +1,1 @@
+"""An opened dataset, and the meaning of the values that it stores."""

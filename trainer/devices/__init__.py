@@ -1,0 +1,1 @@
+"""The devices and processes that compute a run, and their control."""

@@ -1,0 +1,1 @@
+"""Outputs become measures: loss and metrics."""

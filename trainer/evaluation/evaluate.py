@@ -1,0 +1,167 @@
+"""Measures a model on a split: loss and metrics over real steps and records, whole and by length, group and source."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipeline import progress
+from pipeline.errors import UserError
+from pipeline.format.manifest import FeatureStatistics, Manifest
+from pipeline.raw.reasons import show
+from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan import DEFAULT_BATCH_STEPS
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.target import Vocabularies, make_target
+from trainer.evaluation.breakdown import Breakdown, break_down
+from trainer.evaluation.metrics import Metrics, has_confusion
+from trainer.model.build import build_model, head_model, loss_scale, losses
+from trainer.reading.batches import numbered_batches
+from trainer.runs.checkpoints import restore_weights
+from trainer.runs.run import Run
+
+
+class Evaluator:
+    """Measures one model as often as it is asked to; compiled once.
+
+    Args:
+        statistics, vocabularies: Those that the model was built with, if not the dataset's own.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: Dataset,
+        *,
+        statistics: Mapping[str, FeatureStatistics] | None = None,
+        vocabularies: Vocabularies | None = None,
+    ) -> None:
+        self._dataset = dataset
+        self._vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
+        self.target = make_target(dataset.schema, self._vocabularies)
+        self._numbered: dict[str, tf.data.Dataset] = {}
+        head, kind = head_model(model), self.target.kind
+        column_scale = loss_scale(self.target, dataset.manifest.statistics if statistics is None else statistics)
+
+        @tf.function(autograph=False, jit_compile=False)
+        def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            outputs = head(features, training=False)
+            return outputs, losses(outputs, label, kind, column_scale)
+
+        self._forward = forward
+
+    def measure(
+        self,
+        split: str,
+        breakdowns: Sequence[Breakdown] = (),
+        *,
+        ranked: bool = False,
+        between: Callable[[], None] = lambda: None,
+    ) -> Metrics:
+        """The metrics of a split, and of parts of it; of none where it holds no record.
+
+        Args:
+            ranked: With auc and average_precision, which may take as long as the model itself.
+            between: Called after each batch; may raise, to end it.
+        """
+        metrics = Metrics(self.target, breakdowns, ranked=ranked)
+        numbered = self._batches(split)
+        # Traced once with sizes and lengths open, and not for the first batches' own.
+        self._forward.get_concrete_function(*numbered.element_spec[:2])
+        for features, label, weight, row in numbered:
+            outputs, loss = self._forward(features, label)
+            metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
+            progress.add_records(len(label))
+            between()
+        return metrics
+
+    def _batches(self, split: str) -> tf.data.Dataset:
+        if split not in self._numbered:
+            # The order is of no matter here, so the budget is not that of training: what is quick is best.
+            plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
+            self._numbered[split] = numbered_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
+        return self._numbered[split]
+
+
+def evaluate(
+    run_path: str | os.PathLike[str],
+    dataset_path: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Measures a run on a split, writes RUN/evaluation-<split>.json, and returns what it wrote.
+
+    That is {"split", "records", "steps", "loss", "metrics"}, the last four for each part too: `by_length`, and where
+    the records have a group or come from several raw files, `by_group` and `by_source`, the largest parts first (at
+    most 1,000: `groups_left_out`, `sources_left_out`). Where a label is one class, `confusion` is how often each was
+    taken for each; null above 256 classes.
+
+    Args:
+        checkpoint: `best` by validation loss, or `last`; by default the best where there is one.
+
+    Raises:
+        UserError: no run, no dataset, a split without a record, or data that this model cannot read.
+    """
+    run, dataset = Run(os.fspath(run_path).rstrip("/")), open_dataset(dataset_path)
+    config, trained_on = run.config(), run.manifest()
+    compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
+    if not dataset.split(split).records:
+        raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
+    built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
+    model = build_model(trained_on.record_schema, config=config, **built_with)
+    used = restore_weights(run, model, checkpoint)
+    evaluator = Evaluator(model, dataset, **built_with)
+    breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
+    with progress.shown("evaluate", total_records=dataset.split(split).records):
+        metrics = evaluator.measure(split, breakdowns, ranked=True)
+    evaluation = {
+        "split": split,
+        **metrics.result(),
+        **_parts(metrics),
+        **({"confusion": metrics.confusion()} if has_confusion(evaluator.target) else {}),
+        "checkpoint": used,
+        "dataset_fingerprint": dataset.manifest.fingerprint,
+        "dataset_changed": dataset.manifest.fingerprint != trained_on.fingerprint,
+        "vocabularies_changed": _changed_vocabularies(trained_on, dataset.manifest),
+    }
+    run.write_json(f"evaluation-{split}.json", evaluation)
+    return evaluation
+
+
+def _parts(metrics: Metrics) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for breakdown, parts in metrics.by_part():
+        found[f"by_{breakdown.name}"] = parts
+        if breakdown.name != "length":
+            found[f"{breakdown.name}s_left_out"] = breakdown.left_out
+    return found
+
+
+def compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
+    """Refuses data whose features or label are not those of the model; how it was split and cut is of no matter."""
+    for key in ("steps", "context", "label"):
+        names = trained[key].keys() | found[key].keys()
+        for name in sorted(names):
+            theirs, ours = found[key].get(name), trained[key].get(name)
+            if theirs != ours:
+                raise UserError(
+                    f"{dataset}: its schema has {key}.{name} {_say(theirs)}, but {run} was trained on {_say(ours)}. "
+                    "Prepare the data with the schema of the run, or train a run on this data."
+                )
+
+
+def _say(value: Any) -> str:
+    return "missing" if value is None else show(value)
+
+
+def _changed_vocabularies(trained_on: Manifest, found: Manifest) -> list[str]:
+    """The features whose strings are other ones in this dataset; the model goes by those that it was trained on."""
+    known = {name: vocabulary.sha256 for name, vocabulary in found.vocabularies.items()}
+    return [name for name, vocabulary in trained_on.vocabularies.items() if known.get(name) != vocabulary.sha256]
+
+
+def _filled(dataset: Dataset) -> str:
+    return ", ".join(f"{name} ({split.records:,})" for name, split in dataset.manifest.splits.items() if split.records)

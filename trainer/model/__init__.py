@@ -1,0 +1,1 @@
+"""The model: raw values in, outputs and losses out."""

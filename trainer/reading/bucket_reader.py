@@ -1,0 +1,111 @@
+"""Reads batches by tf.data's own means: records one by one, shuffled, each batch of one bucket of lengths."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.schema.schema import Schema
+from trainer.batching.plan import BucketPlan
+from trainer.data.dataset import Dataset, ShardIndex
+from trainer.data.lookup import Lookup
+from trainer.data.parsing import Values, assemble, label_lookup, pad_steps, parse_records
+from trainer.data.target import Vocabularies
+
+# Bytes of serialized records among which the next one is drawn, and the most records: enough to mix neighbouring
+# shards, which are shuffled in themselves already, since a dataset lies in hash order.
+_SHUFFLE_BYTES = 64 * 2**20
+_SHUFFLE_RECORDS = 16_384
+
+
+def bucket_batches(
+    dataset: Dataset,
+    split: str,
+    plan: BucketPlan,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    first_batch: int = 0,
+    reader_index: int = 0,
+    num_readers: int = 1,
+    vocabularies: Vocabularies,
+    with_rows: bool = True,
+) -> tf.data.Dataset:
+    """The batches of a plan of the whole split, as `numbered_batches` gives them.
+
+    Reader i of n yields every n-th record; all of them read all bytes.
+    """
+    shards = dataset.shards(split)
+    ends = np.cumsum([len(shard.num_steps) for shard in shards])
+    rows = np.split(np.arange(ends[-1] if shards else 0), ends[:-1])
+    order = np.random.default_rng([seed, epoch]).permutation(len(shards))
+    shards, rows = [shards[i] for i in order], [rows[i] for i in order]
+    mine = slice(reader_index, None, num_readers)
+    lengths = np.concatenate([np.zeros(0, np.int32), *(shard.num_steps for shard in shards)])[mine]
+    plan = plan.with_lengths(lengths)
+
+    # The index knows the lengths, so records are batched as they lie in the file, and parsed a batch at a time.
+    records = tf.data.TFRecordDataset([shard.path for shard in shards]).shard(num_readers, reader_index)
+    columns = lengths, np.concatenate([np.zeros(0, np.int64), *rows])[mine]
+    records = tf.data.Dataset.zip(records, *map(tf.data.Dataset.from_tensor_slices, columns))
+    draw_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
+    records = records.shuffle(_shuffle_size(shards), seed=draw_seed, reshuffle_each_iteration=False)
+    batched = _batch(records, plan)
+    plan.check_first(first_batch)
+    # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
+    batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
+    schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(serialized: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> tuple[Any, ...]:
+        batch = parse_batch(serialized, length, schema=schema, plan=plan, lookup=lookup)
+        return (*batch, row) if with_rows else batch
+
+    parsed = batched.skip(first_batch).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
+
+
+def parse_batch(
+    serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: BucketPlan, lookup: Lookup | None = None
+) -> tuple[Values, tf.Tensor, tf.Tensor]:
+    """Serialized Examples string[batch], all of one bucket -> (features, label, weight), padded as the plan says."""
+    values = parse_records(serialized, length, schema)
+    longest = plan.buckets[-1].pad_length if plan.buckets else 1
+    if plan.truncate is not None:
+        for name in filter(schema.is_per_step, values):
+            values[name] = _truncate(values[name], length, longest, plan.truncate)
+        length = tf.minimum(length, longest)
+    return assemble(pad_steps(values, _pad_length(tf.reduce_max(length), plan), schema), length, schema, lookup)
+
+
+def _shuffle_size(shards: list[ShardIndex]) -> int:
+    records = sum(len(shard.num_bytes) for shard in shards)
+    mean_bytes = sum(int(shard.num_bytes.sum()) for shard in shards) / max(records, 1)
+    return max(1, min(records, _SHUFFLE_RECORDS, int(_SHUFFLE_BYTES / max(mean_bytes, 1))))
+
+
+def _batch(records: tf.data.Dataset, plan: BucketPlan) -> tf.data.Dataset:
+    """(serialized, length, row) -> the same in batches, each of one bucket."""
+    if plan.batching == "pad":
+        return records.batch(plan.batch_sizes[0])
+    return records.bucket_by_sequence_length(
+        lambda _, length, row: length,
+        # An empty split has no bucket, but tf.data wants a boundary.
+        bucket_boundaries=plan.boundaries or [1],
+        bucket_batch_sizes=plan.batch_sizes if plan.buckets else [1, 1],
+    )
+
+
+def _pad_length(longest: tf.Tensor, plan: BucketPlan) -> tf.Tensor:
+    """The pad length of the bucket that a batch is of, by its longest record."""
+    edges = tf.constant([bucket.pad_length for bucket in plan.buckets] or [1], tf.int32)
+    return edges[tf.searchsorted(edges, [longest])[0]]
+
+
+def _truncate(value: tf.Tensor, length: tf.Tensor, limit: int, where: str) -> tf.Tensor:
+    """The first `limit` steps of each row (its tail is cut off), or the last real ones (its head is)."""
+    if where == "tail":
+        return value[:, :limit]
+    start = tf.maximum(length - limit, 0)
+    positions = start[:, None] + tf.range(tf.minimum(limit, tf.shape(value)[1]))[None, :]
+    return tf.gather(value, positions, batch_dims=1)

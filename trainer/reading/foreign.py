@@ -1,0 +1,230 @@
+"""Reads TFRecords that are not ours, given a schema: Example or SequenceExample, batched by length."""
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from pipeline.errors import UserError
+from pipeline.format.tfrecord import CorruptRecord, walk
+from pipeline.raw.values import NO_LABEL
+from pipeline.schema.schema import MULTILABEL, ONE_CLASS, REGRESSION, Feature, Label, Schema, class_name
+from trainer.batching.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
+from trainer.data.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
+from trainer.data.target import Vocabularies
+
+# Records from which the boundaries are taken where none are given.
+_SAMPLE_RECORDS = 10_000
+_SHUFFLE_RECORDS = 4096
+
+
+def foreign_batches(
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    schema: Schema,
+    *,
+    boundaries: Sequence[int] | None = None,
+    batch_steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    vocabularies: Vocabularies | None = None,
+) -> tf.data.Dataset:
+    """One epoch of TFRecord files as a tf.data.Dataset of (features, label, weight), as `batches` gives.
+
+    Records are tf.train.Example (each step feature a flat list) or tf.train.SequenceExample (step features, and labels
+    per step, are feature lists; all else is in the context); which of them is seen from the first record. A class is
+    its index, or its name; a multilabel is 0 or 1 for each class, or (one a record) a list of names. A step without a
+    label has -1, "" or NaN. There is no manifest, so lengths are what the records turn out to have: batches are
+    padded to their longest record, and the number of batches is unknown.
+
+    Args:
+        files: Paths or globs, local or on any file system that TensorFlow knows.
+        boundaries: Exclusive upper edges of the buckets, in steps, rising. A record at or beyond the last makes a batch
+            of one. By default they are taken from the lengths of the first 10,000 records.
+        batch_steps: Budget of padded steps a batch; default 6,400 unless batch_size is given.
+        batch_size: Records a batch, at most.
+        vocabularies: By which the label `next_of` a string is numbered.
+
+    Raises:
+        UserError: no file, a file that is not whole, a first record that does not fit the schema, wrong boundaries.
+    """
+    for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
+        if limit is not None and limit < 1:
+            raise UserError(f"{name} is {limit}, expected at least 1.")
+    lookup = label_lookup(schema, vocabularies or {})
+    if lookup is None and schema.label.next_of is not None and schema.steps[schema.label.next_of].dtype == "string":
+        raise UserError(f"next_of {schema.label.next_of}: needs its vocabulary, in the argument vocabularies.")
+    paths = _find(files)
+    for path in paths:
+        _check_frames(path, _stamp(path))
+    parse = tf.autograph.experimental.do_not_convert(_make_parser(paths, schema))
+    if batch_steps is None and batch_size is None:
+        batch_steps = DEFAULT_BATCH_STEPS
+    if boundaries is None:
+        sample = tf.data.TFRecordDataset(paths).take(_SAMPLE_RECORDS).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        lengths = Counter(int(features["length"]) for features, _ in sample)
+        boundaries, sizes = plan_buckets(
+            lengths, num_buckets=MIN_BUCKETS, batch_steps=batch_steps, batch_size=batch_size
+        )
+    elif list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
+        raise UserError(f"boundaries are {list(boundaries)}, expected rising numbers of steps, at least 1.")
+    else:
+        sizes = [*(rows_of(max(boundary - 1, 1), batch_steps, batch_size) for boundary in boundaries), 1]
+
+    order = np.random.default_rng([seed, epoch])
+    records = tf.data.TFRecordDataset([paths[position] for position in order.permutation(len(paths))])
+    records = records.shuffle(_SHUFFLE_RECORDS, seed=int(order.integers(2**31)), reshuffle_each_iteration=False)
+    parsed = records.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batched = parsed.bucket_by_sequence_length(
+        lambda features, _: features["length"],
+        bucket_boundaries=list(boundaries),
+        bucket_batch_sizes=sizes,
+        padding_values=_padding_values(schema),
+    )
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(features: dict[str, tf.Tensor], label: tf.Tensor) -> Any:
+        stored = None if schema.label.name is None else label
+        return features, *label_and_weight(stored, features, schema, lookup)
+
+    return batched.map(finish).prefetch(tf.data.AUTOTUNE)
+
+
+def _find(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    paths = []
+    for path in [files] if isinstance(files, str | os.PathLike) else files:
+        pattern = os.fspath(path)
+        found = sorted(tf.io.gfile.glob(pattern))
+        if not found:
+            raise UserError(f"{pattern}: matches no file.")
+        paths += found
+    return paths
+
+
+def _stamp(path: str) -> tuple[int, float]:
+    return (
+        (os.path.getsize(path), os.path.getmtime(path)) if os.path.exists(path) else (tf.io.gfile.stat(path).length, 0)
+    )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _check_frames(path: str, stamp: tuple[int, float]) -> None:
+    """Walks a file, once a process: TensorFlow dies by a signal on some lengths, and takes some cuts for an end."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise UserError(f"{path}: is compressed; decompress it first.")
+        file.seek(0)
+        try:
+            for _ in walk(file, num_bytes=stamp[0]):
+                pass
+        except CorruptRecord as error:
+            raise UserError(f"{path}: {error}.") from None
+
+
+def _make_parser(paths: list[str], schema: Schema) -> Any:
+    """serialized -> ({step features, length}, label), after a look at the first record."""
+    first = next(iter(tf.data.TFRecordDataset(paths).take(1).as_numpy_iterator()), None)
+    if first is None:
+        raise UserError(f"{', '.join(paths[:3])}: no record.")
+    try:
+        sequence = tf.train.SequenceExample.FromString(first)
+    except DecodeError:
+        raise UserError(f"{paths[0]}: the first record is neither an Example nor a SequenceExample.") from None
+    in_lists = bool(sequence.feature_lists.feature_list)
+    known = set(sequence.feature_lists.feature_list) if in_lists else set(sequence.context.feature)
+    known |= set(sequence.context.feature)
+    label = schema.label
+    expected = [*schema.features, *([] if label.name is None else [label.name])]
+    missing = [name for name in expected if name not in known]
+    if missing:
+        raise UserError(f"{paths[0]}: the first record has no {', '.join(missing)}; it has {', '.join(sorted(known))}.")
+    named = False
+    if label.name is not None:
+        lists = sequence.feature_lists.feature_list
+        stored = lists[label.name].feature[0] if in_lists and label.per_step else sequence.context.feature[label.name]
+        named = stored.HasField("bytes_list")
+    if named and label.kind not in (*ONE_CLASS, "multilabel"):
+        raise UserError(f"{paths[0]}: the label {label.title} holds names; a {label.kind} is given in numbers.")
+    return functools.partial(_parse, schema=schema, in_lists=in_lists, named=named)
+
+
+def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool) -> tuple[dict[str, Any], tf.Tensor]:
+    specs: dict[str, Any] = {name: step_spec(feature) for name, feature in schema.steps.items()}
+    specs |= {name: context_spec(feature) for name, feature in schema.context.items()}
+    label = schema.label
+    if label.name is not None:
+        specs[label.name] = _label_spec(label, named)
+    per_step = [name for name in specs if schema.is_per_step(name)]
+    if in_lists:
+        context = {name: spec for name, spec in specs.items() if name not in per_step}
+        parsed_context, parsed = tf.io.parse_single_sequence_example(
+            serialized, context, {name: specs[name] for name in per_step}
+        )
+        parsed |= parsed_context
+    else:
+        parsed = tf.io.parse_single_example(serialized, specs)
+    length = tf.shape(parsed[next(iter(schema.steps))])[0]
+    checks = [tf.debugging.assert_positive(length, "A record has no step: is the name of a feature right?")]
+    for name in per_step:
+        checks.append(tf.debugging.assert_equal(tf.shape(parsed[name])[0], length, f"{name} has other steps"))
+    with tf.control_dependencies(checks):
+        features = {name: tf.identity(parsed[name]) for name in schema.features}
+        # A label that is the next value of a feature is taken from the batch; something must stand here meanwhile.
+        stored = length if label.name is None else _read_label(parsed[label.name], label, named)
+        return {**features, "length": length}, stored
+
+
+def _label_spec(label: Label, named: bool) -> Any:
+    dtype = tf.float32 if label.kind in ("distribution", *REGRESSION) else tf.string if named else tf.int64
+    if label.kind == "multilabel" and named:
+        return tf.io.VarLenFeature(tf.string)
+    shape = [len(label.classes)] if label.kind in ("distribution", *MULTILABEL) else []
+    if label.per_step:
+        return tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
+    return tf.io.FixedLenFeature(shape, dtype)
+
+
+def _read_label(stored: Any, label: Label, named: bool) -> tf.Tensor:
+    """A label as a dataset of ours stores it: classes as indices, a multilabel as 0 and 1, -1 where there is none."""
+    if not label.classes or label.kind == "distribution":
+        return stored
+    end = len(label.classes)
+    lowest = NO_LABEL if label.per_step else 0
+    indices = stored.values if isinstance(stored, tf.SparseTensor) else stored
+    if named:
+        indices = _class_table(label).lookup(indices)
+    elif label.kind in MULTILABEL:
+        end = 2
+    fits = tf.reduce_all((indices >= lowest) & (indices < end))
+    with tf.control_dependencies([tf.debugging.Assert(fits, ["A label is no class of the schema:", indices])]):
+        if label.kind == "multilabel" and named:
+            # Not the maximum, which of no name at all is the smallest integer.
+            return tf.minimum(tf.reduce_sum(tf.one_hot(indices, end, dtype=tf.int64), axis=0), 1)
+        return tf.identity(indices)
+
+
+def _class_table(label: Label) -> tf.lookup.StaticHashTable:
+    """The index of a class by its name; NO_LABEL for the "" of a step without one; -2 for what is no class."""
+    names = [class_name(c) for c in label.classes]
+    keys = tf.constant([*names, ""] if label.per_step else names)
+    values = tf.constant([*range(len(names)), NO_LABEL] if label.per_step else [*range(len(names))], tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), -2)
+
+
+def _padding_values(schema: Schema) -> tuple[dict[str, Any], Any]:
+    def zero(feature: Feature) -> Any:
+        dtype = DTYPES[feature.dtype]
+        return tf.constant("" if dtype == tf.string else 0, dtype)
+
+    features = {name: zero(feature) for name, feature in schema.features.items()} | {"length": tf.constant(0)}
+    if schema.label.name is None:
+        return features, tf.constant(0)
+    if schema.label.kind in ("distribution", *REGRESSION):
+        return features, tf.constant(math.nan)
+    return features, tf.constant(NO_LABEL, tf.int64)

@@ -1,0 +1,63 @@
+"""Cuts sequences into batches of like lengths within a budget of padded steps, each one rectangle of arrays."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.raw.records import Sequence as Record
+from pipeline.raw.values import Values
+from pipeline.schema.schema import Schema
+
+_DTYPES = {"float32": np.float32, "int64": np.int64, "string": object}
+
+
+def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[np.ndarray[Any, Any]]:
+    """Positions in `lengths`, those of like lengths together: int64[rows] each, rows × longest ≤ batch_steps.
+
+    A length beyond the budget is a batch of its own.
+
+    >>> [batch.tolist() for batch in cut_batches([7, 2, 30, 3], batch_steps=12)]
+    [[1, 3], [0], [2]]
+    """
+    order = np.argsort(lengths, kind="stable")
+    ordered = np.asarray(lengths, np.int64)[order]
+    batches, start = [], 0
+    while start < len(order):
+        # What the batch would cost with each of the next rows as its last, and so its longest: it only grows.
+        costs = ordered[start : start + batch_steps] * np.arange(1, min(batch_steps, len(order) - start) + 1)
+        rows = max(1, int(np.searchsorted(costs, batch_steps, side="right")))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def pad_batch(records: Sequence[Record], schema: Schema) -> dict[str, np.ndarray[Any, Any]]:
+    """The features of a batch as `trainer.reading.batches.batches` gives them, padded to the longest of these records.
+
+    Each step feature as float32, int64 or bytes [batch, time, *shape], each context feature [batch, *shape], and
+    `length` int32[batch]. Padding is 0 or b"".
+    """
+    lengths = np.array([record.num_steps for record in records], np.int32)
+    real = np.arange(lengths.max()) < lengths[:, None]
+    features = {}
+    for name, feature in schema.steps.items():
+        # Row by row, the real steps of the rectangle are the steps of the records one after the other.
+        padded = np.full((*real.shape, *feature.shape), b"" if feature.dtype == "string" else 0, _DTYPES[feature.dtype])
+        padded[real] = _join([record.features[name] for record in records], feature.shape)
+        features[name] = padded
+    for name, feature in schema.context.items():
+        features[name] = _join(
+            [np.asarray(record.context[name], _DTYPES[feature.dtype]).ravel() for record in records], feature.shape
+        )
+    return features | {"length": lengths}
+
+
+def _join(parts: list[Values], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The values of all parts as [rows, *shape]."""
+    if isinstance(parts[0], list):
+        joined = np.array(list(itertools.chain.from_iterable(parts)), object)
+    else:
+        joined = np.concatenate(parts)
+    return joined.reshape(-1, *shape)
