@@ -24,10 +24,11 @@ from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.manifest import FILE_NAME
 from pipeline.format.tfrecord import CorruptRecord, frame, masked_crc, walk
 from pipeline.inspection.verify import verify
+from pipeline.raw.origin import Origin
 from pipeline.raw.reasons import REASONS, RecordError
 from pipeline.raw.records import parse_line
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Origin, encode
+from pipeline.shuffle.encoded import encode
 
 CORPUS = pathlib.Path(__file__).with_name("corpus.jsonl").read_bytes().splitlines()
 STEPS = (

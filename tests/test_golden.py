@@ -29,7 +29,8 @@ from pipeline.format.manifest import FORMAT_VERSION
 from pipeline.format.tfrecord import walk
 from pipeline.inspection.inspect import load
 from pipeline.inspection.verify import verify
-from pipeline.schema.schema import LabelKind, Schema
+from pipeline.schema.labels import LabelKind
+from pipeline.schema.schema import Schema
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLASSES = ["left", "right", "3"]

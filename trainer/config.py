@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.yaml_document import PLANNED, Document, build, parse_yaml
-from trainer.batching.ways import Batching, Strategy
+
+Batching = Literal["window", "bucket", "pad", "exact"]
+WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
+# The counts of each length are enough to plan these; `window` needs the length of every record.
+COUNTED_WAYS = WAYS[1:]
+
+Strategy = Literal["auto", "one", "mirrored", "multi_worker"]
 
 # Sizes in TensorFlow are int32 or int64; no machine has more.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]

@@ -187,7 +187,7 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
     from trainer.batching.epoch import plan_epoch
-    from trainer.batching.ways import WAYS
+    from trainer.config import WAYS
     from trainer.data.dataset import open_dataset
     from trainer.report import print_plans
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from pipeline.schema.schema import class_name
+from pipeline.schema.labels import class_name
 from pipeline.tables import page, print_table
 from trainer.batching.plan import Plan
 

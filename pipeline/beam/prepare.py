@@ -2,19 +2,24 @@
 
 import dataclasses
 import os
+import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.beam import workers
 from pipeline.beam.options import runs_in_this_process
-from pipeline.beam.room import check_room
-from pipeline.build.allowance import DEFAULT_MAX_REJECTED
-from pipeline.build.publish import check_output, discard_generation, new_generation
+from pipeline.build.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation, new_generation
 from pipeline.errors import UserError
-from pipeline.files import absolute, exists, join, read_bytes
+from pipeline.files import absolute, exists, is_local, join, read_bytes
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.raw.json_lines import find_files
+from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.raw.find_files import RawFile, find_files
+from pipeline.raw.json_lines import Lines, read_chunk, split_file
+from pipeline.raw.origin import Reject
+from pipeline.raw.parse_lines import parse_lines
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded import encode
 
 # Input that is done before other processes have started.
 _SMALL_BYTES = 16 * 2**20
@@ -125,3 +130,47 @@ def _read_published(output: str, generation: str) -> Manifest | None:
     except UserError:  # what was there before, and no manifest of this job
         return None
     return manifest if generation in manifest.generations else None
+
+
+# Bytes of the first file that say how large the rest becomes.
+_SAMPLE_BYTES = 2**18
+
+# Compressed text has at least so many bytes.
+_GZIP_EXPANDS = 3
+
+
+def check_room(files: Sequence[RawFile], schema: Schema, output: str) -> None:
+    """Raises a UserError if records like the first take more than is free where `output` is to be.
+
+    Each is written twice, to a run and to its shard. What cannot be measured is no reason to refuse.
+    """
+    if not is_local(output):
+        return
+    folder = output
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    needed = 2 * _estimate_bytes(files, schema)
+    if needed > free:
+        raise UserError(
+            f"{output}: about {needed / 1e6:,.0f} MB will be written there, but {free / 1e6:,.0f} MB are free. "
+            "Free some, or choose another --output. (Half of it is for sorting, and free again in the end.)"
+        )
+
+
+def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
+    """Of all TFRecords, by the first records of the first file that has any."""
+    for file in files:
+        chunk = next(split_file(file), None)
+        if chunk is None:
+            continue
+        if not chunk.compressed:
+            chunk = chunk._replace(stop=min(chunk.stop, _SAMPLE_BYTES))
+        lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
+        if isinstance(lines, Lines):
+            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_EXPANDS)
+            limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # of a large one, no more was read
+            parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
+            encoded = sum(len(encode(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
+            return sum(file.num_bytes for file in files) * encoded / raw_bytes
+    return 0.0

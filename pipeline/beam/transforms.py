@@ -7,8 +7,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -16,27 +15,22 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.beam import workers
-from pipeline.build.allowance import DEFAULT_MAX_REJECTED
-from pipeline.build.publish import Publisher, check_output, new_generation, runs_folder
-from pipeline.build.rejects import GatheredRejects, RejectsFile, Spill, write_rejects
+from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output, new_generation, runs_folder
+from pipeline.build.rejects import RejectsFile, write_rejects
 from pipeline.build.shards import ShardWriter
-from pipeline.build.tasks import Gathered, Made, Written, make_runs, parse_lines, write_shards
+from pipeline.build.tasks import Gathered, Made, Written, make_runs, write_shards
 from pipeline.files import absolute
-from pipeline.raw.json_lines import (
-    CHUNK_BYTES,
-    GZIP_BATCH_BYTES,
-    Chunk,
-    Lines,
-    RawFile,
-    ReadChunk,
-    read_chunk,
-    split_file,
-)
+from pipeline.raw.find_files import RawFile
+from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, Lines, ReadChunk, read_chunk, split_file
+from pipeline.raw.origin import Origin, Reject
+from pipeline.raw.parse_lines import parse_lines
 from pipeline.raw.reasons import RecordError
-from pipeline.raw.records import LIMITS, Limits, Sequence, canonical, parse_line, parse_record
+from pipeline.raw.records import LIMITS, Limits, canonical, parse_line, parse_record
+from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Origin, Reject, encode
+from pipeline.shuffle.encoded import encode
 from pipeline.shuffle.runs import Run
+from pipeline.shuffle.spills import GatheredRejects, Spill
 
 # Bytes of a shard by default: large enough to read in one go, small enough that several readers find work.
 SHARD_BYTES = 64 * 2**20
@@ -48,7 +42,7 @@ _REJECTS, _CHUNKS, _SPILLS = "rejects", "chunks", "spills"
 class ReadLines(beam.PTransform):
     """Begin -> {"lines": batches of lines, "chunks": what was read}, from the files that `find_files` found."""
 
-    files: Many[RawFile]
+    files: Sequence[RawFile]
 
     def expand(self, pipeline: Any) -> Any:
         outputs = _chunks_of(pipeline, self.files) | "Read" >> beam.ParDo(_ReadChunks()).with_outputs(
@@ -57,7 +51,7 @@ class ReadLines(beam.PTransform):
         return {"lines": outputs["lines"], "chunks": outputs[_CHUNKS]}
 
 
-def _chunks_of(pipeline: Any, files: Many[RawFile]) -> Any:
+def _chunks_of(pipeline: Any, files: Sequence[RawFile]) -> Any:
     return (
         pipeline
         | "Files" >> beam.Create(list(files))
@@ -81,7 +75,7 @@ class _ReadChunks(beam.DoFn):
 
 @dataclasses.dataclass
 class ParseRecords(beam.PTransform):
-    """Raw records -> {"sequences": lists of (Sequence, Origin), "rejects": Reject}.
+    """Raw records -> {"sequences": lists of (ParsedRecord, Origin), "rejects": Reject}.
 
     An element is one line of JSON (str or bytes; a blank one is no record), one record as JSON gives it (a dict; NumPy
     arrays serve as lists), or a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
@@ -107,8 +101,9 @@ class ParseRecords(beam.PTransform):
 class WriteDataset(beam.PTransform):
     """Sequences, or what `ParseRecords` gives, -> the manifest of the dataset that was published.
 
-    Takes a PCollection of Sequence or of lists of (Sequence, Origin), or the dict of `ParseRecords`, whose rejects are
-    written and counted then. Nothing is published unless all of it was written and few enough records were rejected.
+    Takes a PCollection of ParsedRecord or of lists of (ParsedRecord, Origin), or the dict of `ParseRecords`, whose
+    rejects are written and counted then. Nothing is published unless all of it was written and few enough records were
+    rejected.
 
     Attributes:
         output: Folder of the dataset, on any file system that Beam knows.
@@ -192,7 +187,7 @@ class PrepareFiles(beam.PTransform):
         keep_raw, limits: As for ParseRecords.
     """
 
-    files: Many[RawFile]
+    files: Sequence[RawFile]
     write: WriteDataset
     keep_raw: bool = False
     limits: Limits = LIMITS
@@ -250,13 +245,13 @@ class _Parse(beam.DoFn):
         if sequences:
             yield sequences
 
-    def _results(self, element: Any) -> Iterator[tuple[Sequence, Origin] | Reject]:
+    def _results(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
         if isinstance(element, Lines):
             yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
             origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)
-            parse: Callable[..., Sequence] = parse_line if isinstance(element, str | bytes) else parse_record
+            parse: Callable[..., ParsedRecord] = parse_line if isinstance(element, str | bytes) else parse_record
             try:
                 yield parse(element, self._schema, **self._options), origin
             except RecordError as error:
@@ -302,7 +297,7 @@ class _WriteRuns(beam.DoFn):
         self._gathered = Gathered(self._folder)
 
     def process(self, element: Any) -> Iterator[Run]:
-        batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, Sequence) else element
+        batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
         for sequence, origin in batch:
             yield from self._gathered.add(encode(sequence, origin, self._schema, seed=self._seed))
 

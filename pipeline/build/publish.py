@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import TypeAlias, TypeVar
 
-from pipeline.build.allowance import check_rejected
+
 from pipeline.errors import UserError
 from pipeline.raw.json_lines import ReadChunk
 from pipeline.format.manifest import (
@@ -27,7 +27,8 @@ from pipeline.format.manifest import (
     fingerprint,
 )
 from pipeline.build.rejects import RejectsFile
-from pipeline.schema.schema import Schema, class_name
+from pipeline.schema.schema import Schema
+from pipeline.schema.labels import class_name
 from pipeline.build.shards import ShardSummary
 from pipeline.format.statistics import merge
 from pipeline.files import (
@@ -274,3 +275,26 @@ def _software() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # a worker that runs from a folder without installing it
             continue
     return versions
+
+# Share of the records that may be rejected unless one says otherwise.
+DEFAULT_MAX_REJECTED = 0.01
+
+
+def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str, generation: str) -> None:
+    """Raises a UserError with the reasons if more than a share of `max_rejected` was, or no record is left."""
+    total = records + rejected.total
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
+    where = join(output, rejected.files[0] if len(rejected.files) == 1 else f"rejected/{generation}-*.jsonl")
+    if total == 0:
+        raise UserError("The input holds no record: its files are empty, or all lines blank. Nothing was published.")
+    # Divided, so that 29 of 100 are 0.29 and not a rounding error more.
+    if rejected.total / total > max_rejected:
+        raise UserError(
+            f"{rejected.total:,} of {total:,} records ({rejected.total / total:.2%}) were rejected: {reasons}; "
+            f"at most {max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
+            "mend the records or the schema, or allow more with --max_rejected."
+        )
+    if records == 0:
+        raise UserError(
+            f"All {total:,} records were rejected: {reasons}. Nothing was published. The rejects are in {where}."
+        )

@@ -1,5 +1,6 @@
 """Writes the files of one shard: records sorted by hash, doubles found, statistics taken, an index beside them."""
 
+from pipeline.schema.record import Array
 import collections
 import contextlib
 import dataclasses
@@ -12,19 +13,22 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.format.decode import decode_columns
-from pipeline.shuffle.encoded import COLUMNS, Block, Encoded, Origin, Reject, from_rows
+from pipeline.shuffle.encoded import COLUMNS, Block, Encoded, from_rows
+from pipeline.raw.origin import Origin, Reject
 from pipeline.format.examples import decode_example
 from pipeline.format.fields import stored_fields
 from pipeline.format.index import build_index, index_label, write_index
 from pipeline.format.manifest import TRAIN, Shard
-from pipeline.schema.schema import Schema, class_name
+from pipeline.schema.schema import Schema
+from pipeline.schema.labels import class_name
 from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge
 from pipeline.files import join, replace
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, frames
-from pipeline.raw.values import MISSING_STRING, is_missing, named_classes
+from pipeline.schema.record import is_missing, named_classes
+from pipeline.schema.record import MISSING_STRING
 
 # Of each field, the values of some records one after the other, and how many each has.
-_Columns: TypeAlias = dict[str, tuple[Any, np.ndarray[Any, Any]]]
+_Columns: TypeAlias = dict[str, tuple[Any, Array]]
 # Columns of a record that its shard's index needs, and that stay in memory until it is written.
 _KEPT = ["path", "id", "group", "num_steps"]
 
@@ -91,7 +95,7 @@ class ShardWriter:
 
 def _refuse_doubles(
     rows: pa.Table, kept: Encoded | None, refuse: Callable[[Reject], None]
-) -> tuple[np.ndarray[Any, Any], Encoded | None]:
+) -> tuple[Array, Encoded | None]:
     """bool[rows], which of them are the first with their id; and the last of these, for the rows that come after."""
     ids = rows["id"].to_pylist()
     stays = np.array([a != b for a, b in zip([kept and kept.id, *ids], ids, strict=False)], bool)

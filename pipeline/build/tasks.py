@@ -1,15 +1,19 @@
 """What a job does to data, as functions of plain values: a worker process runs them as well as one of Beam's."""
 
+from pipeline.raw.parse_lines import parse_lines
+
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline import progress
-from pipeline.shuffle.encoded import Block, Encoded, Origin, Reject, encode
+from pipeline.shuffle.encoded import Block, Encoded, encode
+from pipeline.raw.origin import Origin, Reject
 from pipeline.shuffle.hashing import shard_range
 from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk
 from pipeline.raw.reasons import RecordError
-from pipeline.raw.records import LIMITS, Limits, Sequence, parse_line
-from pipeline.build.rejects import GatheredRejects, Spill, Spiller
+from pipeline.raw.records import LIMITS, Limits, parse_line
+from pipeline.schema.record import ParsedRecord
+from pipeline.shuffle.spills import GatheredRejects, Spill, Spiller
 from pipeline.shuffle.runs import RUN_BYTES, RUN_RECORDS, Run, merge_runs, write_run
 from pipeline.schema.schema import Schema
 from pipeline.build.shards import ShardSummary, ShardWriter
@@ -29,23 +33,6 @@ class Made(NamedTuple):
     rejected: int
 
 
-def parse_lines(
-    lines: Lines, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
-) -> Iterator[tuple[Sequence, Origin] | Reject]:
-    """Each line as a sequence and its origin, or as a reject. Takes the lines out of `lines` one by one."""
-    lines.lines.reverse()
-    for offset, number, digest in zip(lines.offsets, lines.numbers, lines.digests, strict=True):
-        line = lines.lines.pop()
-        kept = bytes(line) if keep_raw else None
-        origin = Origin(lines.path, lines.chunk, offset, number, digest, kept)
-        try:
-            sequence = parse_line(line, schema, labelled=labelled, limits=limits)
-        except RecordError as error:
-            yield Reject(error.reason, error.message, error.id, origin)
-            continue
-        del line  # one may be as large as all else
-        yield sequence, origin
-        del sequence
 
 
 def make_runs(

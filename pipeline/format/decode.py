@@ -14,8 +14,7 @@ import numpy as np
 
 from pipeline.format.examples import decode_varints, feature_header, feature_order
 from pipeline.format.fields import Field
-
-Array = np.ndarray[Any, Any]
+from pipeline.schema.record import Array
 
 # Wire tags: a length-delimited field 1, and what kind of list a feature is.
 _FIELD_1, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"

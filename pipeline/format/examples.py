@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.raw.records import Sequence
+from pipeline.schema.record import Array, ParsedRecord
 from pipeline.schema.schema import Schema
 
 # Tags of length-delimited fields: the field's number, shifted, with wire type 2.
@@ -23,10 +23,10 @@ _SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
 # An array that is not copied before it is joined with the rest; numbers that are encoded at once.
 _LARGE_BYTES, _VARINTS = 2**20, 2**16
 
-Value: TypeAlias = np.ndarray[Any, Any] | list[bytes]
+Value: TypeAlias = Array | list[bytes]
 
 
-def encode_sequence(sequence: Sequence, schema: Schema) -> bytes:
+def encode_sequence(sequence: ParsedRecord, schema: Schema) -> bytes:
     """A serialized tf.train.Example: step features as flat lists of num_steps × width, context, label, length, id."""
     features: dict[str, Value] = {
         **sequence.features,
@@ -36,7 +36,7 @@ def encode_sequence(sequence: Sequence, schema: Schema) -> bytes:
     }
     if schema.label.name is not None:
         if sequence.label is None:
-            raise ValueError(f"Sequence {sequence.id!r} has no label, but the schema has one: {schema.label.name}.")
+            raise ValueError(f"Record {sequence.id!r} has no label, but the schema has one: {schema.label.name}.")
         features[schema.label.name] = sequence.label
     return encode_example(features)
 
@@ -114,7 +114,7 @@ def _one_integer(name: str, value: int) -> bytes:
     return _before(name, _INT64_LIST, len(number)) + number
 
 
-def _encode_numbers(value: np.ndarray[Any, Any]) -> tuple[bytes, bytes | memoryview]:
+def _encode_numbers(value: Array) -> tuple[bytes, bytes | memoryview]:
     """The tag of the list that they are, and their bytes."""
     if value.dtype.kind == "f" and value.dtype.itemsize == 4:
         # Fixed32 is little-endian on the wire.
@@ -132,7 +132,7 @@ def _decode_value(kind: int, message: memoryview) -> Value:
     return np.frombuffer(packed, "<f4") if kind == 2 else decode_varints(packed)
 
 
-def encode_varints(values: np.ndarray[Any, Any]) -> bytes:
+def encode_varints(values: Array) -> bytes:
     """int64 numbers as base-128 varints, seven bits a byte, lowest first; a negative number takes ten bytes."""
     unsigned = values.astype(np.int64, copy=False).view(np.uint64)
     if len(unsigned) > _VARINTS:  # eighty bytes a number, while it is made
@@ -148,7 +148,7 @@ def encode_varints(values: np.ndarray[Any, Any]) -> bytes:
     return septets[used].tobytes()
 
 
-def decode_varints(data: bytes | memoryview) -> np.ndarray[Any, Any]:
+def decode_varints(data: bytes | memoryview) -> Array:
     """int64 numbers from base-128 varints.
 
     Raises:

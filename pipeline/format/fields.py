@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
-from pipeline.raw.values import NO_LABEL
-from pipeline.schema.schema import MULTILABEL, REGRESSION, Schema
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.record import NO_LABEL
+from pipeline.schema.schema import Schema
 
 
 @dataclasses.dataclass(frozen=True)

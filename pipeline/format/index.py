@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.format.tfrecord import FRAME_BYTES
-from pipeline.raw.values import named_classes
-from pipeline.schema.schema import Label, class_name
+from pipeline.schema.labels import Label, class_name
+from pipeline.schema.record import named_classes
 
 _COLUMNS = ("offset", "num_bytes", "num_steps", "id", "label", "part", "num_parts", "group", "source")
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.errors import UserError
-from pipeline.schema.schema import ONE_CLASS, Schema
+from pipeline.schema.labels import ONE_CLASS
+from pipeline.schema.schema import Schema
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"

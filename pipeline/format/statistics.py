@@ -6,17 +6,15 @@ Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing 
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from pipeline.format.manifest import FeatureStatistics
+from pipeline.schema.record import Array
 
 # Records summed at once, and the bytes at which no more are waited for: enough for NumPy to be fast, little enough for
 # a core's cache, and part of the result's bits.
 BLOCK_RECORDS, BLOCK_BYTES = 1024, 2**20
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
+from pipeline.schema.record import Array
+
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 FRAME_BYTES = HEADER_BYTES + FOOTER_BYTES
@@ -53,7 +55,7 @@ def masked_crc(data: bytes) -> int:
     return int(_masked(google_crc32c.value(data)))
 
 
-def check_frames(data: bytes, begin: np.ndarray[Any, Any], num_bytes: np.ndarray[Any, Any]) -> None:
+def check_frames(data: bytes, begin: Array, num_bytes: Array) -> None:
     """`walk` for many records that an index knows, at once: int64[records] each, where a frame begins in `data`, and
     how many bytes of payload it should have.
 
@@ -78,12 +80,12 @@ def _masked(crc: Any) -> Any:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _gather(view: np.ndarray[Any, Any], position: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+def _gather(view: Array, position: Array, dtype: str) -> Array:
     """The numbers at these bytes."""
     return view[position[:, None] + np.arange(np.dtype(dtype).itemsize)].view(dtype)[:, 0]
 
 
-def _refuse(begin: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], message: str) -> None:
+def _refuse(begin: Array, wrong: Array, message: str) -> None:
     if wrong.any():
         raise CorruptRecord(int(begin[np.argmax(wrong)]), message)
 

@@ -10,9 +10,19 @@ from pipeline.format.examples import Value
 from pipeline.format.manifest import FeatureStatistics, Split
 from pipeline.format.statistics import Moments, merge
 from pipeline.format.vocabulary import count_unknown
-from pipeline.raw import records
-from pipeline.raw.values import MISSING_INTEGER, MISSING_STRING, NO_LABEL, is_missing, named_classes
-from pipeline.schema.schema import MULTILABEL, ONE_CLASS, Feature, Label, Schema, class_name
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label, class_name
+from pipeline.schema.record import (
+    MISSING_INTEGER,
+    MISSING_STRING,
+    NO_LABEL,
+    Array,
+    ParsedRecord,
+    is_missing,
+    named_classes,
+    num_labels,
+)
+from pipeline.schema.schema import Schema
 
 # Numbers of a feature that are summed at once: enough for NumPy to be fast, few enough for any machine.
 _BLOCK_VALUES = 2**16
@@ -137,7 +147,7 @@ class Contents:
         self._lengths[num_steps] += 1
         name = self.schema.label.name
         label = None if name is None else np.asarray(example[name])
-        self._labels += records.num_labels(records.Sequence("", num_steps, example, label), self.schema)
+        self._labels += num_labels(ParsedRecord("", num_steps, example, label), self.schema)
         if label is not None:
             self._label_counts.update(named_classes(label, self.schema.label).tolist())
         for name, feature in self.schema.features.items():
@@ -198,11 +208,11 @@ class _Column:
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._block: list[np.ndarray[Any, Any]] = []
+        self._block: list[Array] = []
         self._num_values = 0
         self._total: Moments | None = None
 
-    def add(self, values: np.ndarray[Any, Any]) -> None:
+    def add(self, values: Array) -> None:
         # Decoded values are a view of the record's bytes: one number would keep a whole record in memory.
         self._block.append(values.copy())
         self._num_values += len(values)

@@ -11,7 +11,9 @@ from pipeline.errors import UserError
 from pipeline.files import exists, join, read_bytes
 from pipeline.format.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
 from pipeline.inspection.lengths import bar, length_bands, length_range
-from pipeline.schema.schema import MULTILABEL, Feature, Schema
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import MULTILABEL
+from pipeline.schema.schema import Schema
 from pipeline.tables import page, print_table
 
 _MAX_CLASSES = 20

@@ -20,7 +20,8 @@ from pipeline.inspection.contents import Contents, check_example, differences
 from pipeline.inspection.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
 from pipeline.inspection.inspect import load
 from pipeline.inspection.origins import Origins
-from pipeline.schema.schema import Label, Schema
+from pipeline.schema.labels import Label
+from pipeline.schema.schema import Schema
 
 _INDEX_ROWS = 4096
 # Wrong numbers told of each split; more of them tell no more.

@@ -15,7 +15,8 @@ import numpy as np
 import orjson
 import simdjson
 
-from pipeline.schema.schema import Feature
+from pipeline.schema.features import Feature
+from pipeline.schema.record import Array
 
 _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
 
@@ -98,7 +99,7 @@ def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
                     yield orjson.loads(key), start, token.start()
 
 
-def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> np.ndarray[Any, Any] | None:
+def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Array | None:
     """The numbers of a list between two brackets."""
     # A comma between two steps: after the bracket that closes a row, or any.
     comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
@@ -182,7 +183,7 @@ def _flatten(steps: Any, depth: int) -> Any:
     return steps
 
 
-def _to_array(steps: Any, feature: Feature, flat: bool) -> np.ndarray[Any, Any] | None:
+def _to_array(steps: Any, feature: Feature, flat: bool) -> Array | None:
     """The numbers of a list whose rows have the right lengths, or None where there is something else."""
     if feature.dtype not in _BUFFER_TYPES:
         return None

@@ -2,14 +2,14 @@
 
 import gzip
 import hashlib
-import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.files import filesystems, is_local, list_files, open_read
+from pipeline.files import open_read
+from pipeline.raw.find_files import RawFile
 from pipeline.raw.records import LIMITS
 
 # Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
@@ -27,16 +27,6 @@ _BLOCK_BYTES = 2**18
 _BOMB_RATIO, _BOMB_BYTES = 200, 32 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What a folder's raw files are called. A file that is named by itself, or by a glob, may be called anything.
-ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
-_OTHER_COMPRESSION = (".bz2", ".zst", ".xz", ".zip", ".lz4", ".7z")
-
-
-class RawFile(NamedTuple):
-    """A file to read, and its size in bytes as it is stored."""
-
-    path: str
-    num_bytes: int
 
 
 class Chunk(NamedTuple):
@@ -85,57 +75,6 @@ class Lines(NamedTuple):
     def num_bytes(self) -> int:
         """That all of it takes in memory, about."""
         return sum(map(len, self.lines)) + _LINE_BYTES * len(self.lines)
-
-
-def find_files(patterns: Sequence[str]) -> list[RawFile]:
-    """The files that paths, globs and folders name, sorted, each once.
-
-    Raises:
-        UserError: one of them matches no file, or a compression that is not read.
-    """
-    files: dict[str, RawFile] = {}
-    for pattern in patterns:
-        found = _match(pattern)
-        if not found:
-            raise UserError(
-                f"{pattern}: matches no file. Expected a file, a glob, or a folder with files named "
-                f"*{', *'.join(ENDINGS[:3])} (or the same with .gz)."
-            )
-        files.update((file.path, file) for file in found)
-    for path in files:
-        if path.endswith(_OTHER_COMPRESSION):
-            raise UserError(
-                f"{path}: this compression is not read; expected plain JSON Lines or .gz. Decompress it first."
-            )
-    return sorted(files.values())
-
-
-def _match(pattern: str) -> list[RawFile]:
-    # A name that exists is itself, even where it reads as a glob: "run[1].jsonl".
-    if is_local(pattern) and os.path.isfile(pattern):
-        return [RawFile(pattern, os.path.getsize(pattern))]
-    folder = pattern.rstrip("/") or "/"
-    if _is_folder(folder):
-        return [RawFile(path, os.path.getsize(path)) for path in list_files(folder) if _is_raw(path, folder)]
-    beam_filesystems = filesystems()
-    try:
-        direct = [m for result in beam_filesystems.match([folder]) for m in result.metadata_list]
-        files = [RawFile(m.path, m.size_in_bytes) for m in direct if not _is_folder(m.path)]
-        if files:
-            return files
-        inside = [m for result in beam_filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
-    except Exception as error:  # each file system has its own; Beam wraps some of them
-        raise UserError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}.") from None
-    return [RawFile(m.path, m.size_in_bytes) for m in inside if _is_raw(m.path, folder) and not _is_folder(m.path)]
-
-
-def _is_raw(path: str, folder: str) -> bool:
-    """Whether a file in a folder is meant: by its ending, and not hidden or temporary (`_tmp/`, `.a.jsonl`)."""
-    return path.endswith(ENDINGS) and not any(p.startswith((".", "_")) for p in path[len(folder) :].split("/"))
-
-
-def _is_folder(path: str) -> bool:
-    return is_local(path) and os.path.isdir(path)
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:

@@ -1,6 +1,5 @@
 """Parses one raw record into a sequence, or says with a reason why it cannot be used."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -12,7 +11,8 @@ import orjson
 
 from pipeline.raw.json_arrays import read_object
 from pipeline.raw.reasons import Reason, RecordError, show
-from pipeline.raw.values import NO_LABEL, Values, as_list, is_missing, parse_context, parse_label, parse_steps, plain
+from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, plain
+from pipeline.schema.record import ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField
 
 
@@ -32,38 +32,9 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
-@dataclasses.dataclass(slots=True)
-class Sequence:
-    """One record that fits the schema.
-
-    Attributes:
-        id: Key of the record.
-        num_steps: Time steps, at least 1.
-        features: Of the steps, by name: float32[num_steps, *shape], int64[num_steps, *shape], or num_steps × width
-            strings as bytes. Where a value is missing: NaN, MISSING_INTEGER, MISSING_STRING.
-        label: class: int64[1]; distribution: float32[classes]; multilabel: int64[classes] of 0 and 1; regression:
-            float32[1]; step_class: int64[num_steps]; step_multilabel: int64[num_steps, classes]; step_regression:
-            float32[num_steps]. A step without a label: NO_LABEL, or NaN. None where the label is the next value of a
-            step feature, or was not read.
-        context: By name: float32[*shape], int64[*shape], or width strings.
-        group: What decides the split when the schema has a group, else None.
-        split: The split that the record names itself, else None.
-        truncated: Steps beyond `max_length` were cut off.
-    """
-
-    id: str
-    num_steps: int
-    features: dict[str, Values]
-    label: np.ndarray[Any, Any] | None
-    context: dict[str, Values] = dataclasses.field(default_factory=dict)
-    group: str | None = None
-    split: str | None = None
-    truncated: bool = False
-
-
 def parse_line(
     line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS
-) -> Sequence:
+) -> ParsedRecord:
     """The sequence in one line of JSON Lines.
 
     Args:
@@ -84,7 +55,7 @@ def parse_line(
     return parse_record(record, schema, labelled=labelled, limits=limits)
 
 
-def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS) -> Sequence:
+def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS) -> ParsedRecord:
     """The sequence in one record: a mapping as JSON gives it; NumPy arrays and scalars serve as lists and numbers do.
 
     Args:
@@ -106,7 +77,7 @@ def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: 
 
 def _parse_fields(
     record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool, limits: Limits
-) -> Sequence:
+) -> ParsedRecord:
     features = {name: parse_steps(_field(record, name), name, feature) for name, feature in schema.steps.items()}
     lengths = {
         name: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
@@ -119,7 +90,7 @@ def _parse_fields(
     if num_steps > limits.record_steps:
         raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
     label = None if label_name is None else parse_label(_field(record, label_name), schema.label)
-    sequence = Sequence(record_id, num_steps, features, label)
+    sequence = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():
         # Who writes JSON often leaves nulls out.
         value = record.get(name) if feature.may_miss else _field(record, name)
@@ -141,19 +112,6 @@ def _check_bits(values: Values, name: str) -> None:
     wrong = values[~((values == 0) | (values == 1) | np.isnan(values))]
     if len(wrong):
         raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1: it is learnt as multilabel")
-
-
-def num_labels(sequence: Sequence, schema: Schema) -> int:
-    """How often a sequence says what is to be learnt: its labelled steps; 1 where there is one label a record."""
-    label = sequence.label
-    if schema.label.next_of is not None:
-        missing = is_missing(sequence.features[schema.label.next_of]).reshape(sequence.num_steps, -1)
-        return int((~missing[1:].any(axis=1)).sum())
-    if not schema.label.per_step:
-        return 1
-    assert label is not None
-    rows = label.reshape(sequence.num_steps, -1)[:, 0]
-    return int((np.isfinite(rows) if rows.dtype.kind == "f" else rows != NO_LABEL).sum())
 
 
 def _parse_with_constants(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
@@ -275,7 +233,7 @@ def _common_length(lengths: dict[str, int]) -> int:
     return num_steps
 
 
-def _truncate(sequence: Sequence, schema: Schema) -> None:
+def _truncate(sequence: ParsedRecord, schema: Schema) -> None:
     limit = schema.max_length
     assert limit is not None
     if schema.over_length == "reject":

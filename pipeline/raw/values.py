@@ -2,27 +2,21 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 
 from pipeline.raw.reasons import Reason, RecordError, show
-from pipeline.schema.schema import MULTILABEL, ONE_CLASS, Feature, Label, class_name
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import Label, class_name
+from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Array, Values
 
-# Class index of a step without a label: its weight is 0. A number is NaN there.
-NO_LABEL = -1
-# What stands for a null, where a feature may miss values; a number is NaN there. No category is below 0, and no text in
-# UTF-8 has this byte, so neither can be taken for a value of a record.
-MISSING_INTEGER = -1
-MISSING_STRING = b"\xff"
 # Probabilities are often rounded to a few digits before they are written.
 _DISTRIBUTION_TOLERANCE = 1e-3
 # How nulls are met: as a missing value, or refused with these words at the end.
 _MAY_MISS = None
 _REFUSED = ""
 _REFUSED_UNLESS_SAID = " (say missing: fill or missing: indicator in the schema to allow nulls)"
-
-Values: TypeAlias = np.ndarray[Any, Any] | list[bytes]
 
 
 # What JSON gives.
@@ -58,7 +52,7 @@ def parse_steps(value: Any, name: str, feature: Feature) -> Values:
     return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
 
 
-def _take_array(array: np.ndarray[Any, Any], feature: Feature) -> np.ndarray[Any, Any] | None:
+def _take_array(array: Array, feature: Feature) -> Array | None:
     """An array that is what the schema says, as it is stored; None if the exact way has to find out what is wrong."""
     if array.ndim == 0 or array.shape[1:] != feature.shape:
         return None
@@ -99,7 +93,7 @@ def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
     return _parse_integers(values, name, feature.shape, nulls, end=feature.num_values)
 
 
-def parse_label(value: Any, label: Label) -> np.ndarray[Any, Any]:
+def parse_label(value: Any, label: Label) -> Array:
     """A label as `Sequence.label` holds it.
 
     Raises:
@@ -128,13 +122,6 @@ def parse_label(value: Any, label: Label) -> np.ndarray[Any, Any]:
     return _parse_distribution(as_list(value, name), label)
 
 
-def is_missing(values: Values) -> np.ndarray[Any, Any]:
-    """bool of the shape of `values`: which of them stand for a null."""
-    if isinstance(values, list):
-        return np.array([value == MISSING_STRING for value in values], bool)
-    return np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INTEGER
-
-
 def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[Any]:
     """All values of nested lists, row by row, after a check that every row is a list as wide as the schema says.
 
@@ -159,7 +146,7 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | N
     return level
 
 
-def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> np.ndarray[Any, Any]:
+def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> Array:
     values = _of_types(values, {float, int}, name, shape, "a number", nulls)
     missing = np.array([value is None for value in values]) if nulls is _MAY_MISS and None in values else None
     if missing is not None:
@@ -178,9 +165,7 @@ def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: s
     return numbers
 
 
-def _parse_integers(
-    values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None, *, end: int
-) -> np.ndarray[Any, Any]:
+def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None, *, end: int) -> Array:
     values = _of_types(values, {int}, name, shape, "an integer", nulls)
     present = [value for value in values if value is not None] if nulls is _MAY_MISS else values
     if present and (min(present) < 0 or max(present) >= end):
@@ -229,7 +214,7 @@ def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, valu
     raise RecordError(reason, f"{place}: {show(value)}, expected {expected}")
 
 
-def _parse_distribution(value: list[Any], label: Label) -> np.ndarray[Any, Any]:
+def _parse_distribution(value: list[Any], label: Label) -> Array:
     if len(value) != len(label.classes):
         raise RecordError(
             "wrong_shape",
@@ -245,19 +230,7 @@ def _parse_distribution(value: list[Any], label: Label) -> np.ndarray[Any, Any]:
     return probabilities
 
 
-def named_classes(values: np.ndarray[Any, Any], label: Label) -> np.ndarray[Any, Any]:
-    """int64: the position of every class that a stored label names, once for each step (or record) that it names.
-
-    >>> label = Label(name="y", kind="step_multilabel", classes=("a", "b"))
-    >>> named_classes(np.array([0, 1, -1, -1, 1, 1]), label).tolist()
-    [1, 0, 1]
-    """
-    if label.kind in MULTILABEL:
-        return np.nonzero(values.reshape(-1, len(label.classes)) == 1)[1]
-    return values[values != NO_LABEL] if label.kind in ONE_CLASS else np.zeros(0, np.int64)
-
-
-def _parse_classes(value: Any, place: str, label: Label) -> np.ndarray[Any, Any]:
+def _parse_classes(value: Any, place: str, label: Label) -> Array:
     """int64[classes] of 0 and 1, from a list of class names; NO_LABEL everywhere for the null of a step."""
     if value is None and label.per_step:
         return np.full(len(label.classes), NO_LABEL, np.int64)

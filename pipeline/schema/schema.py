@@ -3,12 +3,13 @@
 import functools
 import hashlib
 import json
-import math
 import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from pipeline.schema.features import Feature, PositiveInt
+from pipeline.schema.labels import REGRESSION, Label, _resolve_next_of
 from pipeline.yaml_document import PLANNED, Document, build, parse_yaml
 
 # Names that every example has already.
@@ -17,183 +18,7 @@ RESERVED_NAMES = ("length", "id")
 FIELD_SPLITS = ("train", "validation", "test")
 
 
-def _check_class(name: Any) -> Any:
-    # Said here, so that a fault is not explained by one member of the union.
-    if not isinstance(name, bool | int | str):
-        raise ValueError("a class should be a word, a whole number, true or false")
-    return _check_unicode(name)
-
-
-def _check_unicode(value: Any) -> Any:
-    """`value`, which is no string that cannot be written down: with half of a pair of surrogates."""
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise ValueError("expected valid Unicode") from None
-    return value
-
-
-ClassName = Annotated[
-    pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictStr, pydantic.BeforeValidator(_check_class)
-]
-# Lengths and positions are int32 in TensorFlow.
-PositiveInt = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**31 - 1)]
-
-
-def _check_fill_value(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("expected a number, a string, or mean")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("expected a finite number")
-    return _check_unicode(value)
-
-
-Fill = Annotated[
-    pydantic.StrictInt | pydantic.StrictFloat | pydantic.StrictStr, pydantic.BeforeValidator(_check_fill_value)
-]
-
-_MAX_FLOAT32 = float(2**128 - 2**104)
-
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-
-
-class Feature(Document):
-    """Numbers (float32 of any shape) or categories (int64, string); one such value a step, or one a record."""
-
-    dtype: Literal["float32", "int64", "string"]
-    shape: tuple[PositiveInt, ...] = ()
-    num_values: PositiveInt | None = pydantic.Field(
-        None, description="Categories: int64 values are 0 … num_values - 1; strings are hashed into as many values."
-    )
-    vocabulary: PositiveInt | None = pydantic.Field(
-        None, description="Strings: so many, the most frequent of the train split, have a value each; others share one."
-    )
-    missing: Literal["reject", "fill", "indicator"] = pydantic.Field(
-        "reject",
-        description="A null: rejects the record; is replaced; or is replaced and told by an input of its own.",
-    )
-    fill_value: Fill | None = pydantic.Field(
-        None, description="What replaces a null: a value, or `mean` (of the train split), the default of float32."
-    )
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _normalize(cls, values: Any) -> Any:
-        """`missing: {fill: 0}` is `missing: fill, fill_value: 0`; of a float32, the fill value is a float, or mean.
-
-        So that what means the same has the same fingerprint.
-        """
-        if not isinstance(values, dict):
-            return values
-        missing = values.get("missing")
-        if isinstance(missing, dict):
-            if list(missing) != ["fill"]:
-                raise ValueError(f"missing: {missing}: expected reject, indicator, fill, or {{fill: a value}}")
-            if values.get("fill_value") is not None:
-                raise ValueError("fill_value: stands twice, here and inside missing; keep one")
-            values = values | {"missing": "fill", "fill_value": missing["fill"]}
-        if values.get("dtype") == "float32" and values.get("missing") == "fill":
-            fill = values.get("fill_value")
-            if fill is None:
-                values = values | {"fill_value": "mean"}
-            elif type(fill) is int and abs(fill) <= _MAX_FLOAT32:
-                values = values | {"fill_value": float(fill)}
-        return values
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "Feature":
-        if self.dtype == "float32" and self.num_values is not None:
-            raise ValueError("num_values belongs to the categories int64 and string, a float32 has none")
-        if self.dtype != "string" and self.vocabulary is not None:
-            raise ValueError(f"vocabulary belongs to the dtype string, not to {self.dtype}")
-        if self.dtype == "int64" and self.num_values is None:
-            raise ValueError("int64 is a category and needs num_values (a quantity is float32)")
-        if self.dtype == "string" and (self.num_values is None) == (self.vocabulary is None):
-            raise ValueError(
-                "string needs either vocabulary (the most frequent strings have a value each) or num_values (strings "
-                "are hashed into as many values)"
-            )
-        self._check_fill()
-        return self
-
-    def _check_fill(self) -> None:
-        fill = self.fill_value
-        if self.missing != "fill":
-            if fill is not None:
-                raise ValueError(f"fill_value: {fill!r}: belongs to missing: fill, not to missing: {self.missing}")
-        elif self.dtype == "float32":
-            if fill != "mean" and not (isinstance(fill, float) and abs(fill) <= _MAX_FLOAT32):
-                raise ValueError(f"fill_value: {fill!r}: expected a number in the range of float32, or mean")
-        elif self.dtype == "string":
-            if fill is not None and (not isinstance(fill, str) or fill == "mean"):
-                raise ValueError(f"fill_value: {fill!r}: expected a string (of which there is no mean)")
-        elif not isinstance(fill, int) or not 0 <= fill < (self.num_values or 0):
-            found = "is missing" if fill is None else repr(fill)
-            raise ValueError(
-                f"fill_value: {found}: expected a value of this category, 0 to {(self.num_values or 0) - 1}"
-            )
-
-    @functools.cached_property  # as below
-    def width(self) -> int:
-        """Numbers (or strings) a step, or a record: the product of `shape`."""
-        return math.prod(self.shape)
-
-    @property
-    def may_miss(self) -> bool:
-        """Whether a null is a missing value, and no fault."""
-        return self.missing != "reject"
-
-
-LabelKind = Literal[
-    "class", "distribution", "multilabel", "regression", "step_class", "step_multilabel", "step_regression"
-]
-# Kinds whose label is one class of several.
-ONE_CLASS = ("class", "step_class")
-MULTILABEL = ("multilabel", "step_multilabel")
-REGRESSION = ("regression", "step_regression")
-
-
-class Label(Document):
-    """What is learnt: one value a record, or one a step (`step_…`, where null is a step without a label)."""
-
-    name: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(None, description="Field of the record.")
-    next_of: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Instead of a name: at each step, the value that this step feature has at the next step."
-    )
-    kind: LabelKind
-    classes: tuple[ClassName, ...] = ()
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "Label":
-        if (self.name is None) == (self.next_of is None):
-            raise ValueError("expected either name (a field of the record) or next_of (a step feature)")
-        if self.next_of is not None:
-            if self.classes:
-                raise ValueError("classes: with next_of they are those of the feature")
-            return self
-        if self.kind in REGRESSION:
-            if self.classes:
-                raise ValueError("a regression has no classes")
-        elif not self.classes:
-            raise ValueError(f"kind {self.kind} needs classes: a list of the class names")
-        names = [class_name(c) for c in self.classes]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise ValueError(f'the class {double[0]!r} stands twice in classes (1 and "1" are the same class)')
-        return self
-
-    @functools.cached_property  # every record asks for it
-    def per_step(self) -> bool:
-        return self.kind.startswith("step_")
-
-    @property
-    def title(self) -> str:
-        return self.name if self.name is not None else f"next {self.next_of}"
-
-    @functools.cached_property  # as above
-    def class_index(self) -> dict[str, int]:
-        """Position of each class in the schema's order, by its canonical name."""
-        return {class_name(c): position for position, c in enumerate(self.classes)}
 
 
 class SplitFromField(Document):
@@ -352,38 +177,3 @@ class Schema(Document):
     @property
     def split_names(self) -> tuple[str, ...]:
         return FIELD_SPLITS if isinstance(self.splits, SplitFromField) else tuple(self.splits)
-
-
-def _resolve_next_of(label: dict[str, Any], steps: Any) -> dict[str, Any]:
-    """A label `next_of` with its kind, which follows from the feature unless it is said."""
-    name = label["next_of"]
-    feature = steps.get(name) if isinstance(steps, dict) and isinstance(name, str) else None
-    if feature is None:
-        known = ", ".join(map(str, steps)) if isinstance(steps, dict) else "none"
-        raise ValueError(f"label.next_of: {name!r}: expected the name of a step feature; there are {known}")
-    # What is no feature at all is told where features are read.
-    values = feature.model_dump() if isinstance(feature, Feature) else feature if isinstance(feature, dict) else {}
-    shape = list(values["shape"]) if isinstance(values.get("shape"), list | tuple) else []
-    categorical = values.get("dtype") in ("int64", "string")
-    kinds = ("step_class",) if categorical else ("step_regression", "step_multilabel")
-    kind = label.get("kind")
-    kind = kinds[0] if kind is None else kind if str(kind).startswith("step_") else f"step_{kind}"
-    if kind not in kinds:
-        told = " or ".join(k.removeprefix("step_") for k in kinds)
-        raise ValueError(f"label.kind: {label['kind']!r}: what comes next of a {values.get('dtype')} is {told}")
-    if categorical and shape:
-        raise ValueError(f"label.next_of: {name}: has the shape {shape}; expected one category a step, without a shape")
-    if kind == "step_regression" and (len(shape) > 1 or shape == [1]):
-        raise ValueError(
-            f"label.next_of: {name}: has the shape {shape}; expected none (one number a step), or [2 or more]"
-        )
-    if kind == "step_multilabel" and len(shape) != 1:
-        raise ValueError(f"label.next_of: {name}: has the shape {shape}; expected [classes]: 0 or 1 for each of them")
-    if values.get("dtype") == "string" and values.get("vocabulary") is None:
-        raise ValueError(f"label.next_of: {name}: is hashed, and no hash says what comes next; expected a vocabulary")
-    return label | {"kind": kind}
-
-
-def class_name(value: bool | int | str) -> str:
-    """One name for one class: 1 and "1" are the same, true and "true" too."""
-    return json.dumps(value) if isinstance(value, bool) else str(value)

@@ -8,40 +8,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.format.examples import encode_sequence
-from pipeline.raw.reasons import Reason
-from pipeline.raw.records import Sequence as Record
-from pipeline.raw.records import num_labels
+from pipeline.raw.origin import Origin
+from pipeline.schema.record import ParsedRecord, num_labels
 from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.shuffle.hashing import choose_split, order_key
-
-
-class Origin(NamedTuple):
-    """Where a record comes from, as far as it is known, for the day it is rejected.
-
-    Attributes:
-        path: The raw file; None where the record came from elsewhere.
-        chunk: Where the chunk of the file starts, in bytes.
-        byte_offset: Where the line starts, in bytes of the decompressed file.
-        number: Lines before it in its chunk.
-        sha256: Digest of the raw line; of one that is too large, of its beginning.
-        raw: The line itself, only where it is to be kept.
-    """
-
-    path: str | None
-    chunk: int
-    byte_offset: int
-    number: int
-    sha256: bytes
-    raw: bytes | None
-
-
-class Reject(NamedTuple):
-    """A record that cannot be used, and why."""
-
-    reason: Reason
-    message: str
-    id: str | None
-    origin: Origin
 
 
 class Encoded(NamedTuple):
@@ -92,18 +62,18 @@ COLUMNS = pa.schema(
 )
 
 
-def encode(sequence: Record, origin: Origin, schema: Schema, *, seed: int) -> Encoded:
+def encode(sequence: ParsedRecord, origin: Origin, schema: Schema, *, seed: int) -> Encoded:
     """A sequence as bytes, with the split and the place that follow from its id."""
     group = None if schema.group is None else sequence.group
     if isinstance(schema.splits, SplitFromField):
         if sequence.split is None:
             raise ValueError(
-                f"Sequence {sequence.id!r} names no split, but the schema takes it from {schema.splits.field!r}."
+                f"Record {sequence.id!r} names no split, but the schema takes it from {schema.splits.field!r}."
             )
         split = sequence.split
     else:
         if schema.group is not None and sequence.group is None:
-            raise ValueError(f"Sequence {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
+            raise ValueError(f"Record {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
         split = choose_split(sequence.id if group is None else group, schema.splits, seed=seed)
     example = encode_sequence(sequence, schema)
     return Encoded(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.files import create, join, open_read
 from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.schema.record import Array
 from pipeline.shuffle.encoded import COLUMNS, Block, Encoded, from_rows, rank, to_block
 from pipeline.shuffle.hashing import key_number
 
@@ -87,7 +88,7 @@ def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
                 yield from _read_blocks(readers, *_merge([reader.take(stop) for reader in readers]))
 
 
-def _merge(taken: list[pa.Table]) -> tuple[pa.Table, np.ndarray[Any, Any]]:
+def _merge(taken: list[pa.Table]) -> tuple[pa.Table, Array]:
     """The rows of all runs in the order of `rank`, and int64[rows], the run of each."""
     rows = pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
     which = np.repeat(np.arange(len(taken)), [len(part) for part in taken])
@@ -119,7 +120,7 @@ def _merge_one_by_one(readers: "list[_Reader]", stop: int) -> Iterator[Block]:
         yield to_block(block)
 
 
-def _read_blocks(readers: "list[_Reader]", rows: pa.Table, which: np.ndarray[Any, Any]) -> Iterator[Block]:
+def _read_blocks(readers: "list[_Reader]", rows: pa.Table, which: Array) -> Iterator[Block]:
     """Rows with their Examples, so many at a time as may be in memory."""
     sizes, offsets = rows["num_bytes"].to_numpy(), rows["offset"].to_numpy()
     ends = np.cumsum(sizes)
@@ -211,7 +212,7 @@ class _Reader:
                 return
 
 
-def _halves(keys: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def _halves(keys: pa.ChunkedArray) -> Array:
     """uint64[keys, 2], which sort as the keys do: `key_number`, and the rest."""
     array = keys.combine_chunks()
     numbers = np.frombuffer(array.buffers()[1], ">u8").astype(np.uint64)

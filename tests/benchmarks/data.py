@@ -17,9 +17,10 @@ from pipeline.build.publish import Publisher, new_generation
 from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import encode_example, encode_varints
 from pipeline.format.tfrecord import frame
-from pipeline.raw.records import Sequence
+from pipeline.raw.origin import Origin
+from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Encoded, Origin, encode, to_block
+from pipeline.shuffle.encoded import Encoded, encode, to_block
 from pipeline.shuffle.hashing import choose_shard
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
@@ -65,7 +66,9 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
     schema, generation = Schema.parse(schema_text(num_features)), new_generation()
     shards: list[list[Encoded]] = [[] for _ in range(NUM_SHARDS)]
     for key, x, label in records(num_features, num_records):
-        sequence = Sequence(id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)]))
+        sequence = ParsedRecord(
+            id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)])
+        )
         encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
         shards[choose_shard(encoded.key, num_shards=NUM_SHARDS)].append(encoded)
     writer = ShardWriter(schema, str(path), generation)

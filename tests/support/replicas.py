@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.batching.epoch import plan_limited
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
@@ -24,6 +23,7 @@ from trainer.model.build import build_model, head_model, loss_scale, losses
 from trainer.reading.batches import numbered_batches
 from trainer.runs.state import State
 from trainer.training.deal import Feed
+from trainer.training.epoch_plan import plan_limited
 from trainer.training.train import train
 from trainer.training.update import Update
 

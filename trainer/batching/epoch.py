@@ -2,14 +2,10 @@
 
 from typing import Any, Literal
 
-from pipeline.errors import UserError
-from pipeline.format.manifest import TRAIN
 from trainer.batching.plan import Plan, check_only_pad, make_plan
-from trainer.batching.ways import Batching
 from trainer.batching.windows import make_window_plan
-from trainer.config import TrainConfig
+from trainer.config import Batching
 from trainer.data.dataset import Dataset
-from trainer.runs.state import State
 
 
 def plan_epoch(
@@ -41,19 +37,3 @@ def plan_epoch(
         return make_plan(counts, batching=batching, pad_length=pad_length, truncate=truncate, **limits)
     check_only_pad(batching, pad_length=pad_length, truncate=truncate)
     return make_window_plan(dataset.indexes(split), num_readers=num_readers, seed=seed, epoch=epoch, **limits)
-
-
-def plan_limited(dataset: Dataset, config: TrainConfig, state: State) -> Plan:
-    """The plan of the epoch that a run is in or comes to, for one reader.
-
-    Raises:
-        UserError: the configuration allows none.
-    """
-    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
-    limits = config.model_dump(include=keys)
-    if state.batch:  # it was begun with these
-        limits |= {"batch_steps": state.batch_steps, "batch_size": state.batch_size}
-    try:
-        return plan_epoch(dataset, TRAIN, epoch=state.epoch + 1, **limits)
-    except ValueError as error:
-        raise UserError(str(error)) from None

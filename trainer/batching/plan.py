@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from trainer.batching.ways import COUNTED_WAYS, WAYS, Batching
+from pipeline.schema.record import Array
+from trainer.config import COUNTED_WAYS, WAYS, Batching
 
-Number = TypeVar("Number", int, np.ndarray[Any, Any])
+Number = TypeVar("Number", int, Array)
 
 # More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
 # on 200,000 log-normal lengths around 24 with a tail to 400: 8 buckets 79 % useful, 16 90 %, 32 95.5 %, 64 98.5 %.
@@ -273,7 +274,7 @@ def choose_edges(length_counts: Mapping[int, int], *, num_buckets: int) -> list[
     return [int(lengths[end]), *reversed(edges)]
 
 
-def _candidates(length_counts: Mapping[int, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _candidates(length_counts: Mapping[int, int]) -> tuple[Array, Array]:
     """The lengths that may be an edge and the records up to each, thinned out to _MAX_CANDIDATES."""
     lengths = np.array(sorted(length for length, count in length_counts.items() if count), np.int64)
     records = np.array([length_counts[int(length)] for length in lengths], np.int64)
@@ -309,7 +310,7 @@ def _fill(edges: list[int], sizes: list[int], counts: Mapping[int, int]) -> tupl
     return tuple(Bucket(*values) for values in zip(edges, sizes, records, steps, strict=True))
 
 
-def _count(lengths: np.ndarray[Any, Any]) -> dict[int, int]:
+def _count(lengths: Array) -> dict[int, int]:
     values, counts = np.unique(lengths, return_counts=True)
     return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 

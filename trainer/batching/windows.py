@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from pipeline.schema.record import Array
 from trainer.batching.plan import DEFAULT_BATCH_STEPS, MIN_BATCHES, Plan, check_limits, round_up, rows_of
 
 # Batches in a window, at most. Padding is about 2 ÷ this: measured on log-normal lengths around 24 with a tail to 400,
@@ -41,10 +42,10 @@ class Lengths(Protocol):
     """What the plan needs to know of a shard: int[records] each, in the shard's order."""
 
     @property
-    def num_bytes(self) -> np.ndarray[Any, Any]: ...
+    def num_bytes(self) -> Array: ...
 
     @property
-    def num_steps(self) -> np.ndarray[Any, Any]: ...
+    def num_steps(self) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class WindowPlan(Plan):
     batch_size: int | None
     num_readers: int
     pad_to_multiple: int
-    lengths: np.ndarray[Any, Any]
+    lengths: Array
     order: Ints
     first: Ints
     count: Ints
@@ -217,7 +218,7 @@ def make_window_plan(
     )
 
 
-def default_window_steps(lengths: np.ndarray[Any, Any]) -> int:
+def default_window_steps(lengths: Array) -> int:
     """A budget of padded steps that gives an epoch at least MIN_BATCHES batches, where there are as many records."""
     budget = DEFAULT_BATCH_STEPS
     least = min(MIN_BATCHES, len(lengths))
@@ -236,7 +237,7 @@ class _Cutter:
     pad_to_multiple: int
     num_readers: int
 
-    def cut(self, lengths: np.ndarray[Any, Any], *, phase: float) -> Ints:
+    def cut(self, lengths: Array, *, phase: float) -> Ints:
         """Where each batch begins.
 
         Args:
@@ -265,7 +266,7 @@ class _Cutter:
         return max(1, -(-int(size) // self.num_readers)) * self.num_readers
 
 
-def _window_records(lengths: np.ndarray[Any, Any], num_bytes: int, cutter: _Cutter) -> int:
+def _window_records(lengths: Array, num_bytes: int, cutter: _Cutter) -> int:
     """Records of a window, by batches, bytes and what the keys can number."""
     if not len(lengths):
         return 1
@@ -292,7 +293,7 @@ def _block_order(sizes: Sequence[int], num_bytes: int, window_records: int, seed
     return np.repeat(begin - (np.cumsum(size) - size), size) + np.arange(total)
 
 
-def _sort(lengths: np.ndarray[Any, Any], random: np.ndarray[Any, Any]) -> Ints:
+def _sort(lengths: Array, random: Array) -> Ints:
     """Places from the longest to the shortest; who is as long as another comes before or after it by chance."""
     jitter = np.floor(_unit(random) * (_JITTER * lengths)).astype(np.uint64)
     key = (lengths.astype(np.uint64) + jitter) << np.uint64(32)
@@ -308,6 +309,6 @@ def _random(count: int, *key: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.asarray(bits, np.uint64)
 
 
-def _unit(random: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _unit(random: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Random bits as numbers from 0 to 1, without 1; of the upper bits, the lower ones serve for something else."""
     return (random >> np.uint64(11)).astype(np.float64) * 2.0**-53

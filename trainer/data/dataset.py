@@ -16,6 +16,7 @@ from pipeline.format.index import read_index
 from pipeline.format.manifest import FILE_NAME, Manifest, Shard, Split, Vocabulary
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
 from pipeline.format.vocabulary import parse_terms
+from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 
 # Headers that are compared at once.
@@ -27,15 +28,15 @@ class ShardIndex:
     """How long the records of a shard are, in its order: int64[records] bytes of data and int32[records] steps."""
 
     path: str
-    num_bytes: np.ndarray[Any, Any]
-    num_steps: np.ndarray[Any, Any]
+    num_bytes: Array
+    num_steps: Array
 
     @functools.cached_property
-    def offset(self) -> np.ndarray[Any, Any]:
+    def offset(self) -> Array:
         """int64[records + 1]: where each record's frame begins, and where the file ends."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.num_bytes + FRAME_BYTES)])
 
-    def read(self, records: np.ndarray[Any, Any]) -> tuple[bytes, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def read(self, records: Array) -> tuple[bytes, Array, Array]:
         """Reads records and checks their frames.
 
         Args:
@@ -246,7 +247,7 @@ def _check_headers(root: str, shard: Shard) -> None:
                 )
 
 
-def _headers(file: IO[bytes], offsets: np.ndarray[Any, Any]) -> Iterator[bytes]:
+def _headers(file: IO[bytes], offsets: Array) -> Iterator[bytes]:
     for offset in offsets.tolist():
         file.seek(offset)
         yield file.read(HEADER_BYTES)[:8].ljust(8, b"\xff")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from pipeline.schema.record import MISSING_STRING
+
 # strings -> int64 of the same shape
 Lookup = Callable[[tf.Tensor], tf.Tensor]
 
@@ -45,3 +47,10 @@ def _hash_apart(terms: tuple[bytes, ...]) -> tuple[int, np.ndarray[tuple[int], n
         if len(np.unique(hashes)) == len(terms):
             return num_buckets, hashes
     raise AssertionError("unreachable")
+
+
+def is_missing(values: tf.Tensor) -> tf.Tensor:
+    """bool of the shape of `values`: which of them stand for a value that is missing."""
+    if values.dtype == tf.string:
+        return values == MISSING_STRING
+    return values < 0 if values.dtype == tf.int64 else tf.math.is_nan(values)

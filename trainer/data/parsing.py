@@ -5,11 +5,11 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.format.fields import Field, stored_fields
-from pipeline.raw.values import NO_LABEL
-from pipeline.schema.schema import Feature, Schema
-from trainer.data.lookup import Lookup, make_lookup
+from pipeline.schema.features import Feature
+from pipeline.schema.record import NO_LABEL
+from pipeline.schema.schema import Schema
+from trainer.data.lookup import Lookup, is_missing, make_lookup
 from trainer.data.target import Vocabularies
-from trainer.model.layers import is_missing
 
 DTYPES = {"float32": tf.float32, "int64": tf.int64, "string": tf.string}
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.schema.schema import REGRESSION, LabelKind, Schema
+from pipeline.schema.labels import REGRESSION, LabelKind
+from pipeline.schema.schema import Schema
 
 # By the name of a feature: its strings, the number of each is its position.
 Vocabularies = Mapping[str, Sequence[bytes]]

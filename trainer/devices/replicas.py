@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from trainer.batching.ways import Strategy
+from trainer.config import Strategy
 
 TF_CONFIG = "TF_CONFIG"
 

@@ -1,13 +1,13 @@
 """Divides the records of a split into parts that are measured alone: by length, by group, by raw file."""
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Array: TypeAlias = np.ndarray[Any, Any]
+from pipeline.schema.record import Array
 
 # Bands of length: as many records in each as can be.
 MAX_BANDS = 8

@@ -1,14 +1,12 @@
 """Compares outputs of a model with their labels, by the kind of label: numbers to be added up, a row for each label."""
 
 import dataclasses
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.schema.schema import MULTILABEL, REGRESSION
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.record import Array
 from trainer.data.target import Target
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 # Whether the label is among the k classes with the largest outputs.
 TOP = (3, 5)

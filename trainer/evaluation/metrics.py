@@ -1,17 +1,16 @@
 """Loss and metrics over real steps and records only, as sums that can be added: whole, and by parts of the records."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from pipeline.schema.schema import MULTILABEL, REGRESSION
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.record import Array
 from trainer.data.target import Target
 from trainer.evaluation.breakdown import Breakdown
 from trainer.evaluation.comparison import TOP, Comparison, compare
 from trainer.evaluation.ranking import Ranking
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 # Of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017.
 CALIBRATION_BINS = 15

@@ -1,10 +1,8 @@
 """Area under the ROC curve, and average precision, of many rankings at once: exact within a bound of memory."""
 
-from typing import Any, TypeAlias
-
 import numpy as np
 
-Array: TypeAlias = np.ndarray[Any, Any]
+from pipeline.schema.record import Array
 
 _SCORE_BITS = 32
 # Distinct scores that are kept, of all rankings together: 24 bytes each, and some times that while they are merged.

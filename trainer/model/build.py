@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import FeatureStatistics
-from pipeline.schema.schema import MULTILABEL, REGRESSION, Feature, Schema
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
 from trainer.model.layers import (

@@ -11,8 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pipeline.raw.values import MISSING_STRING
-from trainer.data.lookup import make_lookup
+from trainer.data.lookup import is_missing, make_lookup
 
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 
@@ -20,13 +19,6 @@ _register = keras.saving.register_keras_serializable(package="lengthwise")
 def step_mask(values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """bool[batch, time]: the real steps of values[batch, time, …]."""
     return tf.sequence_mask(length, tf.shape(values)[1])
-
-
-def is_missing(values: tf.Tensor) -> tf.Tensor:
-    """bool of the shape of `values`: which of them stand for a value that is missing."""
-    if values.dtype == tf.string:
-        return values == MISSING_STRING
-    return values < 0 if values.dtype == tf.int64 else tf.math.is_nan(values)
 
 
 @_register

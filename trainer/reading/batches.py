@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import BucketPlan, Plan
-from trainer.batching.ways import Batching
 from trainer.batching.windows import WindowPlan
+from trainer.config import Batching
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies
 from trainer.reading.bucket_reader import bucket_batches

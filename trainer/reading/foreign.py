@@ -13,8 +13,10 @@ from google.protobuf.message import DecodeError
 
 from pipeline.errors import UserError
 from pipeline.format.tfrecord import CorruptRecord, walk
-from pipeline.raw.values import NO_LABEL
-from pipeline.schema.schema import MULTILABEL, ONE_CLASS, REGRESSION, Feature, Label, Schema, class_name
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import MULTILABEL, ONE_CLASS, REGRESSION, Label, class_name
+from pipeline.schema.record import NO_LABEL
+from pipeline.schema.schema import Schema
 from trainer.batching.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
 from trainer.data.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
 from trainer.data.target import Vocabularies

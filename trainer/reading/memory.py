@@ -4,11 +4,11 @@ import collections
 import math
 import mmap
 import weakref
-from typing import Any
 
 import numpy as np
 
 from pipeline.format.fields import Field
+from pipeline.schema.record import Array
 
 # Larger ones go back to the system: there are few of them, and the next batch is seldom as large.
 _MAX_KEPT_BYTES = 64 * 2**20
@@ -27,7 +27,7 @@ class BatchMemory:
         self._free: dict[int, list[mmap.mmap]] = collections.defaultdict(list)
         self._open = True
 
-    def batch(self, field: Field, *shape: int) -> np.ndarray[Any, Any]:
+    def batch(self, field: Field, *shape: int) -> Array:
         """Padding only, dtype[*shape, *field.shape]. TensorFlow takes it over without a copy: it begins at a page."""
         shape = (*shape, *field.shape)
         size = math.prod(shape) * np.dtype(field.dtype).itemsize
@@ -47,7 +47,7 @@ class BatchMemory:
         if self._open and len(memory) <= _MAX_KEPT_BYTES:
             self._free[len(memory)].append(memory)
 
-    def _lend(self, size: int) -> np.ndarray[Any, Any]:
+    def _lend(self, size: int) -> Array:
         # Batches have nearly one size, so that rounded up by a few hundredths, most fit where another was.
         unit = 1 << max(size.bit_length() - 5, 12)
         room = -(-size // unit) * unit

@@ -19,13 +19,12 @@ import tensorflow as tf
 
 from pipeline.format.decode import NotAsWritten, copy_steps, locate, values_of
 from pipeline.format.fields import Field, stored_fields
+from pipeline.schema.record import Array
 from trainer.batching.windows import WindowPlan
 from trainer.data.dataset import Dataset, ShardIndex
 from trainer.data.parsing import DTYPES, assemble, fill_rows, label_lookup, pad_steps, parse_records
 from trainer.data.target import Vocabularies
 from trainer.reading.memory import BatchMemory
-
-Array = np.ndarray[Any, Any]
 
 # Bytes of a piece: so many that what is done once for it is little beside what is done for its records.
 _PIECE_BYTES = 4 * 2**20

@@ -4,13 +4,13 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from pipeline.schema.record import Array
 from trainer.runs.run import CHECKPOINTS, RESULT, Run
 from trainer.runs.state import State
 
@@ -18,7 +18,6 @@ LAST, BEST = "last", "best"
 # Where result.json keeps the digest of what the model is built from, and of each checkpoint's weights.
 INPUTS_SHA256 = "inputs_sha256"
 WEIGHTS_SHA256 = {LAST: "weights_sha256", BEST: "best_weights_sha256"}
-Array: TypeAlias = np.ndarray[Any, Any]
 
 # What TensorFlow raises for a checkpoint that is cut off, or of another model.
 _RESTORE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError, tf.errors.OpError)

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from pipeline.schema.record import Array
 from trainer.runs.checkpoints import sha256
-from trainer.serving.golden import LENGTHS, Array, Golden, load_golden
+from trainer.serving.golden import LENGTHS, Golden, load_golden
 
 # Largest difference of a probability; of other numbers, times the largest of them.
 TOLERANCE = 1e-6

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.format.examples import encode_example
 from pipeline.format.manifest import FeatureStatistics
-from pipeline.raw.records import Sequence as Record
-from pipeline.raw.values import MISSING_INTEGER, MISSING_STRING, Values
-from pipeline.schema.schema import Feature, Schema
+from pipeline.schema.features import Feature
+from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, Array, ParsedRecord, Values
+from pipeline.schema.schema import Schema
 from trainer.data.target import Vocabularies
 from trainer.serving.padding import pad_batch
 
@@ -20,8 +20,6 @@ LENGTHS = (1, 2, 3, 5, 8, 13, 21, 1)
 LONGER = 34
 # One value in so many is missing, where values may miss, and is in no vocabulary.
 _RARE_EVERY = 4
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ def make_golden(
     says of them."""
     lengths = [*LENGTHS, LONGER]
     random = np.random.default_rng(0)
-    records = [Record(f"golden-{number}", length, {}, None) for number, length in enumerate(lengths)]
+    records = [ParsedRecord(f"golden-{number}", length, {}, None) for number, length in enumerate(lengths)]
     for name, feature in schema.features.items():
         per_step = name in schema.steps
         # All at once, and then cut: so that what is rare is in them, however few they are.
@@ -93,7 +91,7 @@ def _draw(
     return [MISSING_STRING if is_missing else s for s, is_missing in zip(strings, missing, strict=True)]
 
 
-def _encode(record: Record) -> bytes:
+def _encode(record: ParsedRecord) -> bytes:
     """As `encode_sequence` does, without a label."""
     own: dict[str, Values] = {"length": np.array([record.num_steps]), "id": [record.id.encode()]}
     return encode_example({**record.features, **record.context, **own})

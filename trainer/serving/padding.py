@@ -2,18 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from pipeline.raw.records import Sequence as Record
-from pipeline.raw.values import Values
+from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 
 _DTYPES = {"float32": np.float32, "int64": np.int64, "string": object}
 
 
-def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[np.ndarray[Any, Any]]:
+def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[Array]:
     """Positions in `lengths`, those of like lengths together: int64[rows] each, rows × longest ≤ batch_steps.
 
     A length beyond the budget is a batch of its own.
@@ -33,7 +31,7 @@ def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[np.ndarray[
     return batches
 
 
-def pad_batch(records: Sequence[Record], schema: Schema) -> dict[str, np.ndarray[Any, Any]]:
+def pad_batch(records: Sequence[ParsedRecord], schema: Schema) -> dict[str, Array]:
     """The features of a batch as `trainer.reading.batches.batches` gives them, padded to the longest of these records.
 
     Each step feature as float32, int64 or bytes [batch, time, *shape], each context feature [batch, *shape], and
@@ -54,7 +52,7 @@ def pad_batch(records: Sequence[Record], schema: Schema) -> dict[str, np.ndarray
     return features | {"length": lengths}
 
 
-def _join(parts: list[Values], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _join(parts: list[Values], shape: tuple[int, ...]) -> Array:
     """The values of all parts as [rows, *shape]."""
     if isinstance(parts[0], list):
         joined = np.array(list(itertools.chain.from_iterable(parts)), object)

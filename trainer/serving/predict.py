@@ -21,16 +21,16 @@ from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.beam.runners import make_pipeline, run_job
 from pipeline.beam.transforms import ParseRecords, ReadLines, SpillRejects, WriteRejects
-from pipeline.build.allowance import DEFAULT_MAX_REJECTED
-from pipeline.build.publish import new_generation
+from pipeline.build.publish import DEFAULT_MAX_REJECTED, new_generation
 from pipeline.build.rejects import RejectsFile
 from pipeline.errors import UserError
 from pipeline.files import absolute, join, replace
 from pipeline.format.manifest import Rejected
-from pipeline.raw.json_lines import find_files
-from pipeline.raw.records import Sequence
-from pipeline.schema.schema import Feature, Schema
-from pipeline.shuffle.encoded import Origin
+from pipeline.raw.find_files import find_files
+from pipeline.raw.origin import Origin
+from pipeline.schema.features import Feature
+from pipeline.schema.record import Array, ParsedRecord
+from pipeline.schema.schema import Schema
 from trainer.data.target import Target
 from trainer.devices.tensorflow_setup import errors_told, start_tensorflow
 from trainer.serving.padding import cut_batches
@@ -138,11 +138,11 @@ class Predicted(NamedTuple):
     """The outputs for a batch of records: float32[batch, …], or [batch, time, …] where labels are per step."""
 
     ids: list[str]
-    lengths: np.ndarray[Any, Any]
-    outputs: np.ndarray[Any, Any]
+    lengths: Array
+    outputs: Array
 
 
-class RunHandler(ModelHandler[list[Sequence], Predicted, Predictor]):
+class RunHandler(ModelHandler[list[ParsedRecord], Predicted, Predictor]):
     """Loads the model of a run in a worker, and gives it one batch at a time.
 
     Args:
@@ -164,7 +164,7 @@ class RunHandler(ModelHandler[list[Sequence], Predicted, Predictor]):
         return predictor
 
     def run_inference(
-        self, batch: list[list[Sequence]], model: Predictor, inference_args: Any = None
+        self, batch: list[list[ParsedRecord]], model: Predictor, inference_args: Any = None
     ) -> list[Predicted]:
         # The steps of a batch come one after the other, and one of them is hardly faster on two cores than on one.
         with errors_told(self._run), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -176,7 +176,7 @@ class RunHandler(ModelHandler[list[Sequence], Predicted, Predictor]):
         return 0
 
 
-def _predicted(sequences: list[Sequence], outputs: np.ndarray[Any, Any]) -> Predicted:
+def _predicted(sequences: list[ParsedRecord], outputs: Array) -> Predicted:
     lengths = np.array([sequence.num_steps for sequence in sequences], np.int32)
     return Predicted([sequence.id for sequence in sequences], lengths, outputs)
 
@@ -203,7 +203,7 @@ class Deliver(beam.PTransform):
 
 
 class _CutBatches(beam.DoFn):
-    """Lists of (Sequence, Origin) -> lists of Sequence, each of like lengths and within the budget of padded steps.
+    """Lists of (ParsedRecord, Origin) -> lists of ParsedRecord of like lengths, within the budget of padded steps.
 
     Beam's own ways: `BatchElements(length_fn=…)` keeps state by key, which takes a shuffle. `SortAndBatchElements`
     sorts a whole bundle, which in this process is all the data, by a budget of real steps, not of padded ones. Measured
@@ -216,10 +216,10 @@ class _CutBatches(beam.DoFn):
         self._record_bytes = _count_bytes(schema.context.values())
 
     def start_bundle(self) -> None:
-        self._buffer: list[Sequence] = []
+        self._buffer: list[ParsedRecord] = []
         self._bytes = 0
 
-    def process(self, element: list[tuple[Sequence, Origin]]) -> Iterator[list[Sequence]]:
+    def process(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[list[ParsedRecord]]:
         for sequence, _ in element:
             self._buffer.append(sequence)
             self._bytes += self._record_bytes + self._step_bytes * sequence.num_steps
@@ -230,7 +230,7 @@ class _CutBatches(beam.DoFn):
         for batch in self._cut():
             yield GlobalWindows.windowed_value_at_end_of_window(batch)
 
-    def _cut(self) -> Iterator[list[Sequence]]:
+    def _cut(self) -> Iterator[list[ParsedRecord]]:
         buffer, self._buffer, self._bytes = self._buffer, [], 0
         for rows in cut_batches([sequence.num_steps for sequence in buffer], batch_steps=self._batch_steps):
             yield [buffer[row] for row in rows]

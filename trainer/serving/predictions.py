@@ -8,7 +8,8 @@ import numpy as np
 import orjson
 
 from pipeline.errors import UserError
-from pipeline.schema.schema import MULTILABEL, REGRESSION
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.record import Array
 from trainer.data.target import Target
 
 # From this probability on, one of several labels is named.
@@ -26,7 +27,7 @@ class LineWriter:
         self._names = [orjson.Fragment(json.dumps(name)) for name in target.names]
         self._describe = self._describe_steps if target.per_step else self._describe_records
 
-    def write(self, ids: Sequence[str], lengths: np.ndarray[Any, Any], outputs: np.ndarray[Any, Any]) -> list[bytes]:
+    def write(self, ids: Sequence[str], lengths: Array, outputs: Array) -> list[bytes]:
         """A line for each record.
 
         Args:
@@ -40,7 +41,7 @@ class LineWriter:
         rows = zip(ids, self._describe(outputs, lengths), strict=True)
         return [orjson.dumps({"id": record_id, **described}, option=_OPTIONS) for record_id, described in rows]
 
-    def _describe_records(self, outputs: np.ndarray[Any, Any], _: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+    def _describe_records(self, outputs: Array, _: Array) -> Iterator[dict[str, Any]]:
         if self._target.kind in REGRESSION:
             yield from ({"value": value} for value in outputs)
         elif self._target.kind in MULTILABEL:
@@ -50,7 +51,7 @@ class LineWriter:
             for label, row in zip(outputs.argmax(axis=-1).tolist(), outputs, strict=True):
                 yield {"label": self._names[label], "probabilities": row}
 
-    def _describe_steps(self, outputs: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+    def _describe_steps(self, outputs: Array, lengths: Array) -> Iterator[dict[str, Any]]:
         for steps, length in zip(outputs, lengths.tolist(), strict=True):
             real = steps[:length]
             if self._target.kind in REGRESSION:
@@ -60,13 +61,11 @@ class LineWriter:
             else:
                 yield {"labels": [self._names[n] for n in real.argmax(axis=-1).tolist()], "probabilities": real}
 
-    def _present(self, row: np.ndarray[Any, Any]) -> list[orjson.Fragment]:
+    def _present(self, row: Array) -> list[orjson.Fragment]:
         return [self._names[n] for n in np.flatnonzero(row >= _THRESHOLD).tolist()]
 
 
-def _check_finite(
-    ids: Sequence[str], lengths: np.ndarray[Any, Any], outputs: np.ndarray[Any, Any], *, per_step: bool
-) -> None:
+def _check_finite(ids: Sequence[str], lengths: Array, outputs: Array, *, per_step: bool) -> None:
     finite = np.isfinite(outputs).reshape(*outputs.shape[: 2 if per_step else 1], -1).all(axis=-1)
     if per_step:  # what comes out for padding is read by no one
         finite = (finite | (np.arange(finite.shape[1]) >= lengths[:, None])).all(axis=1)

@@ -2,12 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from pipeline.raw.records import Sequence as Record
+from pipeline.schema.record import Array, ParsedRecord
 from pipeline.schema.schema import Schema
 from trainer.data.target import Target, make_target
 from trainer.model.build import build_model
@@ -32,7 +30,7 @@ class Predictor:
     weights_sha256: str
     forward: Callable[[dict[str, tf.Tensor]], tf.Tensor]
 
-    def __call__(self, records: Sequence[Record]) -> np.ndarray[Any, Any]:
+    def __call__(self, records: Sequence[ParsedRecord]) -> Array:
         """float32[batch, …], or [batch, time, …] where labels are per step, of one batch."""
         batch = pad_batch(records, self.schema)
         return self.forward({name: tf.constant(values) for name, values in batch.items()}).numpy()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.build.allowance import check_rejected
+from pipeline.build.publish import check_rejected
 from pipeline.errors import UserError
 from pipeline.files import (
     exists,

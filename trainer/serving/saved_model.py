@@ -17,6 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.vocabulary import write_terms
+from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
@@ -24,7 +25,7 @@ from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
 from trainer.runs.run import VOCABULARY, Run
 from trainer.serving.export import unfinished
-from trainer.serving.golden import Array, make_golden, save_golden
+from trainer.serving.golden import make_golden, save_golden
 from trainer.serving.signatures import input_names, make_signatures, output_name
 
 # Operations that only a GPU runs, or that call back into the Python that made them.

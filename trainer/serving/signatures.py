@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pipeline.schema.schema import REGRESSION, Schema
+from pipeline.schema.labels import REGRESSION
+from pipeline.schema.schema import Schema
 from trainer.data.parsing import DTYPES, context_spec
 from trainer.data.target import Target
 

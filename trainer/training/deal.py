@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.format.manifest import TRAIN
+from pipeline.schema.record import Array
 from trainer.batching.plan import Plan
 from trainer.batching.windows import WindowPlan, dealt_to
 from trainer.data.dataset import Dataset
@@ -16,8 +17,6 @@ from trainer.data.parsing import fill_rows
 from trainer.devices.replicas import Team
 from trainer.reading.batches import READY, numbered_batches
 from trainer.reading.window_reader import WindowReader
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)

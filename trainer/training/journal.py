@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from pipeline.schema.record import Array
 from trainer.runs.run import Run
 from trainer.runs.state import Totals, mean_of
 from trainer.training.deal import Batch
@@ -24,7 +23,7 @@ class NotFinite(Exception):
         rows: Of the records of its batch in the index of the split.
     """
 
-    def __init__(self, line: dict[str, Any], rows: np.ndarray[Any, Any]) -> None:
+    def __init__(self, line: dict[str, Any], rows: Array) -> None:
         super().__init__(line, rows)
         self.line, self.rows = line, rows
 

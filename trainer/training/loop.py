@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import TRAIN
-from trainer.batching.epoch import plan_limited
 from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
@@ -38,6 +37,7 @@ from trainer.runs.state import State, Totals
 from trainer.runs.warm_start import warm_start
 from trainer.training.callbacks import Callbacks
 from trainer.training.deal import Feed
+from trainer.training.epoch_plan import plan_limited
 from trainer.training.failure import diverged, spoiled, unmeasurable
 from trainer.training.garbage import little_garbage
 from trainer.training.journal import EpochJournal, NotFinite

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import TRAIN
-from trainer.batching.epoch import plan_limited
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
@@ -22,6 +21,7 @@ from trainer.model.build import check_config
 from trainer.runs.lock import locked
 from trainer.runs.run import CHECKPOINTS, Run
 from trainer.runs.state import State
+from trainer.training.epoch_plan import plan_limited
 from trainer.training.loop import VALIDATION, Training
 
 # What may differ when a run is taken up again; another budget holds from the next epoch on.

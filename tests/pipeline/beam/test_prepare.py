@@ -22,10 +22,11 @@ from pipeline.build.shards import ShardWriter
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
 from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.raw.origin import Origin
 from pipeline.raw.reasons import REASONS
 from pipeline.raw.records import LIMITS, parse_record
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Origin, encode, to_block
+from pipeline.shuffle.encoded import encode, to_block
 from pipeline.shuffle.hashing import choose_split
 
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -130,7 +131,7 @@ def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
     (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None
-    with pytest.raises(ValueError, match="Sequence 'a' has no group, but the schema has one: 'who'"):
+    with pytest.raises(ValueError, match="Record 'a' has no group, but the schema has one: 'who'"):
         encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
 
 

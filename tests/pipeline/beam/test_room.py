@@ -9,7 +9,7 @@ import pytest
 from pipeline.beam import room
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
-from pipeline.raw.json_lines import find_files
+from pipeline.raw.find_files import find_files
 from pipeline.schema.schema import Schema
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: regression}\n"

@@ -107,7 +107,7 @@ def test_any_element_is_a_sequence_or_a_reject(records, schema, tmp_path):
 
 
 def test_doubles_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
-    from pipeline.raw.json_lines import find_files
+    from pipeline.raw.find_files import find_files
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         read = pipeline | ReadLines(find_files([raw_file]))

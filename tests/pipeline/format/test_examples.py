@@ -16,7 +16,7 @@ from pipeline.format import examples
 from pipeline.format.examples import decode_example, decode_varints, encode_example, encode_sequence, encode_varints
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
-from pipeline.raw.values import NO_LABEL
+from pipeline.schema.record import NO_LABEL
 
 
 @pytest.fixture(scope="module")

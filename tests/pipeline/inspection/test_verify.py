@@ -25,9 +25,10 @@ from pipeline.format.index import read_index, write_index
 from pipeline.format.tfrecord import frame, masked_crc
 from pipeline.inspection.inspect import load
 from pipeline.inspection.verify import Fault, verify
-from pipeline.raw.records import Sequence
+from pipeline.raw.origin import Origin
+from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Origin, encode, to_block
+from pipeline.shuffle.encoded import encode, to_block
 
 SCHEMA = """
 id: id
@@ -556,7 +557,7 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
     values = np.arange(8 * 4000, dtype=np.float32).reshape(-1, 8)
     records = [
         encode(
-            Sequence(f"r{i}", len(values), {"x": values + i}, np.array([i], np.float32)),
+            ParsedRecord(f"r{i}", len(values), {"x": values + i}, np.array([i], np.float32)),
             Origin(None, 0, 0, 0, b"", None),
             schema,
             seed=0,

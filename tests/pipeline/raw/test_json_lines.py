@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build.rejects import spill_rejects, write_rejects
+from pipeline.build.rejects import write_rejects
 from pipeline.errors import UserError
 from pipeline.raw import json_lines as lines
-from pipeline.raw.json_lines import Chunk, Lines, RawFile, ReadChunk, find_files, read_chunk, split_file
+from pipeline.raw.find_files import RawFile, find_files
+from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk, split_file
+from pipeline.raw.origin import Origin, Reject
 from pipeline.raw.records import LIMITS
-from pipeline.shuffle.encoded import Origin, Reject
+from pipeline.shuffle.spills import spill_rejects
 
 
 def read(path, width=None):

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.raw.reasons import REASONS, RecordError
-from pipeline.raw.records import LIMITS, Limits, Sequence, parse_line, parse_record
-from pipeline.raw.values import NO_LABEL
+from pipeline.raw.records import LIMITS, Limits, parse_line, parse_record
+from pipeline.schema.record import NO_LABEL, ParsedRecord
 from pipeline.schema.schema import Schema
 
 STEPS = """\
@@ -342,7 +342,7 @@ def check_outcome(parse, record, schema):
         assert error.reason in REASONS
         assert error.message.isprintable()
     else:
-        assert isinstance(sequence, Sequence)
+        assert isinstance(sequence, ParsedRecord)
         assert sequence.num_steps >= 1
         sequence.id.encode()
         for name, feature in schema.steps.items():

@@ -13,9 +13,10 @@ from strategies import plain_example, same_values, schemas_and_records
 from pipeline.format.examples import decode_example, encode_sequence
 from pipeline.inspection.contents import check_example
 from pipeline.raw.reasons import RecordError
-from pipeline.raw.records import num_labels, parse_line, parse_record
-from pipeline.raw.values import NO_LABEL, is_missing, named_classes
-from pipeline.schema.schema import Label, Schema
+from pipeline.raw.records import parse_line, parse_record
+from pipeline.schema.labels import Label
+from pipeline.schema.record import NO_LABEL, is_missing, named_classes, num_labels
+from pipeline.schema.schema import Schema
 
 WAY_OUT = " (say missing: fill or missing: indicator in the schema to allow nulls)"
 EVERY = Schema.parse(
@@ -271,7 +272,7 @@ def test_a_record_that_is_only_to_be_predicted_needs_no_label_group_or_split():
     assert (sequence.label, sequence.group, sequence.num_steps) == (None, None, 2)
     # Nor does a wrong one, of another length, do any harm.
     assert parse_record({"id": 1, "n": [1, 2], "age": 3, "y": [7], "who": []}, schema, labelled=False).num_steps == 2
-    with pytest.raises(ValueError, match="Sequence '1' has no label, but the schema has one: y"):
+    with pytest.raises(ValueError, match="Record '1' has no label, but the schema has one: y"):
         encode_sequence(sequence, schema)
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.schema.schema import Feature, Label, Schema, class_name
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import Label, class_name
+from pipeline.schema.schema import Schema
 
 GOOD = "steps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 

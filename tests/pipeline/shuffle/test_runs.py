@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
-from pipeline.shuffle.encoded import Encoded, Origin, from_rows, rank
+from pipeline.raw.origin import Origin
+from pipeline.shuffle.encoded import Encoded, from_rows, rank
 from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
 from pipeline.shuffle.runs import merge_runs, write_run
 

@@ -22,7 +22,7 @@ from trainer.batching.plan import (
     make_plan,
     rows_of,
 )
-from trainer.batching.ways import COUNTED_WAYS, WAYS
+from trainer.config import COUNTED_WAYS, WAYS
 from trainer.data.dataset import open_dataset
 
 COUNTS = st.dictionaries(st.integers(1, 40), st.integers(1, 30), min_size=1, max_size=7)

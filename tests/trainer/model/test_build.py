@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import trainer.model.build
 from pipeline.format.manifest import FeatureStatistics
-from pipeline.schema.schema import MULTILABEL, REGRESSION, Schema
+from pipeline.schema.labels import MULTILABEL, REGRESSION
+from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.model.build import build_model, count_parameters, head_model, losses
 from trainer.model.layers import Standardize

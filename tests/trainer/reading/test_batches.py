@@ -16,8 +16,7 @@ from pipeline.format.tfrecord import masked_crc
 from pipeline.schema.schema import Schema
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import make_plan
-from trainer.batching.ways import WAYS
-from trainer.config import TrainConfig
+from trainer.config import WAYS, TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.model.build import build_model, head_model, losses
 from trainer.reading.batches import batches

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.batching.epoch import plan_epoch
-from trainer.batching.ways import WAYS
+from trainer.config import WAYS
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import Team
 from trainer.reading.batches import numbered_batches

@@ -24,7 +24,6 @@ from interruptions import Gather, InterruptAt, Interrupted, change, lines_of
 from paths import ROOT
 
 from pipeline.errors import UserError
-from trainer.batching.epoch import plan_limited
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.devices.kernel import cudnn_obstacles, describe_kernel
@@ -38,6 +37,7 @@ from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
 from trainer.runs.run import Run
 from trainer.runs.state import State
+from trainer.training.epoch_plan import plan_limited
 from trainer.training.loop import Training
 from trainer.training.probe import blank_part
 from trainer.training.train import train

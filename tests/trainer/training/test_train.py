@@ -16,7 +16,7 @@ from interruptions import Gather, InterruptAt, Interrupted, change, lines_of
 
 import trainer.training.journal
 from pipeline.errors import UserError
-from trainer.batching.epoch import plan_epoch, plan_limited
+from trainer.batching.epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import find_team
@@ -28,6 +28,7 @@ from trainer.reading.batches import batches
 from trainer.runs.checkpoints import weights_sha256
 from trainer.runs.run import Run
 from trainer.runs.state import State
+from trainer.training.epoch_plan import plan_limited
 from trainer.training.loop import Training
 from trainer.training.train import train
 from trainer.training.update import Update
