@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.beam import room
+from pipeline.beam import prepare as room
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
 from pipeline.raw.find_files import find_files
