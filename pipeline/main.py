@@ -98,9 +98,10 @@ def inspect(arguments: list[str]) -> None:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
-    from pipeline.inspection.inspect import load, print_details, summarize
+    from pipeline.format.manifest import read_manifest
+    from pipeline.inspection.inspect import print_details, summarize
 
-    manifest = load(values["dataset"])
+    manifest = read_manifest(values["dataset"])
     if values["json"]:
         print(json.dumps(summarize(manifest)))
     else:

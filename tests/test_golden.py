@@ -25,9 +25,8 @@ from strategies import plain_example, same_values
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.format.examples import decode_example
 from pipeline.format.index import read_index
-from pipeline.format.manifest import FORMAT_VERSION
+from pipeline.format.manifest import FORMAT_VERSION, read_manifest
 from pipeline.format.tfrecord import walk
-from pipeline.inspection.inspect import load
 from pipeline.inspection.verify import verify
 from pipeline.schema.labels import LabelKind
 from pipeline.schema.schema import Schema
@@ -40,7 +39,7 @@ MAX_LENGTH = 6
 def read_dataset(folder=GOLDEN / "dataset"):
     """{id: (split, decoded Example)} of every record, in the order of the files."""
     records = {}
-    for name, split in load(str(folder)).splits.items():
+    for name, split in read_manifest(str(folder)).splits.items():
         for shard in split.shards:
             with open(folder / shard.path, "rb") as file:
                 for record in walk(file, num_bytes=shard.bytes):
@@ -57,7 +56,7 @@ def test_the_golden_dataset_is_of_this_format_version_and_still_verifies():
     report = verify(str(GOLDEN / "dataset"))
     assert report.faults == []
     assert (report.records, report.shards) == (16, 6)
-    assert load(str(GOLDEN / "dataset")).format_version == FORMAT_VERSION
+    assert read_manifest(str(GOLDEN / "dataset")).format_version == FORMAT_VERSION
 
 
 @pytest.mark.parametrize("raw", read_raw(), ids=lambda raw: repr(raw["id"]))
@@ -115,7 +114,7 @@ def check_same(new, new_folder, golden, golden_folder):
 
 
 def test_preparing_the_raw_file_again_gives_the_same_shards_and_fingerprint(tmp_path):
-    golden = load(str(GOLDEN / "dataset"))
+    golden = read_manifest(str(GOLDEN / "dataset"))
     again = prepare_again(GOLDEN / "schema.yaml", tmp_path / "dataset", num_shards=2)
     check_same(again, tmp_path / "dataset", golden, GOLDEN / "dataset")
     assert [source.path for source in golden.sources] == ["/tmp/golden/raw.jsonl"]
@@ -144,13 +143,13 @@ def test_a_golden_dataset_of_every_kind_of_feature_still_verifies(kind):
     report = verify(str(EVERY / kind))
     assert report.faults == []
     assert (report.records, report.shards) == (8, 2)
-    assert load(str(EVERY / kind)).format_version == FORMAT_VERSION
+    assert read_manifest(str(EVERY / kind)).format_version == FORMAT_VERSION
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_records_of_every_kind_hold_the_values_of_the_raw_file(kind):
     schema = Schema.read(str(EVERY / f"{kind}.yaml"))
-    assert load(str(EVERY / kind)).record_schema == schema
+    assert read_manifest(str(EVERY / kind)).record_schema == schema
     found = read_dataset(EVERY / kind)
     assert sorted(found) == sorted(str(raw["id"]) for raw in read_raw(EVERY))
     for raw in read_raw(EVERY):
@@ -163,11 +162,11 @@ def test_golden_records_of_every_kind_hold_the_values_of_the_raw_file(kind):
 @pytest.mark.parametrize("kind", some(KINDS, ["step_class", "regression", "next_word", "next_bits"]))
 def test_preparing_the_raw_file_of_every_kind_again_gives_the_same_dataset(tmp_path, kind):
     again = prepare_again(EVERY / f"{kind}.yaml", tmp_path / kind, num_shards=1)
-    check_same(again, tmp_path / kind, load(str(EVERY / kind)), EVERY / kind)
+    check_same(again, tmp_path / kind, read_manifest(str(EVERY / kind)), EVERY / kind)
 
 
 def test_the_golden_dataset_has_vocabularies_groups_missing_and_unknown_values():
-    golden = load(str(EVERY / "next_word"))
+    golden = read_manifest(str(EVERY / "next_word"))
     terms = {name: (EVERY / "next_word" / v.path).read_bytes() for name, v in golden.vocabularies.items()}
     assert terms == {"word": b"the\nback\\\\slash\na\\nb\n", "Ört": b"york\nBath\nYork\n"}
     assert golden.splits["train"].missing == {"x": 10, "page": 4, "word": 1, "age": 3, "plan": 2}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.errors import UserError
+from pipeline.files import exists, join, read_bytes
 from pipeline.schema.labels import ONE_CLASS
 from pipeline.schema.schema import Schema
 
@@ -183,6 +184,19 @@ class Manifest(_Part):
             return self.splits[name]
         except KeyError:
             raise UserError(f"{origin} has no split {name!r}; it has {', '.join(self.splits)}.") from None
+
+
+def read_manifest(dataset: str) -> Manifest:
+    """Reads the manifest of the dataset in a folder, on any file system that Beam knows.
+
+    Raises:
+        UserError: The folder is no dataset, or its manifest is not valid.
+    """
+    path = join(dataset, FILE_NAME)
+    if not exists(path):
+        problem = f"has no {FILE_NAME}" if exists(dataset) else "there is no such folder"
+        raise UserError(f"{dataset}: not a dataset: {problem}; make one with `lengthwise prepare`.")
+    return Manifest.parse(read_bytes(path), origin=path)
 
 
 def fingerprint(schema: Schema, *, seed: int, shards: dict[str, list[str]]) -> str:

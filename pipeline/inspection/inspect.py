@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.filesize import decimal
 
-from pipeline.errors import UserError
-from pipeline.files import exists, join, read_bytes
-from pipeline.format.manifest import FILE_NAME, TRAIN, FeatureStatistics, Manifest, Split
+from pipeline.files import join
+from pipeline.format.manifest import TRAIN, FeatureStatistics, Manifest, Split
 from pipeline.inspection.lengths import bar, length_bands, length_range
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
@@ -17,19 +16,6 @@ from pipeline.schema.schema import Schema
 from pipeline.tables import page, print_table
 
 _MAX_CLASSES = 20
-
-
-def load(dataset: str) -> Manifest:
-    """The manifest of the dataset in this folder.
-
-    Raises:
-        UserError: there is no dataset, or its manifest is not one.
-    """
-    path = join(dataset, FILE_NAME)
-    if not exists(path):
-        what = f"has no {FILE_NAME}" if exists(dataset) else "there is no such folder"
-        raise UserError(f"{dataset}: not a dataset: {what}; make one with `lengthwise prepare`.")
-    return Manifest.parse(read_bytes(path), origin=path)
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:

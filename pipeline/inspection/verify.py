@@ -13,12 +13,11 @@ from pipeline import progress
 from pipeline.files import join, open_read, size
 from pipeline.format.examples import Value, decode_example
 from pipeline.format.index import index_label, index_schema, read_index
-from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard
+from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard, read_manifest
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, write_terms
 from pipeline.inspection.contents import Contents, check_example, differences
 from pipeline.inspection.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
-from pipeline.inspection.inspect import load
 from pipeline.inspection.origins import Origins
 from pipeline.schema.labels import Label
 from pipeline.schema.schema import Schema
@@ -36,7 +35,7 @@ def verify(dataset: str) -> Report:
     Raises:
         UserError: there is no dataset, or the manifest itself cannot be believed.
     """
-    manifest = load(dataset)
+    manifest = read_manifest(dataset)
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with progress.shown("verify", total_bytes=total):

@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.index import read_index, write_index
-from pipeline.format.manifest import Manifest
+from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.format.tfrecord import frame, walk
-from pipeline.inspection.inspect import load
 
 
 def frames_of(data):
@@ -61,7 +60,7 @@ def edit(*keys, by=None, to=None):
 
 def change_record(dataset, change, *, split="train", row=0):
     """Changes a decoded Example, and all that vouches for its bytes: shard, index and manifest."""
-    shard = load(str(dataset)).splits[split].shards[0]
+    shard = read_manifest(str(dataset)).splits[split].shards[0]
     records = [record.data for record in walk_file(dataset / shard.path)]
     example = decode_example(records[row])
     change(example)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from pipeline.build.publish import remove_unlisted
+from pipeline.format.manifest import read_manifest
 from pipeline.format.vocabulary import choose_terms, count_unknown, name_files, parse_terms, write_terms
-from pipeline.inspection.inspect import load
 from pipeline.inspection.verify import verify
 
 SCHEMA = """
@@ -66,7 +66,7 @@ def vocabularies(folder):
     """The strings in the file of each vocabulary."""
     return {
         name: parse_terms(pathlib.Path(folder, vocabulary.path).read_bytes())
-        for name, vocabulary in load(str(folder)).vocabularies.items()
+        for name, vocabulary in read_manifest(str(folder)).vocabularies.items()
     }
 
 
@@ -272,7 +272,7 @@ prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, o
         [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.returncode == -9, done.stderr
-    assert load(str(tmp_path / "dataset")) == before
+    assert read_manifest(str(tmp_path / "dataset")) == before
     assert verify(str(tmp_path / "dataset")).faults == []
     generations = {path.parent.name for path in (tmp_path / "dataset" / "vocabulary").glob("*/*.txt")}
     assert len(generations) == 2

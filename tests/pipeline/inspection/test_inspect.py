@@ -14,7 +14,8 @@ import pytest
 import lengthwise
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
-from pipeline.inspection.inspect import load, print_details, print_summary, summarize
+from pipeline.format.manifest import read_manifest
+from pipeline.inspection.inspect import print_details, print_summary, summarize
 
 SCHEMA = """
 id: id
@@ -62,7 +63,7 @@ def one_record(tmp_path_factory):
 
 def details(capsys, dataset):
     capsys.readouterr()
-    print_details(load(dataset), dataset)
+    print_details(read_manifest(dataset), dataset)
     return capsys.readouterr().out
 
 
@@ -74,7 +75,7 @@ def rows(text, title):
 
 
 def test_a_summary_counts_what_the_raw_records_hold(dataset):
-    summary = summarize(load(dataset))
+    summary = summarize(read_manifest(dataset))
     for name in ("train", "validation"):
         records = [record for record in RECORDS if record["part"] == name]
         lengths = [min(len(record["page"]), 30) for record in records]
@@ -104,7 +105,7 @@ def test_a_summary_counts_what_the_raw_records_hold(dataset):
 
 
 def test_a_summary_has_the_statistics_of_the_train_split(dataset):
-    features = summarize(load(dataset))["features"]
+    features = summarize(read_manifest(dataset))["features"]
     steps = [x for record in RECORDS if record["part"] == "train" for x in record["x"][-30:]]
     assert features["x"]["shape"] == [2]
     assert features["x"]["statistics"]["count"] == len(steps)
@@ -116,8 +117,8 @@ def test_a_summary_has_the_statistics_of_the_train_split(dataset):
 def test_the_json_of_both_commands_is_the_summary(capsys, dataset):
     assert lengthwise.main(["inspect", dataset, "--json"]) == 0
     out = capsys.readouterr().out
-    assert json.loads(out) == json.loads(json.dumps(summarize(load(dataset))))
-    manifest = load(dataset)
+    assert json.loads(out) == json.loads(json.dumps(summarize(read_manifest(dataset))))
+    manifest = read_manifest(dataset)
     summary = json.loads(out)
     assert summary["fingerprint"] == manifest.fingerprint
     assert summary["generations"] == list(manifest.generations)
@@ -125,7 +126,7 @@ def test_the_json_of_both_commands_is_the_summary(capsys, dataset):
 
 
 def test_prepare_tells_the_result_in_a_few_lines(capsys, dataset):
-    manifest = load(dataset)
+    manifest = read_manifest(dataset)
     print_summary(manifest, dataset)
     assert capsys.readouterr().out.splitlines() == [
         f"{dataset}: 100 records",
@@ -140,7 +141,7 @@ def test_prepare_tells_the_result_in_a_few_lines(capsys, dataset):
 
 
 def test_prepare_tells_of_one_record_in_the_singular(capsys, one_record):
-    print_summary(load(one_record), one_record)
+    print_summary(read_manifest(one_record), one_record)
     out = capsys.readouterr().out.splitlines()
     assert out[:4] == [
         f"{one_record}: 1 record",
@@ -151,7 +152,7 @@ def test_prepare_tells_of_one_record_in_the_singular(capsys, one_record):
 
 
 def test_inspect_shows_splits_lengths_classes_features_and_rejects(capsys, dataset):
-    manifest = load(dataset)
+    manifest = read_manifest(dataset)
     text = details(capsys, dataset)
     train = manifest.splits["train"]
     assert rows(text, "Splits")[0][:8] == ["train", "80", f"{train.steps:,}", "2", "18", "30", "16", "2"]
@@ -250,7 +251,7 @@ def test_a_manifest_whose_counts_do_not_add_up_is_refused(tmp_path, dataset):
     with pytest.raises(
         UserError, match=r"splits\.train\.records is 81, but its shards say 80\. Was this file edited\?"
     ):
-        load(str(tmp_path))
+        read_manifest(str(tmp_path))
 
 
 EVERY = """
@@ -307,7 +308,7 @@ def missing_words(record):
 
 
 def test_a_summary_has_missing_and_unknown_with_their_share(every):
-    summary = summarize(load(every))
+    summary = summarize(read_manifest(every))
     for split in ("train", "test"):
         found = summary["splits"][split]
         records = count(split, lambda record: 1)
@@ -330,7 +331,7 @@ def test_a_summary_has_missing_and_unknown_with_their_share(every):
 
 
 def test_a_summary_has_the_features_of_steps_and_context_with_their_vocabularies(every):
-    summary = summarize(load(every))
+    summary = summarize(read_manifest(every))
     assert list(summary["features"]) == ["x", "word", "a long name for what was sold"]
     assert list(summary["context"]) == ["age", "city"]
     assert summary["features"]["word"] == {
@@ -390,7 +391,7 @@ def test_inspect_shows_how_many_steps_have_a_next_value(capsys, make_every, labe
     text = details(capsys, dataset)
     assert f"\n{title}\n\nSteps with a label\n" in text
     assert rows(text, "Steps with a label") == [steps]
-    summary = summarize(load(dataset))
+    summary = summarize(read_manifest(dataset))
     assert sum(split["labels"] for split in summary["splits"].values()) == int(steps[4])
     assert "name" not in summary["label"]
 

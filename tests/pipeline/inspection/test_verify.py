@@ -22,8 +22,8 @@ from pipeline.build.publish import Publisher, new_generation
 from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.index import read_index, write_index
+from pipeline.format.manifest import read_manifest
 from pipeline.format.tfrecord import frame, masked_crc
-from pipeline.inspection.inspect import load
 from pipeline.inspection.verify import Fault, verify
 from pipeline.raw.origin import Origin
 from pipeline.schema.record import ParsedRecord
@@ -116,7 +116,7 @@ def peak_of(prepared):
 
 
 def first_shard(dataset):
-    return load(str(dataset)).splits["train"].shards[0]
+    return read_manifest(str(dataset)).splits["train"].shards[0]
 
 
 def run(capsys, dataset):
@@ -231,7 +231,7 @@ def assert_found(capsys, dataset, shard, offset):
 
 def test_a_dataset_as_it_was_written_has_no_fault(capsys, prepared):
     report = verify(str(prepared))
-    manifest = load(str(prepared))
+    manifest = read_manifest(str(prepared))
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     assert report.to_dict() == {
         "faults": [],
@@ -307,7 +307,7 @@ def test_a_folder_in_place_of_a_shard_is_found(capsys, dataset):
 
 
 def test_a_shard_of_another_dataset_is_found_though_it_is_whole(capsys, dataset):
-    shard, other = load(str(dataset)).splits["train"].shards
+    shard, other = read_manifest(str(dataset)).splits["train"].shards
     shutil.copy(dataset / other.path, dataset / shard.path)
     assert_found(capsys, dataset, shard, 0)
 
@@ -324,8 +324,8 @@ def test_changed_values_under_right_checksums_of_the_record_are_found(capsys, da
 
 
 def test_one_fault_does_not_hide_another(dataset):
-    first, second = load(str(dataset)).splits["train"].shards
-    third, fourth = load(str(dataset)).splits["validation"].shards
+    first, second = read_manifest(str(dataset)).splits["train"].shards
+    third, fourth = read_manifest(str(dataset)).splits["validation"].shards
     (dataset / first.path).write_bytes(flip((dataset / first.path).read_bytes(), 20))
     (dataset / second.path).unlink()
     (dataset / third.index_path).unlink()
@@ -497,13 +497,13 @@ def test_numbers_of_a_shard_that_add_up_but_are_not_those_of_the_records_are_fou
         split["label_counts"]["a"] += 1
 
     edit_manifest(dataset, change)
-    shard = load(str(dataset)).splits["validation"].shards[0]
+    shard = read_manifest(str(dataset)).splits["validation"].shards[0]
     faults = verify(str(dataset)).faults
     assert [(fault.file, fault.offset) for fault in faults] == [(shard.index_path, None), (shard.path, shard.bytes)]
 
 
 def test_steps_and_bytes_of_a_shard_are_those_of_its_records(dataset):
-    first, second = load(str(dataset)).splits["train"].shards
+    first, second = read_manifest(str(dataset)).splits["train"].shards
 
     def change(values):
         one, other = values["splits"]["train"]["shards"]
@@ -519,7 +519,7 @@ def test_steps_and_bytes_of_a_shard_are_those_of_its_records(dataset):
 
 
 def test_a_missing_or_spoilt_rejects_file_is_found(dataset):
-    (path,) = load(str(dataset)).rejected.files
+    (path,) = read_manifest(str(dataset)).rejected.files
     lines = (dataset / path).read_bytes().splitlines(keepends=True)
     (dataset / path).write_bytes(lines[0] + b"garbage\n" + lines[2])
     assert verify(str(dataset)).faults == [Fault(path, len(lines[0]), "is no line of a rejects file")]

@@ -16,7 +16,7 @@ from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
 from pipeline.format.examples import decode_example
 from pipeline.format.index import read_index, write_index
-from pipeline.inspection.inspect import load
+from pipeline.format.manifest import read_manifest
 from pipeline.inspection.verify import verify
 
 EVERY = """
@@ -169,7 +169,7 @@ def another_class(example):
 )
 def test_a_value_that_the_counts_do_not_hold_is_found(spoilt, kind, change, messages):
     dataset = spoilt(kind)
-    shard = load(str(dataset)).splits["test"].shards[0]
+    shard = read_manifest(str(dataset)).splits["test"].shards[0]
     # A record in which the change is one.
     records = [decode_example(record.data) for record in walk_file(dataset / shard.path)]
     row = next(n for n, example in enumerate(records) if example["page"][0] >= 0 and example["word"][-1] != b"\xff")
@@ -193,7 +193,7 @@ def test_statistics_that_miss_otherwise_than_the_records_are_found(spoilt):
 
 def replace_vocabulary(dataset, name, data, *, size=None):
     """Another file for a vocabulary, with what the manifest says of it."""
-    path = load(str(dataset)).vocabularies[name].path
+    path = read_manifest(str(dataset)).vocabularies[name].path
     (dataset / path).write_bytes(data)
 
     def change(values):
@@ -217,7 +217,7 @@ def replace_vocabulary(dataset, name, data, *, size=None):
 )
 def test_a_vocabulary_of_other_strings_is_found_though_the_manifest_lists_it(spoilt, data, size, message):
     dataset = spoilt("next_word")
-    original = (dataset / load(str(dataset)).vocabularies["word"].path).read_bytes()
+    original = (dataset / read_manifest(str(dataset)).vocabularies["word"].path).read_bytes()
     assert original == b"a\nb\nc\n"
     path = replace_vocabulary(dataset, "word", data, size=size)
     found = dict(faults_of(dataset))
@@ -226,7 +226,7 @@ def test_a_vocabulary_of_other_strings_is_found_though_the_manifest_lists_it(spo
 
 def test_a_vocabulary_that_is_not_the_file_that_was_written_is_found(spoilt):
     dataset = spoilt("next_word")
-    path = load(str(dataset)).vocabularies["word"].path
+    path = read_manifest(str(dataset)).vocabularies["word"].path
     (dataset / path).write_bytes(b"a\nb\nd\n")
     ((file, message),) = faults_of(dataset)
     assert file == path
@@ -239,9 +239,9 @@ def test_a_vocabulary_that_is_not_the_file_that_was_written_is_found(spoilt):
 
 def test_a_record_of_a_group_of_another_split_is_found(spoilt):
     dataset = spoilt("step_class")
-    shard = load(str(dataset)).splits["test"].shards[1]
+    shard = read_manifest(str(dataset)).splits["test"].shards[1]
     index = read_index((dataset / shard.index_path).read_bytes())
-    train = read_index((dataset / load(str(dataset)).splits["train"].shards[0].index_path).read_bytes())
+    train = read_index((dataset / read_manifest(str(dataset)).splits["train"].shards[0].index_path).read_bytes())
     rows = index.to_pylist()
     for group, message in (
         (train["group"][0].as_py(), r"its group '\d+' belongs to the split train, not to test"),
