@@ -67,8 +67,9 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     count = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with workers.started(count, "pipeline.build.tasks"):
         # Beam takes a second to import, in which the workers start.
+        from pipeline.beam.prepare_files import PrepareFiles
         from pipeline.beam.runners import make_pipeline, run_job
-        from pipeline.beam.transforms import PrepareFiles, WriteDataset
+        from pipeline.beam.write_dataset import WriteDataset
 
         generation = new_generation()
         limits = Limits(options.max_record_bytes, options.max_record_steps)

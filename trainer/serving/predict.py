@@ -19,8 +19,10 @@ import tensorflow as tf
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.transforms.window import GlobalWindows
 
+from pipeline.beam.parse_records import ParseRecords
+from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.runners import make_pipeline, run_job
-from pipeline.beam.transforms import ParseRecords, ReadLines, SpillRejects, WriteRejects
+from pipeline.beam.write_rejects import SpillRejects, WriteRejects
 from pipeline.build.publish import DEFAULT_MAX_REJECTED, new_generation
 from pipeline.build.rejects import RejectsFile
 from pipeline.errors import UserError

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipeline.beam.transforms import ParseRecords, ReadLines, WriteDataset
+from pipeline.beam.parse_records import ParseRecords
+from pipeline.beam.read_lines import ReadLines
+from pipeline.beam.write_dataset import WriteDataset
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
@@ -160,7 +162,7 @@ splits: {train: 0.8, test: 0.2}
 def test_the_shards_of_the_largest_split_have_about_the_bytes_that_they_should(tmp_path, monkeypatch, target, expected):
     schema = Schema.parse(SCHEMA_OF_SIZES)
     records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
-    monkeypatch.setattr("pipeline.beam.transforms.SHARD_BYTES", target)
+    monkeypatch.setattr("pipeline.beam.write_dataset.SHARD_BYTES", target)
     with beam.Pipeline(runner=FnApiRunner()) as job:
         _ = job | beam.Create(records) | ParseRecords(schema) | WriteDataset(schema, str(tmp_path / "out"))
     splits = load(str(tmp_path / "out")).splits

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from pipeline import progress
-from pipeline.beam import transforms, workers
+from pipeline.beam import prepare_files, workers
 from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
 from pipeline.beam.workers import Workers
 from pipeline.errors import UserError
@@ -99,7 +99,7 @@ def contents(folder):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(lines, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(transforms, "GZIP_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(prepare_files, "GZIP_BATCH_BYTES", 10_000)
     rows = [json.dumps({"id": n % 1900, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(2000)]
     rows[::97] = ["no json", "", '{"id": 1}'] * 7
     raw = "\n".join(rows).encode()

@@ -1,0 +1,87 @@
+"""Parses raw records into sequences and rejects."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline.raw.json_lines import Lines
+from pipeline.raw.origin import Origin, Reject
+from pipeline.raw.parse_lines import parse_lines
+from pipeline.raw.reasons import RecordError
+from pipeline.raw.records import LIMITS, Limits, canonical, parse_line, parse_record
+from pipeline.schema.record import ParsedRecord
+from pipeline.schema.schema import Schema
+
+REJECTS = "rejects"
+
+
+@dataclasses.dataclass
+class ParseRecords(beam.PTransform):
+    """Raw records -> {"sequences": lists of (ParsedRecord, Origin), "rejects": Reject}.
+
+    An element is one line of JSON (str or bytes; a blank one is no record), one record as JSON gives it (a dict; NumPy
+    arrays serve as lists), or a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
+
+    Attributes:
+        keep_raw: Rejects carry the raw line.
+        labelled: False reads no label, group or split, for records that are only to be predicted.
+        limits: Beyond them a record is `too_large`.
+    """
+
+    schema: Schema
+    keep_raw: bool = False
+    labelled: bool = True
+    limits: Limits = LIMITS
+
+    def expand(self, records: Any) -> Any:
+        parse = _Parse(self.schema, self.keep_raw, self.labelled, self.limits)
+        outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(REJECTS, main="sequences")
+        return {"sequences": outputs["sequences"], "rejects": outputs[REJECTS]}
+
+
+class _Parse(beam.DoFn):
+    def __init__(self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits) -> None:
+        self._schema = schema
+        self._options: Any = {"labelled": labelled, "limits": limits}
+        self._keep_raw = keep_raw
+        self._parsed = Metrics.counter("lengthwise", "records_parsed")
+        self._rejected = Metrics.counter("lengthwise", "records_rejected")
+
+    def process(self, element: Any) -> Iterable[Any]:
+        sequences = []
+        for result in self._results(element):
+            if isinstance(result, Reject):
+                self._rejected.inc()
+                yield beam.pvalue.TaggedOutput(REJECTS, result)
+            else:
+                sequences.append(result)
+        self._parsed.inc(len(sequences))
+        if sequences:
+            yield sequences
+
+    def _results(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
+        if isinstance(element, Lines):
+            yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
+        elif not isinstance(element, str | bytes) or element.strip():
+            raw = _raw_bytes(element)
+            origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)
+            parse: Callable[..., ParsedRecord] = parse_line if isinstance(element, str | bytes) else parse_record
+            try:
+                yield parse(element, self._schema, **self._options), origin
+            except RecordError as error:
+                yield Reject(error.reason, error.message, error.id, origin)
+
+
+def _raw_bytes(element: Any) -> bytes:
+    if isinstance(element, bytes):
+        return element
+    if isinstance(element, str):
+        return element.encode("utf-8", "surrogatepass")
+    try:
+        return canonical(element)
+    except RecordError:  # nested too deep for any text: parsing it says whether that matters
+        return b""

@@ -1,0 +1,48 @@
+"""Reads raw files as batches of lines."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipeline.raw.find_files import RawFile
+from pipeline.raw.json_lines import Chunk, ReadChunk, read_chunk, split_file
+
+CHUNKS = "chunks"
+
+
+@dataclasses.dataclass
+class ReadLines(beam.PTransform):
+    """Begin -> {"lines": batches of lines, "chunks": what was read}, from the files that `find_files` found."""
+
+    files: Sequence[RawFile]
+
+    def expand(self, pipeline: Any) -> Any:
+        outputs = split_files(pipeline, self.files) | "Read" >> beam.ParDo(_ReadChunks()).with_outputs(
+            CHUNKS, main="lines"
+        )
+        return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
+
+
+def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
+    return (
+        pipeline
+        | "Files" >> beam.Create(list(files))
+        | "Split" >> beam.FlatMap(split_file)
+        | "SpreadChunks" >> beam.Reshuffle()
+    )
+
+
+class _ReadChunks(beam.DoFn):
+    def __init__(self) -> None:
+        self._lines = Metrics.counter("lengthwise", "lines_read")
+
+    def process(self, chunk: Chunk) -> Iterable[Any]:
+        for item in read_chunk(chunk):
+            if isinstance(item, ReadChunk):
+                yield beam.pvalue.TaggedOutput(CHUNKS, item)
+            else:
+                self._lines.inc(len(item.offsets))
+                yield item

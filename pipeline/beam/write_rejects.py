@@ -1,0 +1,52 @@
+"""Writes the rejects of a job to files, sorted by their place in the raw files."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindows
+
+from pipeline.build.rejects import RejectsFile, write_rejects
+from pipeline.raw.json_lines import ReadChunk
+from pipeline.raw.origin import Reject
+from pipeline.shuffle.spills import GatheredRejects, Spill
+
+SPILLS = "spills"
+
+
+class SpillRejects(beam.DoFn):
+    """Reject -> Spill, files in a folder of some of a bundle's rejects."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def start_bundle(self) -> None:
+        self._gathered = GatheredRejects(self._folder)
+
+    def process(self, reject: Reject) -> Iterator[Spill]:
+        yield from self._gathered.add(reject)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(GlobalWindows.windowed_value, self._gathered.write())
+
+
+@dataclasses.dataclass
+class WriteRejects(beam.PTransform):
+    """{"spills": Spill, "chunks": ReadChunk} -> RejectsFile, one for each raw file that has any."""
+
+    output: str
+    generation: str
+
+    def expand(self, inputs: Any) -> Any:
+        output, generation = self.output, self.generation
+
+        def write(_: Any, spills: list[Spill], chunks: list[ReadChunk]) -> list[RejectsFile]:
+            return write_rejects(spills, chunks, output=output, generation=generation)
+
+        return (
+            inputs["spills"].pipeline
+            | "OnceForRejects" >> beam.Create([None], reshuffle=False)
+            | "WriteRejects"
+            >> beam.FlatMap(write, beam.pvalue.AsList(inputs["spills"]), beam.pvalue.AsList(inputs["chunks"]))
+        )
