@@ -1,35 +1,113 @@
-"""The command `lengthwise`: each subcommand is a function that is imported only when it is called."""
+"""Lengthwise: records of different lengths in, a trained and exactly masked stacked LSTM out.
+
+This module is the public interface. In Python, write `import lengthwise as lw` and use the names in `__all__`; the
+packages `pipeline` and `trainer` may change between versions. On the command line, `lengthwise COMMAND` calls `main`.
+
+Importing this module loads neither NumPy, Beam nor TensorFlow: a public name or a command is imported when it is used.
+"""
 
 import importlib
 import importlib.util
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Editors and mypy see the public names here; `_PUBLIC` below imports them at run time.
+    from pipeline.beam.transforms import ParseRecords, PrepareFiles, ReadLines, WriteDataset
+    from pipeline.errors import UserError
+    from pipeline.schema.schema import Schema
+    from trainer.batching.epoch import plan_epoch
+    from trainer.config import TrainConfig
+    from trainer.data.dataset import open_dataset
+    from trainer.evaluation.evaluate import evaluate
+    from trainer.model.build import build_model
+    from trainer.reading.batches import batches
+    from trainer.reading.foreign import foreign_batches
+    from trainer.serving.export import export
+    from trainer.serving.predict import predict
+    from trainer.training.train import train
 
 __version__ = "0.1.0"
 
-# name: (function, what it does)
+__all__ = [
+    "ParseRecords",
+    "PrepareFiles",
+    "ReadLines",
+    "Schema",
+    "TrainConfig",
+    "UserError",
+    "WriteDataset",
+    "batches",
+    "build_model",
+    "evaluate",
+    "export",
+    "foreign_batches",
+    "open_dataset",
+    "plan_epoch",
+    "predict",
+    "train",
+]
+
+# The module that defines each public name.
+_PUBLIC = {
+    "ParseRecords": "pipeline.beam.transforms",
+    "PrepareFiles": "pipeline.beam.transforms",
+    "ReadLines": "pipeline.beam.transforms",
+    "Schema": "pipeline.schema.schema",
+    "TrainConfig": "trainer.config",
+    "UserError": "pipeline.errors",
+    "WriteDataset": "pipeline.beam.transforms",
+    "batches": "trainer.reading.batches",
+    "build_model": "trainer.model.build",
+    "evaluate": "trainer.evaluation.evaluate",
+    "export": "trainer.serving.export",
+    "foreign_batches": "trainer.reading.foreign",
+    "open_dataset": "trainer.data.dataset",
+    "plan_epoch": "trainer.batching.epoch",
+    "predict": "trainer.serving.predict",
+    "train": "trainer.training.train",
+}
+
+# Subcommand: (the function that runs it, the line that describes it in the help).
 COMMANDS = {
-    "sample": ("pipeline.main:sample", "make a classic benchmark's raw records, and their schema"),
+    "sample": ("pipeline.main:sample", "make the raw records of a classic benchmark, and their schema"),
     "prepare": ("pipeline.main:prepare", "turn raw records into a dataset"),
-    "inspect": ("pipeline.main:inspect", "show what is in a dataset, by split, label and length"),
-    "plan": ("trainer.main:plan", "show what each way of batching would cost, before you train"),
+    "inspect": ("pipeline.main:inspect", "show the contents of a dataset by split, label and length"),
+    "plan": ("trainer.main:plan", "show the cost of each way of batching before you train"),
     "verify": ("pipeline.main:verify", "check every byte of a dataset"),
     "train": ("trainer.main:train", "train the masked stacked LSTM on a dataset"),
-    "evaluate": ("trainer.main:evaluate", "write and print the metrics of a run, whole, by length, group and source"),
-    "export": ("trainer.main:export", "make a model that serves anywhere of a run"),
+    "evaluate": ("trainer.main:evaluate", "print and write the metrics of a run, also by length, group and source"),
+    "export": ("trainer.main:export", "export a run as a model that serves without Lengthwise"),
     "predict": ("trainer.main:predict", "predict raw records in bulk"),
 }
 PLANNED = ("schema",)
 
 
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the public names are in __all__")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand. Returns the exit status: 0 all of it worked, 2 a wrong flag, else what a user can mend: 1,
-    or the status of its kind of error."""
+    """Runs one subcommand and returns its exit status.
+
+    The status is 0 if everything worked, 2 for a wrong flag or command, and 1 for an error that the user can fix; some
+    errors have a status of their own (`UserError.status`).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    stranger = _find_stranger()
-    if stranger is not None:
-        print(f"lengthwise: {stranger}", file=sys.stderr)
+    problem = _find_shadowed_package()
+    if problem is not None:
+        print(f"lengthwise: {problem}", file=sys.stderr)
         return 1
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
@@ -49,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"lengthwise {name}: {error}", file=sys.stderr)
         return error.status
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of our output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # a full disk, a missing permission
+    except OSError as error:  # for example a full disk or a missing permission
         print(f"lengthwise {name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -70,7 +148,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "`lengthwise COMMAND --help` shows its flags and examples; `lengthwise --version` the version.",
+            "`lengthwise COMMAND --help` shows the flags of a command, with examples. `lengthwise --version` shows the",
+            "version.",
         ]
     )
 
@@ -85,8 +164,11 @@ def _explain_unknown(name: str) -> str:
     return f"unknown command {name!r}; {hint}"
 
 
-def _find_stranger() -> str | None:
-    """Other distributions install folders named `pipeline` and `trainer`; taking theirs for ours would fail oddly."""
+def _find_shadowed_package() -> str | None:
+    """Returns an error message if `pipeline` or `trainer` is a package of another distribution, else None.
+
+    Other distributions install folders with these names. To import them instead of ours would fail in confusing ways.
+    """
     here = pathlib.Path(__file__).resolve().parent
     for package in ("pipeline", "trainer"):
         spec = importlib.util.find_spec(package)
@@ -94,7 +176,7 @@ def _find_stranger() -> str | None:
         if origin is None or origin.parent.parent != here:
             return (
                 f"the package {package!r} is {origin or 'missing'}, expected it in {here}. Another distribution has a "
-                "folder of that name: uninstall it, or install lengthwise into an environment of its own."
+                "folder of that name: uninstall it, or install lengthwise into a separate environment."
             )
     return None
 

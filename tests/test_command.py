@@ -1,14 +1,13 @@
-"""The command: quick help, one clear line for what a user can mend, and exact exit statuses."""
+"""The command: quick help, one clear line for every error that a user can fix, and exact exit statuses."""
 
 import gzip
 import json
 import logging
 import os
 import pathlib
-import statistics
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,7 +19,7 @@ HEAVY = ("apache_beam", "tensorflow", "keras", "pyarrow", "numpy")
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process, in an empty folder; gives (exit status, stdout, lines of stderr)."""
+    """Runs a command in this process, in an empty folder; returns (exit status, stdout, lines of stderr)."""
     monkeypatch.chdir(tmp_path)
     disabled = logging.root.manager.disable
 
@@ -40,13 +39,15 @@ def call(capsys, monkeypatch, tmp_path):
 def test_help_is_quick_and_complete(name):
     seconds = []
     for _ in range(3):
-        begin = time.monotonic()
+        # Processor time, so a busy machine does not matter.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*COMMAND, name, "--help"], capture_output=True, text=True)
-        seconds.append(time.monotonic() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"usage: lengthwise {name} ")
         assert "examples:\n" in done.stdout
-    assert statistics.median(seconds) < 1.0  # half a second on a quiet machine
+    assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize("name", [*lengthwise.COMMANDS, "--version", "--help", "trian"])
@@ -70,7 +71,7 @@ def test_without_a_command_the_commands_are_listed(call, arguments):
         assert f"  {name:<10}{text}\n" in out
 
 
-def test_the_version_is_told(call):
+def test_version_prints_the_version(call):
     assert call("--version") == (0, f"lengthwise {lengthwise.__version__}\n", [])
 
 
@@ -154,19 +155,19 @@ def files(tmp_path, raw_file, schema_file, dataset):
         ("no-json", "{schema}", "out", "2 of 2 records (100.00%) were rejected: 2 not_json; at most 1.00% may be."),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_exits_1(call, files, tmp_path, raw, schema, output, message):
+def test_an_error_of_the_user_is_one_line_and_exits_1(call, files, tmp_path, raw, schema, output, message):
     places = files | {"here": tmp_path}
     status, out, err = call(
         "prepare", raw.format(**places), "--schema", schema.format(**places), "--output", output.format(**places)
     )
-    # Once the job has started, a note says where it runs.
-    (line,) = [line for line in err if line != "Running in this process (FnApiRunner)."]
+    # A job that has started prints where it runs, and its progress on a slow machine.
+    (line,) = [line for line in err if not line.startswith(("Running in this process", "prepare: "))]
     assert (status, out) == (1, "")
     assert line.startswith(f"lengthwise prepare: {message.format(**places)}")
 
 
 @pytest.mark.parametrize("name", ["inspect", "verify"])
-def test_what_is_no_dataset_is_one_line_and_exits_1(call, name, tmp_path):
+def test_a_folder_without_a_dataset_is_one_line_and_exits_1(call, name, tmp_path):
     status, out, (line,) = call(name, tmp_path)
     assert (status, out) == (1, "")
     assert line.startswith(f"lengthwise {name}: {tmp_path}")
@@ -175,7 +176,7 @@ def test_what_is_no_dataset_is_one_line_and_exits_1(call, name, tmp_path):
 def test_prepare_inspect_and_verify_agree(call, files, dataset):
     common = ("prepare", files["raw"], "--schema", files["schema"], "--num_shards", "4", "--output")
     status, out, err = call(*common, "out", "--json", "--runner=DirectRunner", "--direct_runner_bundle_repeat", "2")
-    # On a busy machine it says meanwhile how far it is.
+    # On a slow machine, progress lines follow.
     assert (status, err[:1]) == (0, ["Running in this process (FnApiRunner)."])
     assert all(line.startswith("prepare: ") for line in err[1:])
     summary = json.loads(out)
@@ -189,7 +190,7 @@ def test_prepare_inspect_and_verify_agree(call, files, dataset):
     assert "train" in out
 
 
-def test_a_workers_error_is_the_last_line_in_processes_of_their_own_too(files, tmp_path):
+def test_an_error_in_a_worker_process_is_the_last_line(files, tmp_path):
     done = subprocess.run(
         [*COMMAND, "prepare", "cut.gz", "--schema", files["schema"], "--output", "out"]
         + ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
@@ -203,7 +204,7 @@ def test_a_workers_error_is_the_last_line_in_processes_of_their_own_too(files, t
 
 
 @pytest.mark.parametrize("package", ["pipeline", "trainer"])
-def test_a_strangers_package_of_our_name_is_told(tmp_path, package):
+def test_a_package_of_another_distribution_with_our_name_is_reported(tmp_path, package):
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("")
     done = subprocess.run(

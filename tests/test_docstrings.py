@@ -1,4 +1,4 @@
-"""What a docstring shows as an example is so."""
+"""The examples in docstrings are correct."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Damaged input of every kind: an answer that is documented, and soon, or the seed and the input that had none."""
+"""Damaged input of every kind gives a documented result in time; a failure shows the seed and the input."""
 
 import contextlib
 import faulthandler
@@ -60,7 +60,7 @@ SECONDS = 60
 
 
 def mutate(data, chance, words=()):
-    """One to three bytes or pieces changed, moved, cut out or put in."""
+    """Changes, moves, removes or inserts one to three bytes or pieces."""
     data = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 3))):
         at = chance.randrange(len(data) + 1)
@@ -81,13 +81,14 @@ def mutate(data, chance, words=()):
 
 @contextlib.contextmanager
 def watched(capfd):
-    """Gives what is to be called before each input: then SECONDS begin anew.
+    """Yields a function that restarts the time limit of SECONDS; call it before each input.
 
-    A hang in Python is told with its input. One in C never comes back to tell: that ends the process, with a traceback.
+    A hang in Python fails the test with its input. A hang in C code cannot be interrupted: it ends the process with a
+    traceback.
     """
 
     def hangs(number, frame):
-        pytest.fail(f"no answer in {SECONDS} seconds")
+        pytest.fail(f"no result within {SECONDS} seconds")
 
     armed = 0.0
 
@@ -95,11 +96,11 @@ def watched(capfd):
         nonlocal armed
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         now = time.monotonic()
-        if now > armed + 1:  # it takes a thread
+        if now > armed + 1:  # arming starts a thread
             faulthandler.dump_traceback_later(SECONDS + 10, exit=True, file=stderr)
             armed = now
 
-    with capfd.disabled():  # or pytest has the traceback, and is gone
+    with capfd.disabled():  # else pytest captures the traceback and loses it
         stderr = os.fdopen(os.dup(2), "w")
     before = signal.signal(signal.SIGALRM, hangs)
     try:
@@ -113,7 +114,7 @@ def watched(capfd):
 
 @pytest.fixture
 def fuzz(capfd):
-    """Checks so many inputs, and gives their number; what goes wrong is told with the input."""
+    """Checks `count` inputs and returns their number; a failure shows its input."""
 
     def run(number, seed, make, check):
         chance = random.Random(seed)
@@ -167,7 +168,7 @@ SHARD = b"".join(map(frame, EXAMPLES * 3))
 
 
 def damage_shard(chance):
-    """Bytes that are changed anywhere, or a length that its CRC vouches for."""
+    """Changes bytes anywhere, or a length together with its CRC."""
     if chance.random() < 0.7:
         return mutate(SHARD, chance)
     length = chance.choice((0, 1, 15, 16, 17, len(SHARD), 2**31 - 1, 2**31, 2**63, 2**64 - 1, chance.getrandbits(64)))
@@ -194,19 +195,19 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_damaged_input_has_an_answer(target, fuzz):
+def test_damaged_input_gives_a_documented_result(target, fuzz):
     make, check, _ = TARGETS[target]
     assert fuzz(3000, 0, make, check) >= 3000
 
 
 @pytest.mark.proof
-def test_a_million_damaged_inputs_have_an_answer(fuzz):
+def test_a_million_damaged_inputs_give_a_documented_result(fuzz):
     assert sum(fuzz(number, 1, make, check) for make, check, number in TARGETS.values()) >= 1_000_000
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A dataset with files of every kind: vocabularies, rejects, shards and their indexes."""
+    """A small dataset with files of every kind: vocabularies, rejects, shards and indexes."""
     folder = tmp_path_factory.mktemp("tiny")
     records = [
         record
@@ -230,7 +231,7 @@ def tiny(tmp_path_factory):
 
 
 def resign(dataset, before, after):
-    """Lets the manifest vouch for damaged bytes, so that what reads them has to find the fault."""
+    """Writes the digest of damaged bytes into the manifest, so that the code that reads them must find the fault."""
     digest = hashlib.sha256(before).hexdigest()
 
     def tell(values):
@@ -245,7 +246,7 @@ def resign(dataset, before, after):
 
 
 def damage_files(fuzz, number, seed, dataset, folder):
-    """How often `verify` found nothing wrong with a file whose bytes the manifest does not vouch for."""
+    """Counts how often `verify` found no fault in a changed file whose digest is not in the manifest."""
     copy = folder / "copy"
     shutil.copytree(dataset, copy)
     files = sorted(path.relative_to(dataset) for path in dataset.rglob("*") if path.is_file())
@@ -269,7 +270,7 @@ def damage_files(fuzz, number, seed, dataset, folder):
             assert all(isinstance(fault.message, str) and fault.message for fault in faults)
             if not faults and not vouched and data != whole[pathlib.Path(path)]:
                 missed.append((path, data))
-        except UserError:  # the manifest itself cannot be believed
+        except UserError:  # the manifest itself is damaged
             assert path == FILE_NAME or vouched
         finally:
             manifest.write_bytes(whole[pathlib.Path(FILE_NAME)])
@@ -287,10 +288,10 @@ def check_missed(missed):
         assert path == FILE_NAME or path.startswith("rejected/") or path.count("/") == 1, (path, data)
 
 
-def test_verify_has_an_answer_to_damaged_files(fuzz, tiny, tmp_path):
+def test_verify_handles_damaged_files(fuzz, tiny, tmp_path):
     check_missed(damage_files(fuzz, 150, 0, tiny, tmp_path))
 
 
 @pytest.mark.proof
-def test_verify_has_an_answer_to_thousands_of_damaged_files(fuzz, tiny, tmp_path):
+def test_verify_handles_thousands_of_damaged_files(fuzz, tiny, tmp_path):
     check_missed(damage_files(fuzz, 3000, 1, tiny, tmp_path))

@@ -1,7 +1,7 @@
 """Datasets of the released format, kept in tests/golden/: old datasets must stay readable.
 
-If one of these tests fails, the format changed: raise FORMAT_VERSION in pipeline/manifest.py. Then make the golden
-datasets anew, from paths that are the same on every machine:
+If one of these tests fails, the format changed: raise FORMAT_VERSION in pipeline/format/manifest.py. Then make new
+golden datasets, from paths that are the same on every machine:
 
     mkdir -p /tmp/golden/every_kind
     cp tests/golden/*.* /tmp/golden/ && cp tests/golden/every_kind/*.* /tmp/golden/every_kind/
@@ -37,7 +37,7 @@ MAX_LENGTH = 6
 
 
 def read_dataset(folder=GOLDEN / "dataset"):
-    """{id: (split, decoded Example)} of every record, in the order of the files."""
+    """Reads every record in the order of the files: {id: (split, decoded Example)}."""
     records = {}
     for name, split in read_manifest(str(folder)).splits.items():
         for shard in split.shards:
@@ -52,7 +52,7 @@ def read_raw(folder=GOLDEN):
     return [json.loads(line) for line in (folder / "raw.jsonl").read_bytes().splitlines()]
 
 
-def test_the_golden_dataset_is_of_this_format_version_and_still_verifies():
+def test_the_golden_dataset_has_the_current_format_version_and_passes_verify():
     report = verify(str(GOLDEN / "dataset"))
     assert report.faults == []
     assert (report.records, report.shards) == (16, 6)
@@ -71,7 +71,7 @@ def test_a_golden_record_holds_the_values_of_the_raw_file(raw):
     assert example["y"].tolist() == [CLASSES.index(str(raw["y"]))]
 
 
-def test_every_raw_record_stands_where_it_stood():
+def test_every_raw_record_keeps_its_split_and_position():
     splits = {"train": [], "validation": [], "test": []}
     for record_id, (split, _) in read_dataset().items():
         splits[split].append(record_id)
@@ -92,14 +92,14 @@ def prepare_again(schema, output, *, num_shards):
 
 
 def check_same(new, new_folder, golden, golden_folder):
-    """Whether a dataset that was made now is the golden one: its bytes, its counts, its statistics."""
+    """Asserts that a new dataset equals the golden one: bytes, counts and statistics."""
     assert new.fingerprint == golden.fingerprint
     assert new.statistics.keys() == golden.statistics.keys()
     for name, statistics in golden.statistics.items():
         found = new.statistics[name]
         assert (found.count, found.missing) == (statistics.count, statistics.missing)
         assert (found.min, found.max) == (statistics.min, statistics.max)
-        # Sums may be rounded otherwise on another CPU.
+        # Another CPU may round sums differently.
         np.testing.assert_allclose(found.mean, statistics.mean, rtol=1e-12)
         np.testing.assert_allclose(found.variance, statistics.variance, rtol=1e-12)
     for name, split in golden.splits.items():
@@ -109,7 +109,7 @@ def check_same(new, new_folder, golden, golden_folder):
     assert new.vocabularies.keys() == golden.vocabularies.keys()
     for name, vocabulary in golden.vocabularies.items():
         assert (new_folder / new.vocabularies[name].path).read_bytes() == (golden_folder / vocabulary.path).read_bytes()
-    # The raw file's digest, not its place.
+    # The digest of the raw file, not its path.
     assert [source.sha256 for source in new.sources] == [source.sha256 for source in golden.sources]
 
 
@@ -118,7 +118,7 @@ def test_preparing_the_raw_file_again_gives_the_same_shards_and_fingerprint(tmp_
     again = prepare_again(GOLDEN / "schema.yaml", tmp_path / "dataset", num_shards=2)
     check_same(again, tmp_path / "dataset", golden, GOLDEN / "dataset")
     assert [source.path for source in golden.sources] == ["/tmp/golden/raw.jsonl"]
-    # The format is final: these bytes are those of the first dataset that was ever kept here.
+    # The format is final: these are the bytes of the first golden dataset.
     assert golden.fingerprint == "54e8b4086770b72cf1bbb169bedea0bf5b9f5bd6b10793ebf6165ad8de1897e7"
 
 
@@ -139,7 +139,7 @@ def test_there_is_a_golden_dataset_of_every_kind_of_label():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_golden_dataset_of_every_kind_of_feature_still_verifies(kind):
+def test_a_golden_dataset_of_every_kind_of_feature_passes_verify(kind):
     report = verify(str(EVERY / kind))
     assert report.faults == []
     assert (report.records, report.shards) == (8, 2)

@@ -1,4 +1,4 @@
-"""The data flows one way and so do the imports: what each module pulls in, seen in a process of its own."""
+"""Data flows one way through the packages, and so do imports; each module is imported in a process of its own."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ def modules(package):
     return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
 
 
-# Each module is imported in a fork of its own, so that what is heavy and allowed is imported only once for all.
+# Imports the allowed heavy modules once, then each module of ours in a fork.
 LOADER = """
 import importlib, json, os, sys, traceback
 allowed, *ours = sys.argv[1:]
@@ -67,7 +67,7 @@ for module in ours:
 
 
 def load(ours, *, allowed):
-    """For each module, the top-level modules that are there after its import; one that failed is missing."""
+    """Returns the loaded top-level modules after the import of each module; fails if an import fails."""
     command = [sys.executable, "-W", "ignore", "-c", LOADER, allowed, *ours]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = {module: set(names) for module, names in map(json.loads, done.stdout.splitlines())}
@@ -76,7 +76,7 @@ def load(ours, *, allowed):
 
 
 def imported(path):
-    """Every module that a file names in an import, wherever in the file; `from a import b` as a and as a.b."""
+    """Returns every module that a file imports, also inside functions; `from a import b` counts as a and a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -145,7 +145,7 @@ def test_a_package_is_a_docstring_only(path):
 
 @pytest.mark.proof
 def test_a_bare_worker_can_import_all_of_pipeline(tmp_path):
-    """What `--setup_file` gives a Beam worker: our sdist with its base requirements, and Beam."""
+    """Installs what `--setup_file` gives to a Beam worker: our sdist with its base requirements, and Beam."""
 
     def run(*command, cwd=tmp_path):
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)

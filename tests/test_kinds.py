@@ -1,4 +1,4 @@
-"""Every kind of feature and label goes the whole way: as it was through the reader, exact in the model, learnt."""
+"""Every kind of feature and label from end to end: read unchanged, computed exactly, and learnt."""
 
 import collections
 
@@ -25,7 +25,7 @@ SMALL = TrainConfig(units=(8,), epochs=3, batch_steps=60, learning_rate=0.02)
 
 
 def vocabulary(made, name):
-    """The most frequent words of the train split by counting them, ties by the word."""
+    """Returns the most frequent words of the train split, by a plain count; ties are ordered by the word."""
     context = name == "city"
     values = [record[name] for record in made.of("train")]
     words = [word for value in values for word in ([value] if context else value) if word is not None]
@@ -35,7 +35,7 @@ def vocabulary(made, name):
 
 
 def rows_of(made, split="train", **options):
-    """{id: (features, label, weight)} of every record, without its padding, from the reader."""
+    """Reads every record: {id: (features, label, weight)} without padding."""
     dataset = open_dataset(made.path)
     ids = dataset.index(split)["id"].to_pylist()
     rows = {}
@@ -55,7 +55,7 @@ def rows_of(made, split="train", **options):
 
 
 def plain_label(record, kind, words):
-    """(label, weight) by the book, one value or a list; what has no weight is None."""
+    """Returns the expected (label, weight), each one value or a list; a label without weight is None."""
     classes = datasets.CLASSES
     one = {
         "class": lambda y: classes.index(y),
@@ -78,7 +78,7 @@ def plain_label(record, kind, words):
 
 
 def cut(record, kind, limit, truncate):
-    """The record with only its first, or its last, steps."""
+    """Returns the record with its first or last steps only."""
     part = slice(limit) if truncate == "tail" else slice(-limit, None)
     per_step = ["x", "word", "page", "bits", *(["y"] if kind.startswith("step_") else [])]
     return record | {name: record[name][part] for name in per_step}
@@ -94,7 +94,7 @@ def cut(record, kind, limit, truncate):
         ("next_bits", 4, "tail"),
     ],
 )
-def test_the_reader_gives_every_feature_and_label_as_it_was(kind, limit, truncate):
+def test_the_reader_returns_every_feature_and_label_unchanged(kind, limit, truncate):
     made = datasets.of_every_feature(kind)
     words = vocabulary(made, "word")
     options = {"batching": "pad", "pad_length": limit, "truncate": truncate} if limit else {"batch_steps": 50}
@@ -120,7 +120,7 @@ def test_the_reader_gives_every_feature_and_label_as_it_was(kind, limit, truncat
 
 
 def batch_of(records, missing=0, garbage=np.nan):
-    """(features, length) of raw records, padded by `missing` more steps than the longest, with garbage."""
+    """Returns (features, length) of raw records, padded with garbage to `missing` steps beyond the longest."""
     longest = max(len(record["bits"]) for record in records) + missing
 
     def padded(name, null, fill, dtype, shape=()):
@@ -173,7 +173,7 @@ def outputs(model, features):
         ("step_multilabel", {"bidirectional": True}),
     ],
 )
-def test_neither_padding_nor_neighbours_change_an_output(kind, config):
+def test_padding_and_other_records_never_change_an_output(kind, config):
     model = make_model(kind, **config)
     records = datasets.of_every_feature(kind).of("test")[:12]
     per_step = kind.startswith(("step_", "next_"))
@@ -186,8 +186,8 @@ def test_neither_padding_nor_neighbours_change_an_output(kind, config):
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
-def test_pooling_reads_what_it_says_of_the_steps(pooling):
-    """By the layers of the model itself: the head's input, from the steps that go into the pooling."""
+def test_pooling_computes_the_last_the_mean_or_the_maximum_step(pooling):
+    """Compares the input of the head with the steps that enter the pooling, by the layers of the model itself."""
     model = make_model("class", pooling=pooling)
     records = datasets.of_every_feature("class").of("test")[:6]
     layer = model.get_layer(f"{pooling}_1")
@@ -200,7 +200,7 @@ def test_pooling_reads_what_it_says_of_the_steps(pooling):
 
 
 @pytest.mark.parametrize(("layer", "reduce"), [(MeanStep, np.mean), (MaxStep, np.max)])
-def test_pooling_reads_no_padding_whatever_is_in_it(layer, reduce):
+def test_pooling_ignores_padding(layer, reduce):
     values = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32) - 9
     length = np.array([1, 3, 5])
     expected = np.stack([reduce(values[row, :n], axis=0) for row, n in enumerate(length)])
@@ -209,7 +209,7 @@ def test_pooling_reads_no_padding_whatever_is_in_it(layer, reduce):
         np.testing.assert_allclose(layer()(tf.constant(padded), tf.constant(length)), expected, rtol=1e-6)
 
 
-def test_a_configuration_that_does_not_go_with_the_label_is_refused_and_nothing_is_made(tmp_path):
+def test_a_configuration_that_does_not_fit_the_label_is_refused_before_any_file_is_written(tmp_path):
     with pytest.raises(UserError, match=r"pooling mean: each step has its own label \(step_class\)"):
         train(datasets.of_every_feature("step_class").path, tmp_path / "run", TrainConfig(pooling="mean"))
     with pytest.raises(UserError, match=r"bidirectional: reads each next step, and so the label \(next_of word\)"):
@@ -217,7 +217,7 @@ def test_a_configuration_that_does_not_go_with_the_label_is_refused_and_nothing_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_value_is_filled_as_the_schema_says():
+def test_a_missing_value_is_filled_as_the_schema_declares():
     made = datasets.of_every_feature("class")
     model, statistics = make_model("class"), open_dataset(made.path).manifest.statistics
     record = next(r for r in made.of("test") if len(r["bits"]) > 2)
@@ -229,12 +229,12 @@ def test_a_missing_value_is_filled_as_the_schema_says():
     mean = list(statistics["x"].mean)
     np.testing.assert_allclose(answer(x=[None] * length), answer(x=[mean] * length), atol=1e-6)
     np.testing.assert_allclose(answer(city=None), answer(city="york"), atol=0)
-    # In no vocabulary, all words are one value.
+    # All words outside the vocabulary share one value.
     np.testing.assert_allclose(answer(word=[None] * length), answer(word=["zebra"] * length), atol=0)
     assert np.abs(answer(word=["the"] * length) - answer(word=["zebra"] * length)).max() > 1e-4
 
 
-def test_an_indicator_tells_a_missing_value_from_the_one_in_its_place():
+def test_an_indicator_distinguishes_a_missing_value_from_the_value_that_fills_it():
     made = datasets.of_every_feature("class")
     model, statistics = make_model("class"), open_dataset(made.path).manifest.statistics
     record = made.of("test")[0]
@@ -249,7 +249,7 @@ def test_an_indicator_tells_a_missing_value_from_the_one_in_its_place():
 
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
-def test_the_output_hangs_on_every_context_feature(kind):
+def test_the_output_depends_on_every_context_feature(kind):
     model = make_model(kind)
     (record,) = datasets.of_every_feature(kind).of("test")[:1]
     before = outputs(model, batch_of([record]))
@@ -262,7 +262,7 @@ def test_the_output_hangs_on_every_context_feature(kind):
             assert (np.abs(after - before) > 1e-7).any(axis=-1).all(), changes
 
 
-def test_each_vocabulary_is_that_of_the_train_split():
+def test_each_vocabulary_comes_from_the_train_split():
     made = datasets.of_every_feature("class")
     found = open_dataset(made.path).vocabularies()
     assert {name: [term.decode() for term in terms] for name, terms in found.items()} == {
@@ -270,7 +270,7 @@ def test_each_vocabulary_is_that_of_the_train_split():
     }
 
 
-def test_targets_name_what_the_outputs_are():
+def test_targets_name_the_outputs():
     def target(kind):
         dataset = open_dataset(datasets.of_every_feature(kind).path)
         return make_target(dataset.schema, dataset.vocabularies())
@@ -283,7 +283,7 @@ def test_targets_name_what_the_outputs_are():
     assert target("multilabel").names == ("a", "b", "c")
 
 
-def test_losses_of_several_labels_and_of_vectors_are_the_textbook_ones():
+def test_losses_of_multilabels_and_vectors_equal_the_textbook_formulas():
     random = np.random.default_rng(1)
     logits = random.normal(size=(4, 3)).astype(np.float32)
     label = random.integers(0, 2, (4, 3)).astype(np.float32)
@@ -297,7 +297,7 @@ def test_losses_of_several_labels_and_of_vectors_are_the_textbook_ones():
 
 
 @pytest.mark.parametrize("kind", datasets.some(KINDS, ["step_multilabel", "next_word"]))
-def test_every_kind_is_learnt_and_measured(tmp_path, kind):
+def test_every_kind_of_label_is_learnt_and_evaluated(tmp_path, kind):
     made = datasets.of_every_feature(kind)
     result = train(made.path, tmp_path / "run", SMALL)
     lines = [line["train"]["loss"] for line in _epochs(tmp_path / "run")]
@@ -305,7 +305,7 @@ def test_every_kind_is_learnt_and_measured(tmp_path, kind):
     assert np.isfinite(result["validation"]["loss"])
     measured = evaluate(tmp_path / "run", made.path)
     assert measured["records"] == 30
-    # The loss by hand: the mean over all labels of the split.
+    # The expected loss: the mean over all labels of the split.
     dataset = open_dataset(made.path)
     model = _trained(tmp_path / "run", dataset)
     total = weights = 0.0
@@ -340,7 +340,7 @@ def _scale(dataset):
     return loss_scale(make_target(dataset.schema, dataset.vocabularies()), dataset.manifest.statistics)
 
 
-def test_a_model_saved_by_keras_answers_as_before(tmp_path):
+def test_a_model_saved_by_keras_gives_the_same_outputs(tmp_path):
     model = make_model("next_word")
     features = batch_of(datasets.of_every_feature("next_word").of("test")[:5])
     model.save(tmp_path / "model.keras")
@@ -348,7 +348,7 @@ def test_a_model_saved_by_keras_answers_as_before(tmp_path):
     np.testing.assert_allclose(outputs(again, features), outputs(model, features), atol=1e-6)
 
 
-def test_a_schema_with_a_vocabulary_needs_it_to_build_a_model():
+def test_building_a_model_requires_the_vocabularies_of_its_schema():
     schema = Schema.parse("steps: {w: {dtype: string, vocabulary: 3}}\nlabel: {name: y, kind: regression}")
     with pytest.raises(ValueError, match="pass vocabularies"):
         build_model(schema, {})

@@ -1,30 +1,38 @@
-"""What README shows runs as printed."""
+"""The examples of README run as printed, and use the public API only."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
+import lengthwise as lw
+
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+CODE = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+
+
+def test_the_readme_uses_the_public_api_only():
+    assert "import lengthwise as lw\n" in CODE
+    assert not re.search(r"^\s*(from|import) (pipeline|trainer)\b", CODE, re.MULTILINE)
+    assert [name for name in lw.__all__ if f"lw.{name}" not in README] == []
 
 
 def test_the_python_of_the_readme_runs_as_printed(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-    code += "\nassert sum(len(features['length']) for features, _, _ in theirs) == dataset.split('train').records\n"
+    code = (
+        CODE + "\nassert sum(len(features['length']) for features, _, _ in theirs) == dataset.split('train').records\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
 
 
 def test_the_readme_shows_every_command():
-    from lengthwise import COMMANDS
-
-    assert [name for name in COMMANDS if f"$ lengthwise {name}" not in README and f"`{name}`" not in README] == []
+    for name in lw.COMMANDS:
+        assert f"$ lengthwise {name}" in README or f"`{name}`" in README
 
 
 def test_the_schema_of_the_readme_is_the_one_that_sample_writes():
     from pipeline.raw.samples import TEMPORAL_ORDER_SCHEMA
-    from pipeline.schema.schema import Schema
 
     shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
-    assert Schema.parse(shown) == Schema.parse(TEMPORAL_ORDER_SCHEMA)
+    assert lw.Schema.parse(shown) == lw.Schema.parse(TEMPORAL_ORDER_SCHEMA)

@@ -1,4 +1,4 @@
-"""Published data sets reach what is known of them, from their raw files, through the command line."""
+"""Published data sets reach their known accuracy, from raw files, through the command line."""
 
 import json
 
@@ -12,7 +12,7 @@ SLOTS = ["--bidirectional", "--batch_steps", "800", "--dropout", "0.3", "--optim
 
 
 def measure(folder, flags=(), *, seed=0, prepare=()):
-    """(evaluation of the test split, result) of `lengthwise train` with these flags on raw.jsonl and schema.yaml."""
+    """Trains with these flags on raw.jsonl and schema.yaml; returns (evaluation of the test split, result)."""
     dataset, run = str(folder / "dataset"), str(folder / f"run-{seed}")
     if not (folder / "dataset").exists():
         raw, schema = str(folder / "raw.jsonl"), str(folder / "schema.yaml")
@@ -24,7 +24,7 @@ def measure(folder, flags=(), *, seed=0, prepare=()):
 
 
 def mean_of(metric, folder, flags=()):
-    """The mean of a metric on the test split over three seeds, printed with the share of useful steps."""
+    """Returns the mean of a metric on the test split over three seeds, and prints it with the useful share."""
     found = [measure(folder, flags, seed=seed) for seed in SEEDS]
     values = [evaluation["metrics"][metric] for evaluation, _ in found]
     mean = sum(values) / len(values)
@@ -54,7 +54,7 @@ def test_snips_intents_after_two_epochs(tmp_path):
 @real_sets.needs("helpdesk")
 def test_helpdesk_after_five_epochs(tmp_path):
     evaluation, _ = measure(real_sets.helpdesk(tmp_path), ["--epochs", "5", "--units", "50"])
-    # Above 0.75, the end of a case would be among the labels.
+    # An accuracy above 0.75 would mean that the end of a case is among the labels.
     assert 0.66 <= evaluation["metrics"]["accuracy"] <= 0.75
 
 
@@ -62,7 +62,7 @@ def test_helpdesk_after_five_epochs(tmp_path):
 @real_sets.needs("cmapss_fd001")
 def test_cmapss_after_few_epochs(tmp_path):
     evaluation, _ = measure(real_sets.cmapss(tmp_path), ["--epochs", "6", "--units", "50", "--learning_rate", "0.01"])
-    assert evaluation["metrics"]["rmse"] <= 26  # the mean of all labels: 41
+    assert evaluation["metrics"]["rmse"] <= 26  # predicting the mean of all labels gives 41
 
 
 @pytest.mark.proof
@@ -70,7 +70,7 @@ def test_cmapss_after_few_epochs(tmp_path):
 def test_jsb_chorales_after_few_epochs(tmp_path):
     flags = ["--epochs", "10", "--units", "60", "--learning_rate", "0.01"]
     evaluation, _ = measure(real_sets.jsb_chorales(tmp_path), flags)
-    assert evaluation["metrics"]["nll"] <= 9.7  # every note as often as in all: 11
+    assert evaluation["metrics"]["nll"] <= 9.7  # predicting the frequency of each note gives 11
 
 
 @pytest.mark.proof

@@ -17,7 +17,7 @@ from trainer.training.update import Update, make_optimizer
 
 
 def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
-    """The records of `lengthwise sample seed`, those of each length in a dataset of their own."""
+    """The records of `lengthwise sample seed`, with one dataset for each length."""
     raw = tmp_path / "raw.jsonl"
     assert datasets.call(capsys, "sample", "seed", "--num_records", 36, "--output", raw)[0] == 0
     by_length = {50: [], 10: [], 60: []}
@@ -57,7 +57,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
                 assert features["x"].shape[1:] == (steps, 100)
                 total += [float(value) for value in update(((features, label, weight),))[:2]]
             losses.append(total[0] / total[1])
-        assert losses[-1] < losses[0]  # it learns the 12 records by heart
+        assert losses[-1] < losses[0]  # the model memorizes the 12 records
         assert [tuple(weight.shape) for weight in model.weights] == shapes
         assert all((weight.numpy() != old).any() for weight, old in zip(model.weights, before, strict=True))
     assert count_parameters(model) == sum(np.prod(shape) for shape in shapes)

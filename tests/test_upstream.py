@@ -1,6 +1,6 @@
-"""Faults of Keras, TensorFlow and Beam that we work around: a test that passes here says that one has been mended.
+"""Faults of Keras, TensorFlow and Beam that we work around: a test that passes shows that a fault has been fixed.
 
-Each test asks for the behaviour that one would want, and fails today, by the error that its mark names and no other.
+Each test asserts the desired behaviour. Today it fails, with exactly the error that its mark names.
 """
 
 import json
@@ -24,7 +24,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from pipeline.format.tfrecord import frame, masked_crc
 
 pytestmark = pytest.mark.proof
-UNREPORTED = "no report of it that we know"
+UNREPORTED = "we know of no report"
 
 
 def broken(where, raises=AssertionError):
@@ -32,13 +32,13 @@ def broken(where, raises=AssertionError):
 
 
 def run_script(script, *arguments, seconds=120):
-    """Runs Python code in a process of its own, which may die of it; gives what became of the process."""
+    """Runs Python code in a process of its own, which may crash; returns the completed process."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 
-def said(done):
-    """What a script that came to its end printed last, from JSON."""
+def printed(done):
+    """Returns the last line that a successful script printed, parsed as JSON."""
     if done.returncode:
         raise RuntimeError(f"The script failed by itself, status {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -88,7 +88,7 @@ def test_fit_trains_on_two_workers():
     finally:
         for worker in workers:
             worker.kill()
-    errors = [said(subprocess.CompletedProcess([], status, out, err)) for (out, err), status in ended]
+    errors = [printed(subprocess.CompletedProcess([], status, out, err)) for (out, err), status in ended]
     if not all(error is None or "PerReplica" in error for error in errors):
         raise RuntimeError(f"Fails in another way than it did: {errors}")
     assert errors == [None, None]
@@ -118,8 +118,8 @@ print(json.dumps(float(abs(two - one).max() / abs(one).max())))
 
 @broken("https://github.com/tensorflow/tensorflow/issues/29614")
 def test_fit_on_two_devices_counts_each_step_as_one_device_does():
-    """A record of 6 steps and one of 1, on a device each: the mean of their means is not the mean over 7 steps."""
-    assert said(run_script(UPDATE_ON_TWO_DEVICES)) < 1e-4
+    """Records of 6 steps and 1 step, one per device: the mean of their means is not the mean over 7 steps."""
+    assert printed(run_script(UPDATE_ON_TWO_DEVICES)) < 1e-4
 
 
 DROPOUT_ON_TWO_DEVICES = """
@@ -137,12 +137,12 @@ print(json.dumps(bool((one == two).all())))
 
 @broken(UNREPORTED)
 def test_dropout_draws_other_numbers_on_each_device():
-    assert not said(run_script(DROPOUT_ON_TWO_DEVICES))
+    assert not printed(run_script(DROPOUT_ON_TWO_DEVICES))
 
 
 @broken(UNREPORTED)
-def test_an_optimizer_adds_up_the_gradients_of_a_category_that_a_batch_has_twice():
-    """RMSprop squares each of the two alone: 3² + 4² in place of (3 + 4)²."""
+def test_an_optimizer_adds_up_the_gradients_of_a_category_that_occurs_twice_in_a_batch():
+    """RMSprop squares each of the two separately: 3² + 4² instead of (3 + 4)²."""
     twice = tf.IndexedSlices(tf.constant([[3.0], [4.0]]), tf.constant([0, 0]), tf.constant([2, 1]))
     found = []
     for gradient in (twice, tf.convert_to_tensor(twice)):
@@ -159,7 +159,7 @@ def test_the_loss_that_fit_reports_is_the_mean_over_all_steps():
         [keras.Input((None, 1)), keras.layers.Masking(-1.0), keras.layers.Dense(1, kernel_initializer="ones")]
     )
     model.compile(keras.optimizers.SGD(0.0), "mae", jit_compile=False)
-    # One step that costs 1, and, in another batch, nine that cost 3 each.
+    # One step with loss 1, and nine steps with loss 3 in another batch.
     spec = (tf.TensorSpec([1, None, 1]), tf.TensorSpec([1, None, 1]))
     batches = [(np.full((1, time, 1), cost), np.zeros((1, time, 1))) for time, cost in ((1, 1.0), (9, 3.0))]
     data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
@@ -169,7 +169,7 @@ def test_the_loss_that_fit_reports_is_the_mean_over_all_steps():
 
 
 @broken("https://github.com/keras-team/keras/pull/22490")
-def test_backup_and_restore_goes_on_where_it_was(tmp_path):
+def test_backup_and_restore_resumes_at_the_same_update(tmp_path):
     class InterruptAt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if self.model.optimizer.iterations.numpy() == 11:
@@ -185,7 +185,7 @@ def test_backup_and_restore_goes_on_where_it_was(tmp_path):
 
     with pytest.raises(InterruptedError):
         fit(InterruptAt())
-    # It was saved after update 10, and there begins the second epoch over again.
+    # The backup was saved after update 10; the second epoch starts again from its beginning.
     assert fit() == 16
 
 
@@ -194,7 +194,7 @@ def test_backup_and_restore_goes_on_where_it_was(tmp_path):
 
 @broken("https://github.com/keras-team/keras/issues/5572")
 @pytest.mark.parametrize("metric", [keras.metrics.AUC, keras.metrics.Precision])
-def test_metrics_leave_padding_out(metric):
+def test_metrics_ignore_padding(metric):
     invert = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(-1.0), bias_initializer="ones")
     model = keras.Sequential([keras.Input((None, 1)), keras.layers.Masking(0.0), invert])
     model.compile(loss="mse", weighted_metrics=["mae", metric(name="found")], jit_compile=False)
@@ -207,7 +207,7 @@ def test_metrics_leave_padding_out(metric):
 
 
 @broken("https://github.com/tensorflow/tensorflow/issues/38349")
-def test_what_is_masked_has_no_part_in_the_gradient():
+def test_masked_steps_do_not_contribute_to_the_gradient():
     layer = keras.layers.LSTM(2)
     x, mask = tf.constant([[[1.0], [2.0], [np.nan]]]), tf.constant([[True, True, False]])
     layer.build(x.shape)
@@ -223,7 +223,7 @@ def test_what_is_masked_has_no_part_in_the_gradient():
 @pytest.mark.parametrize(
     "change", [lambda h: h + h, keras.ops.relu, lambda h: h[:, :, :1]], ids=["add", "relu", "slice"]
 )
-def test_an_operation_keeps_the_mask_or_says_that_it_is_lost(change):
+def test_an_operation_keeps_the_mask_or_warns_that_it_is_lost(change):
     inputs = keras.Input((None, 2))
     hidden = keras.layers.LSTM(2, return_sequences=True)(keras.layers.Masking()(inputs))
     with warnings.catch_warnings(record=True) as told:
@@ -264,7 +264,7 @@ save(sys.argv[1])
 
 @broken("https://github.com/keras-team/keras/issues/20463", raises=(OSError, ValueError))
 @pytest.mark.parametrize("name", ["model.weights.h5", "model.keras"])
-def test_a_save_that_is_killed_leaves_what_was_saved_before(tmp_path, name):
+def test_a_save_that_is_killed_keeps_the_previous_file(tmp_path, name):
     path = tmp_path / name
     done = run_script(SAVE_AND_DIE, path)
     if done.returncode != -signal.SIGKILL or not path.exists():
@@ -286,7 +286,7 @@ def shuffled_twice():
 
 
 def go_on(dataset, steps, again, path):
-    """The rest of an epoch of `again`, restored as of `dataset` after so many steps."""
+    """Returns the rest of an epoch of `again`, restored from the state of `dataset` after some steps."""
     iterator = iter(dataset)
     for _ in range(steps):
         next(iterator)
@@ -326,7 +326,7 @@ def test_an_iterator_is_not_restored_into_other_files(tmp_path):
 
 
 @broken(UNREPORTED, raises=tf.errors.UnimplementedError)
-def test_buckets_may_be_checkpointed_by_position_alone(tmp_path):
+def test_buckets_can_be_checkpointed_by_position_only(tmp_path):
     lengths = tf.data.Dataset.range(1, 9)
     batches = lengths.map(lambda length: tf.ones([length])).bucket_by_sequence_length(tf.size, [5], [2, 2])
     options = tf.data.Options()
@@ -388,7 +388,7 @@ print(parsed["x"].to_tensor().shape)
 
 @broken("https://github.com/tensorflow/tensorflow/pull/116301")
 def test_rows_beyond_the_values_of_an_example_are_an_error():
-    """Two values, and a row that claims a million: what lies behind them in memory is read, or the process dies."""
+    """Two values, and a row that claims a million: TensorFlow reads memory beyond the values, or crashes."""
     done = run_script(ROWS_OF_NOTHING)
     if done.returncode > 0 and "InvalidArgumentError" not in done.stderr:
         raise RuntimeError(f"Fails in another way than it did: {done.stderr[-2000:]}")
