@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # Editors and mypy see the public names here; `_PUBLIC` below imports them at run time.
-    from pipeline.beam.transforms import ParseRecords, PrepareFiles, ReadLines, WriteDataset
+    from pipeline.beam.parse_records import ParseRecords
+    from pipeline.beam.prepare_files import PrepareFiles
+    from pipeline.beam.read_lines import ReadLines
+    from pipeline.beam.write_dataset import WriteDataset
     from pipeline.errors import UserError
     from pipeline.schema.schema import Schema
     from trainer.batching.epoch import plan_epoch
@@ -52,13 +55,13 @@ __all__ = [
 
 # The module that defines each public name.
 _PUBLIC = {
-    "ParseRecords": "pipeline.beam.transforms",
-    "PrepareFiles": "pipeline.beam.transforms",
-    "ReadLines": "pipeline.beam.transforms",
+    "ParseRecords": "pipeline.beam.parse_records",
+    "PrepareFiles": "pipeline.beam.prepare_files",
+    "ReadLines": "pipeline.beam.read_lines",
     "Schema": "pipeline.schema.schema",
     "TrainConfig": "trainer.config",
     "UserError": "pipeline.errors",
-    "WriteDataset": "pipeline.beam.transforms",
+    "WriteDataset": "pipeline.beam.write_dataset",
     "batches": "trainer.reading.batches",
     "build_model": "trainer.model.build",
     "evaluate": "trainer.evaluation.evaluate",
