@@ -18,9 +18,7 @@ def test_the_readme_uses_the_public_api_only():
 
 
 def test_the_python_of_the_readme_runs_as_printed(tmp_path):
-    code = (
-        CODE + "\nassert sum(len(features['length']) for features, _, _ in theirs) == dataset.split('train').records\n"
-    )
+    check = "assert sum(len(features['length']) for features, _, _ in theirs) == dataset.split('train').records\n"
     done = subprocess.run([sys.executable, "-c", f"{CODE}\n{check}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
