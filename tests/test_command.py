@@ -150,7 +150,7 @@ def files(tmp_path, raw_file, schema_file, dataset):
             "blank",
             "{schema}",
             "out",
-            "The input holds no record: its files are empty, or all lines blank. Nothing was published.",
+            "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
         ),
         ("no-json", "{schema}", "out", "2 of 2 records (100.00%) were rejected: 2 not_json; at most 1.00% may be."),
     ],

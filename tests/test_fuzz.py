@@ -28,7 +28,7 @@ from pipeline.raw.origin import Origin
 from pipeline.raw.reasons import REASONS, RecordError
 from pipeline.raw.records import parse_line
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode
+from pipeline.shuffle.encoded_records import encode_for_shuffle
 
 CORPUS = pathlib.Path(__file__).with_name("corpus.jsonl").read_bytes().splitlines()
 STEPS = (
@@ -139,7 +139,7 @@ def fuzz(capfd):
 def check_line(line):
     for schema in SCHEMAS:
         try:
-            encode(parse_line(line, schema), Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+            encode_for_shuffle(parse_line(line, schema), Origin(None, 0, 0, 0, b"", None), schema, seed=0)
         except RecordError as error:
             assert error.reason in REASONS and error.message
             assert error.id is None or isinstance(error.id, str)

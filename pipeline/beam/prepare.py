@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.beam import workers
 from pipeline.beam.options import runs_in_this_process
-from pipeline.build.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation, new_generation
+from pipeline.build.paths import new_generation
+from pipeline.build.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation
 from pipeline.errors import UserError
 from pipeline.files import absolute, exists, is_local, join, read_bytes
 from pipeline.format.manifest import FILE_NAME, Manifest
@@ -19,7 +20,7 @@ from pipeline.raw.origin import Reject
 from pipeline.raw.parse_lines import parse_lines
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode
+from pipeline.shuffle.encoded_records import encode_for_shuffle
 
 # Input that is done before other processes have started.
 _SMALL_BYTES = 16 * 2**20
@@ -65,7 +66,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     check_room(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     count = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    with workers.started(count, "pipeline.build.tasks"):
+    with workers.started(count, "pipeline.build.stages"):
         # Beam takes a second to import, in which the workers start.
         from pipeline.beam.prepare_files import PrepareFiles
         from pipeline.beam.runners import make_pipeline, run_job
@@ -172,6 +173,6 @@ def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
             raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_EXPANDS)
             limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # of a large one, no more was read
             parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
-            encoded = sum(len(encode(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
+            encoded = sum(len(encode_for_shuffle(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
             return sum(file.num_bytes for file in files) * encoded / raw_bytes
     return 0.0

@@ -13,7 +13,7 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.write_dataset import WriteDataset
 from pipeline.beam.write_rejects import SPILLS
 from pipeline.build.publish import check_output
-from pipeline.build.tasks import Made, make_runs
+from pipeline.build.stages import ParsedRuns, parse_into_runs
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, Lines, ReadChunk, read_chunk
 from pipeline.raw.records import LIMITS, Limits
@@ -49,7 +49,7 @@ class PrepareFiles(beam.PTransform):
 
 
 class _MakeRuns(CallInWorkers):
-    """Chunk -> Run, Spill, ReadChunk."""
+    """Chunk -> Run, RejectRun, ReadChunk."""
 
     def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits) -> None:
         self._schema = write.schema
@@ -85,16 +85,16 @@ class _MakeRuns(CallInWorkers):
     def _make(self) -> Iterator[Any]:
         items, self._items, self._size = self._items, [], 0
         if items:
-            yield from self.call(make_runs, items, self._schema, **self._options)
+            yield from self.call(parse_into_runs, items, self._schema, **self._options)
 
     def finish_bundle(self) -> Iterator[Any]:
         yield from map(in_global_window, self._make())
         yield from super().finish_bundle()
 
-    def outputs(self, result: Made) -> Iterator[Any]:
+    def outputs(self, result: ParsedRuns) -> Iterator[Any]:
         self._parsed.inc(result.parsed)
         self._rejected.inc(result.rejected)
         yield from result.runs
-        for tag, values in ((SPILLS, result.spills), (CHUNKS, result.chunks)):
+        for tag, values in ((SPILLS, result.reject_runs), (CHUNKS, result.chunks)):
             for value in values:
                 yield beam.pvalue.TaggedOutput(tag, value)

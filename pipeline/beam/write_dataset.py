@@ -12,15 +12,16 @@ from pipeline.beam.call_in_workers import CallInWorkers
 from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.write_rejects import SPILLS, SpillRejects, WriteRejects
-from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output, new_generation, runs_folder
+from pipeline.build.paths import new_generation, runs_folder
+from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
 from pipeline.build.shards import ShardWriter
-from pipeline.build.tasks import Gathered, Written, write_shards
+from pipeline.build.stages import WrittenShards, merge_into_shards
 from pipeline.files import absolute
 from pipeline.raw.origin import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode
-from pipeline.shuffle.runs import Run
+from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.runs import Run, RunBuffer
 
 # Bytes of a shard by default: large enough to read in one go, small enough that several readers find work.
 SHARD_BYTES = 64 * 2**20
@@ -73,7 +74,7 @@ class WriteDataset(beam.PTransform):
         return runs_folder(self.output, self.generation)
 
     def publish(self, runs: Any, spills: Any, chunks: Any) -> Any:
-        """PCollections of Run, Spill and ReadChunk -> the manifest of the dataset that was published."""
+        """PCollections of Run, RejectRun and ReadChunk -> the manifest of the dataset that was published."""
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
         writer = ShardWriter(self.schema, self.output, self.generation)
@@ -113,15 +114,15 @@ class _WriteRuns(beam.DoFn):
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._gathered = Gathered(self._folder)
+        self._gathered = RunBuffer(self._folder)
 
     def process(self, element: Any) -> Iterator[Run]:
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
         for sequence, origin in batch:
-            yield from self._gathered.add(encode(sequence, origin, self._schema, seed=self._seed))
+            yield from self._gathered.add(encode_for_shuffle(sequence, origin, self._schema, seed=self._seed))
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._gathered.write())
+        yield from map(GlobalWindows.windowed_value, self._gathered.flush())
 
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
@@ -135,16 +136,16 @@ def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[in
 
 
 class _WriteShards(CallInWorkers):
-    """Number of shards -> ShardSummary, Spill."""
+    """Number of shards -> ShardSummary, RejectRun."""
 
     def __init__(self, writer: ShardWriter, folder: str) -> None:
         self._writer = writer
         self._folder = folder
 
     def process(self, element: tuple[int, int], runs: list[Run]) -> Iterator[Any]:
-        yield from self.call(write_shards, *element, runs, self._writer, folder=self._folder)
+        yield from self.call(merge_into_shards, *element, runs, self._writer, folder=self._folder)
 
-    def outputs(self, result: Written) -> Iterator[Any]:
+    def outputs(self, result: WrittenShards) -> Iterator[Any]:
         yield from result.shards
-        for spill in result.spills:
+        for spill in result.reject_runs:
             yield beam.pvalue.TaggedOutput(SPILLS, spill)

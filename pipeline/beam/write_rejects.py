@@ -10,30 +10,30 @@ from apache_beam.transforms.window import GlobalWindows
 from pipeline.build.rejects import RejectsFile, write_rejects
 from pipeline.raw.json_lines import ReadChunk
 from pipeline.raw.origin import Reject
-from pipeline.shuffle.spills import GatheredRejects, Spill
+from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
 
 SPILLS = "spills"
 
 
 class SpillRejects(beam.DoFn):
-    """Reject -> Spill, files in a folder of some of a bundle's rejects."""
+    """Reject -> RejectRun, files in a folder of some of a bundle's rejects."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._gathered = GatheredRejects(self._folder)
+        self._gathered = RejectBuffer(self._folder)
 
-    def process(self, reject: Reject) -> Iterator[Spill]:
+    def process(self, reject: Reject) -> Iterator[RejectRun]:
         yield from self._gathered.add(reject)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._gathered.write())
+        yield from map(GlobalWindows.windowed_value, self._gathered.flush())
 
 
 @dataclasses.dataclass
 class WriteRejects(beam.PTransform):
-    """{"spills": Spill, "chunks": ReadChunk} -> RejectsFile, one for each raw file that has any."""
+    """{"spills": RejectRun, "chunks": ReadChunk} -> RejectsFile, one for each raw file that has any."""
 
     output: str
     generation: str
@@ -41,7 +41,7 @@ class WriteRejects(beam.PTransform):
     def expand(self, inputs: Any) -> Any:
         output, generation = self.output, self.generation
 
-        def write(_: Any, spills: list[Spill], chunks: list[ReadChunk]) -> list[RejectsFile]:
+        def write(_: Any, spills: list[RejectRun], chunks: list[ReadChunk]) -> list[RejectsFile]:
             return write_rejects(spills, chunks, output=output, generation=generation)
 
         return (

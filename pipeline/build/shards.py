@@ -1,6 +1,5 @@
 """Writes the files of one shard: records sorted by hash, doubles found, statistics taken, an index beside them."""
 
-from pipeline.schema.record import Array
 import collections
 import contextlib
 import dataclasses
@@ -12,20 +11,20 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipeline.format.decode import decode_columns
-from pipeline.shuffle.encoded import COLUMNS, Block, Encoded, from_rows
-from pipeline.raw.origin import Origin, Reject
-from pipeline.format.examples import decode_example
-from pipeline.format.fields import stored_fields
-from pipeline.format.index import build_index, index_label, write_index
-from pipeline.format.manifest import TRAIN, Shard
-from pipeline.schema.schema import Schema
-from pipeline.schema.labels import class_name
-from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge
+from pipeline.build.paths import shard_paths
 from pipeline.files import join, replace
+from pipeline.format.batch_decoding import decode_columns
+from pipeline.format.examples import decode_example
+from pipeline.format.index import build_index, index_label, serialize_index
+from pipeline.format.manifest import TRAIN, Shard
+from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge_moments
+from pipeline.format.stored_fields import stored_fields
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, frames
-from pipeline.schema.record import is_missing, named_classes
-from pipeline.schema.record import MISSING_STRING
+from pipeline.raw.origin import Origin, Reject
+from pipeline.schema.labels import class_name
+from pipeline.schema.record import MISSING_STRING, Array, is_missing, named_classes
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows
 
 # Of each field, the values of some records one after the other, and how many each has.
 _Columns: TypeAlias = dict[str, tuple[Any, Array]]
@@ -64,7 +63,7 @@ class ShardWriter:
     generation: str
 
     def write(
-        self, number: int, blocks: Iterable[Block], *, num_shards: int, refuse: Callable[[Reject], None]
+        self, number: int, blocks: Iterable[Block], *, num_shards: int, reject: Callable[[Reject], None]
     ) -> list[ShardSummary]:
         """Writes all records whose hash chose shard `number`; a second time it writes the same bytes.
 
@@ -73,17 +72,17 @@ class ShardWriter:
 
         Args:
             blocks: Records in the order of `rank`.
-            refuse: Is given the rejects.
+            reject: Is given the rejects.
         """
-        kept: Encoded | None = None
+        kept: EncodedRecord | None = None
         with contextlib.ExitStack() as files:
             shards = {}
             for name in self.schema.split_names:
-                stem = f"data/{self.generation}/{name}-{number:05d}-of-{num_shards:05d}"
-                file = files.enter_context(replace(join(self.output, f"{stem}.tfrecord")))
-                shards[name] = _Shard(self.schema, name, number, stem, file)
+                path, index_path = shard_paths(self.generation, name, number, num_shards=num_shards)
+                file = files.enter_context(replace(join(self.output, path)))
+                shards[name] = _Shard(self.schema, name, number, path, index_path, file)
             for block in blocks:
-                stays, kept = _refuse_doubles(block.rows, kept, refuse)
+                stays, kept = _refuse_doubles(block.rows, kept, reject)
                 splits = block.rows["split"].to_numpy(zero_copy_only=False)
                 for name, shard in shards.items():
                     places = np.flatnonzero(stays & (splits == name))
@@ -94,8 +93,8 @@ class ShardWriter:
 
 
 def _refuse_doubles(
-    rows: pa.Table, kept: Encoded | None, refuse: Callable[[Reject], None]
-) -> tuple[Array, Encoded | None]:
+    rows: pa.Table, kept: EncodedRecord | None, reject: Callable[[Reject], None]
+) -> tuple[Array, EncodedRecord | None]:
     """bool[rows], which of them are the first with their id; and the last of these, for the rows that come after."""
     ids = rows["id"].to_pylist()
     stays = np.array([a != b for a, b in zip([kept and kept.id, *ids], ids, strict=False)], bool)
@@ -109,7 +108,7 @@ def _refuse_doubles(
             staying = [kept, *staying]
         for record, number in zip(from_rows(rows.take(pa.array(doubles))), which.tolist(), strict=True):
             message = f"the id {record.id!r} is also that of {_place(staying[number].origin)}, which stays"
-            refuse(Reject("duplicate_id", message, record.id, record.origin))
+            reject(Reject("duplicate_id", message, record.id, record.origin))
     if stays.any():
         (kept,) = from_rows(rows.slice(first[-1], 1))
     return stays, kept
@@ -124,8 +123,9 @@ def _kept(rows: pa.Table) -> pa.Table:
 class _Shard:
     """A shard while it is written, some records at a time."""
 
-    def __init__(self, schema: Schema, split: str, number: int, stem: str, file: IO[bytes]) -> None:
-        self._schema, self._split, self._number, self._stem, self._file = schema, split, number, stem, file
+    def __init__(self, schema: Schema, split: str, number: int, path: str, index_path: str, file: IO[bytes]) -> None:
+        self._schema, self._split, self._number, self._file = schema, split, number, file
+        self._path, self._index_path = path, index_path
         self._contents = _Contents(schema, with_moments=split == TRAIN)
         self._digest = hashlib.sha256()
         self._block: list[bytes] = []
@@ -149,7 +149,7 @@ class _Shard:
     def close(self, output: str) -> ShardSummary:
         """Writes the index beside the file, which is in its place then."""
         contents, rows, sizes = self._contents, pa.concat_tables(self._rows), self._sizes
-        index = write_index(
+        index = serialize_index(
             build_index(
                 self._schema.label,
                 num_bytes=sizes,
@@ -160,7 +160,7 @@ class _Shard:
                 sources=rows["path"],
             )
         )
-        with replace(join(output, f"{self._stem}.index.parquet")) as file:
+        with replace(join(output, self._index_path)) as file:
             file.write(index)
         num_steps = rows["num_steps"].to_numpy()
         lengths, counts = np.unique(num_steps, return_counts=True)
@@ -168,12 +168,12 @@ class _Shard:
             split=self._split,
             number=self._number,
             shard=Shard(
-                path=f"{self._stem}.tfrecord",
+                path=self._path,
                 records=len(sizes),
                 steps=int(num_steps.sum()),
                 bytes=sum(sizes) + FRAME_BYTES * len(sizes),
                 sha256=self._digest.hexdigest(),
-                index_path=f"{self._stem}.index.parquet",
+                index_path=self._index_path,
                 index_sha256=hashlib.sha256(index).hexdigest(),
             ),
             labels=self._labels,
@@ -231,7 +231,7 @@ class _Contents:
             # A record may be much larger than a block.
             most = max(1, BLOCK_BYTES // (4 * width))
             parts = [Moments.of(rows[start : start + most]) for start in range(0, len(rows), most)]
-            self.moments[name] = merge([self.moments[name], *parts])
+            self.moments[name] = merge_moments([self.moments[name], *parts])
 
     def _add_labels(self, columns: _Columns, num_records: int) -> None:
         label = self._label

@@ -26,7 +26,7 @@ _LARGE_BYTES, _VARINTS = 2**20, 2**16
 Value: TypeAlias = Array | list[bytes]
 
 
-def encode_sequence(sequence: ParsedRecord, schema: Schema) -> bytes:
+def encode_record(sequence: ParsedRecord, schema: Schema) -> bytes:
     """A serialized tf.train.Example: step features as flat lists of num_steps × width, context, label, length, id."""
     features: dict[str, Value] = {
         **sequence.features,

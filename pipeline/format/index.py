@@ -82,7 +82,7 @@ def build_index(
     return pa.table(arrays, schema)
 
 
-def write_index(table: pa.Table) -> bytes:
+def serialize_index(table: pa.Table) -> bytes:
     # The same rows are the same bytes, from one version of pyarrow.
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")

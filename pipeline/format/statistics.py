@@ -87,7 +87,7 @@ class Moments:
         )
 
 
-def merge(parts: Iterable[Moments | None]) -> Moments | None:
+def merge_moments(parts: Iterable[Moments | None]) -> Moments | None:
     """All parts together, in their order; None where there is nothing."""
     total: Moments | None = None
     for part in parts:

@@ -44,7 +44,7 @@ class CorruptRecord(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Record:
+class TFRecord:
     """One record as it lies in a file: `offset` is that of its frame, `data` the payload."""
 
     offset: int
@@ -111,7 +111,7 @@ def _header(num_bytes: int) -> bytes:
     return length + _CRC.pack(masked_crc(length))
 
 
-def walk(file: Readable, *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES) -> Iterator[Record]:
+def walk(file: Readable, *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES) -> Iterator[TFRecord]:
     """Every record of a file of `num_bytes`; no length is believed before it was checked, so memory is one record.
 
     Raises:
@@ -141,5 +141,5 @@ def walk(file: Readable, *, num_bytes: int, max_data_bytes: int = MAX_DATA_BYTES
             raise CorruptRecord(offset, f"the file ends inside the data, expected {num_bytes:,} bytes in all")
         if _CRC.unpack(footer)[0] != masked_crc(data):
             raise CorruptRecord(offset, "the CRC of the data does not fit")
-        yield Record(offset, data)
+        yield TFRecord(offset, data)
         offset += FRAME_BYTES + length

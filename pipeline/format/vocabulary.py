@@ -21,7 +21,7 @@ def choose_terms(counts: Mapping[bytes, int], size: int) -> list[bytes]:
     return sorted(counts, key=lambda term: (-counts[term], term))[:size]
 
 
-def write_terms(terms: Sequence[bytes]) -> bytes:
+def serialize_terms(terms: Sequence[bytes]) -> bytes:
     r"""The bytes of a vocabulary's file: a string a line, in which \\, \n and \r are written with a backslash."""
     escaped = (re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], term) for term in terms)
     return b"".join(term + b"\n" for term in escaped)
@@ -42,13 +42,13 @@ def count_unknown(counts: Mapping[bytes, int], terms: Iterable[bytes]) -> int:
     return sum(counts.values()) - sum(counts.get(term, 0) for term in terms)
 
 
-def name_files(features: Iterable[str]) -> dict[str, str]:
+def vocabulary_file_names(features: Iterable[str]) -> dict[str, str]:
     """The name of the file for the vocabulary of each feature.
 
     A name that a file system might not take, or take for that of another feature, becomes a hash. A point in it keeps
     it apart from a feature that is called like the hash.
 
-    >>> name_files(["page", "../x"])
+    >>> vocabulary_file_names(["page", "../x"])
     {'page': 'page.txt', '../x': 'sha256.d6b96a97d147daaae49eb87a5ca7bfbc.txt'}
     """
     features = list(features)

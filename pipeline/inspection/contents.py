@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.format.examples import Value
 from pipeline.format.manifest import FeatureStatistics, Split
-from pipeline.format.statistics import Moments, merge
+from pipeline.format.statistics import Moments, merge_moments
 from pipeline.format.vocabulary import count_unknown
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label, class_name
@@ -223,7 +223,7 @@ class _Column:
         """The moments of all that was added; None where nothing was."""
         if self._block:
             rows = np.concatenate(self._block).reshape(-1, self._width)
-            self._total = merge([self._total, Moments.of(rows)])
+            self._total = merge_moments([self._total, Moments.of(rows)])
             self._block, self._num_values = [], 0
         return self._total
 

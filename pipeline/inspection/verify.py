@@ -15,7 +15,7 @@ from pipeline.format.examples import Value, decode_example
 from pipeline.format.index import index_label, index_schema, read_index
 from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard, read_manifest
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
-from pipeline.format.vocabulary import choose_terms, parse_terms, write_terms
+from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
 from pipeline.inspection.contents import Contents, check_example, differences
 from pipeline.inspection.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
 from pipeline.inspection.origins import Origins
@@ -183,7 +183,7 @@ def _read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict
         with reported(vocabulary.path, report):
             data = read_checked(join(dataset, vocabulary.path), vocabulary.sha256)
             terms = parse_terms(data)
-            if write_terms(terms) != data:
+            if serialize_terms(terms) != data:
                 raise FaultError(None, "is not written as a vocabulary is: a string a line, with escapes")
             if len(terms) != vocabulary.size:
                 raise FaultError(None, f"has {len(terms):,} strings, but the manifest says {vocabulary.size:,}")

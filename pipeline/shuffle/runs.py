@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.files import create, join, open_read
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.schema.record import Array
-from pipeline.shuffle.encoded import COLUMNS, Block, Encoded, from_rows, rank, to_block
+from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, sort_key, to_block
 from pipeline.shuffle.hashing import key_number
 
 # A run is written when its records take so many bytes, or are so many.
@@ -29,12 +29,12 @@ _FEW_RECORDS = 32
 # Runs of which both files stay open in a merge. A system may allow a process no more than 256.
 _OPEN = 64
 
-_ROWS, _EXAMPLES = ".rows", ".examples"
+ROWS_ENDING, EXAMPLES_ENDING = ".rows", ".examples"
 _SCHEMA = COLUMNS.append(pa.field("offset", pa.int64())).append(pa.field("num_bytes", pa.int64()))
 
 
 class Run(NamedTuple):
-    """A table of records, and a file of their Examples one after the other, both in the order of `rank`.
+    """A table of records, and a file of their Examples one after the other, both in the order of `sort_key`.
 
     Attributes:
         path: Of both, without their endings.
@@ -48,15 +48,15 @@ class Run(NamedTuple):
     split_bytes: dict[str, int]
 
 
-def write_run(records: Iterable[Encoded], folder: str) -> Run:
+def write_run(records: Iterable[EncodedRecord], folder: str) -> Run:
     """Writes a run into two new files in a folder; who is told to twice writes two runs, and names one."""
     rows, examples = to_block(records)
     path = join(folder, uuid.uuid4().hex)
     sizes = np.array([len(example) for example in examples], np.int64)
-    with create(f"{path}{_EXAMPLES}") as file:
+    with create(f"{path}{EXAMPLES_ENDING}") as file:
         file.writelines(examples)
     rows = rows.append_column("offset", pa.array(np.cumsum(sizes) - sizes)).append_column("num_bytes", pa.array(sizes))
-    with create(f"{path}{_ROWS}") as file, pa.ipc.new_file(file, _SCHEMA) as table:
+    with create(f"{path}{ROWS_ENDING}") as file, pa.ipc.new_file(file, _SCHEMA) as table:
         table.write_table(rows, max_chunksize=_READ_RECORDS)
     splits = rows["split"].dictionary_encode().combine_chunks()
     totals = np.bincount(splits.indices.to_numpy(), sizes + FRAME_BYTES, len(splits.dictionary))
@@ -68,8 +68,28 @@ def write_run(records: Iterable[Encoded], folder: str) -> Run:
     )
 
 
+class RunBuffer:
+    """Records that wait to be a run in a folder, which they are when they are many."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._records: list[EncodedRecord] = []
+        self._num_bytes = 0
+
+    def add(self, record: EncodedRecord) -> list[Run]:
+        """The run that was written, if it was time."""
+        self._records.append(record)
+        self._num_bytes += len(record.example) + len(record.origin.raw or b"")
+        return self.flush() if self._num_bytes >= RUN_BYTES or len(self._records) >= RUN_RECORDS else []
+
+    def flush(self) -> list[Run]:
+        """The run of what is left, if anything is."""
+        records, self._records, self._num_bytes = self._records, [], 0
+        return [write_run(records, self._folder)] if records else []
+
+
 def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
-    """The records of all runs whose `key_number` is in [first, end), in the order of `rank`, some at a time."""
+    """The records of all runs whose `key_number` is in [first, end), in the order of `sort_key`, some at a time."""
     with contextlib.ExitStack() as files:
         stay_open = len(runs) <= _OPEN
         readers = [files.enter_context(contextlib.closing(_Reader(run, first, stay_open))) for run in sorted(runs)]
@@ -89,7 +109,7 @@ def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
 
 
 def _merge(taken: list[pa.Table]) -> tuple[pa.Table, Array]:
-    """The rows of all runs in the order of `rank`, and int64[rows], the run of each."""
+    """The rows of all runs in the order of `sort_key`, and int64[rows], the run of each."""
     rows = pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
     which = np.repeat(np.arange(len(taken)), [len(part) for part in taken])
     keys = _halves(rows["key"])
@@ -100,15 +120,15 @@ def _merge(taken: list[pa.Table]) -> tuple[pa.Table, Array]:
     places = np.flatnonzero(double)
     if len(places):
         # Only of these does the order hang on more than the key.
-        ranks = [rank(record) for record in from_rows(rows.take(pa.array(order[places])))]
+        ranks = [sort_key(record) for record in from_rows(rows.take(pa.array(order[places])))]
         order[places] = order[places][sorted(range(len(places)), key=ranks.__getitem__)]
     return rows.take(pa.array(order)), which[order]
 
 
 def _merge_one_by_one(readers: "list[_Reader]", stop: int) -> Iterator[Block]:
     """The same in bounded memory for any number of records with one key, some times slower."""
-    rows = heapq.merge(*(reader.rows(stop) for reader in readers), key=lambda row: rank(row[0]))
-    block: list[Encoded] = []
+    rows = heapq.merge(*(reader.rows(stop) for reader in readers), key=lambda row: sort_key(row[0]))
+    block: list[EncodedRecord] = []
     num_bytes = 0
     for record, reader, offset, size in rows:
         block.append(record._replace(example=reader.read(offset, size)))
@@ -172,7 +192,7 @@ class _Reader:
         yield self._open[ending]
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        with self._file(_EXAMPLES) as file:
+        with self._file(EXAMPLES_ENDING) as file:
             file.seek(offset)
             data: bytes = file.read(num_bytes)
         return data
@@ -187,7 +207,7 @@ class _Reader:
         taken = list(self._parts(stop))
         return pa.concat_tables(taken) if taken else _SCHEMA.empty_table()
 
-    def rows(self, stop: int) -> "Iterator[tuple[Encoded, _Reader, int, int]]":
+    def rows(self, stop: int) -> "Iterator[tuple[EncodedRecord, _Reader, int, int]]":
         """The same one by one: the record, and where its Example lies."""
         for part in self._parts(stop):
             # Few at a time, for they are Python's objects and there may be hundreds of runs.
@@ -201,7 +221,7 @@ class _Reader:
             if not len(self._rows):
                 if self._block >= len(self._begins):
                     return
-                with self._file(_ROWS) as file:
+                with self._file(ROWS_ENDING) as file:
                     self._rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(self._block)])
                 self._block += 1
             numbers = _halves(self._rows["key"])[:, 0]

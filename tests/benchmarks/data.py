@@ -13,14 +13,15 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
-from pipeline.build.publish import Publisher, new_generation
+from pipeline.build.paths import new_generation
+from pipeline.build.publish import Publisher
 from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import encode_example, encode_varints
 from pipeline.format.tfrecord import frame
 from pipeline.raw.origin import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import Encoded, encode, to_block
+from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_shard
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
@@ -64,18 +65,18 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
         return path
     print(f"making {path}", file=sys.stderr, flush=True)
     schema, generation = Schema.parse(schema_text(num_features)), new_generation()
-    shards: list[list[Encoded]] = [[] for _ in range(NUM_SHARDS)]
+    shards: list[list[EncodedRecord]] = [[] for _ in range(NUM_SHARDS)]
     for key, x, label in records(num_features, num_records):
         sequence = ParsedRecord(
             id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)])
         )
-        encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+        encoded = encode_for_shuffle(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
         shards[choose_shard(encoded.key, num_shards=NUM_SHARDS)].append(encoded)
     writer = ShardWriter(schema, str(path), generation)
     written = [
         summary
         for number, part in enumerate(shards)
-        for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS, refuse=print)
+        for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS, reject=print)
     ]
     Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
     return path

@@ -21,7 +21,7 @@ from data import CLASSES, schema_text, write_raw
 from measure import Row, alternate, call, command_line, compare, execute, peak_of_all, tell
 
 from pipeline.beam.workers import count_cores
-from pipeline.format.examples import encode_sequence
+from pipeline.format.examples import encode_record
 from pipeline.format.tfrecord import frame
 from pipeline.raw.records import parse_line
 from pipeline.schema.schema import Schema
@@ -99,7 +99,7 @@ def reach(raw: pathlib.Path, schema_path: pathlib.Path) -> float:
         lines = file.readlines(_LIMIT_BYTES)
     begin = time.perf_counter()
     for line in lines:
-        frame(encode_sequence(parse_line(line, schema), schema))
+        frame(encode_record(parse_line(line, schema), schema))
     return len(lines) / (time.perf_counter() - begin)
 
 

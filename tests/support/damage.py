@@ -7,7 +7,7 @@ import struct
 import pyarrow as pa
 
 from pipeline.format.examples import decode_example, encode_example
-from pipeline.format.index import read_index, write_index
+from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.format.tfrecord import frame, walk
 
@@ -71,7 +71,7 @@ def change_record(dataset, change, *, split="train", row=0):
     table = rows.to_pydict()
     table["num_bytes"] = [len(record) for record in records]
     table["offset"] = [sum(len(record) + 16 for record in records[:n]) for n in range(len(records))]
-    index = write_index(pa.table(table, rows.schema))
+    index = serialize_index(pa.table(table, rows.schema))
     (dataset / shard.index_path).write_bytes(index)
 
     def tell(values):

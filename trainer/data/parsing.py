@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.format.fields import Field, stored_fields
+from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.features import Feature
 from pipeline.schema.record import NO_LABEL
 from pipeline.schema.schema import Schema
@@ -98,7 +98,7 @@ def label_lookup(schema: Schema, vocabularies: Vocabularies) -> Lookup | None:
 def example_spec(schema: Schema, *, labelled: bool = True) -> dict[str, Any]:
     """How tf.io.parse_example reads a record of this schema: step features come out padded to the longest."""
 
-    def spec(field: Field) -> Any:
+    def spec(field: StoredField) -> Any:
         shape, dtype = list(field.shape), DTYPES[field.dtype]
         if not field.per_step:
             return tf.io.FixedLenFeature(shape, dtype)

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 
-from pipeline.format.fields import Field
+from pipeline.format.stored_fields import StoredField
 from pipeline.schema.record import Array
 
 # Larger ones go back to the system: there are few of them, and the next batch is seldom as large.
@@ -27,7 +27,7 @@ class BatchMemory:
         self._free: dict[int, list[mmap.mmap]] = collections.defaultdict(list)
         self._open = True
 
-    def batch(self, field: Field, *shape: int) -> Array:
+    def batch(self, field: StoredField, *shape: int) -> Array:
         """Padding only, dtype[*shape, *field.shape]. TensorFlow takes it over without a copy: it begins at a page."""
         shape = (*shape, *field.shape)
         size = math.prod(shape) * np.dtype(field.dtype).itemsize

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.format.decode import NotAsWritten, copy_steps, locate, values_of
-from pipeline.format.fields import Field, stored_fields
+from pipeline.format.batch_decoding import UnexpectedLayout, copy_steps, decode_record_values, locate_values
+from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.record import Array
 from trainer.batching.windows import WindowPlan
 from trainer.data.dataset import Dataset, ShardIndex
@@ -117,13 +117,13 @@ def window_batches(
 _NUMBERS = ("rows", "time", "length", "row")
 
 
-def _has_strings(fields: Sequence[Field]) -> bool:
+def _has_strings(fields: Sequence[StoredField]) -> bool:
     """Whether records are read as whole Examples: strings go through objects of Python on the way from NumPy to
     TensorFlow, and tf.io.parse_example is faster for them."""
     return any(field.dtype == "string" for field in fields)
 
 
-def _output_spec(fields: Sequence[Field]) -> dict[str, tf.TensorSpec]:
+def _output_spec(fields: Sequence[StoredField]) -> dict[str, tf.TensorSpec]:
     ints = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
     spec = dict(zip(_NUMBERS, ints, strict=True))
     if _has_strings(fields):
@@ -303,20 +303,20 @@ class _Piece:
             return
         try:
             self._copy(data, begin, end, source.fields)
-        except NotAsWritten as error:
+        except UnexpectedLayout as error:
             raise self.shard.damaged(f"{error}") from None
 
-    def _copy(self, data: bytes, begin: Array, end: Array, fields: list[Field]) -> None:
+    def _copy(self, data: bytes, begin: Array, end: Array, fields: list[StoredField]) -> None:
         window = self.window
         length = window.length[self.slots]
         batch, place = window.batch_of[self.slots], window.place[self.slots]
-        located = locate(data, begin, end, fields)
+        located = locate_values(data, begin, end, fields)
         for field, start, stop in zip(fields, located.start, located.stop, strict=True):
             if not field.per_step:
-                window.values[field.name][self.slots] = values_of(field, data, start, stop)
+                window.values[field.name][self.slots] = decode_record_values(field, data, start, stop)
                 continue
             targets = [window.bytes[field.name][index] for index in batch.tolist()]
             row_bytes = np.dtype(field.dtype).itemsize * field.width * window.time[batch]
             copy_steps(field, data, start, stop, length, targets=targets, place=place * row_bytes)
         if (window.values["length"][self.slots] != length).any():
-            raise NotAsWritten("a record has another length than its index says")
+            raise UnexpectedLayout("a record has another length than its index says")

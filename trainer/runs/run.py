@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.vocabulary import write_terms
+from pipeline.format.vocabulary import serialize_terms
 from pipeline.yaml_document import parse_yaml
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import Dataset, read_vocabularies
@@ -50,7 +50,7 @@ class Run:
         for name, terms in dataset.vocabularies().items():
             path = manifest.vocabularies[name].path
             tf.io.gfile.makedirs(os.path.dirname(self.file(path)))
-            self.write(path, write_terms(terms))
+            self.write(path, serialize_terms(terms))
         self.write(FILE_NAME, manifest.to_json())
         self.write(METRICS, b"")
         self.write_config(config)

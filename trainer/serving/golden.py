@@ -92,7 +92,7 @@ def _draw(
 
 
 def _encode(record: ParsedRecord) -> bytes:
-    """As `encode_sequence` does, without a label."""
+    """As `encode_record` does, without a label."""
     own: dict[str, Values] = {"length": np.array([record.num_steps]), "id": [record.id.encode()]}
     return encode_example({**record.features, **record.context, **own})
 

@@ -23,7 +23,8 @@ from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.runners import make_pipeline, run_job
 from pipeline.beam.write_rejects import SpillRejects, WriteRejects
-from pipeline.build.publish import DEFAULT_MAX_REJECTED, new_generation
+from pipeline.build.paths import new_generation
+from pipeline.build.publish import DEFAULT_MAX_REJECTED
 from pipeline.build.rejects import RejectsFile
 from pipeline.errors import UserError
 from pipeline.files import absolute, join, replace

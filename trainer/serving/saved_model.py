@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.vocabulary import write_terms
+from pipeline.format.vocabulary import serialize_terms
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
@@ -107,7 +107,7 @@ def forbidden_operations(path: str) -> set[str]:
 
 def _vocabulary_files(manifest: Manifest, vocabularies: Vocabularies) -> dict[str, bytes]:
     """The files that belong beside the manifest, by their paths."""
-    files = {manifest.vocabularies[name].path: write_terms(terms) for name, terms in vocabularies.items()}
+    files = {manifest.vocabularies[name].path: serialize_terms(terms) for name, terms in vocabularies.items()}
     strange = [path for path in files if path.split("/")[0] != VOCABULARY]
     if strange:
         raise UserError(f"{FILE_NAME}: a vocabulary is {strange[0]}, expected a file in {VOCABULARY}/.")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from pipeline.build.publish import new_generation
+from pipeline.build.paths import new_generation
 from pipeline.build.shards import ShardWriter
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
@@ -26,7 +26,7 @@ from pipeline.raw.origin import Origin
 from pipeline.raw.reasons import REASONS
 from pipeline.raw.records import LIMITS, parse_record
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode, to_block
+from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_split
 
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -126,13 +126,13 @@ def test_a_sequence_of_someones_own_has_no_source_and_needs_its_group(tmp_path):
     schema = Schema.parse(TINY + "group: who\nsplits: {train: 1}\n")
     sequence = parse_record(tiny("a", who="g"), schema)
     writer = ShardWriter(schema, str(tmp_path), new_generation())
-    encoded = encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
-    (summary,) = writer.write(0, [to_block([encoded])], num_shards=1, refuse=print)
+    encoded = encode_for_shuffle(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+    (summary,) = writer.write(0, [to_block([encoded])], num_shards=1, reject=print)
     (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None
     with pytest.raises(ValueError, match="Record 'a' has no group, but the schema has one: 'who'"):
-        encode(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+        encode_for_shuffle(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -347,8 +347,11 @@ def test_exactly_the_allowed_share_passes(write_raw, run_prepare):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["", " "], "The input holds no record: its files are empty, or all lines blank. Nothing was published."),
-        ([], "The input holds no record"),
+        (
+            ["", " "],
+            "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
+        ),
+        ([], "The input contains no records"),
         (["{"], r"All 1 records were rejected: 1 not_json\. Nothing was published\."),
     ],
 )
@@ -368,7 +371,7 @@ def test_of_records_with_one_id_the_smallest_digest_stays_over_all_splits(
     assert len({choose_split(str(row["who"]), {"train": 0.5, "test": 0.5}, seed=0) for row in rows}) == 2
 
     def rank(row):
-        encoded = encode(parse_record(row, schema), Origin(None, 0, 0, 0, b"", None), schema, seed=0)
+        encoded = encode_for_shuffle(parse_record(row, schema), Origin(None, 0, 0, 0, b"", None), schema, seed=0)
         return encoded.digest, encoded.split
 
     expected = {}

@@ -23,7 +23,7 @@ SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kin
 
 @pytest.fixture(scope="module")
 def pool():
-    made = Workers(2, "pipeline.build.tasks")
+    made = Workers(2, "pipeline.build.stages")
     yield made
     made.close()
 
@@ -46,13 +46,13 @@ def test_what_a_worker_counts_is_counted_here(pool):
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line():
-    pool = Workers(1, "pipeline.build.tasks")
+    pool = Workers(1, "pipeline.build.stages")
     try:
         with pytest.raises(UserError, match=r"was ended by SIGKILL \(the system does so where memory is short"):
             pool.submit(eval, "__import__('os').kill(__import__('os').getpid(), 9)").result()
     finally:
         pool.close()
-    pool = Workers(1, "pipeline.build.tasks")
+    pool = Workers(1, "pipeline.build.stages")
     try:
         with pytest.raises(UserError, match="ended with status 3"):
             pool.submit(os._exit, 3).result()
@@ -71,7 +71,7 @@ def is_there(pid):
 def test_workers_end_with_the_process_that_started_them_even_in_the_middle_of_a_call():
     program = (
         "import os, signal, time; from pipeline.beam.workers import Workers; "
-        "pool = Workers(2, 'pipeline.build.tasks'); "
+        "pool = Workers(2, 'pipeline.build.stages'); "
         "print(*[pool.submit(os.getpid).result() for _ in range(9)], flush=True); "
         "[pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import same_values, schemas_and_records
 
 from pipeline.format import examples
-from pipeline.format.examples import decode_example, decode_varints, encode_example, encode_sequence, encode_varints
+from pipeline.format.examples import decode_example, decode_varints, encode_example, encode_record, encode_varints
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.record import NO_LABEL
@@ -44,7 +44,7 @@ def serialize_with_tensorflow(tf, features):
 def test_any_record_of_any_schema_is_the_bytes_of_tensorflow_and_comes_back(tensorflow, drawn):
     schema, record = drawn
     sequence = parse_record(record, schema)
-    data = encode_sequence(sequence, schema)
+    data = encode_record(sequence, schema)
     expected = {
         **sequence.features,
         **sequence.context,

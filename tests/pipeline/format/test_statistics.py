@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.statistics import Moments, merge
+from pipeline.format.statistics import Moments, merge_moments
 
 
 @given(
@@ -23,7 +23,7 @@ def test_merged_moments_are_numpys_over_all_rows_that_are_not_missing(blocks, sh
     parts = [np.array(block, np.float64)[:, None] / 1000 + shift for block in blocks]
     parts = [np.concatenate([p, np.nan_to_num(p), np.where(np.isnan(p), 7.5, np.nan)], axis=1) for p in parts]
     rows = np.concatenate(parts)
-    total = merge([None, *map(Moments.of, parts), None]).statistics()
+    total = merge_moments([None, *map(Moments.of, parts), None]).statistics()
     missing = np.isnan(rows).sum(axis=0)
     assert total.count == len(rows)
     assert total.missing == (tuple(missing) if missing.any() else ())
@@ -43,7 +43,9 @@ def test_merged_moments_are_numpys_over_all_rows_that_are_not_missing(blocks, sh
 def test_what_one_column_misses_changes_no_bit_of_another(blocks):
     def beside(other):
         parts = [np.array(block, np.float64)[:, None] / 7 for block in blocks]
-        return merge(Moments.of(np.concatenate([p, np.full_like(p, other)], axis=1)) for p in parts).statistics()
+        return merge_moments(
+            Moments.of(np.concatenate([p, np.full_like(p, other)], axis=1)) for p in parts
+        ).statistics()
 
     with_all, with_none = beside(3), beside(np.nan)
     for key in ("mean", "variance", "min", "max"):
@@ -72,15 +74,15 @@ def plain_moments(blocks):
 def test_where_nothing_is_missing_the_bits_are_those_of_the_first_datasets(seed, width, sizes):
     random = np.random.default_rng(seed)
     blocks = [random.normal(random.normal(0, 100), 1, (size, width)) for size in sizes]
-    found = merge(map(Moments.of, blocks)).statistics()
+    found = merge_moments(map(Moments.of, blocks)).statistics()
     assert (list(found.mean), list(found.variance)) == plain_moments(blocks)
 
 
 def test_the_counts_of_a_very_large_dataset_do_not_overflow():
     part = Moments(2**40, np.array([2**40]), np.array([0.5]), np.array([2.0**40]), np.array([0.5]), np.array([0.5]))
     other = dataclasses.replace(part, mean=np.array([2.5]))
-    assert merge([part, other]).statistics().mean == (1.5,)
-    assert merge([part, other]).statistics().variance == (2.0,)
+    assert merge_moments([part, other]).statistics().mean == (1.5,)
+    assert merge_moments([part, other]).statistics().variance == (2.0,)
 
 
 @pytest.mark.parametrize("constant", [0.1, -1e30, 1 / 3])
@@ -88,14 +90,14 @@ def test_a_constant_column_has_a_variance_of_exactly_zero(constant):
     column = np.full((1000, 1), constant)
     assert column[:7].mean() != constant or column[:99].mean() != constant  # what rounding does to a plain mean
     for width in (7, 99):
-        total = merge(Moments.of(column[start : start + width]) for start in range(0, 1000, width)).statistics()
+        total = merge_moments(Moments.of(column[start : start + width]) for start in range(0, 1000, width)).statistics()
         assert total.variance == (0.0,)
         assert total.mean == (constant,)
 
 
 def test_nothing_has_no_moments():
-    assert merge([]) is None
-    assert merge([None]) is None
+    assert merge_moments([]) is None
+    assert merge_moments([None]) is None
 
 
 def test_the_manifest_has_numpys_statistics_of_the_train_split(dataset, records, read_records):

@@ -15,7 +15,7 @@ from paths import ROOT
 
 from pipeline.build.publish import remove_unlisted
 from pipeline.format.manifest import read_manifest
-from pipeline.format.vocabulary import choose_terms, count_unknown, name_files, parse_terms, write_terms
+from pipeline.format.vocabulary import choose_terms, count_unknown, parse_terms, serialize_terms, vocabulary_file_names
 from pipeline.inspection.verify import verify
 
 SCHEMA = """
@@ -87,15 +87,15 @@ def test_the_most_frequent_are_chosen_and_ties_go_by_the_bytes(counts, size):
 
 @given(st.lists(STRINGS.map(str.encode) | st.binary(max_size=5)))
 def test_any_strings_come_back_from_the_file_each_on_its_line(terms):
-    data = write_terms(terms)
+    data = serialize_terms(terms)
     assert parse_terms(data) == terms
     assert data.count(b"\n") == len(terms)
     assert b"\r" not in data
 
 
 def test_a_vocabulary_file_is_as_people_expect_one():
-    assert write_terms([b"the", b"of", "é".encode()]) == "the\nof\né\n".encode()
-    assert write_terms([]) == b""
+    assert serialize_terms([b"the", b"of", "é".encode()]) == "the\nof\né\n".encode()
+    assert serialize_terms([]) == b""
     assert parse_terms(rb"a\nb" + b"\n\n" + rb"c\\n" + b"\n") == [b"a\nb", b"", rb"c\n"]
 
 
@@ -188,7 +188,7 @@ HOSTILE = [
 
 def test_no_name_of_a_feature_leads_out_of_the_folder_or_to_the_file_of_another(run_prepare, write_raw, tmp_path):
     # The last is called like the file of the first.
-    names = [*HOSTILE, name_files([".."])[".."].removesuffix(".txt")]
+    names = [*HOSTILE, vocabulary_file_names([".."])[".."].removesuffix(".txt")]
     features = {name: {"dtype": "string", "vocabulary": 3} for name in names}
     schema = json.dumps({"id": "id", "steps": features, "label": {"name": "y", "kind": "regression"}})
     records = [{"id": n, "y": 0, **{name: [f"{name} {n % 3}"] for name in names}} for n in range(30)]
@@ -208,11 +208,11 @@ def test_no_name_of_a_feature_leads_out_of_the_folder_or_to_the_file_of_another(
 
 @given(st.sets(st.text(min_size=1, max_size=70) | st.text("aAbB", min_size=1, max_size=2)))
 def test_every_feature_has_a_file_of_its_own(names):
-    files = name_files(sorted(names))
+    files = vocabulary_file_names(sorted(names))
     assert files.keys() == names
     assert len({file.lower() for file in files.values()}) == len(names)
     assert all(file.isascii() and "/" not in file and len(file) < 80 for file in files.values())
-    assert name_files(["page", "next-page_2"]) == {"page": "page.txt", "next-page_2": "next-page_2.txt"}
+    assert vocabulary_file_names(["page", "next-page_2"]) == {"page": "page.txt", "next-page_2": "next-page_2.txt"}
 
 
 def test_older_vocabularies_go_and_what_is_someone_elses_stays(run_prepare, write_raw, tmp_path):

@@ -18,17 +18,18 @@ from paths import ROOT
 
 import lengthwise
 from pipeline.beam.prepare import PrepareOptions, prepare
-from pipeline.build.publish import Publisher, new_generation
+from pipeline.build.paths import new_generation
+from pipeline.build.publish import Publisher
 from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import decode_example, encode_example
-from pipeline.format.index import read_index, write_index
+from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
 from pipeline.format.tfrecord import frame, masked_crc
 from pipeline.inspection.verify import Fault, verify
 from pipeline.raw.origin import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode, to_block
+from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
 
 SCHEMA = """
 id: id
@@ -375,7 +376,7 @@ def test_an_index_that_does_not_fit_its_shard_is_found_at_the_record(capsys, dat
 
 def replace_index(dataset, index):
     """Another index for the first shard, and its digest in the manifest."""
-    data = write_index(index)
+    data = serialize_index(index)
     (dataset / first_shard(dataset).index_path).write_bytes(data)
 
     def change(values):
@@ -556,7 +557,7 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
     generation, output = new_generation(), str(tmp_path / "dataset")
     values = np.arange(8 * 4000, dtype=np.float32).reshape(-1, 8)
     records = [
-        encode(
+        encode_for_shuffle(
             ParsedRecord(f"r{i}", len(values), {"x": values + i}, np.array([i], np.float32)),
             Origin(None, 0, 0, 0, b"", None),
             schema,
@@ -564,7 +565,7 @@ def test_memory_is_that_of_a_record_not_of_a_shard(tmp_path, peak_of):
         )
         for i in range(200)
     ]
-    shards = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1, refuse=print)
+    shards = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1, reject=print)
     Publisher(schema, output, generation, 0, 0.0, False).publish(shards, [], [])
     measured = peak_of(output)
     assert measured["faults"] == 0

@@ -15,7 +15,7 @@ from damage import at_row, change_record, edit, edit_manifest, walk_file
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
 from pipeline.format.examples import decode_example
-from pipeline.format.index import read_index, write_index
+from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
 from pipeline.inspection.verify import verify
 
@@ -248,7 +248,7 @@ def test_a_record_of_a_group_of_another_split_is_found(spoilt):
         (None, "the index says that the group is None, but the schema's is 'who'"),
     ):
         rows[2]["group"] = group
-        data = write_index(pa.Table.from_pylist(rows, index.schema))
+        data = serialize_index(pa.Table.from_pylist(rows, index.schema))
         (dataset / shard.index_path).write_bytes(data)
 
         def change(values, data=data):

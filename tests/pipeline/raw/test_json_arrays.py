@@ -19,7 +19,7 @@ from pipeline.raw.origin import Origin
 from pipeline.raw.reasons import RecordError
 from pipeline.raw.records import parse_line
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded import encode
+from pipeline.shuffle.encoded_records import encode_for_shuffle
 
 NOWHERE = Origin(None, 0, 0, 0, b"", None)
 SCHEMA = Schema.parse(
@@ -76,7 +76,7 @@ DTYPES = {"float32": np.float64, "int64": np.int64}
 def outcome(line, schema):
     """What becomes of a line: its bytes and where it goes, or why it does not."""
     try:
-        return encode(parse_line(line, schema), NOWHERE, schema, seed=0)
+        return encode_for_shuffle(parse_line(line, schema), NOWHERE, schema, seed=0)
     except RecordError as error:
         return error.reason, error.message, error.id
 
@@ -277,7 +277,10 @@ def test_records_of_every_kind_give_the_same_bytes_either_way(schema_and_record)
         if schema.over_length == "reject" and len(result) == 3:
             assert result[0] == "over_length"
         else:
-            assert result.example == encode(records.parse_record(record, schema), NOWHERE, schema, seed=0).example
+            assert (
+                result.example
+                == encode_for_shuffle(records.parse_record(record, schema), NOWHERE, schema, seed=0).example
+            )
 
 
 ODD = [

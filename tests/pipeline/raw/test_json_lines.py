@@ -16,7 +16,7 @@ from pipeline.raw.find_files import RawFile, find_files
 from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk, split_file
 from pipeline.raw.origin import Origin, Reject
 from pipeline.raw.records import LIMITS
-from pipeline.shuffle.spills import spill_rejects
+from pipeline.shuffle.reject_runs import write_reject_run
 
 
 def read(path, width=None):
@@ -73,7 +73,7 @@ def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path
     ]
     other = ReadChunk("other.jsonl", 0, 99, 99, b"")
     files = write_rejects(
-        [*spill_rejects(reversed(rejects[1::2]), str(folder)), *spill_rejects(rejects[::2], str(folder))],
+        [*write_reject_run(reversed(rejects[1::2]), str(folder)), *write_reject_run(rejects[::2], str(folder))],
         [other, *reversed(chunks)],
         output=str(folder),
         generation="20260101T000000-00000000",

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import plain_example, same_values, schemas_and_records
 
-from pipeline.format.examples import decode_example, encode_sequence
+from pipeline.format.examples import decode_example, encode_record
 from pipeline.inspection.contents import check_example
 from pipeline.raw.reasons import RecordError
 from pipeline.raw.records import parse_line, parse_record
@@ -72,7 +72,7 @@ def test_any_record_with_nulls_is_what_an_obvious_parser_makes_of_it(drawn):
         for name, values in (sequence.features | sequence.context | {schema.label.name: sequence.label}).items():
             flat = values if isinstance(values, list) else values.ravel()
             assert same_values(flat, expected[name])
-        stored = decode_example(encode_sequence(sequence, schema))
+        stored = decode_example(encode_record(sequence, schema))
         assert stored.keys() == expected.keys()
         assert all(same_values(values, expected[name]) for name, values in stored.items())
         assert check_example(stored, schema) == sequence.num_steps
@@ -107,7 +107,7 @@ def test_a_null_where_none_may_be_is_told_with_its_place_and_the_way_out(drawn, 
 
 def test_a_record_of_every_kind_of_feature_is_stored_with_its_nulls():
     sequence = parse_record(GOOD, EVERY)
-    stored = decode_example(encode_sequence(sequence, EVERY))
+    stored = decode_example(encode_record(sequence, EVERY))
     nan = math.nan
     for name, expected in {
         "x": [1, nan, nan, nan],
@@ -251,7 +251,7 @@ def test_a_step_is_labelled_where_the_next_is_there_and_misses_nothing(feature, 
     sequence = parse_record({"id": 1, "f": values}, schema)
     assert sequence.label is None
     assert num_labels(sequence, schema) == expected
-    assert sorted(decode_example(encode_sequence(sequence, schema))) == ["f", "id", "length"]
+    assert sorted(decode_example(encode_record(sequence, schema))) == ["f", "id", "length"]
 
 
 def test_what_comes_next_as_multilabel_is_of_zeros_and_ones():
@@ -273,7 +273,7 @@ def test_a_record_that_is_only_to_be_predicted_needs_no_label_group_or_split():
     # Nor does a wrong one, of another length, do any harm.
     assert parse_record({"id": 1, "n": [1, 2], "age": 3, "y": [7], "who": []}, schema, labelled=False).num_steps == 2
     with pytest.raises(ValueError, match="Record '1' has no label, but the schema has one: y"):
-        encode_sequence(sequence, schema)
+        encode_record(sequence, schema)
 
 
 @pytest.mark.parametrize(("over_length", "kept"), [("truncate_head", slice(1, 3)), ("truncate_tail", slice(0, 2))])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.origin import Origin
-from pipeline.shuffle.encoded import Encoded, from_rows, rank
+from pipeline.shuffle.encoded_records import EncodedRecord, from_rows, sort_key
 from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
 from pipeline.shuffle.runs import merge_runs, write_run
 
@@ -36,7 +36,7 @@ ORIGINS = st.builds(
 @st.composite
 def encoded(draw):
     key = draw(st.text("abcdefgh", min_size=1, max_size=2))
-    return Encoded(
+    return EncodedRecord(
         key=order_key(key, seed=0),
         digest=draw(st.sampled_from([b"\0" * 32, b"\xff" * 32])),
         origin=draw(ORIGINS),
@@ -63,9 +63,9 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         patch.setattr(pipeline.shuffle.runs, "_OPEN", 2)
         runs = [write_run(part, folder) for part in parts]
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
-    everything = sorted((record for part in parts for record in part), key=rank)
+    everything = sorted((record for part in parts for record in part), key=sort_key)
     # Of records that are the same in all that ranks them, either may come first.
-    assert [rank(record) for found in merged for record in found] == [rank(record) for record in everything]
+    assert [sort_key(record) for found in merged for record in found] == [sort_key(record) for record in everything]
     assert collections.Counter(record for found in merged for record in found) == collections.Counter(everything)
     for number, found in enumerate(merged):
         assert {choose_shard(record.key, num_shards=num_shards) for record in found} <= {number}
@@ -77,7 +77,9 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
 
 
 def test_a_run_that_fails_leaves_no_half_file(tmp_path):
-    record = Encoded(bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc")
+    record = EncodedRecord(
+        bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc"
+    )
     with pytest.raises(OverflowError):
         write_run([record._replace(num_steps=2**80)], str(tmp_path))
     assert not list(tmp_path.glob("*.rows"))

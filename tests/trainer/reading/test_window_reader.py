@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.format.examples import decode_example
-from pipeline.format.fields import Field
+from pipeline.format.stored_fields import StoredField
 from pipeline.format.tfrecord import walk
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.windows import make_window_plan
@@ -228,7 +228,7 @@ def test_an_iterator_may_outlive_the_name_of_its_dataset():
 
 
 def test_memory_comes_back_blank_once_nobody_holds_it():
-    field = Field("x", "float32", (2,), per_step=True)
+    field = StoredField("x", "float32", (2,), per_step=True)
     memory = BatchMemory()
     first = memory.batch(field, 30, 40)
     address = first.ctypes.data
@@ -242,7 +242,7 @@ def test_memory_comes_back_blank_once_nobody_holds_it():
     assert again.ctypes.data == address and not again.any()
     memory.close()
     del again
-    assert not memory.batch(Field("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
+    assert not memory.batch(StoredField("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
     assert memory.batch(field, 0, 4).shape == (0, 4, 2)
 
 

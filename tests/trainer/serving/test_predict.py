@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
-from pipeline.format.examples import encode_sequence
+from pipeline.format.examples import encode_record
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
 from trainer.batching.plan import make_plan
@@ -187,7 +187,7 @@ def test_a_batch_is_what_the_reader_gives_for_the_same_records(lengths):
     records = [parse_record(odd_record(n, length, numbers), schema) for n, length in enumerate(lengths)]
     batch = padding.pad_batch(records, schema)
     slow = pad_slowly(records, schema)
-    examples = tf.constant([encode_sequence(record, schema) for record in records])
+    examples = tf.constant([encode_record(record, schema) for record in records])
     plan = make_plan({max(lengths): 1}, batching="pad")
     read, *_ = parse_batch(examples, tf.constant(lengths, tf.int32), schema=schema, plan=plan)
     assert batch.keys() == slow.keys() == read.keys()
@@ -634,7 +634,7 @@ def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
             "out",
             [],
             1,
-            "The input holds no record: its files are empty, or all lines blank. Nothing was published.",
+            "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
         ),
         ("{run}", "bad", "out", ["--max_rejected=1"], 1, "All 1 records were rejected: 1 not_json. Nothing was"),
         ("{run}", "raw.jsonl", "raw.jsonl", [], 1, "{here}/raw.jsonl: a file is in the way, expected a folder or"),

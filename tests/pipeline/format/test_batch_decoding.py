@@ -5,9 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.format.decode import NotAsWritten, copy_steps, decode_columns, locate, values_of
+from pipeline.format.batch_decoding import (
+    UnexpectedLayout,
+    copy_steps,
+    decode_columns,
+    decode_record_values,
+    locate_values,
+)
 from pipeline.format.examples import decode_example
-from pipeline.format.fields import stored_fields
+from pipeline.format.stored_fields import stored_fields
 from pipeline.format.tfrecord import walk
 from trainer.data.dataset import open_dataset
 from trainer.data.parsing import example_spec
@@ -30,11 +36,11 @@ def decode(examples, schema, *, time, lengths):
     data = b"gap".join(examples)
     sizes = np.array([len(example) for example in examples], np.int64)
     begin = np.cumsum(np.append(0, sizes[:-1] + 3))
-    located = locate(data, begin, begin + sizes, fields)
+    located = locate_values(data, begin, begin + sizes, fields)
     found = {}
     for field, start, stop in zip(fields, located.start, located.stop, strict=True):
         if not field.per_step:
-            found[field.name] = values_of(field, data, start, stop)
+            found[field.name] = decode_record_values(field, data, start, stop)
             continue
         found[field.name] = batch = BatchMemory().batch(field, len(examples), time)
         targets = [batch.reshape(-1).view(np.uint8).data] * len(examples)
@@ -91,11 +97,11 @@ def test_other_bytes_are_refused():
         changed[position] ^= 0x41
         try:
             found = decode([bytes(changed)], dataset.schema, time=int(lengths[0]), lengths=lengths)
-        except (NotAsWritten, ValueError):
+        except (UnexpectedLayout, ValueError):
             continue
         assert found["x"].shape[1] == lengths[0]  # a number was changed, which the CRC of the frame finds
     for cut in range(len(example)):
-        with pytest.raises(NotAsWritten):
+        with pytest.raises(UnexpectedLayout):
             decode([example[:cut]], dataset.schema, time=int(lengths[0]), lengths=lengths)
-    with pytest.raises(NotAsWritten):
+    with pytest.raises(UnexpectedLayout):
         decode([example], dataset.schema, time=int(lengths[0]) + 1, lengths=lengths + 1)

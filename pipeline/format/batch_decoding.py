@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.format.examples import decode_varints, feature_header, feature_order
-from pipeline.format.fields import Field
+from pipeline.format.stored_fields import StoredField
 from pipeline.schema.record import Array
 
 # Wire tags: a length-delimited field 1, and what kind of list a feature is.
@@ -24,26 +24,26 @@ _VARINT_BYTES = 5
 _FEW_BYTES = 16
 
 
-class NotAsWritten(ValueError):
+class UnexpectedLayout(ValueError):
     """Bytes that are no Example as `prepare` writes it by the schema at hand."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Located:
+class ValueRanges:
     """Where the numbers of each field lie in the data: int64[fields, records]."""
 
     start: Array
     stop: Array
 
 
-def locate(data: bytes, begin: Array, end: Array, fields: Sequence[Field]) -> Located:
+def locate_values(data: bytes, begin: Array, end: Array, fields: Sequence[StoredField]) -> ValueRanges:
     """Finds the numbers of all records in `data` at once.
 
     Args:
         begin, end: int64[records], where each record's Example lies in `data`.
 
     Raises:
-        NotAsWritten: a record is something else.
+        UnexpectedLayout: a record is something else.
     """
     reader = _Headers(data, begin)
     reader.expect(_FIELD_1)
@@ -63,33 +63,35 @@ def locate(data: bytes, begin: Array, end: Array, fields: Sequence[Field]) -> Lo
             found[name] = reader.position, stop
         reader.position = stop
     if (reader.position != end).any():
-        raise NotAsWritten("there is more in a record than its features")
+        raise UnexpectedLayout("there is more in a record than its features")
     start, stop = zip(*(found[field.name] for field in fields), strict=True)
-    return Located(np.stack(start), np.stack(stop))
+    return ValueRanges(np.stack(start), np.stack(stop))
 
 
-def values_of(field: Field, data: bytes, start: Array, stop: Array) -> Array:
+def decode_record_values(field: StoredField, data: bytes, start: Array, stop: Array) -> Array:
     """The values of a field that a record has one of: dtype[records, *shape].
 
     Args:
         start, stop: int64[records], where they lie in `data`.
 
     Raises:
-        NotAsWritten: a record holds more or fewer numbers than that.
+        UnexpectedLayout: a record holds more or fewer numbers than that.
     """
     return _numbers(field, data, start, stop, np.full(len(start), field.width)).reshape(-1, *field.shape)
 
 
-def decode_columns(data: bytes, begin: Array, end: Array, fields: Sequence[Field]) -> dict[str, tuple[Array, Array]]:
+def decode_columns(
+    data: bytes, begin: Array, end: Array, fields: Sequence[StoredField]
+) -> dict[str, tuple[Array, Array]]:
     """Of each field the numbers of all Examples, one after the other, float32 or int64; and int64[examples], how many.
 
     Args:
         begin, end: int64[examples], where each lies in `data`.
 
     Raises:
-        NotAsWritten: one of them is something else.
+        UnexpectedLayout: one of them is something else.
     """
-    located = locate(data, begin, end, fields)
+    located = locate_values(data, begin, end, fields)
     found = {}
     for field, start, stop in zip(fields, located.start, located.stop, strict=True):
         joined = _join(data, start, stop)
@@ -98,7 +100,14 @@ def decode_columns(data: bytes, begin: Array, end: Array, fields: Sequence[Field
 
 
 def copy_steps(
-    field: Field, data: bytes, start: Array, stop: Array, length: Array, *, targets: Sequence[memoryview], place: Array
+    field: StoredField,
+    data: bytes,
+    start: Array,
+    stop: Array,
+    length: Array,
+    *,
+    targets: Sequence[memoryview],
+    place: Array,
 ) -> None:
     """Copies the steps of each record to where they belong.
 
@@ -109,7 +118,7 @@ def copy_steps(
         place: int64[records], at which byte of it.
 
     Raises:
-        NotAsWritten: a record holds more or fewer numbers than its length says.
+        UnexpectedLayout: a record holds more or fewer numbers than its length says.
     """
     source = memoryview(data)
     if field.dtype != "float32":
@@ -127,14 +136,14 @@ def copy_steps(
         target[at:to] = source[begin:end]
 
 
-def _numbers(field: Field, data: bytes, start: Array, stop: Array, counts: Array) -> Array:
+def _numbers(field: StoredField, data: bytes, start: Array, stop: Array, counts: Array) -> Array:
     """The numbers of all records, one after the other, of which each must have so many."""
     joined = _join(data, start, stop)
     _check((_counts(field, joined, stop - start) == counts).all())
     return _decode(field, joined)
 
 
-def _counts(field: Field, joined: bytes, num_bytes: Array) -> Array:
+def _counts(field: StoredField, joined: bytes, num_bytes: Array) -> Array:
     """int64[records]: how many numbers end in the bytes of each record."""
     if field.dtype == "float32":
         _check((num_bytes % 4 == 0).all())
@@ -144,7 +153,7 @@ def _counts(field: Field, joined: bytes, num_bytes: Array) -> Array:
     return np.diff(ends[np.concatenate([[0], np.cumsum(num_bytes)])])
 
 
-def _decode(field: Field, joined: bytes) -> Array:
+def _decode(field: StoredField, joined: bytes) -> Array:
     return np.frombuffer(joined, "<f4") if field.dtype == "float32" else decode_varints(joined)
 
 
@@ -159,7 +168,7 @@ def _join(data: bytes, start: Array, stop: Array) -> bytes:
 
 def _check(fits: Any) -> None:
     if not fits:
-        raise NotAsWritten("a feature of a record has another number of values than its steps")
+        raise UnexpectedLayout("a feature of a record has another number of values than its steps")
 
 
 class _Headers:
@@ -173,7 +182,7 @@ class _Headers:
         """Passes bytes that must be these."""
         found = self._take(self.position[:, None] + np.arange(len(constant)))
         if (found != np.frombuffer(constant, np.uint8)).any():
-            raise NotAsWritten("a record has other features than the schema")
+            raise UnexpectedLayout("a record has other features than the schema")
         self.position = self.position + len(constant)
 
     def varint(self) -> Array:
@@ -187,14 +196,14 @@ class _Headers:
             going_on = byte > 127
             if not going_on.any():
                 return value
-        raise NotAsWritten("a length takes too many bytes")
+        raise UnexpectedLayout("a length takes too many bytes")
 
     def expect_end(self, length: Array, end: Array) -> None:
         if (self.position + length != end).any():
-            raise NotAsWritten("a feature of a record does not end where it says")
+            raise UnexpectedLayout("a feature of a record does not end where it says")
 
     def _take(self, position: Array) -> Array:
         try:
             return self._data[position]
         except IndexError:
-            raise NotAsWritten("a record is shorter than it says") from None
+            raise UnexpectedLayout("a record is shorter than it says") from None

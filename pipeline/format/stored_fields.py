@@ -9,7 +9,7 @@ from pipeline.schema.schema import Schema
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class StoredField:
     """One feature of an Example, and the array that a batch makes of it.
 
     Attributes:
@@ -29,10 +29,12 @@ class Field:
         return math.prod(self.shape)
 
 
-def stored_fields(schema: Schema, *, labelled: bool = True) -> list[Field]:
+def stored_fields(schema: Schema, *, labelled: bool = True) -> list[StoredField]:
     """All fields of a record but its id."""
     fields = [
-        Field(name, feature.dtype, tuple(feature.shape), name in schema.steps, "" if feature.dtype == "string" else 0)
+        StoredField(
+            name, feature.dtype, tuple(feature.shape), name in schema.steps, "" if feature.dtype == "string" else 0
+        )
         for name, feature in schema.features.items()
     ]
     label = schema.label
@@ -40,5 +42,5 @@ def stored_fields(schema: Schema, *, labelled: bool = True) -> list[Field]:
         floats = label.kind in ("distribution", *REGRESSION)
         shape = (len(label.classes),) if label.kind in ("distribution", *MULTILABEL) else ()
         padding = math.nan if label.kind in REGRESSION else NO_LABEL
-        fields.append(Field(label.name, "float32" if floats else "int64", shape, label.per_step, padding))
-    return [*fields, Field("length", "int64", (), per_step=False)]
+        fields.append(StoredField(label.name, "float32" if floats else "int64", shape, label.per_step, padding))
+    return [*fields, StoredField("length", "int64", (), per_step=False)]

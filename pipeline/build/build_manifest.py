@@ -1,0 +1,160 @@
+"""Builds the manifest of a generation from the summaries of its shards."""
+
+import collections
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import TypeAlias, TypeVar
+
+from pipeline.build.paths import vocabulary_path
+from pipeline.build.rejects import RejectsFile
+from pipeline.build.shards import ShardSummary
+from pipeline.format.manifest import (
+    TRAIN,
+    FeatureStatistics,
+    Manifest,
+    Rejected,
+    Source,
+    Split,
+    Vocabulary,
+    fingerprint,
+)
+from pipeline.format.statistics import merge_moments
+from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_terms, vocabulary_file_names
+from pipeline.raw.json_lines import ReadChunk
+from pipeline.schema.labels import class_name
+from pipeline.schema.schema import Schema
+
+Key = TypeVar("Key", int, str)
+# The terms of the vocabulary of each feature that has one.
+Vocabularies: TypeAlias = Mapping[str, Sequence[bytes]]
+
+
+def choose_vocabularies(schema: Schema, shards: Iterable[ShardSummary]) -> dict[str, list[bytes]]:
+    """Returns the vocabulary of each string feature that has one: the most frequent strings of the train split."""
+    train = [shard for shard in shards if shard.split == TRAIN]
+    return {
+        name: choose_terms(_count_strings(name, train), feature.vocabulary)
+        for name, feature in schema.features.items()
+        if feature.vocabulary is not None
+    }
+
+
+def build_manifest(
+    schema: Schema,
+    shards: Sequence[ShardSummary],
+    rejects: Iterable[RejectsFile],
+    chunks: Iterable[ReadChunk],
+    vocabularies: Vocabularies,
+    *,
+    seed: int,
+    generation: str,
+) -> Manifest:
+    """Returns the manifest of a generation.
+
+    Args:
+        shards: Sorted by number. The statistics are merged in this order, so that their bits are reproducible.
+        chunks: All chunks of raw files that were read.
+    """
+    splits = {
+        name: _build_split(schema, [shard for shard in shards if shard.split == name], vocabularies)
+        for name in schema.split_names
+    }
+    rejects = list(rejects)
+    by_reason = _sum_counts(file.by_reason for file in rejects)
+    return Manifest(
+        record_schema=schema,
+        seed=seed,
+        fingerprint=fingerprint(
+            schema,
+            seed=seed,
+            shards={name: [shard.sha256 for shard in split.shards] for name, split in splits.items()},
+        ),
+        generations=(generation,),
+        splits=splits,
+        statistics=_build_statistics(shards),
+        vocabularies=_build_vocabularies(vocabularies, generation),
+        rejected=Rejected(
+            total=sum(by_reason.values()), by_reason=by_reason, files=tuple(sorted(file.path for file in rejects))
+        ),
+        sources=_build_sources(chunks),
+        software=_software_versions(),
+    )
+
+
+def _build_split(schema: Schema, shards: Sequence[ShardSummary], vocabularies: Vocabularies) -> Split:
+    records = sum(s.shard.records for s in shards)
+    labels = _sum_counts(s.label_counts for s in shards)
+    return Split(
+        records=records,
+        steps=sum(s.shard.steps for s in shards),
+        labels=sum(s.labels for s in shards),
+        truncated=sum(s.truncated for s in shards),
+        # A split without records lists no shard. Its empty files are removed with all other files that are not listed.
+        shards=tuple(s.shard for s in shards) if records else (),
+        length_counts=_sum_counts(s.length_counts for s in shards),
+        label_counts={n: labels.get(n, 0) for n in map(class_name, schema.label.classes)} if labels else {},
+        missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.may_miss},
+        unknown={name: count_unknown(_count_strings(name, shards), terms) for name, terms in vocabularies.items()},
+    )
+
+
+def _build_vocabularies(vocabularies: Vocabularies, generation: str) -> dict[str, Vocabulary]:
+    return {
+        name: Vocabulary(
+            path=vocabulary_path(generation, file_name),
+            sha256=hashlib.sha256(serialize_terms(vocabularies[name])).hexdigest(),
+            size=len(vocabularies[name]),
+        )
+        for name, file_name in vocabulary_file_names(vocabularies).items()
+    }
+
+
+def _build_statistics(shards: Sequence[ShardSummary]) -> dict[str, FeatureStatistics]:
+    statistics = {}
+    for name in sorted({name for shard in shards for name in shard.moments}):
+        moments = merge_moments(shard.moments.get(name) for shard in shards)
+        assert moments is not None
+        statistics[name] = moments.statistics()
+    return statistics
+
+
+def _build_sources(chunks: Iterable[ReadChunk]) -> tuple[Source, ...]:
+    by_path: dict[str, list[ReadChunk]] = collections.defaultdict(list)
+    for chunk in sorted(chunks):
+        by_path[chunk.path].append(chunk)
+    return tuple(
+        Source(
+            path=path,
+            bytes=sum(chunk.num_bytes for chunk in parts),
+            sha256=hashlib.sha256(b"".join(chunk.sha256 for chunk in parts)).hexdigest(),
+        )
+        for path, parts in by_path.items()
+    )
+
+
+def _count_strings(name: str, shards: Iterable[ShardSummary]) -> dict[bytes, int]:
+    """Returns the number of occurrences of each string of a feature in all of `shards`."""
+    total: collections.Counter[bytes] = collections.Counter()
+    for shard in shards:
+        total.update(shard.strings[name])
+    return total
+
+
+def _sum_counts(counts: Iterable[dict[Key, int]]) -> dict[Key, int]:
+    """Returns the sum of the counts of each key, sorted by key."""
+    total: collections.Counter[Key] = collections.Counter()
+    for part in counts:
+        total.update(part)
+    return {key: total[key] for key in sorted(total)}
+
+
+def _software_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("lengthwise", "apache-beam", "numpy", "pyarrow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a worker may run from a folder where Lengthwise is not installed
+            continue
+    return versions

@@ -1,0 +1,105 @@
+"""Names the files that a job writes below its output folder, and recognises these names.
+
+Each function that builds a path stands beside the pattern that matches it: a later job may delete a file only if its
+path matches. All other files belong to someone else. (An output folder may hold a folder `data` with raw records.)
+"""
+
+import datetime
+import hashlib
+import re
+import uuid
+
+from pipeline.files import join
+from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
+from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING
+
+# The folders of a dataset that hold the files of its generations.
+FOLDERS = ("data", "rejected", "vocabulary")
+# What `uuid4().hex` gives.
+HEX32_PATTERN = r"[0-9a-f]{32}"
+# The ending that `files.replace` adds to a name until the file is complete.
+TEMPORARY_PATTERN = rf"\.{HEX32_PATTERN}\.tmp"
+
+
+def paths_pattern(*patterns: str) -> re.Pattern[str]:
+    """Returns the pattern of all paths that match one of `patterns`. Use `fullmatch`; paths are inside the output."""
+    return re.compile("|".join(patterns), re.ASCII)
+
+
+GENERATION_PATTERN = r"\d{8}T\d{6}-[0-9a-f]{8}"
+
+
+def new_generation() -> str:
+    """Returns a unique name for a generation: the time in UTC, for people, and eight random digits."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+_RUN_ENDINGS = "|".join(re.escape(ending) for ending in (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING))
+_RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"
+
+
+def runs_folder(output: str, generation: str) -> str:
+    """Returns the folder for the runs of a generation, which hold the records until they are in its shards."""
+    return join(output, "data", generation)
+
+
+_SHARD_PATTERN = rf"data/{GENERATION_PATTERN}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)"
+
+
+def shard_paths(generation: str, split: str, number: int, *, num_shards: int) -> tuple[str, str]:
+    """Returns the paths of a shard's TFRecord file and of its index, inside the output folder."""
+    stem = f"data/{generation}/{split}-{number:05d}-of-{num_shards:05d}"
+    return f"{stem}.tfrecord", f"{stem}.index.parquet"
+
+
+REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}-[0-9a-f]{{16}}\.jsonl"
+
+
+def rejects_path(generation: str, source: str | None) -> str:
+    """Returns the path of the rejects of a raw file, inside the output folder; its name contains a hash of `source`."""
+    return f"rejected/{generation}-{hashlib.sha256((source or '').encode()).hexdigest()[:16]}.jsonl"
+
+
+# The names that `vocabulary_file_names` gives.
+_VOCABULARY_FILE = rf"([\w-]{{1,64}}|sha256\.{HEX32_PATTERN})\.txt"
+_VOCABULARY_PATTERN = rf"vocabulary/{GENERATION_PATTERN}/{_VOCABULARY_FILE}"
+_VOCABULARY_COPY_PATTERN = rf"vocabulary/{_VOCABULARY_FILE}"
+
+
+def vocabulary_path(generation: str, file_name: str) -> str:
+    """Returns the path of a vocabulary file, inside the output folder."""
+    return f"vocabulary/{generation}/{file_name}"
+
+
+def vocabulary_copy_path(path: str) -> str:
+    """Returns the path of the copy of a vocabulary file without its generation, for people.
+
+    No code reads the copy: a file that a manifest lists is never replaced, so that a reader never mixes generations.
+
+    >>> vocabulary_copy_path("vocabulary/20260101T000000-00000000/page.txt")
+    'vocabulary/page.txt'
+    """
+    folder, _, name = path.split("/")
+    return f"{folder}/{name}"
+
+
+# A finished copy of a vocabulary is not among them: its name is too plain to prove that a job wrote it. `publish`
+# deletes it together with the vocabulary file that it is a copy of.
+_WRITTEN = paths_pattern(
+    _RUN_PATTERN,
+    f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_VOCABULARY_COPY_PATTERN}{TEMPORARY_PATTERN}",
+)
+
+
+def is_written_by_prepare(path: str) -> bool:
+    """Returns whether the name of a file shows that a `prepare` job wrote it. `path` is inside the output folder."""
+    return _WRITTEN.fullmatch(path) is not None
+
+
+def is_vocabulary(path: str) -> bool:
+    """Returns whether a path that a `prepare` job wrote is that of a vocabulary file of a generation."""
+    return path.startswith("vocabulary/") and path.count("/") == 2

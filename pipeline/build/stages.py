@@ -1,0 +1,99 @@
+"""The two stages of a build: parses raw lines into sorted runs, and merges the runs into shards.
+
+Both are functions of plain values, so that a worker process can run them as well as a Beam step.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pipeline import progress
+from pipeline.build.shards import ShardSummary, ShardWriter
+from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk
+from pipeline.raw.origin import Reject
+from pipeline.raw.parse_lines import parse_lines
+from pipeline.raw.records import LIMITS, Limits
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
+from pipeline.shuffle.hashing import shard_range
+from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
+from pipeline.shuffle.runs import Run, RunBuffer, merge_runs
+
+
+class ParsedRuns(NamedTuple):
+    """The files that the first stage wrote, and counts of the lines that it read.
+
+    Attributes:
+        runs: Runs of encoded records.
+        reject_runs: The run of the rejects, if there are any.
+        chunks: The chunks that were read completely.
+        parsed: Number of records in `runs`.
+        rejected: Number of records in `reject_runs`.
+    """
+
+    runs: list[Run]
+    reject_runs: list[RejectRun]
+    chunks: list[ReadChunk]
+    parsed: int
+    rejected: int
+
+
+def parse_into_runs(
+    items: list[Chunk | Lines], schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
+) -> ParsedRuns:
+    """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`."""
+    runs, chunks, parsed, rejected = [], [], 0, 0
+    buffer = RunBuffer(folder)
+    with RejectRunWriter(folder) as reject_writer:
+        for lines in _read_in_order(items, limits):
+            if isinstance(lines, ReadChunk):
+                chunks.append(lines)
+                continue
+            for result in parse_lines(lines, schema, keep_raw=keep_raw, limits=limits):
+                if isinstance(result, Reject):
+                    rejected += 1
+                    reject_writer.add(result)
+                    progress.add_rejects(1)
+                else:
+                    parsed += 1
+                    runs += buffer.add(encode_for_shuffle(*result, schema, seed=seed))
+                del result  # frees the record before the next one is parsed
+    return ParsedRuns(runs + buffer.flush(), reject_writer.reject_runs, chunks, parsed, rejected)
+
+
+def _read_in_order(items: list[Chunk | Lines], limits: Limits) -> Iterator[Lines | ReadChunk]:
+    """Yields all lines sorted by file and offset, the order that `RejectRunWriter` expects."""
+    for item in sorted(items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, Lines) else item.start)):
+        yield from [item] if isinstance(item, Lines) else read_chunk(item, record_bytes=limits.record_bytes)
+
+
+class WrittenShards(NamedTuple):
+    """The shards of one number, one for each split, and the runs of the rejected duplicates."""
+
+    shards: list[ShardSummary]
+    reject_runs: list[RejectRun]
+
+
+def merge_into_shards(
+    number: int, num_shards: int, runs: list[Run], writer: ShardWriter, *, folder: str
+) -> WrittenShards:
+    """Merges the records of shard `number` from all runs, and writes one shard for each split.
+
+    Args:
+        folder: Folder for the runs of rejected duplicates.
+    """
+    reject_runs: list[RejectRun] = []
+    buffer = RejectBuffer(folder)
+
+    def reject(duplicate: Reject) -> None:
+        reject_runs.extend(buffer.add(duplicate))
+
+    blocks = merge_runs(runs, *shard_range(number, num_shards=num_shards))
+    shards = writer.write(number, _report_progress(blocks), num_shards=num_shards, reject=reject)
+    return WrittenShards(shards, reject_runs + buffer.flush())
+
+
+def _report_progress(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yields the same blocks. Adds the records of each block to the progress line after it is consumed."""
+    for block in blocks:
+        yield block
+        progress.add_written(len(block.examples))
