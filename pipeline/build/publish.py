@@ -165,6 +165,6 @@ def remove_unlisted(output: str, manifest: Manifest) -> None:
 
 
 def discard_generation(output: str, generation: str) -> None:
-    """Removes the files of a generation that was not published. Its rejects files remain, so that users can read them."""
+    """Removes the files of a generation that was not published, except its rejects files, which users may read."""
     for folder in ("data", "vocabulary"):
         remove_folder(join(output, folder, generation))
