@@ -25,7 +25,7 @@ def join(folder: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/") or "/", *parts])
 
 
-def filesystems() -> Any:
+def beam_filesystems() -> Any:
     # Imported late: it costs a second, and only remote paths and workers need it.
     from apache_beam.io.filesystems import FileSystems
 
@@ -42,7 +42,7 @@ def open_read(path: str) -> Iterator[IO[bytes]]:
         from apache_beam.io.filesystem import CompressionTypes
 
         # AUTO would decompress by the name's ending; offsets are offsets of stored bytes here.
-        with filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with beam_filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
 
 
@@ -60,12 +60,14 @@ def read_bytes(path: str) -> bytes:
 
 
 def exists(path: str) -> bool:
-    return os.path.exists(path) if is_local(path) else bool(filesystems().exists(path))
+    return os.path.exists(path) if is_local(path) else bool(beam_filesystems().exists(path))
 
 
 def size(path: str) -> int:
     return (
-        os.path.getsize(path) if is_local(path) else int(filesystems().match([path])[0].metadata_list[0].size_in_bytes)
+        os.path.getsize(path)
+        if is_local(path)
+        else int(beam_filesystems().match([path])[0].metadata_list[0].size_in_bytes)
     )
 
 
@@ -73,7 +75,7 @@ def size(path: str) -> int:
 def create(path: str) -> Iterator[IO[bytes]]:
     """A new file to write, of a name that no other has; gone if the block does not end well."""
     if not is_local(path):
-        with filesystems().create(path, "application/octet-stream") as file:
+        with beam_filesystems().create(path, "application/octet-stream") as file:
             yield file
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -111,7 +113,7 @@ def replace(path: str) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            with filesystems().create(path, "application/octet-stream") as file:
+            with beam_filesystems().create(path, "application/octet-stream") as file:
                 shutil.copyfileobj(spool, file)
 
 
@@ -120,14 +122,14 @@ def move(source: str, target: str) -> None:
     if is_local(source):
         os.replace(source, target)
     else:
-        filesystems().rename([source], [target])
+        beam_filesystems().rename([source], [target])
 
 
 def list_files(folder: str) -> list[str]:
     """Every file below `folder`, sorted; none when there is no such folder."""
     if is_local(folder):
         return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
-    matches = filesystems().match([join(folder, "**")])
+    matches = beam_filesystems().match([join(folder, "**")])
     return sorted(metadata.path for match in matches for metadata in match.metadata_list)
 
 
@@ -136,7 +138,7 @@ def list_named(prefix: str, suffix: str) -> list[str]:
     if is_local(prefix):
         return sorted(glob.glob(f"{glob.escape(prefix)}*{suffix}"))
     return sorted(
-        metadata.path for match in filesystems().match([f"{prefix}*{suffix}"]) for metadata in match.metadata_list
+        metadata.path for match in beam_filesystems().match([f"{prefix}*{suffix}"]) for metadata in match.metadata_list
     )
 
 
@@ -156,7 +158,7 @@ def remove(paths: list[str]) -> None:
             os.rmdir(folder)
     remote = [path for path in paths if not is_local(path)]
     if remote:
-        filesystems().delete(remote)
+        beam_filesystems().delete(remote)
 
 
 def remove_folder(folder: str) -> None:

@@ -8,42 +8,42 @@ import time
 from collections.abc import Iterator
 
 # Plain numbers of this process: what a worker counts comes with its results, and Beam's own counters are exact.
-_done: collections.Counter[str] = collections.Counter()
+_counts: collections.Counter[str] = collections.Counter()
 _INTERVAL_SECONDS = 2.0
 # Of a job that reads records and then writes them, what reading takes. Measured.
 _SHARE_OF_READING = 0.7
 
 
 def add_records(count: int) -> None:
-    _done["records"] += count
+    _counts["records"] += count
 
 
 def add_bytes(count: int) -> None:
-    _done["bytes"] += count
+    _counts["bytes"] += count
 
 
 def add_rejects(count: int) -> None:
-    _done["rejects"] += count
+    _counts["rejects"] += count
 
 
 def add_written(count: int) -> None:
     """Records that were read before."""
-    _done["written"] += count
+    _counts["written"] += count
 
 
-def add(counts: dict[str, int]) -> None:
-    _done.update(counts)
+def add_counts(counts: dict[str, int]) -> None:
+    _counts.update(counts)
 
 
-def take() -> dict[str, int]:
+def take_counts() -> dict[str, int]:
     """What was counted since the last time."""
-    counts = dict(_done)
-    _done.clear()
+    counts = dict(_counts)
+    _counts.clear()
     return counts
 
 
 @contextlib.contextmanager
-def shown(what: str, *, total_bytes: int = 0, total_records: int = 0, written: bool = False) -> Iterator[None]:
+def report(what: str, *, total_bytes: int = 0, total_records: int = 0, written: bool = False) -> Iterator[None]:
     """Prints a line to stderr every two seconds while the block runs; nothing when it is faster than that.
 
     Args:
@@ -51,12 +51,12 @@ def shown(what: str, *, total_bytes: int = 0, total_records: int = 0, written: b
         written: What is read is written in a second pass.
     """
     ended = threading.Event()
-    begin, before = time.monotonic(), _done.copy()
+    begin, before = time.monotonic(), _counts.copy()
 
     def tell() -> None:
         while not ended.wait(_INTERVAL_SECONDS):
             seconds = time.monotonic() - begin
-            done = {name: _done[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
+            done = {name: _counts[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
             records = done["records"]
             text = f"{what}: {records:,} records" if records else f"{what}: working"
             if total_bytes and done["bytes"]:

@@ -13,7 +13,7 @@ _PLAIN_WIDTH = 100
 
 
 @contextlib.contextmanager
-def page() -> Iterator[Console]:
+def buffered_console() -> Iterator[Console]:
     """A console whose text goes to stdout when the block ends, without trailing blanks."""
     # Names come from the user's data: `[b]` in a class is no mark-up.
     console = Console(

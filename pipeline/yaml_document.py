@@ -84,7 +84,7 @@ def parse_yaml(text: str | bytes, *, origin: str) -> dict[str, Any]:
     return document
 
 
-def build(model: type[Model], values: dict[str, Any], *, origin: str) -> Model:
+def validate(model: type[Model], values: dict[str, Any], *, origin: str) -> Model:
     """`values` as a `model`.
 
     Raises:

@@ -24,9 +24,8 @@ from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.manifest import FILE_NAME
 from pipeline.format.tfrecord import CorruptRecord, frame, masked_crc, walk
 from pipeline.inspection.verify import verify
-from pipeline.raw.origin import Origin
-from pipeline.raw.reasons import REASONS, RecordError
 from pipeline.raw.records import parse_line
+from pipeline.raw.rejects import REASONS, Origin, RecordError
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from pipeline.yaml_document import PLANNED, Document, build, parse_yaml
+from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
 Batching = Literal["window", "bucket", "pad", "exact"]
 WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
@@ -125,7 +125,7 @@ def make_config(values: dict[str, Any], *, origin: str = "The configuration") ->
     Raises:
         UserError: the first thing wrong; an unknown key with the nearest known one.
     """
-    return build(TrainConfig, values, origin=origin)
+    return validate(TrainConfig, values, origin=origin)
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.schema.labels import class_name
-from pipeline.tables import page, print_table
+from pipeline.tables import buffered_console, print_table
 from trainer.batching.plan import Plan
 
 # The metrics for which a line has room, by the first metric of a kind of label; the others are in the file.
@@ -34,7 +34,7 @@ _COUNTS_WIDTH = 85
 
 def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
     columns = ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes")
-    with page() as console:
+    with buffered_console() as console:
         console.print(f"{dataset}: an epoch of {split}, {plans[0].records:,} records, {plans[0].steps:,} steps")
         print_table(console, "Ways of batching", columns, map(_plan_row, plans))
         console.print("\nbudget and padded steps: time steps, padding included; useful: the share that is no padding")
@@ -75,7 +75,7 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         print(f"Note: the dataset has another vocabulary of {name}; the run's own was used.", file=sys.stderr)
     metrics = evaluation["metrics"]
     shown = [name for name in _SHOWN[next(iter(metrics))] if name in metrics]
-    with page() as console:
+    with buffered_console() as console:
         console.print(f"{run}: {evaluation['checkpoint']} checkpoint")
         _print_parts(console, f"Split {evaluation['split']}", "steps", _bands(evaluation), shown)
         for name in ("group", "source"):

@@ -8,11 +8,9 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.raw.json_lines import Lines
-from pipeline.raw.origin import Origin, Reject
-from pipeline.raw.parse_lines import parse_lines
-from pipeline.raw.reasons import RecordError
-from pipeline.raw.records import LIMITS, Limits, canonical, parse_line, parse_record
+from pipeline.raw.json_lines import LineBatch, parse_lines
+from pipeline.raw.records import LIMITS, Limits, canonical_json, parse_line, parse_record
+from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 
@@ -64,7 +62,7 @@ class _Parse(beam.DoFn):
             yield sequences
 
     def _results(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
-        if isinstance(element, Lines):
+        if isinstance(element, LineBatch):
             yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
@@ -82,6 +80,6 @@ def _raw_bytes(element: Any) -> bytes:
     if isinstance(element, str):
         return element.encode("utf-8", "surrogatepass")
     try:
-        return canonical(element)
+        return canonical_json(element)
     except RecordError:  # nested too deep for any text: parsing it says whether that matters
         return b""

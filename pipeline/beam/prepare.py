@@ -15,10 +15,9 @@ from pipeline.files import absolute, exists, is_local, join, read_bytes
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.find_files import RawFile, find_files
-from pipeline.raw.json_lines import Lines, read_chunk, split_file
-from pipeline.raw.origin import Reject
-from pipeline.raw.parse_lines import parse_lines
+from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 
@@ -169,7 +168,7 @@ def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
         if not chunk.compressed:
             chunk = chunk._replace(stop=min(chunk.stop, _SAMPLE_BYTES))
         lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
-        if isinstance(lines, Lines):
+        if isinstance(lines, LineBatch):
             raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_EXPANDS)
             limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # of a large one, no more was read
             parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]

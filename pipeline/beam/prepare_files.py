@@ -15,7 +15,7 @@ from pipeline.beam.write_rejects import SPILLS
 from pipeline.build.publish import check_output
 from pipeline.build.stages import ParsedRuns, parse_into_runs
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, Lines, ReadChunk, read_chunk
+from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 
 
@@ -49,7 +49,7 @@ class PrepareFiles(beam.PTransform):
 
 
 class _MakeRuns(CallInWorkers):
-    """Chunk -> Run, RejectRun, ReadChunk."""
+    """Chunk -> Run, RejectRun, ChunkSummary."""
 
     def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits) -> None:
         self._schema = write.schema
@@ -59,7 +59,7 @@ class _MakeRuns(CallInWorkers):
 
     def start_bundle(self) -> None:
         super().start_bundle()
-        self._items: list[Chunk | Lines] = []
+        self._items: list[Chunk | LineBatch] = []
         self._size = 0
 
     def process(self, chunk: Chunk) -> Iterator[Any]:
@@ -69,13 +69,13 @@ class _MakeRuns(CallInWorkers):
         # Only one can read a gzip file. The others parse.
         record_bytes = self._options["limits"].record_bytes
         for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=record_bytes):
-            if isinstance(item, ReadChunk):
+            if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
             else:
                 # These are in memory: fewer bytes are enough.
                 yield from self._add(item, item.num_bytes * CHUNK_BYTES // GZIP_BATCH_BYTES)
 
-    def _add(self, item: Chunk | Lines, size: int) -> Iterator[Any]:
+    def _add(self, item: Chunk | LineBatch, size: int) -> Iterator[Any]:
         """Small files come together, so that there are not as many runs as files."""
         if self._size + size > CHUNK_BYTES:
             yield from self._make()

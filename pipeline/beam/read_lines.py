@@ -8,7 +8,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.json_lines import Chunk, ReadChunk, read_chunk, split_file
+from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 
 CHUNKS = "chunks"
 
@@ -41,7 +41,7 @@ class _ReadChunks(beam.DoFn):
 
     def process(self, chunk: Chunk) -> Iterable[Any]:
         for item in read_chunk(chunk):
-            if isinstance(item, ReadChunk):
+            if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
             else:
                 self._lines.inc(len(item.offsets))

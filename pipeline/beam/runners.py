@@ -54,7 +54,7 @@ def run_job(
         UserError: what was wrong.
     """
     try:
-        with progress.shown(what, total_bytes=total_bytes, written=written), quiet():
+        with progress.report(what, total_bytes=total_bytes, written=written), quiet():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
         try:

@@ -94,7 +94,7 @@ class _Worker:
             result, error, done = self._connection.recv()
         except (EOFError, OSError):
             raise UserError(self._explain()) from None
-        progress.add(done)
+        progress.add_counts(done)
         if error is not None:
             raise error
         return result
@@ -164,7 +164,7 @@ def serve(module: str, handle: str) -> None:
                 result = function(*arguments)
             except BaseException as raised:
                 error = raised
-            connection.send((result, error, progress.take()))
+            connection.send((result, error, progress.take_counts()))
             del function, arguments, result, error
 
 

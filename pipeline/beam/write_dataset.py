@@ -17,7 +17,7 @@ from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
 from pipeline.build.shards import ShardWriter
 from pipeline.build.stages import WrittenShards, merge_into_shards
 from pipeline.files import absolute
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
@@ -74,7 +74,7 @@ class WriteDataset(beam.PTransform):
         return runs_folder(self.output, self.generation)
 
     def publish(self, runs: Any, spills: Any, chunks: Any) -> Any:
-        """PCollections of Run, RejectRun and ReadChunk -> the manifest of the dataset that was published."""
+        """PCollections of Run, RejectRun and ChunkSummary -> the manifest of the dataset that was published."""
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
         writer = ShardWriter(self.schema, self.output, self.generation)

@@ -8,8 +8,8 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.build.rejects import RejectsFile, write_rejects
-from pipeline.raw.json_lines import ReadChunk
-from pipeline.raw.origin import Reject
+from pipeline.raw.json_lines import ChunkSummary
+from pipeline.raw.rejects import Reject
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
 
 SPILLS = "spills"
@@ -33,7 +33,7 @@ class SpillRejects(beam.DoFn):
 
 @dataclasses.dataclass
 class WriteRejects(beam.PTransform):
-    """{"spills": RejectRun, "chunks": ReadChunk} -> RejectsFile, one for each raw file that has any."""
+    """{"spills": RejectRun, "chunks": ChunkSummary} -> RejectsFile, one for each raw file that has any."""
 
     output: str
     generation: str
@@ -41,7 +41,7 @@ class WriteRejects(beam.PTransform):
     def expand(self, inputs: Any) -> Any:
         output, generation = self.output, self.generation
 
-        def write(_: Any, spills: list[RejectRun], chunks: list[ReadChunk]) -> list[RejectsFile]:
+        def write(_: Any, spills: list[RejectRun], chunks: list[ChunkSummary]) -> list[RejectsFile]:
             return write_rejects(spills, chunks, output=output, generation=generation)
 
         return (

@@ -22,7 +22,7 @@ from pipeline.format.manifest import (
 )
 from pipeline.format.statistics import merge_moments
 from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_terms, vocabulary_file_names
-from pipeline.raw.json_lines import ReadChunk
+from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
 
@@ -45,7 +45,7 @@ def build_manifest(
     schema: Schema,
     shards: Sequence[ShardSummary],
     rejects: Iterable[RejectsFile],
-    chunks: Iterable[ReadChunk],
+    chunks: Iterable[ChunkSummary],
     vocabularies: Vocabularies,
     *,
     seed: int,
@@ -95,7 +95,7 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary], vocabularies: V
         shards=tuple(s.shard for s in shards) if records else (),
         length_counts=_sum_counts(s.length_counts for s in shards),
         label_counts={n: labels.get(n, 0) for n in map(class_name, schema.label.classes)} if labels else {},
-        missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.may_miss},
+        missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.allows_nulls},
         unknown={name: count_unknown(_count_strings(name, shards), terms) for name, terms in vocabularies.items()},
     )
 
@@ -120,8 +120,8 @@ def _build_statistics(shards: Sequence[ShardSummary]) -> dict[str, FeatureStatis
     return statistics
 
 
-def _build_sources(chunks: Iterable[ReadChunk]) -> tuple[Source, ...]:
-    by_path: dict[str, list[ReadChunk]] = collections.defaultdict(list)
+def _build_sources(chunks: Iterable[ChunkSummary]) -> tuple[Source, ...]:
+    by_path: dict[str, list[ChunkSummary]] = collections.defaultdict(list)
     for chunk in sorted(chunks):
         by_path[chunk.path].append(chunk)
     return tuple(

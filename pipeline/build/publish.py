@@ -23,7 +23,7 @@ from pipeline.files import (
 )
 from pipeline.format.manifest import FILE_NAME, Manifest, Rejected
 from pipeline.format.vocabulary import serialize_terms
-from pipeline.raw.json_lines import ReadChunk
+from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema
 
 # Default of --max_rejected: the share of the records that may be rejected.
@@ -59,7 +59,7 @@ class Publisher:
     overwrite: bool
 
     def publish(
-        self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], chunks: Iterable[ReadChunk]
+        self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], chunks: Iterable[ChunkSummary]
     ) -> Manifest:
         """Checks the generation, writes the manifest last, and removes the files that the manifest does not list.
 

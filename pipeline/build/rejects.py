@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.build.paths import rejects_path
 from pipeline.files import join, replace
-from pipeline.raw.json_lines import ReadChunk
+from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.reject_runs import RejectRun, merge_reject_runs
 
 
@@ -27,7 +27,7 @@ class RejectsFile(NamedTuple):
 
 
 def write_rejects(
-    reject_runs: Sequence[RejectRun], chunks: Iterable[ReadChunk], *, output: str, generation: str
+    reject_runs: Sequence[RejectRun], chunks: Iterable[ChunkSummary], *, output: str, generation: str
 ) -> list[RejectsFile]:
     """Writes the rejects of each raw file to a file of its own, sorted by place.
 
@@ -53,7 +53,7 @@ def write_rejects(
 class _LineNumbers:
     """Converts line numbers within chunks to line numbers within files."""
 
-    def __init__(self, chunks: Iterable[ReadChunk]) -> None:
+    def __init__(self, chunks: Iterable[ChunkSummary]) -> None:
         # For each file: where each chunk starts, in bytes, and the number of lines before it.
         self._starts: dict[str, list[int]] = collections.defaultdict(list)
         self._lines_before: dict[str, list[int]] = collections.defaultdict(list)

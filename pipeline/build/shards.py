@@ -20,7 +20,7 @@ from pipeline.format.manifest import TRAIN, Shard
 from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments, merge_moments
 from pipeline.format.stored_fields import stored_fields
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, frames
-from pipeline.raw.origin import Origin, Reject
+from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.labels import class_name
 from pipeline.schema.record import MISSING_STRING, Array, is_missing, named_classes
 from pipeline.schema.schema import Schema
@@ -203,10 +203,10 @@ class _Contents:
         self._fields = stored_fields(schema)
         self._only_numbers = all(field.dtype != "string" for field in self._fields)
         self._names = [class_name(c) for c in schema.label.classes]
-        self._widths = schema.measured_widths if with_moments else {}
+        self._widths = schema.statistics_widths if with_moments else {}
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
-        self.missing = {name: 0 for name, feature in schema.features.items() if feature.may_miss}
+        self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
         self.strings: dict[str, collections.Counter[bytes]] = {
             name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
         }

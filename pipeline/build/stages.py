@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from pipeline import progress
 from pipeline.build.shards import ShardSummary, ShardWriter
-from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk
-from pipeline.raw.origin import Reject
-from pipeline.raw.parse_lines import parse_lines
+from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
@@ -32,20 +31,20 @@ class ParsedRuns(NamedTuple):
 
     runs: list[Run]
     reject_runs: list[RejectRun]
-    chunks: list[ReadChunk]
+    chunks: list[ChunkSummary]
     parsed: int
     rejected: int
 
 
 def parse_into_runs(
-    items: list[Chunk | Lines], schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
+    items: list[Chunk | LineBatch], schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
 ) -> ParsedRuns:
     """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`."""
     runs, chunks, parsed, rejected = [], [], 0, 0
     buffer = RunBuffer(folder)
     with RejectRunWriter(folder) as reject_writer:
         for lines in _read_in_order(items, limits):
-            if isinstance(lines, ReadChunk):
+            if isinstance(lines, ChunkSummary):
                 chunks.append(lines)
                 continue
             for result in parse_lines(lines, schema, keep_raw=keep_raw, limits=limits):
@@ -60,10 +59,12 @@ def parse_into_runs(
     return ParsedRuns(runs + buffer.flush(), reject_writer.reject_runs, chunks, parsed, rejected)
 
 
-def _read_in_order(items: list[Chunk | Lines], limits: Limits) -> Iterator[Lines | ReadChunk]:
+def _read_in_order(items: list[Chunk | LineBatch], limits: Limits) -> Iterator[LineBatch | ChunkSummary]:
     """Yields all lines sorted by file and offset, the order that `RejectRunWriter` expects."""
-    for item in sorted(items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, Lines) else item.start)):
-        yield from [item] if isinstance(item, Lines) else read_chunk(item, record_bytes=limits.record_bytes)
+    for item in sorted(
+        items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, LineBatch) else item.start)
+    ):
+        yield from [item] if isinstance(item, LineBatch) else read_chunk(item, record_bytes=limits.record_bytes)
 
 
 class WrittenShards(NamedTuple):

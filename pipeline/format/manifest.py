@@ -214,10 +214,10 @@ def _wrong_names(manifest: Manifest) -> Iterator[str]:
     """A message for each place that has not the features that the schema has there."""
     features = manifest.record_schema.features
     in_vocabulary = {name for name, feature in features.items() if feature.vocabulary is not None}
-    may_miss = {name for name, feature in features.items() if feature.may_miss}
+    allows_nulls = {name for name, feature in features.items() if feature.allows_nulls}
     places: list[tuple[str, Iterable[str], set[str]]] = [("vocabularies", manifest.vocabularies, in_vocabulary)]
     for name, split in manifest.splits.items():
-        places.append((f"splits.{name}.missing", split.missing, may_miss))
+        places.append((f"splits.{name}.missing", split.missing, allows_nulls))
         places.append((f"splits.{name}.unknown", split.unknown, in_vocabulary))
     for place, found, expected in places:
         if set(found) != expected:
@@ -262,7 +262,7 @@ def _sums(manifest: Manifest) -> Iterator[tuple[str, int, int, str]]:
         missing = rows - train.labels if name == label.name else train.missing.get(name, 0)
         yield f"{place}.missing", sum(statistics.missing), missing, f"the counts of {TRAIN}"
         for key, columns in statistics.columns().items():
-            yield f"{place}.{key}", len(columns), schema.measured_widths.get(name, 0), "the columns of the schema"
+            yield f"{place}.{key}", len(columns), schema.statistics_widths.get(name, 0), "the columns of the schema"
 
 
 def _bounds(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:

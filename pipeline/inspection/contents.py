@@ -42,7 +42,7 @@ def check_example(example: dict[str, Value], schema: Schema) -> int:
         raise ValueError(f"has the features {sorted(example)}, expected {names}")
     _check_values("length", example["length"], "int64", 1)
     _check_values("id", example["id"], "string", 1)
-    _check_strings("id", example["id"], may_miss=False)
+    _check_strings("id", example["id"], allows_nulls=False)
     num_steps = int(example["length"][0])
     if num_steps < 1:
         raise ValueError(f"length: {num_steps}, expected at least 1")
@@ -60,11 +60,11 @@ def check_example(example: dict[str, Value], schema: Schema) -> int:
 def _check_feature(name: str, values: Value, feature: Feature, number: int) -> None:
     _check_values(name, values, feature.dtype, number)
     if isinstance(values, list):
-        _check_strings(name, values, may_miss=feature.may_miss)
+        _check_strings(name, values, allows_nulls=feature.allows_nulls)
     elif feature.dtype == "float32":
-        _check_finite(name, values, may_miss=feature.may_miss)
+        _check_finite(name, values, allows_nulls=feature.allows_nulls)
     else:
-        _check_range(name, values, MISSING_INTEGER if feature.may_miss else 0, feature.num_values)
+        _check_range(name, values, MISSING_INTEGER if feature.allows_nulls else 0, feature.num_values)
 
 
 def _check_label(name: str, values: Value, label: Label, rows: int) -> None:
@@ -82,7 +82,7 @@ def _check_label(name: str, values: Value, label: Label, rows: int) -> None:
         if (none.any(axis=1) != none.all(axis=1)).any():
             raise ValueError(f"{name}: -1 for some classes of a step, expected it for all or none")
     else:
-        _check_finite(name, values, may_miss=label.kind == "step_regression")
+        _check_finite(name, values, allows_nulls=label.kind == "step_regression")
 
 
 def _check_values(name: str, values: Value, dtype: str, number: int) -> None:
@@ -91,10 +91,10 @@ def _check_values(name: str, values: Value, dtype: str, number: int) -> None:
         raise ValueError(f"{name}: {len(values):,} values of {found}, expected {number:,} of {dtype}")
 
 
-def _check_finite(name: str, values: Any, *, may_miss: bool) -> None:
-    wrong = np.isinf(values) if may_miss else ~np.isfinite(values)
+def _check_finite(name: str, values: Any, *, allows_nulls: bool) -> None:
+    wrong = np.isinf(values) if allows_nulls else ~np.isfinite(values)
     if wrong.any():
-        raise ValueError(f"{name}: {values[wrong][0]}, expected a finite number" + (" or NaN" if may_miss else ""))
+        raise ValueError(f"{name}: {values[wrong][0]}, expected a finite number" + (" or NaN" if allows_nulls else ""))
 
 
 def _check_range(name: str, values: Any, low: int, end: int | None) -> None:
@@ -110,8 +110,8 @@ def _check_numbers(name: str, values: Any, allowed: tuple[int, ...], expected: s
         raise ValueError(f"{name}: {wrong[0]}, expected {expected}")
 
 
-def _check_strings(name: str, values: Any, *, may_miss: bool) -> None:
-    present = [value for value in values if value != MISSING_STRING] if may_miss else values
+def _check_strings(name: str, values: Any, *, allows_nulls: bool) -> None:
+    present = [value for value in values if value != MISSING_STRING] if allows_nulls else values
     try:
         # All at once; no character of several bytes goes on after a zero, so none can hide between two strings.
         b"\0".join(present).decode()
@@ -140,7 +140,7 @@ class Contents:
         self._strings: dict[str, collections.Counter[bytes]] = {
             name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
         }
-        widths = schema.measured_widths if with_moments else {}
+        widths = schema.statistics_widths if with_moments else {}
         self._columns = {name: _Column(width) for name, width in widths.items()}
 
     def add(self, example: dict[str, Value], num_steps: int) -> None:
@@ -151,7 +151,7 @@ class Contents:
         if label is not None:
             self._label_counts.update(named_classes(label, self.schema.label).tolist())
         for name, feature in self.schema.features.items():
-            if feature.may_miss:
+            if feature.allows_nulls:
                 self._missing[name] += int(is_missing(example[name]).sum())
         for name, counts in self._strings.items():
             counts.update(value for value in example[name] if value != MISSING_STRING)

@@ -13,7 +13,7 @@ from pipeline.inspection.lengths import bar, length_bands, length_range
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
 from pipeline.schema.schema import Schema
-from pipeline.tables import page, print_table
+from pipeline.tables import buffered_console, print_table
 
 _MAX_CLASSES = 20
 
@@ -126,7 +126,7 @@ def _describe_rejects(manifest: Manifest, dataset: str) -> str:
 
 def print_details(manifest: Manifest, dataset: str) -> None:
     """Prints all that `inspect` shows, as tables."""
-    with page() as console:
+    with buffered_console() as console:
         _print_all(console, manifest, dataset)
 
 

@@ -38,7 +38,7 @@ def verify(dataset: str) -> Report:
     manifest = read_manifest(dataset)
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
-    with progress.shown("verify", total_bytes=total):
+    with progress.report("verify", total_bytes=total):
         vocabularies = _read_vocabularies(dataset, manifest, report)
         # A vocabulary is empty where there is no train split.
         train: Contents | None = Contents(manifest.record_schema, with_moments=False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import filesystems, is_local, list_files
+from pipeline.files import beam_filesystems, is_local, list_files
 
 # What a folder's raw files are called. A file that is named by itself, or by a glob, may be called anything.
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -50,13 +50,13 @@ def _match(pattern: str) -> list[RawFile]:
     folder = pattern.rstrip("/") or "/"
     if _is_folder(folder):
         return [RawFile(path, os.path.getsize(path)) for path in list_files(folder) if _is_raw(path, folder)]
-    beam_filesystems = filesystems()
+    filesystems = beam_filesystems()
     try:
-        direct = [m for result in beam_filesystems.match([folder]) for m in result.metadata_list]
+        direct = [m for result in filesystems.match([folder]) for m in result.metadata_list]
         files = [RawFile(m.path, m.size_in_bytes) for m in direct if not _is_folder(m.path)]
         if files:
             return files
-        inside = [m for result in beam_filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
+        inside = [m for result in filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
     except Exception as error:  # each file system has its own; Beam wraps some of them
         raise UserError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}.") from None
     return [RawFile(m.path, m.size_in_bytes) for m in inside if _is_raw(m.path, folder) and not _is_folder(m.path)]

@@ -10,7 +10,10 @@ from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import open_read
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.records import LIMITS
+from pipeline.raw.records import LIMITS, Limits, parse_line
+from pipeline.raw.rejects import Origin, RecordError, Reject
+from pipeline.schema.record import ParsedRecord
+from pipeline.schema.schema import Schema
 
 # Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
 CHUNK_BYTES = 32 * 2**20
@@ -38,7 +41,7 @@ class Chunk(NamedTuple):
     compressed: bool
 
 
-class ReadChunk(NamedTuple):
+class ChunkSummary(NamedTuple):
     """What a chunk turned out to hold; lines are counted, so that a reject can name its line in the file.
 
     Attributes:
@@ -52,7 +55,7 @@ class ReadChunk(NamedTuple):
     sha256: bytes
 
 
-class Lines(NamedTuple):
+class LineBatch(NamedTuple):
     """A batch of lines that are not blank.
 
     Attributes:
@@ -89,7 +92,7 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
 
 def read_chunk(
     chunk: Chunk, *, batch_bytes: int = BATCH_BYTES, record_bytes: int = LIMITS.record_bytes
-) -> Iterator[Lines | ReadChunk]:
+) -> Iterator[LineBatch | ChunkSummary]:
     """The lines that begin in a chunk, in batches of about `batch_bytes`, then what the chunk held.
 
     Args:
@@ -144,7 +147,7 @@ def _read_lines(
     batch_bytes: int,
     record_bytes: int,
     compressed: IO[bytes] | None = None,
-) -> Iterator[Lines | ReadChunk]:
+) -> Iterator[LineBatch | ChunkSummary]:
     batches = _Batches(chunk)
     num_bytes = told = 0
     offset, rest, width = chunk.start, bytearray(), 0  # of the line that a block broke off: it grows in its place
@@ -185,7 +188,7 @@ def _read_lines(
         batches.add(rest if width > _BLOCK_BYTES else bytes(rest), offset)
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - told)
-    yield ReadChunk(chunk.path, chunk.start, num_bytes, batches.number, batches.digest.digest())
+    yield ChunkSummary(chunk.path, chunk.start, num_bytes, batches.number, batches.digest.digest())
 
 
 class _Batches:
@@ -220,12 +223,31 @@ class _Batches:
             self._batch.digests.append(hashlib.sha256(line).digest())
             self.size += len(line) + _LINE_BYTES
 
-    def _begin(self) -> Lines:
-        return Lines(self._chunk.path, self._chunk.start, [], [], [], [])
+    def _begin(self) -> LineBatch:
+        return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [])
 
-    def take(self) -> Iterator[Lines]:
+    def take(self) -> Iterator[LineBatch]:
         if self._batch.lines:
             self.digest.update(b"".join(self._batch.digests))
             batch, self._batch, self.size = self._batch, self._begin(), 0
             yield batch
             progress.add_records(len(batch.offsets))  # whoever has taken the lines may have emptied the batch
+
+
+def parse_lines(
+    lines: LineBatch, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
+) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
+    """Each line as a sequence and its origin, or as a reject. Takes the lines out of `lines` one by one."""
+    lines.lines.reverse()
+    for offset, number, digest in zip(lines.offsets, lines.numbers, lines.digests, strict=True):
+        line = lines.lines.pop()
+        kept = bytes(line) if keep_raw else None
+        origin = Origin(lines.path, lines.chunk, offset, number, digest, kept)
+        try:
+            sequence = parse_line(line, schema, labelled=labelled, limits=limits)
+        except RecordError as error:
+            yield Reject(error.reason, error.message, error.id, origin)
+            continue
+        del line  # one may be as large as all else
+        yield sequence, origin
+        del sequence

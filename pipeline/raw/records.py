@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from pipeline.raw.json_arrays import read_object
-from pipeline.raw.reasons import Reason, RecordError, show
+from pipeline.raw.rejects import Reason, RecordError, show
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, plain
 from pipeline.schema.record import ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField
@@ -47,7 +47,7 @@ def parse_line(
         # A reader cuts the line off there, so its whole size is not known.
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the most it may have")
     # An id that is a hash of the record needs it as it was written.
-    record: Any = read_object(line, schema.plain_steps) if schema.id is not None and not isinstance(line, str) else None
+    record: Any = read_object(line, schema.array_steps) if schema.id is not None and not isinstance(line, str) else None
     try:
         record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:
@@ -93,7 +93,7 @@ def _parse_fields(
     sequence = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():
         # Who writes JSON often leaves nulls out.
-        value = record.get(name) if feature.may_miss else _field(record, name)
+        value = record.get(name) if feature.allows_nulls else _field(record, name)
         sequence.context[name] = parse_context(value, name, feature)
     if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
         _check_bits(features[schema.label.next_of], schema.label.next_of)
@@ -146,7 +146,7 @@ def _parse_with_constants(line: bytes | bytearray | str, error: orjson.JSONDecod
 
 def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
     if schema.id is None:
-        return hashlib.sha256(canonical(record)).hexdigest()[:32]
+        return hashlib.sha256(canonical_json(record)).hexdigest()[:32]
     if schema.id not in record:
         raise RecordError(
             "bad_id", f"{schema.id}: this field is missing; expected a string or an integer of up to 64 bits"
@@ -154,7 +154,7 @@ def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
     return _parse_key(record[schema.id], schema.id, "bad_id")
 
 
-def canonical(record: Any) -> bytes:
+def canonical_json(record: Any) -> bytes:
     """One text for one record, however it was written down: keys sorted, no white space, arrays as lists.
 
     Raises:

@@ -63,7 +63,7 @@ def write_sample(
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     total = num_records or default_records
     records = make(total, np.random.default_rng(seed))
-    with replace(os.path.abspath(output)) as file, progress.shown("sample", total_records=total):
+    with replace(os.path.abspath(output)) as file, progress.report("sample", total_records=total):
         for record in records:
             file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
             progress.add_records(1)

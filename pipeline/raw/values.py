@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.raw.reasons import Reason, RecordError, show
+from pipeline.raw.rejects import Reason, RecordError, show
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import Label, class_name
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Array, Values
@@ -83,7 +83,7 @@ def parse_context(value: Any, name: str, feature: Feature) -> Values:
 
 def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
     """The values of all steps in one row."""
-    nulls = _MAY_MISS if feature.may_miss else _REFUSED_UNLESS_SAID
+    nulls = _MAY_MISS if feature.allows_nulls else _REFUSED_UNLESS_SAID
     values = _flatten(steps, name, feature.shape, nulls)
     if feature.dtype == "string":
         return _parse_strings(values, name, feature.shape, nulls)

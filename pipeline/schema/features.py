@@ -119,6 +119,6 @@ class Feature(Document):
         return math.prod(self.shape)
 
     @property
-    def may_miss(self) -> bool:
+    def allows_nulls(self) -> bool:
         """Whether a null is a missing value, and no fault."""
         return self.missing != "reject"

@@ -10,7 +10,7 @@ import pydantic
 
 from pipeline.schema.features import Feature, PositiveInt
 from pipeline.schema.labels import REGRESSION, Label, _resolve_next_of
-from pipeline.yaml_document import PLANNED, Document, build, parse_yaml
+from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
 # Names that every example has already.
 RESERVED_NAMES = ("length", "id")
@@ -130,7 +130,7 @@ class Schema(Document):
         Raises:
             UserError: names `origin`, the path of the key, the value and what was expected.
         """
-        return build(cls, parse_yaml(text, origin=origin), origin=origin)
+        return validate(cls, parse_yaml(text, origin=origin), origin=origin)
 
     @classmethod
     def read(cls, path: str) -> "Schema":
@@ -158,7 +158,7 @@ class Schema(Document):
         return {**self.steps, **self.context}
 
     @property
-    def measured_widths(self) -> dict[str, int]:
+    def statistics_widths(self) -> dict[str, int]:
         """Numbers a step (or a record) of what statistics are taken of: float features, the label of a regression."""
         widths = {name: feature.width for name, feature in self.features.items() if feature.dtype == "float32"}
         label = self.label
@@ -169,7 +169,7 @@ class Schema(Document):
         return name in self.steps or (name == self.label.name and self.label.per_step)
 
     @functools.cached_property  # every record asks for it
-    def plain_steps(self) -> dict[str, Feature]:
+    def array_steps(self) -> dict[str, Feature]:
         """The step features that are not, by mistake, the id, the group or the split too."""
         split = self.splits.field if isinstance(self.splits, SplitFromField) else None
         return {name: feature for name, feature in self.steps.items() if name not in (self.id, self.group, split)}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.format.examples import encode_record
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord, num_labels
 from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.shuffle.hashing import choose_split, order_key

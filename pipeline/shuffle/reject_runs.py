@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from pipeline.files import create, join, open_read
-from pipeline.raw.origin import Reject
+from pipeline.raw.rejects import Reject
 
 REJECT_RUN_ENDING = ".rejects"
 # Rejects that a buffer sorts in memory.

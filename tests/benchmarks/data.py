@@ -18,7 +18,7 @@ from pipeline.build.publish import Publisher
 from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import encode_example, encode_varints
 from pipeline.format.tfrecord import frame
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle, to_block

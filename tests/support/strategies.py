@@ -34,11 +34,11 @@ def features(draw):
 def values_of(feature):
     """Values of one step (or record), with nulls at any level where there may be some."""
     value = VALUES[feature["dtype"]]
-    may_miss = feature["missing"] != "reject"
-    value = st.none() | value if may_miss else value
+    allows_nulls = feature["missing"] != "reject"
+    value = st.none() | value if allows_nulls else value
     for dimension in reversed(feature["shape"]):
         value = st.lists(value, min_size=dimension, max_size=dimension)
-        value = st.none() | value if may_miss else value
+        value = st.none() | value if allows_nulls else value
     return value
 
 

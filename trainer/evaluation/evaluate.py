@@ -10,7 +10,7 @@ import tensorflow as tf
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.format.manifest import FeatureStatistics, Manifest
-from pipeline.raw.reasons import show
+from pipeline.raw.rejects import show
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import DEFAULT_BATCH_STEPS
 from trainer.data.dataset import Dataset, open_dataset
@@ -115,7 +115,7 @@ def evaluate(
     used = restore_weights(run, model, checkpoint)
     evaluator = Evaluator(model, dataset, **built_with)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
-    with progress.shown("evaluate", total_records=dataset.split(split).records):
+    with progress.report("evaluate", total_records=dataset.split(split).records):
         metrics = evaluator.measure(split, breakdowns, ranked=True)
     evaluation = {
         "split": split,

@@ -154,7 +154,7 @@ class _Encoder:
     def _encode_numbers(self, flat: Any, _: type[keras.layers.Layer]) -> Any:
         width, statistics = self._feature.width, self._statistics
         mean = list(statistics.mean) if statistics else [0.0] * width
-        if self._feature.may_miss:
+        if self._feature.allows_nulls:
             fill = self._feature.fill_value
             flat = Fill(mean if fill in (None, "mean") else [fill] * width, name=self._name("fill"))(flat)
         if statistics is None:

@@ -51,10 +51,10 @@ def export(
     with _folder_beside(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
         _say("Making the model, in a process of its own on the CPU.")
-        with progress.shown("making"):
+        with progress.report("making"):
             call_fresh(_MAKE, run, made, golden, checkpoint)
         _say("Reading it back in another, and comparing it with golden predictions.")
-        with progress.shown("proving"):
+        with progress.report("proving"):
             differences = call_fresh(_PROVE, made, golden)
         with open(os.path.join(made, ABOUT), "rb") as file:
             about = json.load(file)

@@ -76,7 +76,7 @@ def _draw(
     turn, place = divmod(np.arange(rows * feature.width) + random.integers(_RARE_EVERY), _RARE_EVERY)
     rare = place == 0
     missing = rare & (turn % 2 == 0) if terms else rare
-    missing = missing if feature.may_miss else np.zeros_like(rare)
+    missing = missing if feature.allows_nulls else np.zeros_like(rare)
     if feature.dtype == "float32":
         numbers = random.normal(size=(rows, feature.width))
         if statistics is not None:

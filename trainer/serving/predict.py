@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import absolute, join, replace
 from pipeline.format.manifest import Rejected
 from pipeline.raw.find_files import find_files
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.schema.features import Feature
 from pipeline.schema.record import Array, ParsedRecord
 from pipeline.schema.schema import Schema
@@ -186,7 +186,7 @@ def _predicted(sequences: list[ParsedRecord], outputs: Array) -> Predicted:
 
 @dataclasses.dataclass
 class Deliver(beam.PTransform):
-    """{"parts": Part, "rejects": Reject, "chunks": ReadChunk} -> the summary of the predictions that were published."""
+    """{"parts": Part, "rejects": Reject, "chunks": ChunkSummary} -> the summary of the predictions that were published."""
 
     delivery: Delivery
 

@@ -126,7 +126,7 @@ def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, A
         for name, tensor in model.input.items()
     }
     for name, feature in schema.features.items():
-        if feature.may_miss:
+        if feature.allows_nulls:
             inputs[name]["missing"] = {"float32": "NaN", "int64": "-1", "string": "the byte 0xff"}[feature.dtype]
     return {
         "label": schema.label.title,

@@ -22,9 +22,8 @@ from pipeline.build.shards import ShardWriter
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.raw.origin import Origin
-from pipeline.raw.reasons import REASONS
 from pipeline.raw.records import LIMITS, parse_record
+from pipeline.raw.rejects import REASONS, Origin
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_split

@@ -40,9 +40,9 @@ def test_a_function_gives_what_it_gives_here_and_raises_what_it_raises(pool):
 
 
 def test_what_a_worker_counts_is_counted_here(pool):
-    before = dict(progress._done)
+    before = dict(progress._counts)
     pool.submit(progress.add_rejects, 3).result()
-    assert progress._done["rejects"] == before.get("rejects", 0) + 3
+    assert progress._counts["rejects"] == before.get("rejects", 0) + 3
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line():

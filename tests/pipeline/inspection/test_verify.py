@@ -26,7 +26,7 @@ from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
 from pipeline.format.tfrecord import frame, masked_crc
 from pipeline.inspection.verify import Fault, verify
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block

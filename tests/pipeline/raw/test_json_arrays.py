@@ -15,9 +15,8 @@ from strategies import schemas_and_records
 from pipeline.raw import json_arrays as arrays
 from pipeline.raw import records
 from pipeline.raw.json_arrays import read_object
-from pipeline.raw.origin import Origin
-from pipeline.raw.reasons import RecordError
 from pipeline.raw.records import parse_line
+from pipeline.raw.rejects import Origin, RecordError
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 

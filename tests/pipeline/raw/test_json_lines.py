@@ -13,9 +13,9 @@ from pipeline.build.rejects import write_rejects
 from pipeline.errors import UserError
 from pipeline.raw import json_lines as lines
 from pipeline.raw.find_files import RawFile, find_files
-from pipeline.raw.json_lines import Chunk, Lines, ReadChunk, read_chunk, split_file
-from pipeline.raw.origin import Origin, Reject
+from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, read_chunk, split_file
 from pipeline.raw.records import LIMITS
+from pipeline.raw.rejects import Origin, Reject
 from pipeline.shuffle.reject_runs import write_reject_run
 
 
@@ -29,7 +29,9 @@ def read(path, width=None):
 
 def located(items):
     """(byte offset, line) of every line."""
-    return [row for batch in items if isinstance(batch, Lines) for row in zip(batch.offsets, batch.lines, strict=True)]
+    return [
+        row for batch in items if isinstance(batch, LineBatch) for row in zip(batch.offsets, batch.lines, strict=True)
+    ]
 
 
 def expected_lines(content):
@@ -59,7 +61,7 @@ def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path
     items = read(path, width)
     expected = expected_lines(content)
     assert located(items) == [(offset, line) for _, offset, line in expected]
-    chunks = [item for item in items if isinstance(item, ReadChunk)]
+    chunks = [item for item in items if isinstance(item, ChunkSummary)]
     assert sum(chunk.num_bytes for chunk in chunks) == len(content)
 
     # A reject names its line by the lines of the chunks before it, in whichever order all of it arrives.
@@ -68,10 +70,10 @@ def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path
             "not_json", "m", None, Origin(str(path), batch.chunk, offset, number, hashlib.sha256(line).digest(), None)
         )
         for batch in items
-        if isinstance(batch, Lines)
+        if isinstance(batch, LineBatch)
         for offset, number, line in zip(batch.offsets, batch.numbers, batch.lines, strict=True)
     ]
-    other = ReadChunk("other.jsonl", 0, 99, 99, b"")
+    other = ChunkSummary("other.jsonl", 0, 99, 99, b"")
     files = write_rejects(
         [*write_reject_run(reversed(rejects[1::2]), str(folder)), *write_reject_run(rejects[::2], str(folder))],
         [other, *reversed(chunks)],

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.raw.reasons import REASONS, RecordError
 from pipeline.raw.records import LIMITS, Limits, parse_line, parse_record
+from pipeline.raw.rejects import REASONS, RecordError
 from pipeline.schema.record import NO_LABEL, ParsedRecord
 from pipeline.schema.schema import Schema
 

@@ -12,8 +12,8 @@ from strategies import plain_example, same_values, schemas_and_records
 
 from pipeline.format.examples import decode_example, encode_record
 from pipeline.inspection.contents import check_example
-from pipeline.raw.reasons import RecordError
 from pipeline.raw.records import parse_line, parse_record
+from pipeline.raw.rejects import RecordError
 from pipeline.schema.labels import Label
 from pipeline.schema.record import NO_LABEL, is_missing, named_classes, num_labels
 from pipeline.schema.schema import Schema
@@ -84,7 +84,7 @@ def test_any_record_with_nulls_is_what_an_obvious_parser_makes_of_it(drawn):
 @given(schemas_and_records(), st.data())
 def test_a_null_where_none_may_be_is_told_with_its_place_and_the_way_out(drawn, data):
     schema, record = drawn
-    strict = [name for name, feature in schema.features.items() if not feature.may_miss]
+    strict = [name for name, feature in schema.features.items() if not feature.allows_nulls]
     if not strict:
         return
     name = data.draw(st.sampled_from(strict))

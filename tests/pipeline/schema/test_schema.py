@@ -365,6 +365,6 @@ def test_features_are_those_of_the_steps_and_of_the_context():
         "label: {name: y, kind: step_regression}\n"
     )
     assert list(schema.features) == ["a", "b", "c", "d"]
-    assert schema.measured_widths == {"a": 2, "c": 1, "y": 1}
+    assert schema.statistics_widths == {"a": 2, "c": 1, "y": 1}
     assert [name for name in ("a", "b", "c", "d", "y") if schema.is_per_step(name)] == ["a", "b", "y"]
-    assert [name for name, feature in schema.features.items() if feature.may_miss] == ["d"]
+    assert [name for name, feature in schema.features.items() if feature.allows_nulls] == ["d"]

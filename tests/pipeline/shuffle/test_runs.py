@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
-from pipeline.raw.origin import Origin
+from pipeline.raw.rejects import Origin
 from pipeline.shuffle.encoded_records import EncodedRecord, from_rows, sort_key
 from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
 from pipeline.shuffle.runs import merge_runs, write_run

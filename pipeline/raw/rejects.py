@@ -1,0 +1,76 @@
+"""Rejected records: the reasons, the place in the raw input, and the error that parsing raises."""
+
+import json
+from typing import Any, Literal, NamedTuple, get_args
+
+Reason = Literal[
+    "not_json",
+    "not_a_record",
+    "missing_field",
+    "wrong_type",
+    "wrong_shape",
+    "not_finite",
+    "unknown_class",
+    "empty_sequence",
+    "over_length",
+    "uneven_lengths",
+    "bad_id",
+    "duplicate_id",
+    "too_large",
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+
+class RecordError(Exception):
+    """Raised for a record that cannot be used.
+
+    Attributes:
+        reason: One of REASONS.
+        message: The field, the value received and what was expected, in one line.
+        id: Id of the record; None if the id itself is wrong or was not read.
+    """
+
+    def __init__(self, reason: Reason, message: str, record_id: str | None = None) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.message = message
+        self.id = record_id
+
+
+class Origin(NamedTuple):
+    """The place in the raw input that a record came from. A reject reports it.
+
+    Attributes:
+        path: The raw file; None if the record did not come from a file.
+        chunk: Offset of the chunk in the file, in bytes.
+        byte_offset: Offset of the line in the decompressed file, in bytes.
+        number: Number of lines before this line in its chunk.
+        sha256: SHA-256 of the raw line; for a line that is too large, of its beginning.
+        raw: The line itself if `keep_raw` is set, else None.
+    """
+
+    path: str | None
+    chunk: int
+    byte_offset: int
+    number: int
+    sha256: bytes
+    raw: bytes | None
+
+
+class Reject(NamedTuple):
+    """A record that cannot be used, with the reason, the message, the id if it is known, and the origin."""
+
+    reason: Reason
+    message: str
+    id: str | None
+    origin: Origin
+
+
+def show(value: Any) -> str:
+    """Returns `value` as JSON for a message: at most 60 characters, without control characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__} that cannot be shown"
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."
