@@ -186,7 +186,7 @@ def _predicted(sequences: list[ParsedRecord], outputs: Array) -> Predicted:
 
 @dataclasses.dataclass
 class Deliver(beam.PTransform):
-    """{"parts": Part, "rejects": Reject, "chunks": ChunkSummary} -> the summary of the predictions that were published."""
+    """{"parts": Part, "rejects": Reject, "chunks": ChunkSummary} -> the summary of the published predictions."""
 
     delivery: Delivery
 
