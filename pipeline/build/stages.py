@@ -14,8 +14,9 @@ from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
+from pipeline.shuffle.merge_runs import merge_runs
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
-from pipeline.shuffle.runs import Run, RunBuffer, merge_runs
+from pipeline.shuffle.runs import Run, RunBuffer
 
 
 class ParsedRuns(NamedTuple):

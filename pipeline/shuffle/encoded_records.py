@@ -1,8 +1,9 @@
-"""A record as it travels to its shard: its Example, and beside it all that decides where it goes and what is told."""
+"""Encoded records, which is the form in which records are sorted: an Example, its sort key and what a shard needs."""
 
 import hashlib
+import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +16,19 @@ from pipeline.shuffle.hashing import choose_split, order_key
 
 
 class EncodedRecord(NamedTuple):
-    """A record as it travels to its shard."""
+    """An encoded record.
+
+    Attributes:
+        key: 16 bytes, the `order_key` of the id.
+        digest: SHA-256 of `example`.
+        origin: Place in the raw input.
+        group: Value of the schema's group field; None if the schema has no group.
+        split: Name of the split.
+        num_steps: Number of steps.
+        num_labels: Number of labelled steps, or 1 if the record has one label.
+        truncated: Whether steps beyond `max_length` were removed.
+        example: The serialized tf.train.Example.
+    """
 
     key: bytes
     digest: bytes
@@ -30,18 +43,18 @@ class EncodedRecord(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Records in the order of `sort_key`.
+    """Encoded records sorted by `sort_key`.
 
     Attributes:
-        rows: The columns of COLUMNS, a row a record.
-        examples: Their Examples, one a record.
+        rows: A table with the columns COLUMNS, one row for each record.
+        examples: The serialized Examples, one for each record.
     """
 
     rows: pa.Table
     examples: list[bytes]
 
 
-# An EncodedRecord, of which the origin comes first and the Example is elsewhere.
+# The fields of an EncodedRecord without its Example, and the fields of its origin. Columns are found by their names.
 COLUMNS = pa.schema(
     [
         ("path", pa.string()),
@@ -62,57 +75,67 @@ COLUMNS = pa.schema(
 )
 
 
-def encode_for_shuffle(sequence: ParsedRecord, origin: Origin, schema: Schema, *, seed: int) -> EncodedRecord:
-    """A sequence as bytes, with the split and the place that follow from its id."""
-    group = None if schema.group is None else sequence.group
+def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, seed: int) -> EncodedRecord:
+    """Encodes a record, and chooses its split and sort key, which depend on its id (or group), the schema and `seed`.
+
+    Raises:
+        ValueError: The record lacks the split, the group or the label that the schema requires.
+    """
+    group = None if schema.group is None else record.group
     if isinstance(schema.splits, SplitFromField):
-        if sequence.split is None:
+        if record.split is None:
             raise ValueError(
-                f"Record {sequence.id!r} names no split, but the schema takes it from {schema.splits.field!r}."
+                f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}."
             )
-        split = sequence.split
+        split = record.split
     else:
-        if schema.group is not None and sequence.group is None:
-            raise ValueError(f"Record {sequence.id!r} has no group, but the schema has one: {schema.group!r}.")
-        split = choose_split(sequence.id if group is None else group, schema.splits, seed=seed)
-    example = encode_record(sequence, schema)
+        if schema.group is not None and record.group is None:
+            raise ValueError(f"Record {record.id!r} has no group, but the schema has one: {schema.group!r}.")
+        split = choose_split(record.id if group is None else group, schema.splits, seed=seed)
+    example = encode_record(record, schema)
     return EncodedRecord(
-        key=order_key(sequence.id, seed=seed),
+        key=order_key(record.id, seed=seed),
         digest=hashlib.sha256(example).digest(),
         origin=origin,
-        id=sequence.id,
+        id=record.id,
         group=group,
         split=split,
-        num_steps=sequence.num_steps,
-        num_labels=num_labels(sequence, schema),
-        truncated=sequence.truncated,
+        num_steps=record.num_steps,
+        num_labels=num_labels(record, schema),
+        truncated=record.truncated,
         example=example,
     )
 
 
 def sort_key(record: EncodedRecord) -> tuple[Any, ...]:
-    """The order of records: by key, and of doubles by what is in them."""
-    # The origin comes late: which of two doubles stays must not hang on the order of the input as long as they differ.
+    """Returns the sort key of a record: its hash key, its id, and for duplicates their content and their origin."""
+    # The origin comes after the content: which of two different duplicates is kept must not depend on input order.
     origin = record.origin
     content = (record.digest, record.split, record.truncated)
     return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
 
 
 def to_block(records: Iterable[EncodedRecord]) -> Block:
-    """Records of any order as a block."""
+    """Sorts records into a block."""
     ordered = sorted(records, key=operator.attrgetter("key"))
-    # Few have the key of another one, and the whole sort_key of every record takes longer than all else here.
-    if any(a.key == b.key for a, b in zip(ordered, ordered[1:], strict=False)):
+    # Few records share a key, and to build the whole sort key of every record is the slowest step of this function.
+    if any(a.key == b.key for a, b in itertools.pairwise(ordered)):
         ordered.sort(key=sort_key)
-    rows = [(*record.origin, record.key, record.digest, *record[3:-1]) for record in ordered]
-    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)]
+    columns = _transpose(EncodedRecord._fields, ordered)
+    columns |= _transpose(Origin._fields, columns["origin"])
+    arrays = [pa.array(columns[field.name], field.type) for field in COLUMNS]
     return Block(pa.Table.from_arrays(arrays, schema=COLUMNS), [record.example for record in ordered])
 
 
+def _transpose(names: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Returns the columns of `rows` by name; empty columns if there are no rows."""
+    return dict.fromkeys(names, ()) | dict(zip(names, zip(*rows, strict=True), strict=False))
+
+
 def from_rows(rows: pa.Table) -> list[EncodedRecord]:
-    """The records of rows, without their Examples."""
-    columns: Sequence[list[Any]] = [column.to_pylist() for column in rows.select(COLUMNS.names).columns]
-    origins = map(Origin, *columns[: len(Origin._fields)])
-    keys, digests, *rest = columns[len(Origin._fields) :]
-    return [EncodedRecord._make((*values, b"")) for values in zip(keys, digests, origins, *rest, strict=True)]
+    """Returns the records of a table with the columns COLUMNS. Their `example` is empty."""
+    columns: dict[str, Iterable[Any]] = {name: rows[name].to_pylist() for name in COLUMNS.names}
+    columns["origin"] = map(Origin._make, zip(*(columns[name] for name in Origin._fields), strict=True))
+    columns["example"] = itertools.repeat(b"", len(rows))
+    values = zip(*(columns[name] for name in EncodedRecord._fields), strict=True)
+    return list(map(EncodedRecord._make, values))

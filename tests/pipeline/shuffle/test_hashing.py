@@ -1,4 +1,4 @@
-"""Split, shard and order follow from the id alone, and are spread evenly."""
+"""Split, shard and order depend on the id alone, and are evenly distributed."""
 
 import doctest
 import math
@@ -31,7 +31,7 @@ def test_the_splits_have_their_shares_within_three_sigma(seed):
 
 
 @pytest.mark.parametrize("num_shards", [1, 7, 16])
-def test_the_shards_are_even_within_four_sigma_and_independent_of_the_split(num_shards):
+def test_the_shards_are_even_within_four_sigma_in_all_data_and_within_one_split(num_shards):
     validation = [i for i in IDS if choose_split(i, SHARES, seed=0) == "validation"]
     for ids in (IDS, validation):
         chosen = [choose_shard(order_key(i, seed=0), num_shards=num_shards) for i in ids]
@@ -40,7 +40,7 @@ def test_the_shards_are_even_within_four_sigma_and_independent_of_the_split(num_
             assert abs(chosen.count(number) - len(ids) / num_shards) <= 4 * sigma
 
 
-def test_another_seed_gives_other_splits_and_another_order():
+def test_a_different_seed_gives_different_splits_and_a_different_order():
     assert [choose_split(i, SHARES, seed=0) for i in IDS] != [choose_split(i, SHARES, seed=1) for i in IDS]
     assert sorted(IDS, key=lambda i: order_key(i, seed=0)) != sorted(IDS, key=lambda i: order_key(i, seed=1))
 
@@ -54,12 +54,12 @@ def test_shards_are_ranges_of_keys(one, other, num_shards):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers())
-def test_any_text_has_a_split_with_a_share(group, seed):
+def test_every_text_gets_a_split_whose_share_is_not_zero(group, seed):
     assert choose_split(group, {"none": 0, "train": 1 / 3, "test": 2 / 3 - 1e-7, "late": 0}, seed=seed) in (
         "train",
         "test",
     )
 
 
-def test_the_docstrings_tell_the_truth():
+def test_the_examples_in_docstrings_are_correct():
     assert doctest.testmod(hashing).failed == 0

@@ -1,4 +1,4 @@
-"""Runs on disk: merged, they are the records in one sorted list, whatever run each of them was in."""
+"""Runs and their merge: the merge gives all records in one sorted list, whichever run a record was in."""
 
 import collections
 
@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.shuffle.merge_runs
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
 from pipeline.shuffle.encoded_records import EncodedRecord, from_rows, sort_key
 from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
-from pipeline.shuffle.runs import merge_runs, write_run
+from pipeline.shuffle.merge_runs import merge_runs
+from pipeline.shuffle.runs import write_run
 
 
 def merge(runs, first, end):
+    """Returns the merged records, with their Examples."""
     return [
         row._replace(example=example)
         for block in merge_runs(runs, first, end)
@@ -34,7 +37,7 @@ ORIGINS = st.builds(
 
 
 @st.composite
-def encoded(draw):
+def encoded_records(draw):
     key = draw(st.text("abcdefgh", min_size=1, max_size=2))
     return EncodedRecord(
         key=order_key(key, seed=0),
@@ -50,21 +53,22 @@ def encoded(draw):
     )
 
 
-# Of so many in one part, each record is merged by itself.
+# With 1, more than 4 records in a part are merged record by record.
 @pytest.mark.parametrize("merged_records", [1, 5])
 @settings(deadline=None, max_examples=60)
-@given(parts=st.lists(st.lists(encoded(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
+@given(parts=st.lists(st.lists(encoded_records(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
 def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
     folder = str(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.shuffle.runs, "_READ_RECORDS", 3)
-        patch.setattr(pipeline.shuffle.runs, "_MERGED_RECORDS", merged_records)
-        patch.setattr(pipeline.shuffle.runs, "_MERGED_BYTES", 30)
-        patch.setattr(pipeline.shuffle.runs, "_OPEN", 2)
+        patch.setattr(pipeline.shuffle.runs, "ROWS_PER_BLOCK", 3)
+        patch.setattr(pipeline.shuffle.merge_runs, "ROWS_PER_BLOCK", 3)
+        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_RECORDS", merged_records)
+        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_BYTES", 30)
+        patch.setattr(pipeline.shuffle.merge_runs, "_MAX_OPEN", 2)
         runs = [write_run(part, folder) for part in parts]
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=sort_key)
-    # Of records that are the same in all that ranks them, either may come first.
+    # Records with equal sort keys may come in any order.
     assert [sort_key(record) for found in merged for record in found] == [sort_key(record) for record in everything]
     assert collections.Counter(record for found in merged for record in found) == collections.Counter(everything)
     for number, found in enumerate(merged):
@@ -76,7 +80,7 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         assert sizes[split] == sum(len(frame(record.example)) for record in everything if record.split == split)
 
 
-def test_a_run_that_fails_leaves_no_half_file(tmp_path):
+def test_a_run_that_cannot_be_written_leaves_no_partial_file(tmp_path):
     record = EncodedRecord(
         bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc"
     )
