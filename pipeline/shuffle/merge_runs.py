@@ -12,7 +12,7 @@ from pipeline.files import open_read
 from pipeline.schema.record import Array
 from pipeline.shuffle.encoded_records import Block, EncodedRecord, from_rows, sort_key, to_block
 from pipeline.shuffle.hashing import END_NUMBER, key_number
-from pipeline.shuffle.runs import ROWS_PER_BLOCK, EXAMPLES_ENDING, ROWS_ENDING, RUN_COLUMNS, Run
+from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING, ROWS_PER_BLOCK, RUN_COLUMNS, Run
 
 # A merge sorts about this number of records, or this number of bytes of Examples, at a time. It also returns at most
 # this number of bytes of Examples in one block, or one record.
