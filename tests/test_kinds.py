@@ -15,8 +15,9 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.data.target import make_target
 from trainer.evaluation.evaluate import evaluate
-from trainer.model.build import build_model, head_model, losses
+from trainer.model.build import build_model, head_model
 from trainer.model.layers import MaxStep, MeanStep
+from trainer.model.losses import compute_losses
 from trainer.reading.batches import batches, numbered_batches
 from trainer.training.train import train
 
@@ -289,10 +290,10 @@ def test_losses_of_multilabels_and_vectors_equal_the_textbook_formulas():
     label = random.integers(0, 2, (4, 3)).astype(np.float32)
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     entropy = -(label * np.log(p) + (1 - label) * np.log(1 - p)).sum(-1)
-    np.testing.assert_allclose(losses(logits, label, "multilabel"), entropy, rtol=1e-5)
-    np.testing.assert_allclose(losses(logits[None], label[None], "step_multilabel")[0], entropy, rtol=1e-5)
+    np.testing.assert_allclose(compute_losses(logits, label, "multilabel"), entropy, rtol=1e-5)
+    np.testing.assert_allclose(compute_losses(logits[None], label[None], "step_multilabel")[0], entropy, rtol=1e-5)
     squared = ((logits - label) ** 2 * [1, 4, 0.25]).mean(-1)
-    found = losses(tf.constant(logits), label, "step_regression", column_scale=(1, 4, 0.25))
+    found = compute_losses(tf.constant(logits), label, "step_regression", column_scale=(1, 4, 0.25))
     np.testing.assert_allclose(found, squared, rtol=1e-5)
 
 
@@ -311,7 +312,7 @@ def test_every_kind_of_label_is_learnt_and_evaluated(tmp_path, kind):
     total = weights = 0.0
     scale = _scale(dataset)
     for features, label, weight in batches(dataset, "test", batching="exact"):
-        loss = losses(head_model(model)(features), label, dataset.schema.label.kind, scale)
+        loss = compute_losses(head_model(model)(features), label, dataset.schema.label.kind, scale)
         total += float(tf.reduce_sum(weight * loss))
         weights += float(tf.reduce_sum(weight))
     assert measured["loss"] == pytest.approx(total / weights, rel=1e-4)
@@ -335,9 +336,9 @@ def _trained(path, dataset):
 
 
 def _scale(dataset):
-    from trainer.model.build import loss_scale
+    from trainer.model.losses import column_scales
 
-    return loss_scale(make_target(dataset.schema, dataset.vocabularies()), dataset.manifest.statistics)
+    return column_scales(make_target(dataset.schema, dataset.vocabularies()), dataset.manifest.statistics)
 
 
 def test_a_model_saved_by_keras_gives_the_same_outputs(tmp_path):

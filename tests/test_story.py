@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.beam.prepare import PrepareOptions, prepare
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
-from trainer.devices.replicas import find_team
+from trainer.devices.replicas import find_replicas
 from trainer.model.build import build_model, count_parameters
 from trainer.reading.batches import batches
 from trainer.training.update import Update, make_optimizer
@@ -46,7 +46,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
         kind="distribution",
         element_spec=batches(first, "train").element_spec,
         by_epoch=False,
-        team=find_team("one"),
+        team=find_replicas("one"),
     )
     for steps, dataset in parts.items():
         before = [weight.numpy() for weight in model.weights]

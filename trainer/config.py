@@ -7,9 +7,9 @@ import pydantic
 from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
 Batching = Literal["window", "bucket", "pad", "exact"]
-WAYS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
+BATCHING_METHODS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
 # The counts of each length are enough to plan these; `window` needs the length of every record.
-COUNTED_WAYS = WAYS[1:]
+PLANNED_FROM_COUNTS = BATCHING_METHODS[1:]
 
 Strategy = Literal["auto", "one", "mirrored", "multi_worker"]
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
 from pipeline.flags import FlagParser, positive, share
-from trainer.devices.tensorflow_setup import errors_told, start_tensorflow
+from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 
 
 def train(arguments: list[str]) -> int:
     from trainer.config import PLANNED_KEYS, TrainConfig, make_config, read_config
-    from trainer.devices.local_workers import end_with_starter, run_local_workers
-    from trainer.devices.signals import ended_at_once
+    from trainer.devices.local_workers import exit_with_parent, run_local_workers
+    from trainer.devices.signals import exit_on_sigterm
 
     parser = FlagParser(
         "train",
@@ -49,13 +49,13 @@ def train(arguments: list[str]) -> int:
 
         open_dataset(ours["dataset"])  # if there is none, that is told once, and at once
         return run_local_workers(config.local_workers, ["train", *arguments])
-    end_with_starter()
-    with ended_at_once():
+    exit_with_parent()
+    with exit_on_sigterm():
         start_tensorflow(deterministic=config.deterministic)
         from trainer.report import print_result
         from trainer.training.train import train as run
 
-        with errors_told(ours["dataset"]):
+        with explain_tensorflow_errors(ours["dataset"]):
             result = run(ours["dataset"], ours["output"], config, overwrite=ours["overwrite"])
     if ours["json"]:
         print(json.dumps(result))
@@ -84,7 +84,7 @@ def evaluate(arguments: list[str]) -> None:
     from trainer.evaluation.evaluate import evaluate as run
     from trainer.report import print_evaluation
 
-    with errors_told(values["dataset"]):
+    with explain_tensorflow_errors(values["dataset"]):
         evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
     if values["json"]:
         print(json.dumps(evaluation))
@@ -130,7 +130,7 @@ def predict(arguments: list[str]) -> None:
     from trainer.serving.predict import predict as run
     from trainer.serving.publish import print_summary
 
-    with errors_told(values["run"]):
+    with explain_tensorflow_errors(values["run"]):
         summary = run(PredictOptions(**values), beam_options)
     summary |= {"seconds": time.monotonic() - begin}
     if as_json:
@@ -187,7 +187,7 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
     from trainer.batching.epoch import plan_epoch
-    from trainer.config import WAYS
+    from trainer.config import BATCHING_METHODS
     from trainer.data.dataset import open_dataset
     from trainer.report import print_plans
 
@@ -203,7 +203,7 @@ def plan(arguments: list[str]) -> None:
                 **limits,
                 **{name: values[name] for name in of_way.get(way, ())},
             )
-            for way in WAYS
+            for way in BATCHING_METHODS
         ]
     except ValueError as error:  # records beyond --pad_length
         raise UserError(str(error)) from None

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from pipeline.schema.record import Array
-from trainer.config import COUNTED_WAYS, WAYS, Batching
+from trainer.config import BATCHING_METHODS, PLANNED_FROM_COUNTS, Batching
 
 Number = TypeVar("Number", int, Array)
 
@@ -337,8 +337,8 @@ def _check(
     truncate: str | None,
     pad_to_multiple: int,
 ) -> None:
-    if batching not in COUNTED_WAYS:
-        raise ValueError(f"batching is {batching!r}, expected one of {', '.join(WAYS)}.")
+    if batching not in PLANNED_FROM_COUNTS:
+        raise ValueError(f"batching is {batching!r}, expected one of {', '.join(BATCHING_METHODS)}.")
     check_limits(batch_steps=batch_steps, batch_size=batch_size, pad_length=pad_length, pad_to_multiple=pad_to_multiple)
     if batching != "bucket" and pad_to_multiple != 1:
         raise ValueError(f"pad_to_multiple belongs to batching 'window' or 'bucket', not to {batching!r}.")

@@ -74,7 +74,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def end_with_starter() -> None:
+def exit_with_parent() -> None:
     """In a process that `run_local_workers` started: lets it end when that one does, however it ends."""
     if os.environ.get(_STARTED):
         threading.Thread(target=_wait_for_starter, daemon=True).start()

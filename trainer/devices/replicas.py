@@ -17,7 +17,7 @@ TF_CONFIG = "TF_CONFIG"
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
+class Replicas:
     """The replicas of a model that are trained together, seen from one process.
 
     Attributes:
@@ -38,14 +38,14 @@ class Team:
         return self.strategy.num_replicas_in_sync
 
     @property
-    def num_local(self) -> int:
+    def num_local_replicas(self) -> int:
         return self.num_replicas // self.num_workers
 
     @property
     def first_replica(self) -> int:
-        return self.worker * self.num_local
+        return self.worker * self.num_local_replicas
 
-    def share(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """What the chief passes, on all workers: anything that JSON can say. Waits until all of them are here."""
         if self.num_workers == 1:
             return value
@@ -53,7 +53,7 @@ class Team:
         size = int(self._sum(np.array([len(data)], np.int32))[0])
         return json.loads(self._sum(data if self.is_chief else np.zeros(size, np.int32)).astype(np.uint8).tobytes())
 
-    def any(self, value: bool) -> bool:
+    def any_worker(self, value: bool) -> bool:
         """Whether it is true on one of the workers at least. Waits until all of them are here."""
         return value if self.num_workers == 1 else bool(self._sum(np.array([value], np.int32))[0])
 
@@ -76,7 +76,7 @@ class Team:
         return add
 
 
-def find_team(strategy: Strategy) -> Team:
+def find_replicas(strategy: Strategy) -> Replicas:
     """The team by `--strategy`. Call it before anything else of TensorFlow, as its collectives demand.
 
     auto: every worker that TF_CONFIG tells of; or with none, every GPU of this machine; or its one device.
@@ -102,8 +102,8 @@ def find_team(strategy: Strategy) -> Team:
         )
     if strategy == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return Team(_mirrored(tuple(device.name for device in devices)))
-    return Team(tf.distribute.get_strategy())
+        return Replicas(_mirrored(tuple(device.name for device in devices)))
+    return Replicas(tf.distribute.get_strategy())
 
 
 # One of each a process: a new one numbers its collectives from the start again, and they meet those of the old one.
@@ -117,7 +117,7 @@ def _of_all_workers() -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def _multi_worker(cluster: tuple[int, int] | None) -> Team:
+def _multi_worker(cluster: tuple[int, int] | None) -> Replicas:
     if cluster is None:
         raise UserError(
             f"--strategy multi_worker needs {TF_CONFIG}, which is not set. A cluster sets it on each host; on this "
@@ -135,7 +135,7 @@ def _multi_worker(cluster: tuple[int, int] | None) -> Team:
             f"The workers cannot be joined: {str(error).splitlines()[0]} In Python, call train before anything else "
             "of TensorFlow."
         ) from None
-    return Team(strategy, *cluster)
+    return Replicas(strategy, *cluster)
 
 
 def _read_cluster() -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ def _on_sigterm(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def ended_at_once() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the process with the same status where no `StopSignal` listens: nothing is there to save."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from trainer.devices.tensorflow_setup import LOG_LEVEL, QUIET, start_tensorflow
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def call_fresh(function: str, *arguments: Any) -> Any:
+def call_in_subprocess(function: str, *arguments: Any) -> Any:
     """What `function` ("module:name") returns; that and the arguments are values as JSON has them.
 
     Raises:

@@ -37,7 +37,7 @@ def make_deterministic(chosen: bool | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def errors_told(dataset: str) -> Iterator[None]:
+def explain_tensorflow_errors(dataset: str) -> Iterator[None]:
     """Turns the errors of TensorFlow that a user can mend into one line."""
     import tensorflow as tf
 

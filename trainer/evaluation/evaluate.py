@@ -17,7 +17,8 @@ from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion
-from trainer.model.build import build_model, head_model, loss_scale, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import numbered_batches
 from trainer.runs.checkpoints import restore_weights
 from trainer.runs.run import Run
@@ -43,12 +44,12 @@ class Evaluator:
         self.target = make_target(dataset.schema, self._vocabularies)
         self._numbered: dict[str, tf.data.Dataset] = {}
         head, kind = head_model(model), self.target.kind
-        column_scale = loss_scale(self.target, dataset.manifest.statistics if statistics is None else statistics)
+        column_scale = column_scales(self.target, dataset.manifest.statistics if statistics is None else statistics)
 
         @tf.function(autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
             outputs = head(features, training=False)
-            return outputs, losses(outputs, label, kind, column_scale)
+            return outputs, compute_losses(outputs, label, kind, column_scale)
 
         self._forward = forward
 

@@ -71,7 +71,7 @@ class Metrics:
 
         Args:
             outputs: Of `head_model`: float32 [batch, …] or [batch, time, …].
-            label, loss: As the reader and `losses` give them.
+            label, loss: As the reader and `compute_losses` give them.
             weight: 1 for a label; 0 for padding and a step without a label, whose outputs, label and loss may be
                 anything, and for a filler row: where labels are per record, such a row is no record.
             length: int[batch].

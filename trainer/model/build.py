@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import FeatureStatistics
@@ -211,33 +210,6 @@ def _head(hidden: Any, target: Target, statistics: FeatureStatistics | None, nam
     mean = list(statistics.mean) if statistics else [0.0] * target.size
     variance = list(statistics.variance) if statistics else [1.0] * target.size
     return Unstandardize(mean, variance, name=named("value"))(outputs)
-
-
-def losses(outputs: tf.Tensor, label: tf.Tensor, kind: str, column_scale: Sequence[float] = ()) -> tf.Tensor:
-    """The loss of each record [batch], or of each step [batch, time], from the output of `head_model`.
-
-    In nats: cross-entropy for class, step_class and distribution, the sum of all classes' binary cross-entropies for
-    multilabel and step_multilabel. The squared error for a regression; for one of vectors the mean over the columns.
-
-    Args:
-        column_scale: As `loss_scale` gives it.
-    """
-    if kind in MULTILABEL:
-        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(label, outputs), axis=-1)
-    if kind in REGRESSION:
-        error = tf.square(outputs - label)
-        return tf.reduce_mean(error * tf.constant(column_scale, tf.float32), axis=-1) if column_scale else error
-    if kind == "distribution":
-        return tf.nn.softmax_cross_entropy_with_logits(label, outputs)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(label, outputs)
-
-
-def loss_scale(target: Target, statistics: Statistics) -> tuple[float, ...]:
-    """What the squared errors of a vector's columns are multiplied by, so that no unit outweighs another."""
-    if target.kind not in REGRESSION or not target.is_vector:
-        return ()
-    found = statistics.get(target.next_of or "")
-    return tuple(1 / v if v > 0 else 1.0 for v in found.variance) if found else (1.0,) * target.size
 
 
 def count_parameters(model: keras.Model) -> int:

@@ -24,7 +24,7 @@ _FOLDERS = re.compile(
 _MOST_LISTED = 5
 
 
-def refuse_strangers(run: str) -> None:
+def refuse_foreign_files(run: str) -> None:
     """Raises a UserError that lists what lies in the folder of a run and is not a run's.
 
     An export hands the folder's content on, so it is made of none that anyone may have put something into.

@@ -12,20 +12,20 @@ from pipeline.errors import UserError
 LOCK = "lock"
 
 
-class Locked(UserError):
+class RunLocked(UserError):
     """Another process trains into this run."""
 
     status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 @contextlib.contextmanager
-def locked(folder: str) -> Iterator[None]:
+def lock_run(folder: str) -> Iterator[None]:
     """Holds the folder's lock, which the system gives back however this process ends.
 
     Not on an object store: none has a lock that a killed process gives back.
 
     Raises:
-        Locked: another process holds it; says which.
+        RunLocked: another process holds it; says which.
     """
     if "://" in folder:
         yield
@@ -52,7 +52,7 @@ def _acquire(path: str) -> int:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
-            raise Locked(
+            raise RunLocked(
                 f"{os.path.dirname(path)}: another process trains into it ({holder or 'just begun'}). Wait for its "
                 "end, stop it, or choose another --output."
             ) from None

@@ -35,7 +35,7 @@ class Run:
     def exists(self) -> bool:
         return tf.io.gfile.exists(self.file(CONFIG))
 
-    def is_strange(self) -> bool:
+    def is_foreign(self) -> bool:
         """Whether the folder is no run and holds what is not a run's: nothing in it may be touched."""
         if self.exists() or not tf.io.gfile.exists(self.path):
             return False
@@ -43,7 +43,7 @@ class Run:
         own = {LOCK, FILE_NAME, METRICS, VOCABULARY} | {f"{name}.tmp" for name in (FILE_NAME, METRICS, CONFIG)}
         return not {name.rstrip("/") for name in tf.io.gfile.listdir(self.path)} <= own
 
-    def begin(self, config: TrainConfig, dataset: Dataset) -> None:
+    def create(self, config: TrainConfig, dataset: Dataset) -> None:
         """Makes the folder; the configuration comes last, since it is what makes a run of it."""
         tf.io.gfile.makedirs(self.path)
         manifest = dataset.manifest
@@ -58,7 +58,7 @@ class Run:
     def write_config(self, config: TrainConfig) -> None:
         self.write(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
-    def go_on(self, config: TrainConfig) -> None:
+    def resume(self, config: TrainConfig) -> None:
         """Takes a run up again: what it came to before is its result no more."""
         for name in (RESULT, FAILED_UPDATE):
             if tf.io.gfile.exists(self.file(name)):
@@ -137,7 +137,7 @@ class Run:
             return None
         return found if isinstance(found, dict) else None
 
-    def cut_metrics(self, *, epoch: int, update: int) -> list[dict[str, Any]]:
+    def truncate_metrics(self, *, epoch: int, update: int) -> list[dict[str, Any]]:
         """Keeps the lines of a checkpoint that is resumed from, those of `epoch` whole epochs and of updates up to
         `update`, and returns those of epochs."""
         kept = []

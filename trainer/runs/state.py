@@ -5,11 +5,6 @@ from typing import Any
 import pydantic
 
 
-def mean_of(loss: float, weight: float) -> float:
-    """Σ weight × loss over Σ weight; 0 where nothing has a weight."""
-    return loss / weight if weight else 0.0
-
-
 class Totals(pydantic.BaseModel):
     """Sums over the updates of an epoch, of all replicas.
 
@@ -28,7 +23,7 @@ class Totals(pydantic.BaseModel):
     def summary(self) -> dict[str, Any]:
         """Of the line of an epoch; its loss is over all records, or labelled steps."""
         return {
-            "loss": mean_of(self.loss, self.weight),
+            "loss": self.loss / self.weight if self.weight else 0.0,
             "records": self.records,
             "steps": self.steps,
             "padded_steps": self.padded_steps,

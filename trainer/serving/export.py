@@ -14,8 +14,8 @@ from typing import Any
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import is_local
-from trainer.devices.subprocess_call import call_fresh
-from trainer.runs.contents import refuse_strangers
+from trainer.devices.subprocess_call import call_in_subprocess
+from trainer.runs.contents import refuse_foreign_files
 
 ABOUT = "export.json"
 # What an export holds at its top, all that --overwrite may remove.
@@ -46,16 +46,16 @@ def export(
         raise UserError(f"{output}: an export is made on a local disk. Choose a local --output, and copy it there.")
     output = os.path.abspath(output)
     _check_output(run, output, overwrite=overwrite)
-    refuse_strangers(run)
+    refuse_foreign_files(run)
     _check_finished(run)
     with _folder_beside(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
         _say("Making the model, in a process of its own on the CPU.")
         with progress.report("making"):
-            call_fresh(_MAKE, run, made, golden, checkpoint)
+            call_in_subprocess(_MAKE, run, made, golden, checkpoint)
         _say("Reading it back in another, and comparing it with golden predictions.")
         with progress.report("proving"):
-            differences = call_fresh(_PROVE, made, golden)
+            differences = call_in_subprocess(_PROVE, made, golden)
         with open(os.path.join(made, ABOUT), "rb") as file:
             about = json.load(file)
         _publish(made, output, overwrite=overwrite)

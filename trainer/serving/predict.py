@@ -35,7 +35,7 @@ from pipeline.schema.features import Feature
 from pipeline.schema.record import Array, ParsedRecord
 from pipeline.schema.schema import Schema
 from trainer.data.target import Target
-from trainer.devices.tensorflow_setup import errors_told, start_tensorflow
+from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 from trainer.serving.padding import cut_batches
 from trainer.serving.predictions import LineWriter
 from trainer.serving.predictor import Predictor, load_predictor
@@ -170,7 +170,7 @@ class RunHandler(ModelHandler[list[ParsedRecord], Predicted, Predictor]):
         self, batch: list[list[ParsedRecord]], model: Predictor, inference_args: Any = None
     ) -> list[Predicted]:
         # The steps of a batch come one after the other, and one of them is hardly faster on two cores than on one.
-        with errors_told(self._run), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with explain_tensorflow_errors(self._run), ThreadPoolExecutor(os.cpu_count()) as pool:
             outputs = list(pool.map(model, batch))
         return [_predicted(sequences, values) for sequences, values in zip(batch, outputs, strict=True)]
 

@@ -14,7 +14,7 @@ from trainer.batching.plan import Plan
 from trainer.batching.windows import WindowPlan, dealt_to
 from trainer.data.dataset import Dataset
 from trainer.data.parsing import fill_rows
-from trainer.devices.replicas import Team
+from trainer.devices.replicas import Replicas
 from trainer.reading.batches import READY, numbered_batches
 from trainer.reading.window_reader import WindowReader
 
@@ -43,13 +43,13 @@ class Feed:
         element_spec: Of a part, whatever the way of batching.
     """
 
-    def __init__(self, dataset: Dataset, team: Team, *, seed: int) -> None:
+    def __init__(self, dataset: Dataset, team: Replicas, *, seed: int) -> None:
         self._dataset, self._team, self._seed = dataset, team, seed
         # Each replica reads its own records only; for ways other than `window` they only tell what a part is.
         options: dict[str, Any] = {"num_readers": team.num_replicas, "with_rows": False}
         self._readers = [
             WindowReader(dataset, TRAIN, reader_index=replica, vocabularies=dataset.vocabularies(), **options)
-            for replica in range(team.first_replica, team.first_replica + team.num_local)
+            for replica in range(team.first_replica, team.first_replica + team.num_local_replicas)
         ]
         self.element_spec = self._readers[0].dataset.element_spec
         self._parts = tf.data.Dataset.zip(tuple(reader.dataset.prefetch(READY) for reader in self._readers))
@@ -85,7 +85,7 @@ class Feed:
             yield Batch(parts, len(row), int(steps), int(padded), row.numpy)
 
 
-def _deal(batch: Any, team: Team) -> tuple[Any, ...]:
+def _deal(batch: Any, team: Replicas) -> tuple[Any, ...]:
     """(features, label, weight, row) of all replicas -> that of each replica of this process."""
     if team.num_replicas == 1:
         return (batch,)
@@ -98,4 +98,4 @@ def _deal(batch: Any, team: Team) -> tuple[Any, ...]:
         mine = tf.boolean_mask(order, reader == replica)
         return fill_rows(tf.nest.map_structure(lambda value: tf.gather(value, mine), batch), rows)
 
-    return tuple(part(team.first_replica + number) for number in range(team.num_local))
+    return tuple(part(team.first_replica + number) for number in range(team.num_local_replicas))

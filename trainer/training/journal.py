@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.schema.record import Array
 from trainer.runs.run import Run
-from trainer.runs.state import Totals, mean_of
+from trainer.runs.state import Totals
 from trainer.training.deal import Batch
 from trainer.training.update import Sums
 
@@ -70,7 +70,7 @@ class EpochJournal:
         try:
             for line, sums, rows in self._waiting:
                 loss, weight, norm = float(sums.loss), float(sums.weight), float(sums.norm)
-                line["loss"] = mean_of(loss, weight)
+                line["loss"] = loss / weight if weight else 0.0
                 if not math.isfinite(line["loss"] + norm):
                     raise NotFinite(line | {"gradient_norm": norm}, rows())
                 totals.loss += loss

@@ -16,12 +16,12 @@ from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.target import make_target
-from trainer.devices.environment import describe_environment, tell_differences
-from trainer.devices.kernel import describe_kernel
-from trainer.devices.replicas import Team
+from trainer.devices.environment import describe_differences, describe_environment, describe_kernel
+from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.evaluation.evaluate import Evaluator
-from trainer.model.build import build_model, count_parameters, loss_scale
+from trainer.model.build import build_model, count_parameters
+from trainer.model.losses import column_scales
 from trainer.reading.batches import numbered_batches
 from trainer.runs.checkpoints import (
     BEST,
@@ -61,7 +61,7 @@ class Training:
         run: Run,
         dataset: Dataset,
         config: TrainConfig,
-        team: Team,
+        team: Replicas,
         stop: StopSignal,
         callbacks: Iterable[keras.callbacks.Callback] = (),
         *,
@@ -136,7 +136,7 @@ class Training:
     def _take_up(self) -> list[dict[str, Any]]:
         """Goes to where the run stands, and returns the lines of the epochs behind."""
         team, state_of = self._team, self._checkpoints
-        path = team.share(state_of.latest)
+        path = team.broadcast(state_of.latest)
         if path is not None:
             state_of.restore(path)
         elif self._config.warm_start is not None:
@@ -145,9 +145,9 @@ class Training:
         state, past = self._state, []
         if team.is_chief:
             state_of.clean()
-            past = self._run.cut_metrics(epoch=state.epoch, update=state.update)
+            past = self._run.truncate_metrics(epoch=state.epoch, update=state.update)
             begun = self._run.environment()
-            changed = tell_differences(begun, self._environment) if begun else None
+            changed = describe_differences(begun, self._environment) if begun else None
             if path is not None and changed is not None:
                 self._progress.say(changed)
             self._run.write_json(ENVIRONMENT, self._environment)
@@ -156,7 +156,7 @@ class Training:
                 f"Going on after update {state.update} (epoch {state.epoch}, and {state.batch} updates)."
             )
         self._saved_update = state.update
-        return list(team.share(past))
+        return list(team.broadcast(past))
 
     def _introduce(self, plan: Plan) -> None:
         """Says what is about to happen, a line each."""
@@ -191,7 +191,7 @@ class Training:
             by_epoch=self._config.loss_scale == "epoch",
             team=self._team,
             clip_norm=self._config.clip_norm,
-            column_scale=loss_scale(self._target, self._dataset.manifest.statistics),
+            column_scale=column_scales(self._target, self._dataset.manifest.statistics),
         )
 
     def _total_weight(self, plan: Plan) -> float:
@@ -212,7 +212,7 @@ class Training:
         if state.batch and begun_with != (config.batch_steps, config.batch_size) and next_epoch < config.epochs:
             plans.append(plan_limited(self._dataset, config, State(epoch=next_epoch)))
         for one in plans:
-            probe_largest(update, one, num_replicas=team.num_replicas, num_local=team.num_local)
+            probe_largest(update, one, num_replicas=team.num_replicas, num_local_replicas=team.num_local_replicas)
         self._checkpoints.set_random_states(before)
 
     def _train_epoch(self, update: Update, callbacks: Callbacks) -> None:
@@ -284,8 +284,8 @@ class Training:
         callbacks.end_epoch(line)
         self._save(best=is_best)
         self._progress.epoch(line)
-        self._model.stop_training = self._team.share(bool(self._model.stop_training))
-        if self._team.any(self._stop.asked) and epoch < self._config.epochs and not self._model.stop_training:
+        self._model.stop_training = self._team.broadcast(bool(self._model.stop_training))
+        if self._team.any_worker(self._stop.asked) and epoch < self._config.epochs and not self._model.stop_training:
             self._leave()
 
     def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class Training:
                 validation = {"loss": measured["loss"], "metrics": measured["metrics"]}
             except Preempted:
                 leaves = True
-        validation, leaves = self._team.share([validation, leaves])
+        validation, leaves = self._team.broadcast([validation, leaves])
         if leaves:
             self._leave()
         return {"epoch": epoch, "train": summary, "validation": validation}
@@ -317,7 +317,7 @@ class Training:
 
     def _leave(self) -> None:
         self._save()
-        self._team.share()  # nobody is gone before all are done
+        self._team.broadcast()  # nobody is gone before all are done
         state = self._state
         raise Preempted(
             f"SIGTERM: saved after update {state.update} (epoch {state.epoch + 1}) and stopped. The same command goes "
@@ -369,4 +369,4 @@ class Training:
                 "stopped_early": bool(self._model.stop_training),
             }
             self._run.write_json(RESULT, result)
-        return dict(self._team.share(result))
+        return dict(self._team.broadcast(result))

@@ -9,7 +9,7 @@ from trainer.batching.plan import Plan
 from trainer.training.update import Part, Update
 
 
-def probe_largest(update: Update, plan: Plan, *, num_replicas: int, num_local: int) -> None:
+def probe_largest(update: Update, plan: Plan, *, num_replicas: int, num_local_replicas: int) -> None:
     """Computes, without an update, a batch of the shape of the largest.
 
     Args:
@@ -23,14 +23,14 @@ def probe_largest(update: Update, plan: Plan, *, num_replicas: int, num_local: i
     def fits(rows: int) -> bool:
         part = blank_part(update.element_spec, -(-rows // num_replicas), steps)
         try:
-            float(update.measure((part,) * num_local).norm)
+            float(update.measure((part,) * num_local_replicas).norm)
         except tf.errors.ResourceExhaustedError:
             return False
         return True
 
     if fits(rows):
         return
-    if num_local < num_replicas:
+    if num_local_replicas < num_replicas:
         # It may have fitted on the other workers, who wait now for sums that never come: no second try.
         raise UserError(
             f"Out of memory on this worker: its part of the largest batch, {rows:,} records of {steps:,} steps among "

@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any
 
-from trainer.runs.state import mean_of
 from trainer.training.update import Sums
 
 # Seconds between two lines where nobody looks at a terminal.
@@ -35,7 +34,9 @@ class Progress:
         self._left -= 1
         if time.monotonic() - self._told >= (0.2 if self._terminal else _INTERVAL_SECONDS):
             where = f"epoch {line['epoch']}/{self._epochs}, update {line['update']}"
-            self._show(f"{where}, loss {mean_of(float(sums.loss), float(sums.weight)):.4f}")
+            weight = float(sums.weight)
+            loss = float(sums.loss) / weight if weight else 0.0
+            self._show(f"{where}, loss {loss:.4f}")
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch's end: each on a terminal, else one every two seconds, and the last."""

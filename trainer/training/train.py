@@ -13,12 +13,12 @@ from pipeline.format.manifest import TRAIN
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
-from trainer.devices.replicas import TF_CONFIG, Team, find_team
+from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import make_deterministic
 from trainer.evaluation.evaluate import compare_schemas
 from trainer.model.build import check_config
-from trainer.runs.lock import locked
+from trainer.runs.lock import lock_run
 from trainer.runs.run import CHECKPOINTS, Run
 from trainer.runs.state import State
 from trainer.training.epoch_plan import plan_limited
@@ -49,7 +49,7 @@ def train(
 
     Raises:
         UserError: no dataset, no record to train on, a run that was begun otherwise, or a loss that is not finite.
-        Preempted, Locked: kinds of it: SIGTERM came, or another process trains into `output`.
+        Preempted, RunLocked: kinds of it: SIGTERM came, or another process trains into `output`.
     """
     config = config or TrainConfig()
     if config.local_workers > 1 and not os.environ.get(TF_CONFIG):
@@ -58,7 +58,7 @@ def train(
             f"train in each of several processes, with {TF_CONFIG}."
         )
     deterministic = make_deterministic(config.deterministic)
-    team = find_team(config.strategy)
+    team = find_replicas(config.strategy)
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
@@ -76,7 +76,7 @@ def train(
 
 
 def _open_together(
-    run: Run, config: TrainConfig, dataset: Dataset, team: Team, stack: contextlib.ExitStack, *, overwrite: bool
+    run: Run, config: TrainConfig, dataset: Dataset, team: Replicas, stack: contextlib.ExitStack, *, overwrite: bool
 ) -> dict[str, Any] | None:
     """`_open` by the chief; the others learn what came of it."""
     finished, error = None, None
@@ -85,7 +85,7 @@ def _open_together(
             finished = _open(run, config, dataset, stack, overwrite=overwrite)
         except UserError as raised:
             error = raised
-    finished, told = team.share([finished, error and str(error)])
+    finished, told = team.broadcast([finished, error and str(error)])
     if told is not None:
         raise error or UserError(f"The chief did not begin: {told}")
     return finished
@@ -99,7 +99,7 @@ def _open(
         raise UserError(
             f"{run.path}: TensorFlow finds no checkpoint again below * ? [ ] or \\. Choose another --output."
         )
-    if run.is_strange():
+    if run.is_foreign():
         raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
     if not overwrite and run.exists():
         _refuse_difference(run, config)
@@ -113,13 +113,13 @@ def _open(
             raise UserError(f"warm_start is {source.path}, the run that is to begin. Choose another --output.")
         source.manifest()  # that it is there
     tf.io.gfile.makedirs(run.path)
-    stack.enter_context(locked(run.path))
+    stack.enter_context(lock_run(run.path))
     if overwrite:
         run.clear()
     if not run.exists():
-        run.begin(config, dataset)
+        run.create(config, dataset)
     else:
-        run.go_on(config)
+        run.resume(config)
     return None
 
 

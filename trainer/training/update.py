@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from trainer.config import TrainConfig
-from trainer.devices.replicas import Team
-from trainer.model.build import head_model, losses
+from trainer.devices.replicas import Replicas
+from trainer.model.build import head_model
+from trainer.model.losses import compute_losses
 
 # (features, label, weight) of one replica.
 Part = tuple[Any, Any, Any]
@@ -69,7 +70,7 @@ class Update:
             the epoch. So every record counts the same: a batch's gradient is that of the mean over all records, up to
             noise, however many it holds. Otherwise Σ is divided by the weight of the batch instead.
         clip_norm: Largest global norm of the gradient of the whole batch (Pascanu et al., 2013).
-        column_scale: As for `losses`.
+        column_scale: As for `compute_losses`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Update:
         kind: str,
         element_spec: tuple[Any, ...],
         by_epoch: bool,
-        team: Team,
+        team: Replicas,
         clip_norm: float | None = None,
         column_scale: Sequence[float] = (),
     ) -> None:
@@ -89,7 +90,7 @@ class Update:
         self.element_spec = element_spec
         self._kind, self._by_epoch, self._clip_norm, self._column_scale = kind, by_epoch, clip_norm, column_scale
         number = tf.TensorSpec([], tf.float32)
-        signature = ((element_spec,) * team.num_local, number, number)
+        signature = ((element_spec,) * team.num_local_replicas, number, number)
         compiled = {"input_signature": signature, "autograph": False, "jit_compile": False}
         self._measure = tf.function(self._measure_all, **compiled)
         self._update = tf.function(self._update_all, **compiled)
@@ -133,7 +134,7 @@ class Update:
         # All is added up at once; only the mean over a batch needs its weight before.
         total = weight_sum if self._by_epoch else add_up([weight_sum])[0]
         with tf.GradientTape() as tape:
-            each = losses(self._head(features, training=True), label, self._kind, self._column_scale)
+            each = compute_losses(self._head(features, training=True), label, self._kind, self._column_scale)
             loss = tf.reduce_sum(weight * each)
             # A batch may hold no labelled step at all.
             objective = loss * scale if self._by_epoch else tf.math.divide_no_nan(loss, total)

@@ -22,7 +22,7 @@ from trainer.batching.plan import (
     make_plan,
     rows_of,
 )
-from trainer.config import COUNTED_WAYS, WAYS
+from trainer.config import BATCHING_METHODS, PLANNED_FROM_COUNTS
 from trainer.data.dataset import open_dataset
 
 COUNTS = st.dictionaries(st.integers(1, 40), st.integers(1, 30), min_size=1, max_size=7)
@@ -78,7 +78,7 @@ def test_a_record_at_a_boundary_goes_one_bucket_up():
     assert lower == 61  # no record reaches the last boundary, where tf.data would stop
 
 
-@given(MANY_COUNTS, st.sampled_from(COUNTED_WAYS), st.integers(1, 2000), st.integers(1, 50))
+@given(MANY_COUNTS, st.sampled_from(PLANNED_FROM_COUNTS), st.integers(1, 2000), st.integers(1, 50))
 def test_both_limits_hold_for_every_batch_and_every_record_is_in_one(counts, way, batch_steps, batch_size):
     plan = make_plan(counts, batching=way, batch_steps=batch_steps, batch_size=batch_size)
     for rows, steps in plan.shapes:
@@ -96,7 +96,7 @@ def test_a_record_longer_than_the_budget_makes_a_batch_of_one():
     assert plan.largest_batch == (1, 500)
 
 
-@pytest.mark.parametrize("way", COUNTED_WAYS)
+@pytest.mark.parametrize("way", PLANNED_FROM_COUNTS)
 @pytest.mark.parametrize("counts", [{10: 5}, {1: 100}, {7: 3, 900: 40}, {length: 2 for length in range(1, 200)}])
 def test_the_default_budget_gives_twenty_batches_or_one_a_record(way, counts):
     plan = make_plan(counts, batching=way)
@@ -125,7 +125,7 @@ def test_records_beyond_pad_length_count_as_cut():
     assert (plan.records, plan.steps, plan.padded_steps) == (6, 2 * 3 + 4 * 5, 30)
 
 
-@pytest.mark.parametrize("way", COUNTED_WAYS)
+@pytest.mark.parametrize("way", PLANNED_FROM_COUNTS)
 @pytest.mark.parametrize("counts", [{}, {5: 0}])
 def test_nothing_has_a_plan_of_no_batch(way, counts):
     plan = make_plan(counts, batching=way)
@@ -133,7 +133,7 @@ def test_nothing_has_a_plan_of_no_batch(way, counts):
     assert (plan.shapes, plan.largest_batch) == (set(), (0, 0))
 
 
-@given(MANY_COUNTS, st.sampled_from(COUNTED_WAYS), st.integers(1, 4))
+@given(MANY_COUNTS, st.sampled_from(PLANNED_FROM_COUNTS), st.integers(1, 4))
 def test_the_plans_of_several_readers_are_parts_of_the_whole(counts, way, num_readers):
     plan = make_plan(counts, batching=way, batch_steps=100)
     lengths = np.repeat(list(counts), list(counts.values()))
@@ -184,14 +184,15 @@ def test_the_command_says_what_the_plan_of_an_epoch_says(dataset, capsys):
     limits = {"batch_steps": 80, "batch_size": 5}
     multiple = {"window": 4, "bucket": 4}
     plans = {
-        way: plan_epoch(opened, "train", batching=way, pad_to_multiple=multiple.get(way, 1), **limits) for way in WAYS
+        way: plan_epoch(opened, "train", batching=way, pad_to_multiple=multiple.get(way, 1), **limits)
+        for way in BATCHING_METHODS
     }
     assert said == {way: plan.to_dict() for way, plan in plans.items()}
     assert said["exact"]["useful_share"] == 1.0
     assert said["window"]["largest_batch"]["steps"] % 4 == said["bucket"]["largest_batch"]["steps"] % 4 == 0
     assert lengthwise.main(["plan", dataset]) == 0
     shown = capsys.readouterr().out
-    assert all(f"{plan_epoch(opened, 'train', batching=way).num_batches:,}" in shown for way in WAYS)
+    assert all(f"{plan_epoch(opened, 'train', batching=way).num_batches:,}" in shown for way in BATCHING_METHODS)
 
 
 def test_a_plan_of_no_dataset_or_no_split_is_one_line(dataset, tmp_path, capsys):

@@ -13,8 +13,9 @@ from pipeline.format.manifest import FeatureStatistics
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
-from trainer.model.build import build_model, count_parameters, head_model, losses
+from trainer.model.build import build_model, count_parameters, head_model
 from trainer.model.layers import Standardize
+from trainer.model.losses import compute_losses
 
 STEPS = """x: {dtype: float32, shape: [2]}
   page: {dtype: int64, num_values: 5}
@@ -80,7 +81,7 @@ def make_measure(model, kind):
     @tf.function(reduce_retracing=True)
     def compiled(features, label, weight):
         with tf.GradientTape() as tape:
-            loss = weight * losses(head(features, training=True), label, kind)
+            loss = weight * compute_losses(head(features, training=True), label, kind)
             total = tf.reduce_sum(loss)
         gradients = tape.gradient(total, [variable.value for variable in model.trainable_variables])
         return model(features), loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -315,12 +316,14 @@ def test_losses_are_the_textbook_ones():
     log_p = np.log(softmax(logits.astype(np.float64)))
     label = np.array([0, 2, 1, 1])
     shares = random.dirichlet(np.ones(3), 4)
-    np.testing.assert_allclose(losses(logits, label, "class"), -log_p[range(4), label], rtol=1e-6)
-    np.testing.assert_allclose(losses(logits[None], label[None], "step_class")[0], -log_p[range(4), label], rtol=1e-6)
+    np.testing.assert_allclose(compute_losses(logits, label, "class"), -log_p[range(4), label], rtol=1e-6)
     np.testing.assert_allclose(
-        losses(logits, shares.astype(np.float32), "distribution"), -(shares * log_p).sum(-1), rtol=1e-5
+        compute_losses(logits[None], label[None], "step_class")[0], -log_p[range(4), label], rtol=1e-6
     )
-    np.testing.assert_allclose(losses(np.array([1.0, 4.0]), np.array([3.0, 3.0]), "regression"), [4, 1])
+    np.testing.assert_allclose(
+        compute_losses(logits, shares.astype(np.float32), "distribution"), -(shares * log_p).sum(-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(compute_losses(np.array([1.0, 4.0]), np.array([3.0, 3.0]), "regression"), [4, 1])
 
 
 def test_probabilities_that_round_to_zero_still_have_a_gradient():
@@ -330,7 +333,7 @@ def test_probabilities_that_round_to_zero_still_have_a_gradient():
     features = {"x": np.ones((1, 2, 2), np.float32), "length": np.array([2])}
     assert model(features).numpy()[0, 1] == 0
     with tf.GradientTape() as tape:
-        loss = losses(head_model(model)(features), tf.constant([1]), "class")
+        loss = compute_losses(head_model(model)(features), tf.constant([1]), "class")
     assert loss.numpy()[0] == pytest.approx(200, rel=0.05)
     assert np.abs(tape.gradient(loss, head.weights[1].value)).max() == pytest.approx(1)
 

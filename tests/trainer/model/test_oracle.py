@@ -15,7 +15,8 @@ from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.evaluation.evaluate import evaluate
-from trainer.model.build import build_model, head_model, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import compute_losses
 from trainer.training.train import train
 
 # Outputs and losses: shares of the largest of their kind in a batch. In float32 up to 2e-7 was seen, in float64 1e-15.
@@ -114,7 +115,7 @@ def test_a_padded_batch_gives_what_each_record_alone_gives(kind, options):
         longest = max(len(record["x"]) for record in chosen) + extra
         features, label, weight = batch_of(chosen, kind, longest=longest, garbage=garbage, dtype=dtype)
         answers, outputs = both(features, training=True)
-        loss = (weight * losses(outputs, label, kind)).numpy()
+        loss = (weight * compute_losses(outputs, label, kind)).numpy()
         expected = [twin.losses(record) for record in chosen]
         for row, record in enumerate(chosen):
             real = slice(len(record["x"])) if kind.startswith("step_") else ...
@@ -155,7 +156,7 @@ def test_the_gradient_of_a_padded_batch_is_that_of_the_records(kind, options):
         features, label, weight = batch_of(records, kind, longest=7, garbage=np.nan, dtype=dtype)
         head = head_model(model)
         with tf.GradientTape() as tape:
-            total = tf.reduce_sum(weight * losses(head(features, training=True), label, kind))
+            total = tf.reduce_sum(weight * compute_losses(head(features, training=True), label, kind))
         assert float(total) == pytest.approx(sum(sum(twin.losses(record)) for record in records), rel=CLOSE[dtype])
         variables = {layer.name: [w.value for w in layer.weights] for layer in model.layers if layer.weights}
         gradients = tape.gradient(total, variables)

@@ -16,9 +16,10 @@ from pipeline.format.tfrecord import masked_crc
 from pipeline.schema.schema import Schema
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import make_plan
-from trainer.config import WAYS, TrainConfig
+from trainer.config import BATCHING_METHODS, TrainConfig
 from trainer.data.dataset import open_dataset
-from trainer.model.build import build_model, head_model, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import compute_losses
 from trainer.reading.batches import batches
 
 STEPS = """x: {dtype: float32, shape: [2]}
@@ -113,7 +114,7 @@ def as_text(rows):
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 @pytest.mark.parametrize("name", LENGTHS)
 def test_the_reader_yields_what_the_plan_says(made, name, way):
     dataset, split = made[name]
@@ -136,7 +137,7 @@ def test_the_reader_yields_what_the_plan_says(made, name, way):
         assert largest == plan.largest_batch[0] * plan.largest_batch[1]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 @pytest.mark.parametrize("name", ["mixed", "one_step", "outlier"])
 def test_every_record_comes_once_as_it_was(made, name, way):
     dataset, split = made[name]
@@ -174,13 +175,13 @@ def test_the_total_loss_is_the_same_whichever_way(kind):
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
     head = tf.function(head_model(model), reduce_retracing=True)
     totals = {}
-    for way in WAYS:
+    for way in BATCHING_METHODS:
         total = 0.0
         for features, label, weight in batches(dataset, "train", batching=way, batch_steps=40):
-            total += float(tf.reduce_sum(weight * losses(head(features), label, kind)))
+            total += float(tf.reduce_sum(weight * compute_losses(head(features), label, kind)))
         totals[way] = total
     assert totals["pad"] > 0
-    assert totals == pytest.approx(dict.fromkeys(WAYS, totals["pad"]), rel=1e-5)
+    assert totals == pytest.approx(dict.fromkeys(BATCHING_METHODS, totals["pad"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("way", ["window", "bucket", "pad"])
@@ -197,7 +198,7 @@ def test_the_order_hangs_on_seed_and_epoch_alone(tmp_path, way, num_shards):
     assert sorted(order(seed=1, epoch=2)) == sorted(order(seed=5, epoch=9))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 @pytest.mark.parametrize("num_readers", datasets.some([1, 2, 3], [3]))
 def test_several_readers_share_the_records_out(made, way, num_readers):
     dataset, split = made["mixed"]

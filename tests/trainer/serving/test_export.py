@@ -28,7 +28,7 @@ from pipeline.format.examples import decode_example, encode_example
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import make_target
-from trainer.devices.subprocess_call import call_fresh
+from trainer.devices.subprocess_call import call_in_subprocess
 from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, checkpoint_sha256, restore_weights, weights_sha256
@@ -477,7 +477,7 @@ class Fakes:
 
     def __call__(self, function, *arguments):
         if not function.endswith(":make"):
-            return call_fresh(function, *arguments)
+            return call_in_subprocess(function, *arguments)
         _, made, golden, _ = arguments
         shutil.copytree(made_of("class") / "export", made)
         shutil.copy(made_of("class") / "golden.npz", golden)
@@ -527,7 +527,7 @@ def no_answer(made, golden):
     ],
 )
 def test_an_export_that_answers_otherwise_is_never_published(tmp_path, monkeypatch, capsys, change, message):
-    monkeypatch.setattr(trainer.serving.export, "call_fresh", Fakes(change))
+    monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", Fakes(change))
     output = tmp_path / "made" / "export"
     status, out, err = datasets.call(capsys, "export", run_of("class"), "--output", output)
     assert (status, out) == (1, "")
@@ -542,7 +542,7 @@ def test_what_was_there_stays_when_an_export_fails_and_goes_when_one_is_publishe
     fakes = Fakes(lambda made, golden: None)
     monkeypatch.setattr(
         trainer.serving.export,
-        "call_fresh",
+        "call_in_subprocess",
         lambda function, *rest: fail() if "export_check" in function else fakes(function, *rest),
     )
     with pytest.raises(UserError, match="on purpose"):
@@ -550,7 +550,7 @@ def test_what_was_there_stays_when_an_export_fails_and_goes_when_one_is_publishe
     assert (output / "export.json").read_bytes() == before and os.listdir(tmp_path) == ["export"]
     monkeypatch.setattr(
         trainer.serving.export,
-        "call_fresh",
+        "call_in_subprocess",
         lambda function, *rest: {"all": 0.0} if "proof" in function else fakes(function, *rest),
     )
     assert export(run_of("class"), output, overwrite=True)["kind"] == "class"
@@ -568,7 +568,7 @@ def test_an_output_that_came_while_the_export_was_made_stays(tmp_path, monkeypat
         (output / "mine.txt").write_text("mine")
         return {"all": 0.0}
 
-    monkeypatch.setattr(trainer.serving.export, "call_fresh", fake)
+    monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", fake)
     with pytest.raises(UserError, match="export: the export cannot be put there: Directory not empty."):
         export(run_of("class"), output)
     assert files_of(tmp_path) == {"export/mine.txt"} and os.listdir(tmp_path) == ["export"]
@@ -684,7 +684,7 @@ def test_what_a_killed_training_leaves_is_no_stranger(tmp_path):
     for name in ("ckpt-2_temp/part-00000-of-00001.index", "checkpoint.tmpbeef12", "../../config.yaml.tmp"):
         (last / name).write_text("")
     (run / "evaluation-validation.json").write_text("{}")
-    trainer.runs.contents.refuse_strangers(str(run))
+    trainer.runs.contents.refuse_foreign_files(str(run))
 
 
 def edit(name, old, new):
@@ -907,7 +907,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
 
 
 def test_what_killed_exports_left_is_removed_and_a_living_one_is_let_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.serving.export, "call_fresh", fail)
+    monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", fail)
     output = tmp_path / "[export]*"
     left, living = tmp_path / "[export]*.dead.tmp", tmp_path / "[export]*.living.tmp"
     others = tmp_path / "export.other.tmp"
@@ -946,12 +946,12 @@ def test_an_interrupted_export_leaves_nothing(tmp_path):
 
 def test_a_process_that_dies_is_told_in_one_line(capfd):
     with pytest.raises(UserError, match="was to call os:abort, was ended by SIGABRT. A file that it read may be dam"):
-        call_fresh("os:abort")
+        call_in_subprocess("os:abort")
     capfd.readouterr()
 
 
 def test_a_fresh_process_sees_no_gpu_and_what_it_prints_is_no_answer(capfd):
-    assert call_fresh("os:system", 'echo "GPUs: <$CUDA_VISIBLE_DEVICES>"') == 0
+    assert call_in_subprocess("os:system", 'echo "GPUs: <$CUDA_VISIBLE_DEVICES>"') == 0
     assert "GPUs: <>\n" in capfd.readouterr().err
 
 

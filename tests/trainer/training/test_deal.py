@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.batching.epoch import plan_epoch
-from trainer.config import WAYS
+from trainer.config import BATCHING_METHODS
 from trainer.data.dataset import open_dataset
-from trainer.devices.replicas import Team
+from trainer.devices.replicas import Replicas
 from trainer.reading.batches import numbered_batches
 from trainer.training.deal import Feed
 
@@ -24,7 +24,7 @@ STEPS = {"x", "word", "page", "bits"}
 
 def team_of(replicas, *, workers=1, worker=0):
     """A team that feeds; nothing of its strategy but the number of replicas is looked at."""
-    return Team(types.SimpleNamespace(num_replicas_in_sync=replicas), workers, worker)
+    return Replicas(types.SimpleNamespace(num_replicas_in_sync=replicas), workers, worker)
 
 
 @functools.cache
@@ -105,12 +105,12 @@ def check_dealt(kind, way, team, **limits):
 
 
 @pytest.mark.parametrize("team", datasets.some([(3, 1), (4, 2)], [(4, 2)]), ids=str)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 def test_each_batch_is_dealt_whole_and_evenly(way, team):
     check_dealt("step_class", way, team, batch_steps=40)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 def test_a_share_may_be_empty(way):
     """Three records at most for four replicas."""
     plan, _ = whole("class", way, batch_size=3)
@@ -119,7 +119,7 @@ def test_a_share_may_be_empty(way):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("kind", ["class", "step_regression", "next_word", "next_bits"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 @pytest.mark.parametrize("limit", ["batch_steps", "batch_size"])
 def test_each_batch_is_dealt_whole_and_evenly_to_any_team(kind, way, limit):
     for team in TEAMS:
@@ -127,7 +127,7 @@ def test_each_batch_is_dealt_whole_and_evenly_to_any_team(kind, way, limit):
             check_dealt(kind, way, team, **{limit: value})
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", BATCHING_METHODS)
 @settings(deadline=None, max_examples=2)
 @given(st.sampled_from([(1, 1), (2, 2), (3, 1)]), st.floats(0, 1))
 def test_a_feed_goes_on_from_any_batch(way, team, share):

@@ -19,11 +19,12 @@ from pipeline.errors import UserError
 from trainer.batching.epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
-from trainer.devices.replicas import find_team
+from trainer.devices.replicas import find_replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
-from trainer.model.build import build_model, head_model, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import compute_losses
 from trainer.reading.batches import batches
 from trainer.runs.checkpoints import weights_sha256
 from trainer.runs.run import Run
@@ -419,7 +420,7 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way
     def epoch(scale, *, by_epoch):
         gathered = Gather(model)
         parts = batches(dataset, "train", **limits)
-        spec, team = parts.element_spec, find_team("one")
+        spec, team = parts.element_spec, find_replicas("one")
         update = Update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, team=team)
         factor = tf.constant(scale, tf.float32)
         sums = np.sum([[float(value) for value in update((batch,), factor)[:2]] for batch in parts], axis=0)
@@ -427,7 +428,7 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way
 
     ((features, label, weight),) = batches(dataset, "train", batching="pad", batch_size=1000)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(weight * losses(head_model(model)(features), label, kind))
+        loss = tf.reduce_sum(weight * compute_losses(head_model(model)(features), label, kind))
         mean = loss / tf.reduce_sum(weight)
     gradients = tape.gradient(mean, [variable.value for variable in model.trainable_variables])
     whole = num_batches * np.concatenate([gradient.numpy().ravel() for gradient in gradients])
@@ -447,7 +448,7 @@ def test_training_scales_by_what_is_left_after_truncation(tmp_path):
     made = datasets.make(tmp_path, records, datasets.schema_text("step_class"))
     config = change(SMALL, batching="pad", pad_length=2, truncate="tail", batch_size=4)
     dataset, run = open_dataset(made.path), Run(str(tmp_path / "run"))
-    training = Training(run, dataset, config, find_team("one"), StopSignal())
+    training = Training(run, dataset, config, find_replicas("one"), StopSignal())
     kept = sum(y is not None for record in records for y in record["y"][:2])
     assert training._total_weight(plan_limited(dataset, config, State())) == kept < dataset.split("train").labels
 

@@ -22,7 +22,7 @@ from trainer.data.dataset import open_dataset
 from trainer.devices import local_workers
 from trainer.devices import replicas as team
 from trainer.devices.tensorflow_setup import start_tensorflow
-from trainer.runs.lock import locked
+from trainer.runs.lock import lock_run
 from trainer.training.train import train
 
 # Long enough for a kill in the middle.
@@ -240,7 +240,7 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
 def test_a_folder_that_another_process_trains_into_is_told_by_its_status(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    with locked(str(run)):
+    with lock_run(str(run)):
         ended = cluster.launch(cluster.uneven(), run, cluster.UNEVEN)
     assert ended.status == 69, ended.err
     (line,) = said_by_chief(ended)
@@ -360,7 +360,7 @@ def test_sigterm_is_passed_on_and_their_status_comes_back(worker_program, tmp_pa
 
 def test_no_worker_outlives_a_launcher_that_is_killed(worker_program, tmp_path):
     program = worker_program(
-        "from trainer.devices.local_workers import end_with_starter\nend_with_starter()\n"
+        "from trainer.devices.local_workers import exit_with_parent\nexit_with_parent()\n"
         f"open(os.path.join({str(tmp_path)!r}, f'pid-{{os.getpid()}}'), 'w').close()\ntime.sleep(60)"
     )
     text = (
