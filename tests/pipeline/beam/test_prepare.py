@@ -399,7 +399,7 @@ def test_a_duplicate_names_the_record_that_stays(write_raw, run_prepare, tmp_pat
     assert manifest.rejected.by_reason == {"duplicate_id": 1}
     row = json.loads((tmp_path / "dataset" / manifest.rejected.files[0]).read_text())
     assert (row["line"], row["id"]) == (2, "1")
-    assert row["message"] == f"the id '1' is also that of the record at byte 0 of {raw}, which stays"
+    assert row["message"] == f"the id '1' is also the id of the record at byte 0 of {raw}, which is kept"
 
 
 def test_without_overwrite_a_dataset_that_is_there_is_refused_and_untouched(raw_file, run_prepare, tmp_path):

@@ -1,0 +1,97 @@
+"""Counts the labels, missing values and strings in the records of a shard, and sums up its numbers."""
+
+import collections
+import itertools
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pipeline.format.batch_decoding import decode_columns
+from pipeline.format.examples import decode_example
+from pipeline.format.index import index_label
+from pipeline.format.statistics import BLOCK_BYTES, Moments, merge_moments
+from pipeline.format.stored_fields import stored_fields
+from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES
+from pipeline.schema.labels import class_name
+from pipeline.schema.record import MISSING_STRING, Array, is_missing, named_classes
+from pipeline.schema.schema import Schema
+
+# For each field: the values of all records, joined, and int64[records], the number of values of each record.
+_Columns: TypeAlias = dict[str, tuple[Any, Array]]
+
+
+class ShardStatistics:
+    """Statistics of the records of a shard, updated block by block.
+
+    Attributes:
+        labels: The label of each record as the index stores it.
+        label_counts: Number of labels of each class.
+        missing: Number of missing values of each feature that allows nulls.
+        strings: Number of occurrences of each string, for each feature with a vocabulary.
+        moments: The moments of each feature (or label) that has statistics; None before the first block.
+    """
+
+    def __init__(self, schema: Schema, *, with_moments: bool) -> None:
+        self._label = schema.label
+        self._fields = stored_fields(schema)
+        self._has_strings = any(field.dtype == "string" for field in self._fields)
+        self._class_names = [class_name(c) for c in schema.label.classes]
+        self._widths = schema.statistics_widths if with_moments else {}
+        self.labels: list[Any] = []
+        self.label_counts: collections.Counter[str] = collections.Counter()
+        self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
+        self.strings: dict[str, collections.Counter[bytes]] = {
+            name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
+        }
+        self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
+
+    def add(self, framed: bytes, records: list[bytes]) -> None:
+        """Adds a block of records.
+
+        Args:
+            framed: The frames of the records, joined.
+            records: The serialized Example of each record.
+        """
+        if self._has_strings:
+            columns = _decode_with_strings(records)
+        else:
+            sizes = np.array([len(record) for record in records])
+            end = np.cumsum(sizes + FRAME_BYTES) - FOOTER_BYTES
+            columns = decode_columns(framed, end - sizes, end, self._fields)
+        self._add_labels(columns, len(records))
+        for name in self.missing:
+            self.missing[name] += int(is_missing(columns[name][0]).sum())
+        for name, counts in self.strings.items():
+            counts.update(columns[name][0])
+            counts.pop(MISSING_STRING, None)
+        for name, width in self._widths.items():
+            rows = columns[name][0].reshape(-1, width)
+            # One record may be much larger than a block of statistics.
+            max_rows = max(1, BLOCK_BYTES // (4 * width))
+            parts = [Moments.of(rows[start : start + max_rows]) for start in range(0, len(rows), max_rows)]
+            self.moments[name] = merge_moments([self.moments[name], *parts])
+
+    def _add_labels(self, columns: _Columns, num_records: int) -> None:
+        label = self._label
+        if label.name is None:
+            self.labels += [None] * num_records
+            return
+        values, counts = columns[label.name]
+        classes, totals = np.unique(named_classes(values, label), return_counts=True)
+        for position, total in zip(classes.tolist(), totals.tolist(), strict=True):
+            self.label_counts[self._class_names[position]] += total
+        if label.kind == "class":  # the same as `index_label`, for all records at once
+            self.labels += [self._class_names[position] for position in values.tolist()]
+        else:
+            self.labels += [index_label(part, label) for part in np.split(values, np.cumsum(counts)[:-1])]
+
+
+def _decode_with_strings(records: list[bytes]) -> _Columns:
+    """Decodes Examples as `decode_columns` does, and also string fields, whose values are a list of bytes."""
+    examples = list(map(decode_example, records))
+    columns: _Columns = {}
+    for name, first in examples[0].items():
+        parts: Any = [example[name] for example in examples]
+        joined = [*itertools.chain(*parts)] if isinstance(first, list) else np.concatenate(parts)
+        columns[name] = joined, np.array([len(part) for part in parts])
+    return columns
