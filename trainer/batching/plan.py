@@ -4,24 +4,19 @@ import abc
 import bisect
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.schema.record import Array
+from trainer.batching.cut import DEFAULT_BATCH_STEPS, MIN_BATCHES, BatchLimits, check_limits, round_up
 from trainer.config import BATCHING_METHODS, PLANNED_FROM_COUNTS, Batching
-
-Number = TypeVar("Number", int, Array)
 
 # More buckets waste fewer steps, and leave more batches that are not full, and more records waiting in memory. Measured
 # on 200,000 log-normal lengths around 24 with a tail to 400: 8 buckets 79 % useful, 16 90 %, 32 95.5 %, 64 98.5 %.
 MIN_BUCKETS, MAX_BUCKETS = 16, 32
 # Batches of a bucket on average, before it is worth a bucket more.
 _BATCHES_PER_BUCKET = 4
-# Padded steps a batch: on a CPU, larger batches are hardly faster. Smaller ones are taken for small data.
-DEFAULT_BATCH_STEPS = 6400
-# Fewer updates an epoch than this learn little from small data.
-MIN_BATCHES = 20
 # Distinct lengths among which edges are chosen exactly; with more of them, neighbours are put together first.
 _MAX_CANDIDATES = 512
 
@@ -207,7 +202,8 @@ def make_plan(
     else:
         edges = choose_edges(counts, num_buckets=_num_buckets(counts, batch_steps, batch_size))
         edges = sorted({round_up(edge, pad_to_multiple) for edge in edges})
-    sizes = [rows_of(edge, batch_steps, batch_size) for edge in edges]
+    limits = BatchLimits(batch_steps, batch_size)
+    sizes = [limits.rows(edge) for edge in edges]
     return BucketPlan(batching, _fill(edges, sizes, counts), batch_steps, batch_size, truncate)
 
 
@@ -241,7 +237,8 @@ def plan_buckets(
     ([3, 9], [8, 2, 1])
     """
     edges = choose_edges(length_counts, num_buckets=num_buckets)
-    return [edge + 1 for edge in edges], [*(rows_of(edge, batch_steps, batch_size) for edge in edges), 1]
+    limits = BatchLimits(batch_steps, batch_size)
+    return [edge + 1 for edge in edges], [*(limits.rows(edge) for edge in edges), 1]
 
 
 def choose_edges(length_counts: Mapping[int, int], *, num_buckets: int) -> list[int]:
@@ -290,16 +287,6 @@ def _num_buckets(counts: Mapping[int, int], batch_steps: int | None, batch_size:
     return min(MAX_BUCKETS, max(MIN_BUCKETS, max(by_steps, by_size) // _BATCHES_PER_BUCKET))
 
 
-def round_up(length: Number, multiple: int) -> Number:
-    return -(-length // multiple) * multiple
-
-
-def rows_of(length: int, batch_steps: int | None, batch_size: int | None) -> int:
-    """Records in a batch padded to `length` steps, within both limits; at least 1."""
-    by_steps = max(1, batch_steps // length) if batch_steps is not None else None
-    return min(limit for limit in (by_steps, batch_size) if limit is not None)
-
-
 def _fill(edges: list[int], sizes: list[int], counts: Mapping[int, int]) -> tuple[Bucket, ...]:
     records, steps = [0] * len(edges), [0] * len(edges)
     for length, count in counts.items():
@@ -313,13 +300,6 @@ def _fill(edges: list[int], sizes: list[int], counts: Mapping[int, int]) -> tupl
 def _count(lengths: Array) -> dict[int, int]:
     values, counts = np.unique(lengths, return_counts=True)
     return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-
-
-def check_limits(**limits: int | None) -> None:
-    """Raises a ValueError for one that is below 1."""
-    for name, value in limits.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1.")
 
 
 def check_only_pad(batching: str, *, pad_length: int | None, truncate: str | None) -> None:

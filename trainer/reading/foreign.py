@@ -17,7 +17,8 @@ from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, REGRESSION, Label, class_name
 from pipeline.schema.record import NO_LABEL
 from pipeline.schema.schema import Schema
-from trainer.batching.plan import DEFAULT_BATCH_STEPS, MIN_BUCKETS, plan_buckets, rows_of
+from trainer.batching.cut import DEFAULT_BATCH_STEPS, BatchLimits
+from trainer.batching.plan import MIN_BUCKETS, plan_buckets
 from trainer.data.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
 from trainer.data.target import Vocabularies
 
@@ -77,7 +78,8 @@ def foreign_batches(
     elif list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
         raise UserError(f"boundaries are {list(boundaries)}, expected rising numbers of steps, at least 1.")
     else:
-        sizes = [*(rows_of(max(boundary - 1, 1), batch_steps, batch_size) for boundary in boundaries), 1]
+        limits = BatchLimits(batch_steps, batch_size)
+        sizes = [*(limits.rows(max(boundary - 1, 1)) for boundary in boundaries), 1]
 
     order = np.random.default_rng([seed, epoch])
     records = tf.data.TFRecordDataset([paths[position] for position in order.permutation(len(paths))])

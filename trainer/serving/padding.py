@@ -1,4 +1,4 @@
-"""Cuts sequences into batches of like lengths within a budget of padded steps, each one rectangle of arrays."""
+"""Pads the records of a batch to one length."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,26 +9,6 @@ from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 
 _DTYPES = {"float32": np.float32, "int64": np.int64, "string": object}
-
-
-def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[Array]:
-    """Positions in `lengths`, those of like lengths together: int64[rows] each, rows × longest ≤ batch_steps.
-
-    A length beyond the budget is a batch of its own.
-
-    >>> [batch.tolist() for batch in cut_batches([7, 2, 30, 3], batch_steps=12)]
-    [[1, 3], [0], [2]]
-    """
-    order = np.argsort(lengths, kind="stable")
-    ordered = np.asarray(lengths, np.int64)[order]
-    batches, start = [], 0
-    while start < len(order):
-        # What the batch would cost with each of the next rows as its last, and so its longest: it only grows.
-        costs = ordered[start : start + batch_steps] * np.arange(1, min(batch_steps, len(order) - start) + 1)
-        rows = max(1, int(np.searchsorted(costs, batch_steps, side="right")))
-        batches.append(order[start : start + rows])
-        start += rows
-    return batches
 
 
 def pad_batch(records: Sequence[ParsedRecord], schema: Schema) -> dict[str, Array]:

@@ -34,9 +34,9 @@ from pipeline.raw.rejects import Origin
 from pipeline.schema.features import Feature
 from pipeline.schema.record import Array, ParsedRecord
 from pipeline.schema.schema import Schema
+from trainer.batching.cut import cut_batches
 from trainer.data.target import Target
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
-from trainer.serving.padding import cut_batches
 from trainer.serving.predictions import LineWriter
 from trainer.serving.predictor import Predictor, load_predictor
 from trainer.serving.publish import Delivery, Part

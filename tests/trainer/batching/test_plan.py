@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 
 import lengthwise
 import trainer.batching.plan
+from trainer.batching.cut import DEFAULT_BATCH_STEPS, MIN_BATCHES
 from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import (
-    DEFAULT_BATCH_STEPS,
     MAX_BUCKETS,
-    MIN_BATCHES,
     MIN_BUCKETS,
     choose_edges,
     default_batch_steps,
     make_plan,
-    rows_of,
 )
 from trainer.config import BATCHING_METHODS, PLANNED_FROM_COUNTS
 from trainer.data.dataset import open_dataset
@@ -141,16 +139,6 @@ def test_the_plans_of_several_readers_are_parts_of_the_whole(counts, way, num_re
     assert sum(part.records for part in parts) == plan.records
     assert sum(part.padded_steps for part in parts) == plan.padded_steps
     assert {part.boundaries == plan.boundaries and part.batch_sizes == plan.batch_sizes for part in parts} == {True}
-
-
-def test_rows_within_both_limits():
-    assert [rows_of(10, *limits) for limits in ((100, None), (None, 7), (100, 7), (20, 7), (3, None))] == [
-        10,
-        7,
-        7,
-        2,
-        1,
-    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batching.plan import rows_of
+from trainer.batching.cut import BatchLimits
 from trainer.batching.windows import make_window_plan
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
@@ -66,7 +66,7 @@ def test_every_record_is_in_one_batch_within_the_limits(parts, limits, num_reade
             assert found.rows[number] == max(map(len, hands))
             assert found.pad_length[number] == -(-longest // multiple) * multiple
             assert found.steps[number] == sum(lengths[row] for row in hand)
-            within = rows_of(int(found.pad_length[number]), plan.batch_steps, plan.batch_size)
+            within = BatchLimits(plan.batch_steps, plan.batch_size).rows(int(found.pad_length[number]))
             assert found.rows[number] <= within
         seen += sum(hands, [])
     assert sorted(seen) == list(range(len(lengths)))

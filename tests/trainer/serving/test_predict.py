@@ -95,29 +95,7 @@ def assert_close(first, second, atol=1e-5):
         np.testing.assert_allclose(numbers_of(first[key]), numbers_of(second[key]), rtol=0, atol=atol)
 
 
-# Cutting and padding
-
-
-def cut_slowly(lengths, batch_steps):
-    """The same cut, a record at a time."""
-    batches = []
-    for position in sorted(range(len(lengths)), key=lambda n: lengths[n]):
-        if batches and (len(batches[-1]) + 1) * lengths[position] <= batch_steps:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-    return batches
-
-
-@pytest.mark.parametrize("batch_steps", [1, 7, 64, 1000, 10**6])
-@pytest.mark.parametrize("count", [0, 1, 2, 300])
-def test_batches_hold_like_lengths_within_the_budget(count, batch_steps):
-    lengths = np.random.default_rng(count).integers(1, 90, count).tolist()
-    batches = [batch.tolist() for batch in padding.cut_batches(lengths, batch_steps=batch_steps)]
-    assert batches == cut_slowly(lengths, batch_steps)
-    assert sorted(n for batch in batches for n in batch) == list(range(count))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= batch_steps
+# Padding
 
 
 def pad_slowly(records, schema):
