@@ -145,7 +145,7 @@ def files(tmp_path, raw_file, schema_file, dataset):
         ("{raw}", "{schema}", "{dataset}", "{dataset}: a dataset is there already. Choose another --output, or repl"),
         ("{raw}", "{schema}", "file", "{here}/file: a file is in the way, expected a folder or nothing."),
         ("{raw}", "{schema}", "file/out", "A file could not be read or written: [Errno 20] Not a directory: "),
-        ("cut.gz", "{schema}", "out", "{here}/cut.gz: not a whole gzip file: Compressed file ended before"),
+        ("cut.gz", "{schema}", "out", "{here}/cut.gz: not a complete gzip file: Compressed file ended before"),
         (
             "blank",
             "{schema}",
@@ -199,7 +199,7 @@ def test_an_error_in_a_worker_process_is_the_last_line(files, tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith(f"lengthwise prepare: {tmp_path}/cut.gz: not a whole gzip file: ")
+    assert done.stderr.splitlines()[-1].startswith(f"lengthwise prepare: {tmp_path}/cut.gz: not a complete gzip file: ")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,10 +1,13 @@
-"""Reads JSON Lines files, plain and .gz, as batches of lines that know where they come from."""
+"""Reads JSON Lines files, plain or gzip: files -> chunks -> batches of lines -> parsed records and rejects.
+
+Another raw format is another file beside this one, with the same four steps.
+"""
 
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple, TypeAlias
 
 from pipeline import progress
 from pipeline.errors import UserError
@@ -15,25 +18,27 @@ from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 
-# Bytes of a file that one element stands for. A constant: the digest of a source is over those of its chunks.
+# Size of a chunk in bytes. It never changes: the digest of a source is computed over the digests of its chunks.
 CHUNK_BYTES = 32 * 2**20
-# Lines travel in batches of about this size, so that Beam's cost for an element is paid once for hundreds of them.
+# Approximate size of a batch in bytes, so that Beam's cost per element is paid once for hundreds of lines.
 BATCH_BYTES = 2**20
-# And in larger ones where each batch becomes a file.
+# The same for gzip files, where each batch is later written to a file of its own.
 GZIP_BATCH_BYTES = 4 * 2**20
-# What a line takes in memory beside its bytes: as an object, with its place and its digest.
+# Memory in bytes that a line takes besides its own bytes: the Python object, the offset, the number and the digest.
 _LINE_BYTES = 200
-# Bytes that are read at once.
+# Bytes per read.
 _BLOCK_BYTES = 2**18
-# A gzip file whose lines take so many times its bytes, and so many in all, is taken for one that was made to do harm.
-# (A record that is too large is a reject; what is dropped of it does not count.)
+# A gzip file is refused as a decompression bomb if its lines take this many times its own bytes, and at least this many
+# bytes. The dropped part of a line does not count, so a single record that is too large is a reject.
 _BOMB_RATIO, _BOMB_BYTES = 200, 32 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+_Line: TypeAlias = bytes | bytearray
+
 
 class Chunk(NamedTuple):
-    """A part of a file: the lines that begin in [start, stop). A gzip file, which has no way in midway, is one."""
+    """A part of a file: the lines that begin in [start, stop). A gzip file is one chunk: it has no entry points."""
 
     path: str
     start: int
@@ -42,10 +47,14 @@ class Chunk(NamedTuple):
 
 
 class ChunkSummary(NamedTuple):
-    """What a chunk turned out to hold; lines are counted, so that a reject can name its line in the file.
+    """The size and the digest of a chunk. The number of lines gives each reject its line number in the file.
 
     Attributes:
-        sha256: Over the digests of the lines that are not blank: each byte is hashed once.
+        path: The file.
+        start: Offset of the chunk in the file, in bytes.
+        num_bytes: Bytes of all lines, decompressed.
+        num_lines: Number of lines, including blank lines.
+        sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once.
     """
 
     path: str
@@ -56,14 +65,14 @@ class ChunkSummary(NamedTuple):
 
 
 class LineBatch(NamedTuple):
-    """A batch of lines that are not blank.
+    """A batch of lines of one chunk, without the blank lines.
 
     Attributes:
         path: The file.
-        chunk: Where the chunk starts; the line numbers of a batch count from there.
-        offsets: Byte offset of each line, in the decompressed file.
+        chunk: Offset of the chunk in the file, in bytes.
+        offsets: Offset of each line in the decompressed file, in bytes.
         numbers: Number of each line in its chunk, from 0.
-        lines: The lines, without their line break. One that is too large is cut off beyond the limit.
+        lines: The lines without their line breaks. A line that is too large is truncated after the limit.
         digests: SHA-256 of each line.
     """
 
@@ -71,17 +80,17 @@ class LineBatch(NamedTuple):
     chunk: int
     offsets: list[int]
     numbers: list[int]
-    lines: list[bytes | bytearray]
+    lines: list[_Line]
     digests: list[bytes]
 
     @property
     def num_bytes(self) -> int:
-        """That all of it takes in memory, about."""
+        """Approximate memory of the batch, in bytes."""
         return sum(map(len, self.lines)) + _LINE_BYTES * len(self.lines)
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:
-    """The chunks of a file. What is compressed shows in its first bytes, whatever its name."""
+    """Yields the chunks of a file. Gzip is recognized by the first bytes, not by the name."""
     with open_read(file.path) as stream:
         if stream.read(2) == _GZIP_MAGIC:
             yield Chunk(file.path, 0, file.num_bytes, True)
@@ -93,46 +102,48 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
 def read_chunk(
     chunk: Chunk, *, batch_bytes: int = BATCH_BYTES, record_bytes: int = LIMITS.record_bytes
 ) -> Iterator[LineBatch | ChunkSummary]:
-    """The lines that begin in a chunk, in batches of about `batch_bytes`, then what the chunk held.
+    """Yields the lines of a chunk in batches of about `batch_bytes`, then the summary of the chunk.
 
     Args:
-        record_bytes: A line that has more is cut off beyond that.
+        record_bytes: A longer line may be truncated, but it stays longer than this.
 
     Raises:
-        UserError: the file cannot be read: gone, cut off, a broken gzip stream, or one that expands beyond all reason.
+        UserError: The file cannot be read, is not a complete gzip file, or looks like a decompression bomb.
     """
     try:
         with open_read(chunk.path) as stored:
             if chunk.compressed:
-                # Beam's own decompression takes a stream that is cut off for its end; this checks length and CRC.
+                # Beam's own decompression takes a truncated stream for a complete one. GzipFile checks length and CRC.
                 with gzip.GzipFile(fileobj=stored) as stream:
-                    yield from _read_lines(chunk, _read_blocks(stream, 0, None), batch_bytes, record_bytes, stored)
+                    yield from _read_batches(chunk, _read_blocks(stream, 0, None), batch_bytes, record_bytes, stored)
             else:
-                yield from _read_lines(chunk, _read_blocks(stored, chunk.start, chunk.stop), batch_bytes, record_bytes)
+                blocks = _read_blocks(stored, chunk.start, chunk.stop)
+                yield from _read_batches(chunk, blocks, batch_bytes, record_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{chunk.path}: not a whole gzip file: {str(error).removesuffix('.')}.") from None
+        raise UserError(f"{chunk.path}: not a complete gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
 
 
 def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """The bytes of the lines that begin in [start, stop), some at a time, each with its offset."""
-    # A line that begins before belongs to the chunk before, unless it ends right there.
-    position, begun = start - (start > 0), not start
-    if not begun:
+    """Yields contiguous (offset, bytes) blocks that hold the lines that begin in [start, stop)."""
+    # A line that begins before `start` belongs to the previous chunk. The byte before `start` shows whether a line
+    # begins exactly at `start`.
+    position, found_start = start - (start > 0), not start
+    if not found_start:
         stream.seek(position)
     while block := stream.read(_BLOCK_BYTES):
-        if not begun:
+        if not found_start:
             skipped = block.find(b"\n") + 1
-            begun = skipped > 0
-            position += skipped if begun else len(block)
+            found_start = skipped > 0
+            position += skipped if found_start else len(block)
             if stop is not None and position >= stop:
                 return
-            if not begun:
+            if not found_start:
                 continue
             block = block[skipped:]
         if stop is not None and position + len(block) >= stop:
-            # The last line is that of the byte before `stop`, and may go on for long.
+            # The last line contains the byte before `stop`, and may continue far beyond it.
             end = block.find(b"\n", max(0, stop - 1 - position)) + 1
             if end:
                 yield position, block[:end]
@@ -141,113 +152,150 @@ def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None
         position += len(block)
 
 
-def _read_lines(
+def _read_batches(
     chunk: Chunk,
-    blocks: Iterator[tuple[int, bytes]],
+    blocks: Iterable[tuple[int, bytes]],
     batch_bytes: int,
     record_bytes: int,
     compressed: IO[bytes] | None = None,
 ) -> Iterator[LineBatch | ChunkSummary]:
-    batches = _Batches(chunk)
-    num_bytes = told = 0
-    offset, rest, width = chunk.start, bytearray(), 0  # of the line that a block broke off: it grows in its place
+    """Yields the lines of `blocks` in batches, then the summary. `compressed` is the gzip file that they come from."""
+    lines, batches = _LineSplitter(record_bytes), _Batches(chunk)
+    num_bytes = reported = 0
     for position, block in blocks:
-        offset = offset if num_bytes else position
         num_bytes += len(block)
-        first: bytes | bytearray
-        first, *others = block.split(b"\n")
-        if width or not others:
-            rest += first[: max(0, record_bytes + 2 - len(rest))]  # what is beyond is read, and dropped
-            width += len(first)
-            if not others:
-                continue
-            first = rest if width > _BLOCK_BYTES else bytes(rest)
-            batches.add(first, offset)
-            offset += width + 1
-        else:
-            batches.add(first, offset)
-            offset += len(first) + 1
-        rest, width, first = bytearray(), 0, b""  # whoever takes a large line alone holds it
-        for line in others[:-1]:
-            batches.add(line, offset)
-            offset += len(line) + 1
-        rest += others[-1]
-        width = len(rest)
-        if compressed is not None and batches.num_bytes > max(_BOMB_BYTES, _BOMB_RATIO * compressed.tell()):
-            raise UserError(
-                f"{chunk.path}: {compressed.tell():,} bytes of gzip hold more than {batches.num_bytes:,} bytes of "
-                "lines: refused, as made to fill memory or disk. If it is meant, decompress it first."
-            )
+        batches.add(lines.split(position, block))
+        if compressed is not None:
+            _refuse_bomb(chunk.path, compressed.tell(), batches.num_bytes)
         if batches.size >= batch_bytes:
             yield from batches.take()
-            # Once all that follows is done with them. A chunk is large, and may take a minute.
+            # Reported when the consumer has processed the batch: a chunk is large, and may take a minute.
             done = num_bytes if compressed is None else compressed.tell()
-            progress.add_bytes(done - told)
-            told = done
-    if width:
-        batches.add(rest if width > _BLOCK_BYTES else bytes(rest), offset)
+            progress.add_bytes(done - reported)
+            reported = done
+    batches.add(lines.finish())
     yield from batches.take()
-    progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - told)
-    yield ChunkSummary(chunk.path, chunk.start, num_bytes, batches.number, batches.digest.digest())
+    progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
+    yield ChunkSummary(chunk.path, chunk.start, num_bytes, batches.num_lines, batches.digest.digest())
+
+
+def _refuse_bomb(path: str, gzip_bytes: int, line_bytes: int) -> None:
+    if line_bytes > max(_BOMB_BYTES, _BOMB_RATIO * gzip_bytes):
+        raise UserError(
+            f"{path}: {gzip_bytes:,} bytes of gzip expand to more than {line_bytes:,} bytes of lines, which looks like "
+            "a decompression bomb. If this is intended, decompress the file first."
+        )
+
+
+class _LineSplitter:
+    """Splits contiguous blocks into lines. The incomplete line at the end of a block waits for the next block.
+
+    A line that spans blocks keeps about `record_bytes + 2` bytes, which exceeds the limit even without a final "\\r".
+    The bytes after that are read and dropped.
+    """
+
+    def __init__(self, record_bytes: int) -> None:
+        self._kept_bytes = record_bytes + 2
+        # The incomplete line: its offset, the bytes that are kept, and the number of all its bytes.
+        self._offset, self._kept, self._width = 0, bytearray(), 0
+
+    def split(self, position: int, block: bytes) -> Iterator[tuple[int, _Line]]:
+        """Yields (offset, line) for each line that ends in `block`, which begins at the offset `position`."""
+        lines = block.split(b"\n")
+        rest = lines.pop()
+        offset = position
+        if lines and self._width:
+            first = lines.pop(0)
+            self._append(first)
+            yield self._take()
+            offset += len(first) + 1
+        for line in lines:
+            yield offset, line
+            offset += len(line) + 1
+        if not self._width:
+            self._offset = offset
+        if offset > position:
+            self._kept += rest  # whole: it is shorter than a block
+            self._width = len(rest)
+        else:
+            self._append(rest)
+
+    def finish(self) -> Iterator[tuple[int, _Line]]:
+        """Yields (offset, line) for the last line if no line break ends it."""
+        if self._width:
+            yield self._take()
+
+    def _append(self, part: bytes) -> None:
+        self._kept += part[: max(0, self._kept_bytes - len(self._kept))]
+        self._width += len(part)
+
+    def _take(self) -> tuple[int, _Line]:
+        # A large line is not copied: only the consumer holds it then.
+        line = self._kept if self._width > _BLOCK_BYTES else bytes(self._kept)
+        self._kept, self._width = bytearray(), 0
+        return self._offset, line
 
 
 class _Batches:
-    """Gathers the lines of a chunk that are not blank.
+    """Collects the lines of a chunk that are not blank.
 
     Attributes:
-        number: Of lines so far, the blank ones too.
-        num_bytes: Of these lines.
-        size: Bytes that those hold that wait.
-        digest: Of the digests of those that were taken.
+        num_lines: Number of lines added, including blank lines.
+        num_bytes: Bytes of these lines.
+        size: Approximate memory of the lines that were not taken yet, in bytes.
+        digest: SHA-256 of the digests of the lines that were taken.
     """
 
     def __init__(self, chunk: Chunk) -> None:
         self._chunk = chunk
         self._batch = self._begin()
         self.digest = hashlib.sha256()
-        self.number = self.num_bytes = self.size = 0
-
-    def add(self, line: bytes | bytearray, offset: int) -> None:
-        self.num_bytes += len(line) + 1
-        self.number += 1
-        if not line:
-            return
-        if line.endswith(b"\r"):
-            line = line[:-1]
-        if offset == 0 and line.startswith(_BYTE_ORDER_MARK):
-            line = line[len(_BYTE_ORDER_MARK) :]
-        if line and not line.isspace():
-            self._batch.offsets.append(offset)
-            self._batch.numbers.append(self.number - 1)
-            self._batch.lines.append(line)
-            self._batch.digests.append(hashlib.sha256(line).digest())
-            self.size += len(line) + _LINE_BYTES
+        self.num_lines = self.num_bytes = self.size = 0
 
     def _begin(self) -> LineBatch:
         return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [])
 
+    def add(self, lines: Iterable[tuple[int, _Line]]) -> None:
+        """Adds (offset, line) pairs in the order of the file."""
+        _, _, offsets, numbers, kept, digests = self._batch
+        sha256 = hashlib.sha256
+        for offset, line in lines:
+            self.num_bytes += len(line) + 1
+            self.num_lines += 1
+            if line.endswith(b"\r"):
+                line = line[:-1]
+            if offset == 0 and line.startswith(_BYTE_ORDER_MARK):
+                line = line[len(_BYTE_ORDER_MARK) :]
+            if line and not line.isspace():
+                offsets.append(offset)
+                numbers.append(self.num_lines - 1)
+                kept.append(line)
+                digests.append(sha256(line).digest())
+                self.size += len(line) + _LINE_BYTES
+
     def take(self) -> Iterator[LineBatch]:
+        """Yields the batch, if it has lines, and begins the next."""
         if self._batch.lines:
             self.digest.update(b"".join(self._batch.digests))
             batch, self._batch, self.size = self._batch, self._begin(), 0
             yield batch
-            progress.add_records(len(batch.offsets))  # whoever has taken the lines may have emptied the batch
+            progress.add_records(len(batch.offsets))  # not of `lines`: the consumer may have emptied them
 
 
 def parse_lines(
-    lines: LineBatch, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
+    batch: LineBatch, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
 ) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
-    """Each line as a sequence and its origin, or as a reject. Takes the lines out of `lines` one by one."""
-    lines.lines.reverse()
-    for offset, number, digest in zip(lines.offsets, lines.numbers, lines.digests, strict=True):
-        line = lines.lines.pop()
-        kept = bytes(line) if keep_raw else None
-        origin = Origin(lines.path, lines.chunk, offset, number, digest, kept)
+    """Yields each line as a parsed record with its origin, or as a reject. Removes the lines from `batch`."""
+    batch.lines.reverse()
+    for offset, number, digest in zip(batch.offsets, batch.numbers, batch.digests, strict=True):
+        line = batch.lines.pop()
+        raw = bytes(line) if keep_raw else None
+        origin = Origin(batch.path, batch.chunk, offset, number, digest, raw)
         try:
-            sequence = parse_line(line, schema, labelled=labelled, limits=limits)
+            record = parse_line(line, schema, labelled=labelled, limits=limits)
         except RecordError as error:
             yield Reject(error.reason, error.message, error.id, origin)
             continue
-        del line  # one may be as large as all else
-        yield sequence, origin
-        del sequence
+        del line  # a single line may be very large
+        yield record, origin
+        del record

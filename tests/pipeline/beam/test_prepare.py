@@ -478,7 +478,7 @@ def test_a_gzip_file_that_is_cut_off_fails_with_one_line_and_publishes_nothing(
     before = snapshot(tmp_path / "dataset")
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(gzip.compress(pathlib.Path(raw_file).read_bytes())[:-20])
-    with pytest.raises(UserError, match=rf"^{path}: not a whole gzip file: [^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{path}: not a complete gzip file: [^\n]*$"):
         run_prepare(raw_file, str(path), overwrite=True)
     assert snapshot(tmp_path / "dataset") == before
 

@@ -113,7 +113,7 @@ def test_a_gzip_file_that_is_cut_off_is_named(tmp_path, kept):
     path = tmp_path / "raw.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"n": 1}\n' * 1000)[:kept])
     (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
-    with pytest.raises(UserError, match=rf"^{path}: not a whole gzip file: [^\n]+$"):
+    with pytest.raises(UserError, match=rf"^{path}: not a complete gzip file: [^\n]+$"):
         list(read_chunk(chunk))
 
 
@@ -123,7 +123,7 @@ def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path):
     data[500] ^= 1
     path.write_bytes(data)
     (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
-    with pytest.raises(UserError, match=f"^{path}: not a whole gzip file: "):
+    with pytest.raises(UserError, match=f"^{path}: not a complete gzip file: "):
         list(read_chunk(chunk))
 
 

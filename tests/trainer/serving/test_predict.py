@@ -483,7 +483,7 @@ def test_a_job_that_fails_leaves_the_older_predictions_alone(run_predict, tmp_pa
     good = pathlib.Path(write_raw(made.of("train")))
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(good.read_bytes() * 50)[:-20])
-    with pytest.raises(UserError, match=rf"^{cut}: not a whole gzip file: [^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{cut}: not a complete gzip file: [^\n]*$"):
         run_predict(run, str(cut), overwrite=True)
     assert snapshot(tmp_path / "predictions") == before
     assert not (tmp_path / "predictions/.staging").exists()
