@@ -19,15 +19,17 @@ REJECTS = "rejects"
 
 @dataclasses.dataclass
 class ParseRecords(beam.PTransform):
-    """Raw records -> {"sequences": lists of (ParsedRecord, Origin), "rejects": Reject}.
+    """Parses raw records: raw records -> {"sequences": lists of (ParsedRecord, Origin), "rejects": Reject}.
 
-    An element is one line of JSON (str or bytes; a blank one is no record), one record as JSON gives it (a dict; NumPy
-    arrays serve as lists), or a batch from `ReadLines`. Every record comes out once, as a sequence or as a reject.
+    An element is one line of JSON (str or bytes; a blank line is skipped), one record as a dict of JSON values (NumPy
+    arrays may take the place of lists), or one batch of lines from `ReadLines`. Each record becomes either one sequence
+    or one reject.
 
     Attributes:
-        keep_raw: Rejects carry the raw line.
-        labelled: False reads no label, group or split, for records that are only to be predicted.
-        limits: Beyond them a record is `too_large`.
+        schema: Features and label of a record.
+        keep_raw: Stores the raw line in each reject.
+        labelled: False reads no label, group or split. Use it for records that are only predicted.
+        limits: Largest record. A larger record is rejected as `too_large`.
     """
 
     schema: Schema
@@ -42,6 +44,8 @@ class ParseRecords(beam.PTransform):
 
 
 class _Parse(beam.DoFn):
+    """Raw records -> lists of (ParsedRecord, Origin), and a Reject under the tag REJECTS."""
+
     def __init__(self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits) -> None:
         self._schema = schema
         self._options: Any = {"labelled": labelled, "limits": limits}
@@ -51,7 +55,7 @@ class _Parse(beam.DoFn):
 
     def process(self, element: Any) -> Iterable[Any]:
         sequences = []
-        for result in self._results(element):
+        for result in self._parse(element):
             if isinstance(result, Reject):
                 self._rejected.inc()
                 yield beam.pvalue.TaggedOutput(REJECTS, result)
@@ -61,7 +65,7 @@ class _Parse(beam.DoFn):
         if sequences:
             yield sequences
 
-    def _results(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
+    def _parse(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
         if isinstance(element, LineBatch):
             yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
         elif not isinstance(element, str | bytes) or element.strip():
@@ -75,11 +79,12 @@ class _Parse(beam.DoFn):
 
 
 def _raw_bytes(element: Any) -> bytes:
+    """Returns the bytes of a line, or the canonical_json JSON of any other record."""
     if isinstance(element, bytes):
         return element
     if isinstance(element, str):
         return element.encode("utf-8", "surrogatepass")
     try:
         return canonical_json(element)
-    except RecordError:  # nested too deep for any text: parsing it says whether that matters
+    except RecordError:  # nested too deeply to be written as JSON; the parser decides whether to reject the record
         return b""

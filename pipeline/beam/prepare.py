@@ -1,13 +1,14 @@
-"""Runs the job that turns raw files into a dataset: files -> lines -> sequences -> shards -> manifest."""
+"""Runs the job of `lengthwise prepare`: raw files -> lines -> sequences -> shards -> manifest."""
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.beam import workers
 from pipeline.beam.options import runs_in_this_process
+from pipeline.beam.workers import WorkerPool, count_cores, start_workers
 from pipeline.build.paths import new_generation
 from pipeline.build.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation
 from pipeline.errors import UserError
@@ -21,18 +22,22 @@ from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 
-# Input that is done before other processes have started.
+# Smaller inputs are done before worker processes have started.
 _SMALL_BYTES = 16 * 2**20
-# Each process holds 150 MB, and 250 MB with the largest records: more of them, only who asks for them gets.
-_MOST_WORKERS = 2
+# A process holds 150 MB, and 250 MB with the largest records. Use --processes for more of them.
+_MAX_WORKERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """What `lengthwise prepare` is told; WriteDataset says what each means.
+    """The options of `lengthwise prepare`. WriteDataset and ParseRecords describe those that are not listed here.
 
     Attributes:
-        processes: That parse and write beside this one; 0 does all in this one. None chooses.
+        raw: Paths, globs or folders of raw files.
+        schema: Path of the schema file.
+        max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
+        max_record_steps: Largest number of steps of a record. A longer record is rejected as `too_large`.
+        processes: Number of worker processes that parse and write. 0 does all work in this process. None chooses.
     """
 
     raw: tuple[str, ...]
@@ -49,101 +54,104 @@ class PrepareOptions:
 
 
 def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None) -> Manifest:
-    """Makes a dataset of raw files and returns its manifest.
+    """Makes a dataset from raw files and returns its manifest.
 
     Args:
-        beam_options: Beam's pipeline options by name, `runner` among them.
+        beam_options: Beam's pipeline options by name, including `runner`.
 
     Raises:
-        UserError: what was wrong; the dataset that was there before is still there then.
+        UserError: Input, options or file system are wrong. A dataset that existed before still exists.
     """
     beam_options = beam_options or {}
     schema = Schema.read(options.schema)
     output = absolute(options.output)
     check_output(output, overwrite=options.overwrite)
     files = find_files([absolute(path) for path in options.raw])
-    check_room(files, schema, output)
+    check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
-    count = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    with workers.started(count, "pipeline.build.stages"):
-        # Beam takes a second to import, in which the workers start.
-        from pipeline.beam.prepare_files import PrepareFiles
-        from pipeline.beam.runners import make_pipeline, run_job
-        from pipeline.beam.write_dataset import WriteDataset
+    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
+    with start_workers(num_workers, "pipeline.build.stages") as pool:
+        return _run_job(options, schema, files, output, pool, beam_options)
 
-        generation = new_generation()
-        limits = Limits(options.max_record_bytes, options.max_record_steps)
-        pipeline = make_pipeline(beam_options)
-        write = WriteDataset(
-            schema,
-            output,
-            num_shards=options.num_shards,
-            seed=options.seed,
-            max_rejected=options.max_rejected,
-            overwrite=options.overwrite,
-            generation=generation,
-        )
 
-        manifest: Manifest | None = None
+def _run_job(
+    options: PrepareOptions,
+    schema: Schema,
+    files: Sequence[RawFile],
+    output: str,
+    pool: WorkerPool | None,
+    beam_options: dict[str, Any],
+) -> Manifest:
+    # Importing Beam takes a second. The workers start meanwhile.
+    from pipeline.beam.prepare_files import PrepareFiles
+    from pipeline.beam.runners import make_pipeline, run_job
+    from pipeline.beam.write_dataset import WriteDataset
 
-        def is_published() -> bool:
-            nonlocal manifest
-            manifest = _read_published(output, generation)
-            return manifest is not None
+    generation = new_generation()
+    limits = Limits(options.max_record_bytes, options.max_record_steps)
+    pipeline = make_pipeline(beam_options)
+    write = WriteDataset(
+        schema,
+        output,
+        num_shards=options.num_shards,
+        seed=options.seed,
+        max_rejected=options.max_rejected,
+        overwrite=options.overwrite,
+        generation=generation,
+    )
 
-        def discard() -> None:
-            workers.stop()
-            discard_generation(output, generation)
+    def discard() -> None:
+        if pool is not None:
+            pool.close()  # before the files that its workers write are removed
+        discard_generation(output, generation)
 
-        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits)
-        run_job(
-            pipeline,
-            "prepare",
-            total_bytes=total_bytes,
-            written=True,
-            output=output,
-            is_published=is_published,
-            discard=discard,
-        )
-    assert manifest is not None  # what `run_job` has asked
-    return manifest
+    _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool)
+    return run_job(
+        pipeline,
+        "prepare",
+        total_bytes=sum(file.num_bytes for file in files),
+        written=True,
+        output=output,
+        read_published=functools.partial(_read_published, output, generation),
+        discard=discard,
+    )
 
 
 def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
-    """Processes to start: one for each core, if Beam starts none itself and the job takes longer than their start."""
+    """Returns the number of processes to start: 0 if Beam starts its own or the input is small, else one per core."""
     if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
         return 0
-    return min(workers.count_cores(), _MOST_WORKERS)
+    return min(count_cores(), _MAX_WORKERS)
 
 
 def _read_published(output: str, generation: str) -> Manifest | None:
-    """The manifest, if it is there and has the generation.
+    """Returns the manifest in the output folder, or None if it is not of this generation.
 
     Raises:
-        UserError: it is there, but cannot be read.
+        UserError: The manifest exists but cannot be read.
     """
     path = join(output, FILE_NAME)
-    if not exists(path) or os.path.isdir(path):  # a folder of that name is someone else's
+    if not exists(path) or os.path.isdir(path):  # this program makes no folder of that name
         return None
     data = read_bytes(path)
     try:
         manifest = Manifest.parse(data, origin=path)
-    except UserError:  # what was there before, and no manifest of this job
+    except UserError:  # it was there before this job, which writes valid manifests only
         return None
     return manifest if generation in manifest.generations else None
 
 
-# Bytes of the first file that say how large the rest becomes.
+# Bytes of the first file that are parsed to estimate the size of the output.
 _SAMPLE_BYTES = 2**18
 
-# Compressed text has at least so many bytes.
-_GZIP_EXPANDS = 3
+# Smallest ratio of decompressed to compressed size that is assumed.
+_GZIP_RATIO = 3
 
 
-def check_room(files: Sequence[RawFile], schema: Schema, output: str) -> None:
-    """Raises a UserError if records like the first take more than is free where `output` is to be.
+def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:
+    """Raises a UserError if the disk of a local output has less free space than the job is estimated to need.
 
-    Each is written twice, to a run and to its shard. What cannot be measured is no reason to refuse.
+    Every record is written twice, to a sorted run and to its shard. An input that cannot be estimated passes.
     """
     if not is_local(output):
         return
@@ -154,13 +162,13 @@ def check_room(files: Sequence[RawFile], schema: Schema, output: str) -> None:
     needed = 2 * _estimate_bytes(files, schema)
     if needed > free:
         raise UserError(
-            f"{output}: about {needed / 1e6:,.0f} MB will be written there, but {free / 1e6:,.0f} MB are free. "
-            "Free some, or choose another --output. (Half of it is for sorting, and free again in the end.)"
+            f"{output}: the job needs about {needed / 1e6:,.0f} MB there, but {free / 1e6:,.0f} MB are free. "
+            "Free some space, or choose another --output. (Half of it is for sorting and is freed at the end.)"
         )
 
 
 def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
-    """Of all TFRecords, by the first records of the first file that has any."""
+    """Returns the estimated size of all TFRecords, from the first records of the first file that has any."""
     for file in files:
         chunk = next(split_file(file), None)
         if chunk is None:
@@ -169,8 +177,8 @@ def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
             chunk = chunk._replace(stop=min(chunk.stop, _SAMPLE_BYTES))
         lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
         if isinstance(lines, LineBatch):
-            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_EXPANDS)
-            limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # of a large one, no more was read
+            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_RATIO)
+            limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # a larger record was cut when it was read
             parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
             encoded = sum(len(encode_for_shuffle(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
             return sum(file.num_bytes for file in files) * encoded / raw_bytes

@@ -1,4 +1,4 @@
-"""Turns raw files into a dataset in fewer steps than the single transforms."""
+"""Turns raw files into a published dataset, without passing any record through Beam."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.beam import workers
-from pipeline.beam.call_in_workers import CallInWorkers, in_global_window
 from pipeline.beam.read_lines import CHUNKS, split_files
-from pipeline.beam.write_dataset import WriteDataset
-from pipeline.beam.write_rejects import SPILLS
+from pipeline.beam.workers import PendingCalls, WorkerPool
+from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
+from pipeline.beam.write_rejects import REJECT_RUNS
 from pipeline.build.publish import check_output
 from pipeline.build.stages import ParsedRuns, parse_into_runs
 from pipeline.raw.find_files import RawFile
@@ -21,80 +20,88 @@ from pipeline.raw.records import LIMITS, Limits
 
 @dataclasses.dataclass
 class PrepareFiles(beam.PTransform):
-    """Begin -> the manifest of the dataset that was published: ReadLines, ParseRecords and WriteDataset in one.
+    """Prepares raw files: Begin -> one Manifest. Gives the same dataset as ReadLines, ParseRecords and WriteDataset.
 
-    From a chunk of a file to its runs is one step here, so that no record travels through Beam, and the worker
-    processes of `pipeline.beam.workers`, where there are any, do it.
+    One step reads a chunk of a file and writes its sorted runs, so Beam handles names of files only, and worker
+    processes can take the step. The three single transforms exist beside it for pipelines that get records from
+    elsewhere or change them on the way. Both use the same parser, encoder and writer of runs.
 
     Attributes:
-        write: Says where to, and how.
-        keep_raw, limits: As for ParseRecords.
+        files: Files that `find_files` found.
+        write: Schema, output folder and options of the dataset.
+        keep_raw: Stores the raw line in each reject.
+        limits: Largest record. A larger record is rejected as `too_large`.
+        pool: Worker processes that parse and write. None parses and writes in the workers of Beam.
     """
 
     files: Sequence[RawFile]
     write: WriteDataset
     keep_raw: bool = False
     limits: Limits = LIMITS
+    pool: WorkerPool | None = None
 
     def expand(self, pipeline: Any) -> Any:
         check_output(self.write.output, overwrite=self.write.overwrite)
-        made = split_files(pipeline, self.files) | "MakeRuns" >> beam.ParDo(
-            _MakeRuns(self.write, self.keep_raw, self.limits)
-        ).with_outputs(SPILLS, CHUNKS, main="runs")
-        # A step between, as above.
-        runs, spills, chunks = (
-            made[name] | f"Made{name.title()}" >> beam.Map(lambda value: value) for name in ("runs", SPILLS, CHUNKS)
+        make = beam.ParDo(_MakeRuns(self.write, self.keep_raw, self.limits, self.pool))
+        made = split_files(pipeline, self.files) | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
+        runs, reject_runs, chunks = (
+            copy_output(made[tag], label)
+            for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
         )
-        return self.write.publish(runs, spills, chunks)
+        return self.write.publish(runs, reject_runs, chunks, self.pool)
 
 
-class _MakeRuns(CallInWorkers):
-    """Chunk -> Run, RejectRun, ChunkSummary."""
+class _MakeRuns(beam.DoFn):
+    """Parses and sorts chunks: Chunk -> Run, and under tags RejectRun and ChunkSummary."""
 
-    def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits) -> None:
+    def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
         self._schema = write.schema
         self._options: Any = {"seed": write.seed, "folder": write.runs_folder, "keep_raw": keep_raw, "limits": limits}
+        self._record_bytes = limits.record_bytes
+        self._pool = pool
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
     def start_bundle(self) -> None:
-        super().start_bundle()
-        self._items: list[Chunk | LineBatch] = []
-        self._size = 0
+        self._calls = PendingCalls(self._pool)
+        # Input of the next call, and its size in bytes.
+        self._batch: list[Chunk | LineBatch] = []
+        self._batch_bytes = 0
 
     def process(self, chunk: Chunk) -> Iterator[Any]:
-        if not chunk.compressed or workers.current() is None:
+        if not chunk.compressed or self._pool is None:
             yield from self._add(chunk, chunk.stop - chunk.start)
             return
-        # Only one can read a gzip file. The others parse.
-        record_bytes = self._options["limits"].record_bytes
-        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=record_bytes):
+        # Only one process can read a gzip file, so this one reads and the others parse.
+        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=self._record_bytes):
             if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
             else:
-                # These are in memory: fewer bytes are enough.
+                # These lines are in memory already, so a call takes fewer bytes of them.
                 yield from self._add(item, item.num_bytes * CHUNK_BYTES // GZIP_BATCH_BYTES)
 
-    def _add(self, item: Chunk | LineBatch, size: int) -> Iterator[Any]:
-        """Small files come together, so that there are not as many runs as files."""
-        if self._size + size > CHUNK_BYTES:
-            yield from self._make()
-        self._items.append(item)
-        self._size += size
+    def _add(self, item: Chunk | LineBatch, num_bytes: int) -> Iterator[Any]:
+        """Adds an item to the batch. Small files share a batch, so that there are fewer runs than files."""
+        if self._batch_bytes + num_bytes > CHUNK_BYTES:
+            yield from self._call()
+        self._batch.append(item)
+        self._batch_bytes += num_bytes
 
-    def _make(self) -> Iterator[Any]:
-        items, self._items, self._size = self._items, [], 0
-        if items:
-            yield from self.call(parse_into_runs, items, self._schema, **self._options)
+    def _call(self) -> Iterator[Any]:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if batch:
+            for made in self._calls.call(parse_into_runs, batch, self._schema, **self._options):
+                yield from self._outputs(made)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(in_global_window, self._make())
-        yield from super().finish_bundle()
+        yield from map(in_global_window, self._call())
+        for made in self._calls.finish():
+            yield from map(in_global_window, self._outputs(made))
 
-    def outputs(self, result: ParsedRuns) -> Iterator[Any]:
-        self._parsed.inc(result.parsed)
-        self._rejected.inc(result.rejected)
-        yield from result.runs
-        for tag, values in ((SPILLS, result.reject_runs), (CHUNKS, result.chunks)):
+    def _outputs(self, made: ParsedRuns) -> Iterator[Any]:
+        self._parsed.inc(made.parsed)
+        self._rejected.inc(made.rejected)
+        yield from made.runs
+        for tag, values in ((REJECT_RUNS, made.reject_runs), (CHUNKS, made.chunks)):
             for value in values:
                 yield beam.pvalue.TaggedOutput(tag, value)

@@ -15,18 +15,22 @@ CHUNKS = "chunks"
 
 @dataclasses.dataclass
 class ReadLines(beam.PTransform):
-    """Begin -> {"lines": batches of lines, "chunks": what was read}, from the files that `find_files` found."""
+    """Reads raw files: Begin -> {"lines": batches of lines, "chunks": ChunkSummary, one for each chunk that was read}.
+
+    Attributes:
+        files: Files that `find_files` found.
+    """
 
     files: Sequence[RawFile]
 
     def expand(self, pipeline: Any) -> Any:
-        outputs = split_files(pipeline, self.files) | "Read" >> beam.ParDo(_ReadChunks()).with_outputs(
-            CHUNKS, main="lines"
-        )
+        read = beam.ParDo(_ReadChunks()).with_outputs(CHUNKS, main="lines")
+        outputs = split_files(pipeline, self.files) | "Read" >> read
         return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
 
 
 def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
+    """Returns a PCollection of the chunks of raw files, distributed over the workers of the runner."""
     return (
         pipeline
         | "Files" >> beam.Create(list(files))
@@ -36,6 +40,8 @@ def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
 
 
 class _ReadChunks(beam.DoFn):
+    """Chunk -> batches of lines, and a ChunkSummary under the tag CHUNKS."""
+
     def __init__(self) -> None:
         self._lines = Metrics.counter("lengthwise", "lines_read")
 

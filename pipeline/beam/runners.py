@@ -1,10 +1,10 @@
-"""Runs a Beam job for a command: on the runner asked for, quietly, and with a worker's error told in one line."""
+"""Runs the Beam job of a command: chooses the runner, hides its log, and turns an error of a worker into one line."""
 
+import contextlib
 import logging
-import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -14,98 +14,133 @@ from pipeline import progress
 from pipeline.beam.options import LOCAL_RUNNERS
 from pipeline.errors import UserError
 
-_OS_ERRORS = "OSError|PermissionError|FileNotFoundError|FileExistsError|NotADirectoryError|IsADirectoryError"
+Result = TypeVar("Result")
+
+_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
+_OS_ERRORS = (
+    "OSError",
+    "PermissionError",
+    "FileNotFoundError",
+    "FileExistsError",
+    "NotADirectoryError",
+    "IsADirectoryError",
+)
+# Beam appends the step to the message of an exception.
+_STEP = " [while running "
 
 
 def make_pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
-    """A pipeline on the runner that Beam's options name; without one, and for DirectRunner, in this process.
+    """Returns a pipeline on the runner that Beam's options name, by default and for DirectRunner in this process.
 
     Raises:
-        UserError: there is no such runner, or it lacks options of its own.
+        UserError: There is no such runner, or one of its own options is missing.
     """
     options = PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
     try:
         return beam.Pipeline(runner=_choose_runner(beam_options), options=options)
-    except (ValueError, ImportError, AttributeError) as error:  # no such runner, or its own options are missing
+    except (ValueError, ImportError, AttributeError) as error:  # no such runner, or one of its options is missing
         raise UserError(f"--runner {beam_options.get('runner')}: {' '.join(str(error).split())}") from None
 
 
 def run_job(
     pipeline: beam.Pipeline,
-    what: str,
+    command: str,
     *,
     total_bytes: int,
     written: bool = False,
     output: str,
-    is_published: Callable[[], bool],
+    read_published: Callable[[], Result | None],
     discard: Callable[[], None],
-) -> None:
-    """Runs a pipeline whose last step publishes what it made, and shows how it moves.
+) -> Result:
+    """Runs a pipeline whose last step publishes the results, shows its progress, and returns what was published.
 
     Args:
-        what: Name of the command.
-        total_bytes: Of the input.
-        written: Whether the job counts what it writes in a second pass.
-        is_published: Whether that last step was done; some runners only return how a job ended. Raises a UserError if
-            it cannot tell.
-        discard: Removes what a job left that did not get so far.
+        command: Name of the command.
+        total_bytes: Size of the input.
+        written: Whether the job writes the records in a second pass and counts them.
+        output: Folder or file of the results, for messages.
+        read_published: Returns what the last step published, or None if it published nothing. Some runners only return
+            the state in which a job ended. Raises a UserError if the answer cannot be determined.
+        discard: Removes the files of a job that published nothing.
 
     Raises:
-        UserError: what was wrong.
+        UserError: The job failed for a reason that the user can fix.
     """
     try:
-        with progress.report(what, total_bytes=total_bytes, written=written), quiet():
+        with progress.report(command, total_bytes=total_bytes, written=written), _errors_not_logged():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
         try:
-            published = is_published()
-        except UserError as unread:
-            # What may be the only dataset there is must not be removed.
-            raise UserError(f"{output}: may be published or not: {unread} The job had ended with: {error}") from None
-        if published:
+            published = read_published()
+        except UserError as unreadable:
+            # The files are kept: they may belong to the only dataset there is.
+            raise UserError(
+                f"{output}: may be published or not: {unreadable} The job had ended with: {error}"
+            ) from None
+        if published is not None:
             raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
         discard()
-        if str(error).startswith("KeyboardInterrupt"):  # a worker in this process had it, so Beam made text of it
+        if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
             raise KeyboardInterrupt from None
-        told = user_error(error)
-        if told is not None:
-            raise told from None
+        from_worker = user_error(error)
+        if from_worker is not None:
+            raise from_worker from None
         raise
     try:
-        published = is_published()
-    except UserError as unread:
-        raise UserError(f"{output}: was published, but could not be read back: {unread}") from None
-    if not published:
+        published = read_published()
+    except UserError as unreadable:
+        raise UserError(f"{output}: was published, but could not be read back: {unreadable}") from None
+    if published is None:
         raise UserError(f"{output}: the runner ended as {state}, but nothing was published. See the runner's log.")
+    return published
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """What a worker raised for the user, found in what the runner made of it; None if it was something else.
+    """Returns the error of a worker that the user can fix, or None if the worker raised anything else.
 
-    A runner hands on a worker's exception as the text of its traceback, whose end names the exception.
+    A runner in this process raises the worker's exception. Other runners raise the text of its traceback. Only the
+    last exception of a traceback counts: the earlier ones were handled.
     """
     if isinstance(error, UserError):
-        return UserError(re.sub(r" \[while running .*", "", str(error), flags=re.DOTALL))
-    found = re.findall(r"^pipeline\.errors\.UserError: (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE)
-    if found:
-        return UserError(found[-1])
-    found = re.findall(rf"^(?:{_OS_ERRORS}): (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE)
-    if found or isinstance(error, OSError):
-        return UserError(
-            f"A file could not be read or written: {found[-1] if found else error}. Nothing was published."
-        )
-    return None
+        return UserError(str(error).split(_STEP)[0])
+    if isinstance(error, OSError):
+        return _file_error(str(error).split(_STEP)[0])
+    # Beam puts an exception whose message it cannot extend into a RuntimeError.
+    line = _last_exception(str(error)).removeprefix("RuntimeError: ")
+    name, _, message = line.split(_STEP)[0].partition(": ")
+    if name == _USER_ERROR:
+        return UserError(message)
+    return _file_error(message) if name in _OS_ERRORS else None
 
 
-class quiet:
-    """Keeps the runner's own log of a failing bundle off the terminal: the one line that is told says it."""
+def _last_exception(text: str) -> str:
+    """Returns the line `type: message` of the last exception in the text of a traceback, or the first line of any
+    other text.
 
-    def __enter__(self) -> None:
-        self._previous = logging.root.manager.disable
-        logging.disable(logging.ERROR)
+    In a traceback, this line follows the indented lines of the frames. A line of a message that looks like an
+    exception does not.
+    """
+    lines = text.splitlines() or [""]
+    found = lines[0]
+    for before, line in zip(lines, lines[1:], strict=False):
+        if before.startswith("  ") and line and not line[0].isspace():
+            found = line
+    return found
 
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._previous)
+
+def _file_error(message: str) -> UserError:
+    return UserError(f"A file could not be read or written: {message}. Nothing was published.")
+
+
+@contextlib.contextmanager
+def _errors_not_logged() -> Iterator[None]:
+    """Keeps the runner's log of a failed bundle off the terminal. The command prints the error in one line."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
 
 
 def _choose_runner(beam_options: dict[str, Any]) -> Any:

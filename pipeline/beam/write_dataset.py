@@ -8,10 +8,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 
-from pipeline.beam.call_in_workers import CallInWorkers
 from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
-from pipeline.beam.write_rejects import SPILLS, SpillRejects, WriteRejects
+from pipeline.beam.workers import PendingCalls, WorkerPool
+from pipeline.beam.write_rejects import REJECT_RUNS, SortRejects, WriteRejects
 from pipeline.build.paths import new_generation, runs_folder
 from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
 from pipeline.build.shards import ShardWriter
@@ -23,24 +23,26 @@ from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.runs import Run, RunBuffer
 
-# Bytes of a shard by default: large enough to read in one go, small enough that several readers find work.
+# Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
 SHARD_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass
 class WriteDataset(beam.PTransform):
-    """Sequences, or what `ParseRecords` gives, -> the manifest of the dataset that was published.
+    """Writes and publishes a dataset: sequences, or the outputs of `ParseRecords` -> one Manifest.
 
-    Takes a PCollection of ParsedRecord or of lists of (ParsedRecord, Origin), or the dict of `ParseRecords`, whose
-    rejects are written and counted then. Nothing is published unless all of it was written and few enough records were
-    rejected.
+    The input is a PCollection of ParsedRecord or of lists of (ParsedRecord, Origin), or the dict that `ParseRecords`
+    returns. With the dict, the rejects are written and counted too. The dataset is published only after all of it was
+    written and only if the share of rejects is at most `max_rejected`.
 
     Attributes:
+        schema: Features and label of a record.
         output: Folder of the dataset, on any file system that Beam knows.
-        num_shards: TFRecord files for each split; by default so many that those of the largest have about 64 MB.
-        seed: Another seed gives other splits and another order.
-        max_rejected: Share of the records, from 0 to 1, that may be rejected; above it nothing is published.
-        overwrite: Replace the dataset that is there; without it, that is an error.
+        num_shards: Number of TFRecord files of each split. By default the shards of the largest split have about 64 MB.
+        seed: Seed of the splits and of the order of the records.
+        max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
+        overwrite: Replaces an existing dataset. Without it, an existing dataset is an error.
+        generation: Name of this version of the dataset, a part of its files' paths.
     """
 
     schema: Schema
@@ -57,7 +59,7 @@ class WriteDataset(beam.PTransform):
             raise ValueError(f"num_shards is {self.num_shards}, expected at least 1.")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected is {self.max_rejected}, expected a share from 0 to 1.")
-        # A worker's folder is another one.
+        # The working folder of a Beam worker is a different one.
         self.output = absolute(self.output)
 
     def expand(self, inputs: Any) -> Any:
@@ -66,31 +68,38 @@ class WriteDataset(beam.PTransform):
         pipeline = inputs["sequences"].pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
         runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, self.runs_folder))
-        spills = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SpillRejects(self.runs_folder))
-        return self.publish(runs, spills, inputs.get(CHUNKS, nothing))
+        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRejects(self.runs_folder))
+        return self.publish(runs, reject_runs, inputs.get(CHUNKS, nothing))
 
     @property
     def runs_folder(self) -> str:
         return runs_folder(self.output, self.generation)
 
-    def publish(self, runs: Any, spills: Any, chunks: Any) -> Any:
-        """PCollections of Run, RejectRun and ChunkSummary -> the manifest of the dataset that was published."""
+    def publish(self, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None) -> Any:
+        """Merges sorted runs into shards and publishes the dataset.
+
+        Args:
+            runs, reject_runs, chunks: PCollections of Run, RejectRun and ChunkSummary.
+            pool: Worker processes that write the shards. None writes them in the workers of Beam.
+
+        Returns:
+            A PCollection of one Manifest.
+        """
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
         writer = ShardWriter(self.schema, self.output, self.generation)
+        write = beam.ParDo(_WriteShards(writer, self.runs_folder, pool), all_runs)
         written = (
             pipeline
             | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
             | "Shards" >> beam.FlatMap(_number_shards, all_runs)
             | "SpreadShards" >> beam.Reshuffle()
-            | "WriteShards"
-            >> beam.ParDo(_WriteShards(writer, self.runs_folder), all_runs).with_outputs(SPILLS, main="shards")
+            | "WriteShards" >> write.with_outputs(REJECT_RUNS, main="shards")
         )
-        # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
-        shards = written["shards"] | "Written" >> beam.Map(lambda shard: shard)
-        all_spills = (spills, written[SPILLS]) | "Flatten" >> beam.Flatten()
-        chunks = chunks | "Chunks" >> beam.Map(lambda chunk: chunk)
-        rejects_files = {"spills": all_spills, "chunks": chunks} | WriteRejects(self.output, self.generation)
+        shards = copy_output(written["shards"], "Written")
+        chunks = copy_output(chunks, "Chunks")
+        all_reject_runs = (reject_runs, written[REJECT_RUNS]) | "Flatten" >> beam.Flatten()
+        rejects_files = {"reject_runs": all_reject_runs, "chunks": chunks} | WriteRejects(self.output, self.generation)
         publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
         return (
             pipeline
@@ -105,8 +114,17 @@ class WriteDataset(beam.PTransform):
         )
 
 
+def copy_output(output: Any, label: str) -> Any:
+    """Returns a copy of one of several outputs of a step, for use as a side input.
+
+    Beam's older direct runner (BundleBasedDirectRunner) takes one output of a step for another when the output itself
+    is the side input.
+    """
+    return output | label >> beam.Map(lambda element: element)
+
+
 class _WriteRuns(beam.DoFn):
-    """Sequences -> Run, some of a bundle's at a time."""
+    """Sorts the sequences of a bundle: ParsedRecord or lists of (ParsedRecord, Origin) -> Run."""
 
     def __init__(self, schema: Schema, seed: int, folder: str) -> None:
         self._schema = schema
@@ -114,19 +132,19 @@ class _WriteRuns(beam.DoFn):
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._gathered = RunBuffer(self._folder)
+        self._buffer = RunBuffer(self._folder)
 
     def process(self, element: Any) -> Iterator[Run]:
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
         for sequence, origin in batch:
-            yield from self._gathered.add(encode_for_shuffle(sequence, origin, self._schema, seed=self._seed))
+            yield from self._buffer.add(encode_for_shuffle(sequence, origin, self._schema, seed=self._seed))
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._gathered.flush())
+        yield from map(GlobalWindows.windowed_value, self._buffer.flush())
 
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
-    """(number, number of shards) of every shard."""
+    """Yields (shard number, number of shards) for each shard of a split."""
     if num_shards is None:
         num_bytes = collections.Counter[str]()
         for run in runs:
@@ -135,17 +153,34 @@ def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[in
     return ((number, num_shards) for number in range(num_shards))
 
 
-class _WriteShards(CallInWorkers):
-    """Number of shards -> ShardSummary, RejectRun."""
+class _WriteShards(beam.DoFn):
+    """Merges runs: (shard number, number of shards) -> ShardSummary, and under a tag the RejectRun of duplicates."""
 
-    def __init__(self, writer: ShardWriter, folder: str) -> None:
+    def __init__(self, writer: ShardWriter, folder: str, pool: WorkerPool | None) -> None:
         self._writer = writer
         self._folder = folder
+        self._pool = pool
+
+    def start_bundle(self) -> None:
+        self._calls = PendingCalls(self._pool)
 
     def process(self, element: tuple[int, int], runs: list[Run]) -> Iterator[Any]:
-        yield from self.call(merge_into_shards, *element, runs, self._writer, folder=self._folder)
+        for written in self._calls.call(merge_into_shards, *element, runs, self._writer, folder=self._folder):
+            yield from _outputs(written)
 
-    def outputs(self, result: WrittenShards) -> Iterator[Any]:
-        yield from result.shards
-        for spill in result.reject_runs:
-            yield beam.pvalue.TaggedOutput(SPILLS, spill)
+    def finish_bundle(self) -> Iterator[Any]:
+        for written in self._calls.finish():
+            yield from map(in_global_window, _outputs(written))
+
+
+def _outputs(written: WrittenShards) -> Iterator[Any]:
+    yield from written.shards
+    for reject_run in written.reject_runs:
+        yield beam.pvalue.TaggedOutput(REJECT_RUNS, reject_run)
+
+
+def in_global_window(output: Any) -> Any:
+    """Returns an output in the form in which `finish_bundle` must yield it."""
+    if isinstance(output, beam.pvalue.TaggedOutput):
+        return beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
+    return GlobalWindows.windowed_value(output)

@@ -1,4 +1,4 @@
-"""Writes the rejects of a job to files, sorted by their place in the raw files."""
+"""Writes rejects to files, sorted by their place in the raw files."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,28 +12,35 @@ from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import Reject
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
 
-SPILLS = "spills"
+REJECT_RUNS = "reject_runs"
 
 
-class SpillRejects(beam.DoFn):
-    """Reject -> RejectRun, files in a folder of some of a bundle's rejects."""
+class SortRejects(beam.DoFn):
+    """Sorts the rejects of a bundle: Reject -> RejectRun, a sorted file in `folder`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def start_bundle(self) -> None:
-        self._gathered = RejectBuffer(self._folder)
+        self._buffer = RejectBuffer(self._folder)
 
     def process(self, reject: Reject) -> Iterator[RejectRun]:
-        yield from self._gathered.add(reject)
+        yield from self._buffer.add(reject)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._gathered.flush())
+        yield from map(GlobalWindows.windowed_value, self._buffer.flush())
 
 
 @dataclasses.dataclass
 class WriteRejects(beam.PTransform):
-    """{"spills": RejectRun, "chunks": ChunkSummary} -> RejectsFile, one for each raw file that has any."""
+    """Merges sorted rejects: {"reject_runs": RejectRun, "chunks": ChunkSummary} -> RejectsFile.
+
+    Each raw file with rejects gets one RejectsFile.
+
+    Attributes:
+        output: Folder of the dataset.
+        generation: Name of the generation, a part of the files' names.
+    """
 
     output: str
     generation: str
@@ -41,12 +48,12 @@ class WriteRejects(beam.PTransform):
     def expand(self, inputs: Any) -> Any:
         output, generation = self.output, self.generation
 
-        def write(_: Any, spills: list[RejectRun], chunks: list[ChunkSummary]) -> list[RejectsFile]:
-            return write_rejects(spills, chunks, output=output, generation=generation)
+        def write(_: Any, reject_runs: list[RejectRun], chunks: list[ChunkSummary]) -> list[RejectsFile]:
+            return write_rejects(reject_runs, chunks, output=output, generation=generation)
 
         return (
-            inputs["spills"].pipeline
+            inputs["reject_runs"].pipeline
             | "OnceForRejects" >> beam.Create([None], reshuffle=False)
             | "WriteRejects"
-            >> beam.FlatMap(write, beam.pvalue.AsList(inputs["spills"]), beam.pvalue.AsList(inputs["chunks"]))
+            >> beam.FlatMap(write, beam.pvalue.AsList(inputs["reject_runs"]), beam.pvalue.AsList(inputs["chunks"]))
         )

@@ -22,7 +22,8 @@ from apache_beam.transforms.window import GlobalWindows
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.runners import make_pipeline, run_job
-from pipeline.beam.write_rejects import SpillRejects, WriteRejects
+from pipeline.beam.write_dataset import copy_output
+from pipeline.beam.write_rejects import SortRejects, WriteRejects
 from pipeline.build.paths import new_generation
 from pipeline.build.publish import DEFAULT_MAX_REJECTED
 from pipeline.build.rejects import RejectsFile
@@ -111,17 +112,14 @@ def predict(options: PredictOptions, beam_options: dict[str, Any] | None = None)
         | "WriteParts" >> beam.ParDo(_WriteParts(target, delivery.staging))
     )
     _ = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]} | "Deliver" >> Deliver(delivery)
-    run_job(
+    return run_job(
         pipeline,
         "predict",
         total_bytes=sum(file.num_bytes for file in files),
         output=output,
-        is_published=lambda: delivery.summary() is not None,
+        read_published=delivery.summary,
         discard=delivery.discard,
     )
-    summary = delivery.summary()
-    assert summary is not None
-    return summary
 
 
 def _start() -> None:
@@ -191,11 +189,10 @@ class Deliver(beam.PTransform):
     delivery: Delivery
 
     def expand(self, inputs: Any) -> Any:
-        # Beam's older direct runner takes one output for another where a side input is one of several: a step between.
-        chunks = inputs["chunks"] | "Chunks" >> beam.Map(lambda chunk: chunk)
-        parts = inputs["parts"] | "Parts" >> beam.Map(lambda part: part)
-        spills = inputs["rejects"] | "Spill" >> beam.ParDo(SpillRejects(self.delivery.staging))
-        rejects_files = {"spills": spills, "chunks": chunks} | WriteRejects(
+        chunks = copy_output(inputs["chunks"], "Chunks")
+        parts = copy_output(inputs["parts"], "Parts")
+        reject_runs = inputs["rejects"] | "Spill" >> beam.ParDo(SortRejects(self.delivery.staging))
+        rejects_files = {"reject_runs": reject_runs, "chunks": chunks} | WriteRejects(
             self.delivery.output, self.delivery.generation
         )
         return (

@@ -12,18 +12,19 @@ import time
 import pytest
 
 from pipeline import progress
-from pipeline.beam import prepare_files, workers
+from pipeline.beam import prepare_files
 from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
-from pipeline.beam.workers import Workers
+from pipeline.beam.workers import WorkerPool
 from pipeline.errors import UserError
-from pipeline.raw import json_lines as lines
+from pipeline.raw import json_lines
+from pipeline.raw.find_files import find_files
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 
 
 @pytest.fixture(scope="module")
 def pool():
-    made = Workers(2, "pipeline.build.stages")
+    made = WorkerPool(2, "pipeline.build.stages")
     yield made
     made.close()
 
@@ -46,13 +47,13 @@ def test_what_a_worker_counts_is_counted_here(pool):
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line():
-    pool = Workers(1, "pipeline.build.stages")
+    pool = WorkerPool(1, "pipeline.build.stages")
     try:
         with pytest.raises(UserError, match=r"was ended by SIGKILL \(the system does so where memory is short"):
             pool.submit(eval, "__import__('os').kill(__import__('os').getpid(), 9)").result()
     finally:
         pool.close()
-    pool = Workers(1, "pipeline.build.stages")
+    pool = WorkerPool(1, "pipeline.build.stages")
     try:
         with pytest.raises(UserError, match="ended with status 3"):
             pool.submit(os._exit, 3).result()
@@ -70,8 +71,8 @@ def is_there(pid):
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_workers_end_with_the_process_that_started_them_even_in_the_middle_of_a_call():
     program = (
-        "import os, signal, time; from pipeline.beam.workers import Workers; "
-        "pool = Workers(2, 'pipeline.build.stages'); "
+        "import os, signal, time; from pipeline.beam.workers import WorkerPool; "
+        "pool = WorkerPool(2, 'pipeline.build.stages'); "
         "print(*[pool.submit(os.getpid).result() for _ in range(9)], flush=True); "
         "[pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -98,7 +99,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
-    monkeypatch.setattr(lines, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(json_lines, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(prepare_files, "GZIP_BATCH_BYTES", 10_000)
     rows = [json.dumps({"id": n % 1900, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(2000)]
     rows[::97] = ["no json", "", '{"id": 1}'] * 7
@@ -118,23 +119,23 @@ def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compresse
 
 
 def test_the_number_of_workers_is_that_of_the_cores_where_it_is_worth_it(monkeypatch):
-    monkeypatch.setattr(workers, "count_cores", lambda: 2)
+    monkeypatch.setattr("pipeline.beam.prepare.count_cores", lambda: 2)
     assert _count_workers(2**30, {}) == _count_workers(2**30, {"runner": "DirectRunner"}) == 2
     assert _count_workers(2**20, {}) == 0
     assert _count_workers(2**30, {"direct_num_workers": 2}) == _count_workers(2**30, {"runner": "FlinkRunner"}) == 0
-    monkeypatch.setattr(workers, "count_cores", lambda: 64)
+    monkeypatch.setattr("pipeline.beam.prepare.count_cores", lambda: 64)
     assert _count_workers(2**30, {}) == 2
 
 
 def test_a_worker_that_still_writes_leaves_nothing_of_a_job_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "CHUNK_BYTES", 200_000)
+    monkeypatch.setattr(json_lines, "CHUNK_BYTES", 200_000)
     rows = [json.dumps({"id": n, "x": [[n, 0.5]] * 9, "y": "ab"[n % 2]}) for n in range(30_000)]
     (tmp_path / "raw").write_text("\n".join(rows))
     (tmp_path / "gone.jsonl").write_text(rows[0])
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    found = lines.find_files([f"{tmp_path}/gone.jsonl", f"{tmp_path}/raw"])
+    found = find_files([f"{tmp_path}/gone.jsonl", f"{tmp_path}/raw"])
     monkeypatch.setattr("pipeline.beam.prepare.find_files", lambda _: found)
-    monkeypatch.setattr("pipeline.beam.prepare.check_room", lambda *_: (tmp_path / "gone.jsonl").unlink())
+    monkeypatch.setattr("pipeline.beam.prepare.check_free_space", lambda *_: (tmp_path / "gone.jsonl").unlink())
     with pytest.raises(UserError, match="gone.jsonl"):
         prepare(PrepareOptions(("raw",), f"{tmp_path}/schema.yaml", f"{tmp_path}/out", processes=2))
     time.sleep(0.5)

@@ -1,13 +1,13 @@
-"""A disk with too little room is told before the job begins, and by the records at hand."""
+"""`prepare` estimates what it will write and refuses a disk with too little free space before the job starts."""
 
 import collections
 import gzip
 import json
+import shutil
 
 import pytest
 
-from pipeline.beam import prepare as room
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions, _estimate_bytes, check_free_space, prepare
 from pipeline.errors import UserError
 from pipeline.raw.find_files import find_files
 from pipeline.schema.schema import Schema
@@ -28,29 +28,29 @@ def written(folder):
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_what_will_be_written_is_foreseen(tmp_path, raw, compressed):
+def test_the_estimate_is_the_size_of_the_shards(tmp_path, raw, compressed):
     schema = Schema.parse(SCHEMA)
     if compressed:
         raw.write_bytes(gzip.compress(raw.read_bytes(), 1))
-    estimate = room._estimate_bytes(find_files([str(raw)]), schema)
+    estimate = _estimate_bytes(find_files([str(raw)]), schema)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     prepare(PrepareOptions((str(raw),), str(tmp_path / "schema.yaml"), str(tmp_path / "out")))
-    # A compressed file expands at least so much; how much more is seen when it is read.
+    # The estimate assumes the smallest ratio of decompressed to compressed size, so the shards may be larger.
     assert (0.05 if compressed else 0.95) < estimate / written(tmp_path / "out") < 1.05
 
 
-def test_a_disk_with_too_little_room_is_one_line_and_nothing_is_written(tmp_path, raw, monkeypatch):
+def test_too_little_free_space_is_a_user_error_and_nothing_is_written(tmp_path, raw, monkeypatch):
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**5, 10**5))
-    with pytest.raises(UserError, match=r"out/deeper: about 1 MB will be written there, but 0 MB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(UserError, match=r"out/deeper: the job needs about 1 MB there, but 0 MB are free"):
         prepare(PrepareOptions((str(raw),), str(tmp_path / "schema.yaml"), str(tmp_path / "out" / "deeper")))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_measured_is_no_reason_to_refuse(tmp_path):
+def test_an_input_that_cannot_be_estimated_passes(tmp_path):
     schema = Schema.parse(SCHEMA)
     for content in (b"", b"\n\n", b"no json\n", b'{"id": "' + b"a" * 2**19 + b'"}\n'):
         path = tmp_path / "odd.jsonl"
         path.write_bytes(content)
-        assert room._estimate_bytes(find_files([str(path)]), schema) == 0
-    room.check_room(find_files([str(path)]), schema, "gs://bucket/out")
+        assert _estimate_bytes(find_files([str(path)]), schema) == 0
+    check_free_space(find_files([str(path)]), schema, "gs://bucket/out")
