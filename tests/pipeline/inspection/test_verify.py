@@ -445,7 +445,7 @@ def test_a_manifest_of_other_shards_is_refused(capsys, dataset):
     path.write_text(path.read_text().replace(first_shard(dataset).sha256, "0" * 64))
     status, _, err = run(capsys, dataset)
     assert status == 1
-    assert "the fingerprint does not fit" in err
+    assert "the fingerprint does not match" in err
 
 
 def swap_lengths(values):

@@ -266,17 +266,17 @@ def test_a_record_of_a_group_of_another_split_is_found(spoilt):
         (
             "next_word",
             edit("vocabularies", to={}),
-            "vocabularies is of the features [], but the schema says ['city', 'w",
+            "vocabularies has the features [], but the schema says ['city', 'w",
         ),
         (
             "next_word",
             edit("splits", "test", "missing", "z", to=0),
-            "splits.test.missing is of the features ['age', 'pag",
+            "splits.test.missing has the features ['age', 'pag",
         ),
         (
             "next_word",
             edit("splits", "test", "unknown", "a\nb", to=0),
-            "splits.test.unknown is of the features ['a\\nb', ",
+            "splits.test.unknown has the features ['a\\nb', ",
         ),
         (
             "next_word",
@@ -292,12 +292,12 @@ def test_a_record_of_a_group_of_another_split_is_found(spoilt):
         (
             "next_word",
             edit("splits", "test", "missing", to={}),
-            "splits.test.missing is of the features [], but the sch",
+            "splits.test.missing has the features [], but the sch",
         ),
         (
             "next_word",
             edit("splits", "test", "unknown", to={"word": 0}),
-            "splits.test.unknown is of the features ['word'",
+            "splits.test.unknown has the features ['word'",
         ),
         (
             "next_word",

@@ -767,7 +767,7 @@ DAMAGES = {
     "no JSON": (overwrite("manifest.json", b"{"), "manifest.json: not a manifest of a dataset: b'{'"),
     "another schema": (
         edit("manifest.json", b'"num_values": 5', b'"num_values": 6'),
-        "the fingerprint does not fit what the manifest lists",
+        "the fingerprint does not match what the manifest lists",
     ),
     "another vocabulary": (
         lambda run: word_file(run).write_bytes(b"teh\n"),
