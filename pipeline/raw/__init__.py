@@ -1,1 +1,1 @@
-"""Raw files become sequences, or rejects with a reason."""
+"""Raw files become parsed records, or rejects with a reason."""

@@ -1,4 +1,4 @@
-"""Finds the raw files that paths, globs and folders name."""
+"""Finds the raw files that paths, globs and folders match."""
 
 import os
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ from typing import NamedTuple
 from pipeline.errors import UserError
 from pipeline.files import beam_filesystems, is_local, list_files
 
-# What a folder's raw files are called. A file that is named by itself, or by a glob, may be called anything.
+# Endings of the raw files in a folder. A file given by its path or by a glob may have any name.
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 
 _OTHER_COMPRESSION = (".bz2", ".zst", ".xz", ".zip", ".lz4", ".7z")
 
 
 class RawFile(NamedTuple):
-    """A file to read, and its size in bytes as it is stored."""
+    """The path of a raw file, and its stored size in bytes."""
 
     path: str
     num_bytes: int
 
 
 def find_files(patterns: Sequence[str]) -> list[RawFile]:
-    """The files that paths, globs and folders name, sorted, each once.
+    """Returns the files that paths, globs and folders match, sorted by path and without duplicates.
 
     Raises:
-        UserError: one of them matches no file, or a compression that is not read.
+        UserError: A pattern matches no file, or a file whose compression is not supported.
     """
     files: dict[str, RawFile] = {}
     for pattern in patterns:
@@ -38,13 +38,13 @@ def find_files(patterns: Sequence[str]) -> list[RawFile]:
     for path in files:
         if path.endswith(_OTHER_COMPRESSION):
             raise UserError(
-                f"{path}: this compression is not read; expected plain JSON Lines or .gz. Decompress it first."
+                f"{path}: this compression is not supported; expected plain JSON Lines or .gz. Decompress it first."
             )
     return sorted(files.values())
 
 
 def _match(pattern: str) -> list[RawFile]:
-    # A name that exists is itself, even where it reads as a glob: "run[1].jsonl".
+    # An existing file is taken literally, even if its name is also a glob: "run[1].jsonl".
     if is_local(pattern) and os.path.isfile(pattern):
         return [RawFile(pattern, os.path.getsize(pattern))]
     folder = pattern.rstrip("/") or "/"
@@ -57,13 +57,13 @@ def _match(pattern: str) -> list[RawFile]:
         if files:
             return files
         inside = [m for result in filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
-    except Exception as error:  # each file system has its own; Beam wraps some of them
+    except Exception as error:  # each file system raises its own; Beam wraps only some of them
         raise UserError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}.") from None
     return [RawFile(m.path, m.size_in_bytes) for m in inside if _is_raw(m.path, folder) and not _is_folder(m.path)]
 
 
 def _is_raw(path: str, folder: str) -> bool:
-    """Whether a file in a folder is meant: by its ending, and not hidden or temporary (`_tmp/`, `.a.jsonl`)."""
+    """Whether a file in a folder has a raw file's ending, and is not hidden or temporary (`_tmp/`, `.a.jsonl`)."""
     return path.endswith(ENDINGS) and not any(p.startswith((".", "_")) for p in path[len(folder) :].split("/"))
 
 

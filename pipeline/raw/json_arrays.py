@@ -1,7 +1,7 @@
-"""Reads a line of JSON with arrays in the place of lists of numbers: no number becomes a Python object.
+"""Parses a line of JSON with lists of numbers as arrays, without a Python object for each number.
 
-simdjson flattens nested lists, so the width of every row is checked here. What is not plain numbers in the shape that
-the schema says is left to the exact way of `records.py`, which finds the reason.
+simdjson flattens nested lists, so this module checks the length of every row. A feature that is not an array of plain
+numbers in the shape of the schema stays a list. `records.py` then parses it value by value, and finds the reason.
 """
 
 import contextlib
@@ -20,39 +20,39 @@ from pipeline.schema.record import Array
 
 _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
 
-# A line that is read in pieces, and what a piece is.
+# A line above the first size is read in pieces of about the second size, in bytes.
 _LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _QUOTE, _OPENING = ord('"'), b"[{"
 
-# A parser of each thread: what it gave out last must be gone before it reads on.
+# One parser per thread. A parser must not read a line while an object of its previous line is alive.
 _local = threading.local()
 
 
 def read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
-    """The record in a line as `orjson.loads` gives it, but for the step features of numbers.
+    """Parses a line as `orjson.loads` does, except that step features of numbers become arrays.
 
     Args:
-        steps: The step features by name. One of float32 comes as float64[num_steps, *shape] (float32 in a large
-            record), one of int64 as int64[num_steps, *shape], where that is what the line has.
+        steps: The step features by name.
 
     Returns:
-        None where the line is anything but an object whose keys are all different, or holds a number that simdjson
-        does not read: only the exact way can say what it is.
+        The record by field. A step feature that fits the schema is float64[num_steps, *shape] for the dtype float32
+        (float32 in a large record), and int64[num_steps, *shape] for the dtype int64. None if the line is not an
+        object with unique keys, or has a number that simdjson does not read: the slow parser has to decide then.
     """
     return _read_object(line, steps) if len(line) <= _LARGE_BYTES else _read_large(line, steps)
 
 
 def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
-    if line[:1] != b"{":  # also a byte order mark, which simdjson would skip
+    if line[:1] != b"{":  # includes a byte order mark, which simdjson would skip
         return None
     try:
         document = _parse(line)
         names = list(document)
-        if "\0" in "".join(names):  # simdjson's own look-up ends a name there
+        if "\0" in "".join(names):  # simdjson's lookup ends a name at a null character
             return None
         record = {name: document[name] for name in names}
-        if len(record) < len(document):  # of equal keys, simdjson finds the first and everyone else takes the last
+        if len(record) < len(document):  # of duplicate keys, simdjson returns the first, other parsers the last
             return None
         return _with_arrays(record, steps, brackets=line.count(b"["))
     except (ValueError, RuntimeError):
@@ -60,10 +60,11 @@ def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[
 
 
 def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
-    """The same in little more memory than the line and its numbers: what a parser builds of a line is several lines.
+    """Does the same as `_read_object` in little more memory than the line and its numbers take.
 
-    The lists of numbers are read in pieces, and the rest of the line with empty lists in their places. If the rest is
-    JSON and each piece, between brackets, is too, then the whole is. Only whether it is rests on the parser.
+    A parser needs several times the memory of the line. So this function parses each large list of numbers in pieces,
+    and the rest of the line with empty lists in their places. If the rest is valid JSON, and each piece is valid JSON
+    between brackets, then the whole line is valid JSON.
     """
     rest, end, found = [], 0, {}
     for name, start, stop in _find_lists(line):
@@ -78,12 +79,12 @@ def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[s
         end = stop
     rest.append(bytes(line[end:]))
     record = _read_object(b"".join(rest), steps)
-    # Of equal keys, or where a list has no key, the rest is no record either.
+    # If keys are duplicates, or a list has no key, then the rest is not a record either.
     return None if record is None else record | found
 
 
 def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
-    """Key, first and last position of each list of a record, if the line is one."""
+    """Yields (key, position of "[", position of "]") for each top-level list, if the line is a valid object."""
     depth, start, key = 0, 0, b""
     for token in _TOKENS.finditer(line):
         kind = line[token.start()]
@@ -100,8 +101,8 @@ def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
 
 
 def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Array | None:
-    """The numbers of a list between two brackets."""
-    # A comma between two steps: after the bracket that closes a row, or any.
+    """Returns the numbers of the list whose brackets are at `start` and `stop`; None if it is not such an array."""
+    # The comma between two steps follows the brackets that close a row; without a shape it is any comma.
     comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
     pieces, begin = [], start + 1
     while begin <= stop:
@@ -120,7 +121,7 @@ def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Featur
         begin = end + 1
     joined = np.empty((sum(map(len, pieces)), *feature.shape), pieces[0].dtype)
     place = len(joined)
-    while pieces:  # each goes when it is copied
+    while pieces:  # frees each piece once it is copied
         piece = pieces.pop()
         place -= len(piece)
         joined[place : place + len(piece)] = piece
@@ -130,13 +131,16 @@ def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Featur
 def _parse(line: bytes | bytearray) -> Any:
     try:
         return _local.parser.parse(line)
-    except (AttributeError, RuntimeError):  # none yet; or someone, say a traceback, still holds on to the record before
+    except (
+        AttributeError,
+        RuntimeError,
+    ):  # no parser yet, or an object of the previous line is still alive, for example in a traceback
         _local.parser = simdjson.Parser()
         return _local.parser.parse(line)
 
 
 def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, brackets: int) -> dict[str, Any]:
-    """Replaces simdjson's views by arrays, or by Python's lists and dicts."""
+    """Replaces simdjson's views in `record` by arrays, lists and dicts. `brackets` is the number of "[" in the line."""
     found = 0
     views = {}
     for name, value in record.items():
@@ -151,8 +155,8 @@ def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, bracke
                 record[name] = value.as_list()
             else:
                 found += rows
-    # Every view has the bracket that opens it, and every row its own. If the line has no other, no row hides a list
-    # among its numbers; else each number is looked at.
+    # Each view and each row has one opening bracket. If the line has no other brackets, no row has a list among its
+    # numbers. Else each number has to be checked.
     flat = found == brackets
     for name, value in views.items():
         if record[name] is value:
@@ -162,17 +166,17 @@ def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, bracke
 
 
 def _count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
-    """How many lists lie in the list of steps, if each has the length that the shape says; else None."""
+    """Returns the number of lists within the list of steps; None if one of them does not have the length of `shape`."""
     rows, level = 0, len(steps)
     try:
         for depth, dimension in enumerate(shape):
             lists = list(_flatten(steps, depth))
-            # A word, or an object, may be as long as a row.
+            # A string or an object may have the same length as a row.
             if not (set(map(type, lists)) <= {simdjson.Array} and set(map(len, lists)) <= {dimension}):
                 return None
             rows += level
             level *= dimension
-    except TypeError:  # a number where a row should be
+    except TypeError:  # a number instead of a row
         return None
     return rows
 
@@ -184,7 +188,7 @@ def _flatten(steps: Any, depth: int) -> Any:
 
 
 def _to_array(steps: Any, feature: Feature, flat: bool) -> Array | None:
-    """The numbers of a list whose rows have the right lengths, or None where there is something else."""
+    """Returns the numbers of a list whose rows have the right lengths; None if a value is not such a number."""
     if feature.dtype not in _BUFFER_TYPES:
         return None
     if not flat and not set(map(type, _flatten(steps, len(feature.shape)))) <= {int, float}:
@@ -192,6 +196,6 @@ def _to_array(steps: Any, feature: Feature, flat: bool) -> Array | None:
     of_type, dtype = _BUFFER_TYPES[feature.dtype]
     try:
         numbers = np.frombuffer(steps.as_buffer(of_type=of_type), dtype)
-    except (TypeError, ValueError):  # a null, a word, an integer of 64 bits without a sign
+    except (TypeError, ValueError):  # a null, a string, or an integer that needs 64 bits without a sign
         return None
     return numbers.reshape(len(steps), *feature.shape)

@@ -1,4 +1,4 @@
-"""Parses one raw record into a sequence, or says with a reason why it cannot be used."""
+"""Parses one raw record against the schema, or rejects it with a reason."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ import orjson
 
 from pipeline.raw.json_arrays import read_object
 from pipeline.raw.rejects import Reason, RecordError, show
-from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, plain
+from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
 from pipeline.schema.record import ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField
 
 
 class Limits(NamedTuple):
-    """How large a record may be that is not `too_large`.
+    """The largest record that is not rejected as `too_large`.
 
     Attributes:
-        record_bytes: As it is written down. The file format ends at 2 GiB, TensorFlow's parser with a misleading word
-            before that.
-        record_steps: Nobody waits for an LSTM to read more.
+        record_bytes: Maximum size of the raw record in bytes. TFRecord files allow 2 GiB per record; TensorFlow's
+            parser fails below that, with a misleading error.
+        record_steps: Maximum number of steps. Training an LSTM on a longer record is not practical.
     """
 
     record_bytes: int = 64 * 2**20
@@ -35,35 +35,36 @@ LIMITS = Limits()
 def parse_line(
     line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS
 ) -> ParsedRecord:
-    """The sequence in one line of JSON Lines.
+    """Parses one line of JSON Lines.
 
     Args:
         labelled, limits: As for `parse_record`.
 
     Raises:
-        RecordError: says the reason, the place in the record, the value and what was expected.
+        RecordError: The line is not a record that fits the schema. The error has the reason, the place in the record,
+            the value and what was expected.
     """
     if len(line) > limits.record_bytes:
-        # A reader cuts the line off there, so its whole size is not known.
-        raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the most it may have")
-    # An id that is a hash of the record needs it as it was written.
+        # The reader truncates such a line, so its full size is unknown.
+        raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the maximum")
+    # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
     record: Any = read_object(line, schema.array_steps) if schema.id is not None and not isinstance(line, str) else None
     try:
         record = orjson.loads(line) if record is None else record
     except orjson.JSONDecodeError as error:
-        record = _parse_with_constants(line, error)
+        record = _parse_non_finite(line, error)
     return parse_record(record, schema, labelled=labelled, limits=limits)
 
 
 def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS) -> ParsedRecord:
-    """The sequence in one record: a mapping as JSON gives it; NumPy arrays and scalars serve as lists and numbers do.
+    """Parses one record, a mapping as JSON gives it. NumPy arrays and scalars may replace lists and numbers.
 
     Args:
-        labelled: False reads no label, group or split: what a record has that is only to be predicted.
-        limits: Beyond them a record is `too_large`.
+        labelled: If False, the label, the group and the split are not read, as for a record to predict.
+        limits: A record above these limits is rejected as `too_large`.
 
     Raises:
-        RecordError: as for `parse_line`.
+        RecordError: As for `parse_line`.
     """
     if not isinstance(record, Mapping):
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
@@ -90,55 +91,57 @@ def _parse_fields(
     if num_steps > limits.record_steps:
         raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
     label = None if label_name is None else parse_label(_field(record, label_name), schema.label)
-    sequence = ParsedRecord(record_id, num_steps, features, label)
+    parsed = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():
-        # Who writes JSON often leaves nulls out.
+        # Programs that write JSON often leave out fields that are null.
         value = record.get(name) if feature.allows_nulls else _field(record, name)
-        sequence.context[name] = parse_context(value, name, feature)
+        parsed.context[name] = parse_context(value, name, feature)
     if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
-        _check_bits(features[schema.label.next_of], schema.label.next_of)
+        _check_zeros_and_ones(features[schema.label.next_of], schema.label.next_of)
     if schema.max_length is not None and num_steps > schema.max_length:
-        _truncate(sequence, schema)
+        _truncate(parsed, schema)
     if labelled and schema.group is not None:
-        sequence.group = _parse_group(record, schema.group)
+        parsed.group = _parse_group(record, schema.group)
     if labelled and isinstance(schema.splits, SplitFromField):
-        sequence.split = _parse_split(record, schema.splits.field)
-    return sequence
+        parsed.split = _parse_split(record, schema.splits.field)
+    return parsed
 
 
-def _check_bits(values: Values, name: str) -> None:
-    """A multilabel of what comes next needs a feature of 0 and 1."""
+def _check_zeros_and_ones(values: Values, name: str) -> None:
+    """Checks that a feature whose next value is learnt as multilabel has only the values 0, 1 and NaN for null."""
     assert isinstance(values, np.ndarray)
     wrong = values[~((values == 0) | (values == 1) | np.isnan(values))]
     if len(wrong):
-        raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1: it is learnt as multilabel")
+        raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1 for a multilabel next_of")
 
 
-def _parse_with_constants(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
-    """The record in a line that only Python's own parser reads: NaN, Infinity, 1e999, or an integer of 400 digits.
+def _parse_non_finite(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
+    """Parses a line with non-finite numbers, which only Python's own parser reads: NaN, Infinity, 1e999, 10**400.
 
-    The place of such a number can be said then, and where nothing reads it, it does no harm.
+    A field that has such a number is then rejected with its place, and a field that nothing reads does no harm. Python's
+    `json.dumps` writes NaN and Infinity by default, so they are the most likely cause of invalid JSON.
 
-    Python's `json.dumps` writes the first two by default, so they are the likeliest reason for a line to be no JSON.
+    Raises:
+        RecordError: The line has no such number, or is invalid for another reason: `error` is the cause.
     """
-    seen: list[str] = []
+    non_finite: list[str] = []
 
-    def constant(word: str) -> float:
-        seen.append(word)
-        return float(word.replace("Infinity", "inf"))
+    def parse_constant(text: str) -> float:
+        non_finite.append(text)
+        return float(text.replace("Infinity", "inf"))
 
-    def number(word: str) -> float:
-        value = float(word)
-        return value if math.isfinite(value) else constant(word)
+    def parse_float(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else parse_constant(text)
 
-    def integer(word: str) -> float:
-        return int(word) if math.isfinite(float(word)) else constant(word)
+    def parse_int(text: str) -> float:
+        return int(text) if math.isfinite(float(text)) else parse_constant(text)
 
     try:
-        record = json.loads(line, parse_constant=constant, parse_float=number, parse_int=integer)
-    except (ValueError, RecursionError):  # ValueError: also bytes that are no UTF-8
-        seen.clear()
-    if not seen:
+        record = json.loads(line, parse_constant=parse_constant, parse_float=parse_float, parse_int=parse_int)
+    except (ValueError, RecursionError):  # ValueError includes invalid UTF-8
+        non_finite.clear()
+    if not non_finite:
         text = line if isinstance(line, str) else line.decode("utf-8", "backslashreplace")
         raise RecordError("not_json", f"{error.msg} (column {error.colno}): {show(text)}") from None
     return record
@@ -155,47 +158,47 @@ def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
 
 
 def canonical_json(record: Any) -> bytes:
-    """One text for one record, however it was written down: keys sorted, no white space, arrays as lists.
+    """Returns the record as JSON in a form that depends only on its values: sorted keys, no white space.
 
     Raises:
-        RecordError: `not_json`, nested so deep that no text can be made.
+        RecordError: `not_json`: the record is nested too deeply.
     """
     options = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(record, option=options, default=_jsonable)
     except TypeError as error:
-        # Large integers and lone surrogates: only Python's own encoder writes them. How deep that one gets hangs on
-        # the caller's stack, and so on the runner; orjson's limit is always the same.
+        # Only Python's own encoder writes large integers and lone surrogates. Its depth limit depends on the caller's
+        # stack, and so on the runner, while orjson's limit is constant. So orjson decides about the depth.
         if "ecursion" in str(error):
             raise RecordError("not_json", "nested deeper than 254 levels") from None
     try:
         return json.dumps(_with_string_keys(record), sort_keys=True, default=_jsonable).encode()
-    except (RecursionError, ValueError):  # ValueError: it holds itself
-        raise RecordError("not_json", "nested too deep") from None
+    except (RecursionError, ValueError):  # ValueError: it contains itself
+        raise RecordError("not_json", "nested too deeply") from None
 
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    as_json = plain(value)
-    # `repr` of an array would leave out all but its corners.
+    as_json = to_python(value)
+    # `repr` of an array would omit most of its values.
     return repr(value) if as_json is value else as_json
 
 
 def _with_string_keys(value: Any) -> Any:
-    """Keys that can be sorted: Python's encoder, unlike orjson, sorts before it makes strings of them."""
+    """Returns `value` with string keys. Python's encoder sorts keys before it converts them; orjson sorts after."""
     if isinstance(value, Mapping):
         return {str(key): _with_string_keys(inner) for key, inner in value.items()}
     return [_with_string_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parse_key(value: Any, name: str, reason: Reason) -> str:
-    value = plain(value)
+    value = to_python(value)
     if isinstance(value, str):
         try:
             value.isascii() or value.encode()
         except UnicodeEncodeError:
-            raise RecordError(reason, f"{name}: {value!r} is no valid Unicode") from None
+            raise RecordError(reason, f"{name}: {value!r} is not valid Unicode") from None
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -207,7 +210,7 @@ def _parse_group(record: Mapping[str, Any], name: str) -> str:
 
 
 def _parse_split(record: Mapping[str, Any], name: str) -> str:
-    value = plain(_field(record, name))
+    value = to_python(_field(record, name))
     if value not in FIELD_SPLITS:
         reason: Reason = "unknown_class" if isinstance(value, str) else "wrong_type"
         raise RecordError(reason, f"{name}: {show(value)}, expected one of {', '.join(FIELD_SPLITS)}")
@@ -224,28 +227,30 @@ def _field(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _common_length(lengths: dict[str, int]) -> int:
+    """Returns the number of steps, which all features have in common."""
     num_steps, *others = set(lengths.values())
     if others:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise RecordError("uneven_lengths", f"{listed} steps; expected the same number in every feature")
     if num_steps == 0:
-        raise RecordError("empty_sequence", f"{', '.join(lengths)}: no step; expected at least one")
+        raise RecordError("empty_sequence", f"{', '.join(lengths)}: no steps; expected at least one")
     return num_steps
 
 
-def _truncate(sequence: ParsedRecord, schema: Schema) -> None:
+def _truncate(record: ParsedRecord, schema: Schema) -> None:
+    """Drops the steps beyond `max_length`, or raises a RecordError if the schema rejects such records."""
     limit = schema.max_length
     assert limit is not None
     if schema.over_length == "reject":
-        raise RecordError("over_length", f"the record has {sequence.num_steps} steps, expected at most {limit}")
+        raise RecordError("over_length", f"the record has {record.num_steps} steps, expected at most {limit}")
 
     def cut(values: Any, width: int) -> Any:
         return values[: limit * width] if schema.over_length == "truncate_tail" else values[-limit * width :]
 
-    for name, values in sequence.features.items():
-        # Strings lie flat, numbers have a row for each step.
-        sequence.features[name] = cut(values, schema.steps[name].width if isinstance(values, list) else 1)
-    if schema.label.per_step and sequence.label is not None:
-        sequence.label = cut(sequence.label, 1)
-    sequence.num_steps = limit
-    sequence.truncated = True
+    for name, values in record.features.items():
+        # Strings are flat; numbers have one row per step.
+        record.features[name] = cut(values, schema.steps[name].width if isinstance(values, list) else 1)
+    if schema.label.per_step and record.label is not None:
+        record.label = cut(record.label, 1)
+    record.num_steps = limit
+    record.truncated = True

@@ -1,5 +1,6 @@
-"""Turns the values of a record, as JSON gives them, into arrays, or says which value does not fit and where."""
+"""Converts the values of a record, as JSON gives them, to arrays, and reports the place of a value that does not fit."""
 
+import enum
 import itertools
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -13,18 +14,23 @@ from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Ar
 
 # Probabilities are often rounded to a few digits before they are written.
 _DISTRIBUTION_TOLERANCE = 1e-3
-# How nulls are met: as a missing value, or refused with these words at the end.
-_MAY_MISS = None
-_REFUSED = ""
-_REFUSED_UNLESS_SAID = " (say missing: fill or missing: indicator in the schema to allow nulls)"
+
+_NULL_HINT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
+
+_JSON_TYPES = frozenset((str, int, float, bool, type(None), list, dict))
 
 
-# What JSON gives.
-_PLAIN = frozenset((str, int, float, bool, type(None), list, dict))
+class _Nulls(enum.Enum):
+    """The meaning of a null: a missing value, or an error, whose message may name the key of the schema to set."""
+
+    MISSING = enum.auto()
+    ERROR = enum.auto()
+    ERROR_WITH_HINT = enum.auto()
 
 
-def plain(value: Any) -> Any:
-    if type(value) in _PLAIN:
+def to_python(value: Any) -> Any:
+    """Returns a NumPy array or a tuple as a list, a NumPy scalar as a Python scalar, and any other value unchanged."""
+    if type(value) in _JSON_TYPES:
         return value
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
@@ -32,19 +38,27 @@ def plain(value: Any) -> Any:
 
 
 def as_list(value: Any, name: str) -> list[Any]:
-    value = plain(value)
+    """Returns `value` as a list.
+
+    Raises:
+        RecordError: `value` is not a list, a tuple or an array.
+    """
+    value = to_python(value)
     if not isinstance(value, list):
-        raise RecordError("wrong_type", f"{name}: {show(value)}, expected a list with one value a step")
+        raise RecordError("wrong_type", f"{name}: {show(value)}, expected a list with one value per step")
     return value
 
 
 def parse_steps(value: Any, name: str, feature: Feature) -> Values:
-    """float32 or int64[num_steps, *shape], or num_steps × width strings, of one step feature.
+    """Returns the values of one step feature.
+
+    Returns:
+        float32 or int64[num_steps, *shape], or a list of num_steps × width strings as bytes.
 
     Raises:
-        RecordError: says the place in the record, the value and what was expected.
+        RecordError: A value does not fit. The message has its place in the record, the value and what was expected.
     """
-    numbers = _take_array(value, feature) if isinstance(value, np.ndarray) else None
+    numbers = _convert_array(value, feature) if isinstance(value, np.ndarray) else None
     if numbers is not None:
         return numbers
     steps = as_list(value, name)
@@ -52,12 +66,12 @@ def parse_steps(value: Any, name: str, feature: Feature) -> Values:
     return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
 
 
-def _take_array(array: Array, feature: Feature) -> Array | None:
-    """An array that is what the schema says, as it is stored; None if the exact way has to find out what is wrong."""
+def _convert_array(array: Array, feature: Feature) -> Array | None:
+    """Returns an array that fits the schema as it is stored. Returns None if the slow parser has to find the fault."""
     if array.ndim == 0 or array.shape[1:] != feature.shape:
         return None
     if feature.dtype == "float32" and array.dtype in (np.float64, np.float32):
-        with np.errstate(over="ignore"):  # not finite then
+        with np.errstate(over="ignore"):  # the result is not finite then
             numbers = array.astype(np.float32)
         return numbers if np.isfinite(numbers).all() else None
     if feature.dtype == "int64" and array.dtype == np.int64:
@@ -68,22 +82,25 @@ def _take_array(array: Array, feature: Feature) -> Array | None:
 
 
 def parse_context(value: Any, name: str, feature: Feature) -> Values:
-    """float32 or int64[*shape], or width strings, of one context feature.
+    """Returns the value of one context feature.
+
+    Returns:
+        float32 or int64[*shape], or a list of width strings as bytes.
 
     Raises:
-        RecordError: as for `parse_steps`.
+        RecordError: As for `parse_steps`.
     """
-    # As the values of one step, whose place is told as what it is.
+    # Parsed as the values of a single step. The place in a message must not have the index of that step.
     try:
-        values = _parse_values([plain(value)], name, feature)
+        values = _parse_values([to_python(value)], name, feature)
     except RecordError as error:
         raise RecordError(error.reason, error.message.replace(f"{name}[0]", name, 1)) from None
     return values if isinstance(values, list) else values.reshape(feature.shape)
 
 
 def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
-    """The values of all steps in one row."""
-    nulls = _MAY_MISS if feature.allows_nulls else _REFUSED_UNLESS_SAID
+    """Returns the values of all steps, flat."""
+    nulls = _Nulls.MISSING if feature.allows_nulls else _Nulls.ERROR_WITH_HINT
     values = _flatten(steps, name, feature.shape, nulls)
     if feature.dtype == "string":
         return _parse_strings(values, name, feature.shape, nulls)
@@ -94,12 +111,12 @@ def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
 
 
 def parse_label(value: Any, label: Label) -> Array:
-    """A label as `Sequence.label` holds it.
+    """Returns a label as `ParsedRecord.label` describes it.
 
     Raises:
-        RecordError: as for `parse_steps`.
+        RecordError: As for `parse_steps`.
     """
-    value = plain(value)
+    value = to_python(value)
     name = label.title
     if label.kind == "class":
         return np.array([_parse_class(value, name, label.class_index)], np.int64)
@@ -114,24 +131,24 @@ def parse_label(value: Any, label: Label) -> Array:
     if label.kind == "step_multilabel":
         return np.stack([_parse_classes(classes, f"{name}[{i}]", label) for i, classes in enumerate(value)])
     if label.kind == "step_regression":
-        return _parse_floats(value, name, (), _MAY_MISS)
+        return _parse_floats(value, name, (), _Nulls.MISSING)
     if label.kind == "regression":
         if type(value) not in (float, int):
             raise RecordError("wrong_type", f"{name}: {show(value)}, expected a number")
-        return _parse_floats([value], name, (), _REFUSED)
+        return _parse_floats([value], name, (), _Nulls.ERROR)
     return _parse_distribution(as_list(value, name), label)
 
 
-def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[Any]:
-    """All values of nested lists, row by row, after a check that every row is a list as wide as the schema says.
+def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls) -> list[Any]:
+    """Returns the values of nested lists in row-major order, and checks that every row has the length of the schema.
 
-    Each pass runs in C over a whole level; the place of a fault is looked for only when there is one. A null in the
-    place of a row is a row of nulls, where nulls are allowed.
+    Each pass runs in C over a whole level. The place of a fault is searched only if there is a fault. Where nulls are
+    allowed, a null instead of a row is a row of nulls.
     """
     for depth, dimension in enumerate(shape):
-        if nulls is _MAY_MISS and any(row is None for row in level):  # not `in`: a row may be an array
+        if nulls is _Nulls.MISSING and any(row is None for row in level):  # not `in`: a row may be an array
             level = [[None] * dimension if row is None else row for row in level]
-        level = _of_types(level, {list}, name, shape[:depth], f"a list of {dimension} values", nulls)
+        level = _check_types(level, {list}, name, shape[:depth], f"a list of {dimension} values", nulls)
         if not set(map(len, level)) <= {dimension}:
             position = next(i for i, row in enumerate(level) if len(row) != dimension)
             _fail(
@@ -146,15 +163,15 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: str | N
     return level
 
 
-def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> Array:
-    values = _of_types(values, {float, int}, name, shape, "a number", nulls)
-    missing = np.array([value is None for value in values]) if nulls is _MAY_MISS and None in values else None
+def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls) -> Array:
+    values = _check_types(values, {float, int}, name, shape, "a number", nulls)
+    missing = np.array([value is None for value in values]) if nulls is _Nulls.MISSING and None in values else None
     if missing is not None:
         values = [0.0 if value is None else value for value in values]
     try:
-        with np.errstate(over="ignore"):  # found below, and said better
+        with np.errstate(over="ignore"):  # reported below, with the place
             numbers = np.array(values, np.float32)
-    except OverflowError:  # an integer beyond the range of a double
+    except OverflowError:  # an integer outside the range of float64
         numbers = np.array([float(v) if abs(v) < 1e300 else np.inf for v in values], np.float32)
     finite = np.isfinite(numbers)
     if not finite.all():
@@ -165,9 +182,9 @@ def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: s
     return numbers
 
 
-def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None, *, end: int) -> Array:
-    values = _of_types(values, {int}, name, shape, "an integer", nulls)
-    present = [value for value in values if value is not None] if nulls is _MAY_MISS else values
+def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls, *, end: int) -> Array:
+    values = _check_types(values, {int}, name, shape, "an integer", nulls)
+    present = [value for value in values if value is not None] if nulls is _Nulls.MISSING else values
     if present and (min(present) < 0 or max(present) >= end):
         position = next(i for i, v in enumerate(values) if v is not None and not 0 <= v < end)
         _fail("unknown_class", name, shape, position, values[position], f"0 to {end - 1}")
@@ -176,34 +193,36 @@ def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls:
     return np.array(values, np.int64)
 
 
-def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: str | None) -> list[bytes]:
-    values = _of_types(values, {str}, name, shape, "a string", nulls)
+def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls) -> list[bytes]:
+    values = _check_types(values, {str}, name, shape, "a string", nulls)
     try:
         return [MISSING_STRING if value is None else value.encode() for value in values]
     except UnicodeEncodeError as error:
-        raise RecordError("wrong_type", f"{name}: {error.object!r} is no valid Unicode") from None
+        raise RecordError("wrong_type", f"{name}: {error.object!r} is not valid Unicode") from None
 
 
-def _of_types(
-    values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: str | None
+def _check_types(
+    values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: _Nulls
 ) -> list[Any]:
-    """`values`, all of which are of `types`, or null if that may be; NumPy's arrays and scalars become Python's."""
-    if nulls is _MAY_MISS:
+    """Checks that all values are of `types`, or null where nulls are allowed. Converts NumPy values to Python values."""
+    if nulls is _Nulls.MISSING:
         types = types | {type(None)}
     if set(map(type, values)) <= types:
         return values
-    values = [plain(value) for value in values]
+    values = [to_python(value) for value in values]
     position = next((i for i, value in enumerate(values) if type(value) not in types), None)
     if position is None:
         return values
     found = values[position]
-    # A list where a number was due, or a number where a list was, is a matter of shape; everything else one of type.
+    # A list instead of a number, or a number instead of a list, is a wrong shape. Everything else is a wrong type.
     misplaced = isinstance(found, int | float) and not isinstance(found, bool) if list in types else type(found) is list
     reason: Reason = "wrong_shape" if misplaced else "wrong_type"
-    _fail(reason, name, shape, position, found, expected + (nulls or "" if found is None else ""))
+    hint = _NULL_HINT if found is None and nulls is _Nulls.ERROR_WITH_HINT else ""
+    _fail(reason, name, shape, position, found, expected + hint)
 
 
 def _fail(reason: Reason, name: str, shape: tuple[int, ...], position: int, value: Any, expected: str) -> NoReturn:
+    """Raises a RecordError for the value at `position` of the flat values."""
     width = int(np.prod(shape, dtype=np.int64))
     step, inner = divmod(position, width)
     place = (
@@ -220,7 +239,7 @@ def _parse_distribution(value: list[Any], label: Label) -> Array:
             "wrong_shape",
             f"{label.title}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
         )
-    probabilities = _parse_floats(value, label.title, (), _REFUSED)
+    probabilities = _parse_floats(value, label.title, (), _Nulls.ERROR)
     total = float(probabilities.sum(dtype=np.float64))
     if probabilities.min() < 0 or abs(total - 1) > _DISTRIBUTION_TOLERANCE:
         raise RecordError(
@@ -231,10 +250,10 @@ def _parse_distribution(value: list[Any], label: Label) -> Array:
 
 
 def _parse_classes(value: Any, place: str, label: Label) -> Array:
-    """int64[classes] of 0 and 1, from a list of class names; NO_LABEL everywhere for the null of a step."""
+    """Returns int64[classes] of 0 and 1 for a list of class names, and of NO_LABEL for a step whose label is null."""
     if value is None and label.per_step:
         return np.full(len(label.classes), NO_LABEL, np.int64)
-    value = plain(value)
+    value = to_python(value)
     if not isinstance(value, list):
         raise RecordError("wrong_type", f"{place}: {show(value)}, expected a list of class names")
     present = np.zeros(len(label.classes), np.int64)
@@ -244,8 +263,8 @@ def _parse_classes(value: Any, place: str, label: Label) -> Array:
 
 
 def _parse_class(value: Any, place: str, index: Mapping[str, int]) -> int:
-    value = plain(value)
-    if not isinstance(value, (str, int)):  # noqa: UP038 - `str | int` makes a new type for every record
+    value = to_python(value)
+    if not isinstance(value, (str, int)):  # noqa: UP038 - `str | int` creates a type object for every record
         raise RecordError("wrong_type", f"{place}: {show(value)}, expected the name of a class")
     try:
         return index[value if type(value) is str else class_name(value)]

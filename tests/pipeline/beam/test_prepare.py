@@ -159,7 +159,7 @@ def test_a_null_that_may_not_be_is_rejected_with_the_way_out(write_raw, run_prep
     (row,) = [json.loads(line) for line in (tmp_path / "dataset" / manifest.rejected.files[0]).read_text().splitlines()]
     assert (row["reason"], row["id"]) == ("wrong_type", "bad")
     assert row["message"] == (
-        "x[1]: null, expected a number (say missing: fill or missing: indicator in the schema to allow nulls)"
+        "x[1]: null, expected a number (set missing: fill or missing: indicator in the schema to allow nulls)"
     )
     schema = TINY.replace("{dtype: float32}", "{dtype: float32, missing: fill}")
     manifest = run_prepare(write_raw(rows), schema=schema, overwrite=True)

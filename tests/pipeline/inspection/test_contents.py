@@ -139,7 +139,7 @@ def test_a_record_with_nulls_and_context_and_no_label_of_its_own_fits():
     ("change", "message"),
     [
         ({"x": np.array([0, np.inf, 1, np.nan], np.float32)}, "x: inf, expected a finite number or NaN"),
-        ({"bits": np.array([0, 1, 0.5, np.nan], np.float32)}, "bits: 0.5, expected 0 or 1: it is learnt as multilabel"),
+        ({"bits": np.array([0, 1, 0.5, np.nan], np.float32)}, "bits: 0.5, expected 0 or 1 for a multilabel next_of"),
         ({"page": np.array([8, -2])}, "page: -2, expected -1 to 8"),
         ({"word": [b"\xff", b"\xff\xff"]}, r"word: b'\\xff\\xff', expected text in UTF-8"),
         ({"age": np.array([1, 2], np.float32)}, "age: 2 values of float32, expected 1 of float32"),

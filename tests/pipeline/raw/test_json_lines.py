@@ -189,5 +189,7 @@ def test_an_input_that_matches_no_file_is_an_error(folder, pattern):
 
 def test_another_compression_is_refused(folder):
     (folder / "a.jsonl.zst").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"a\.jsonl\.zst: this compression is not read; expected plain JSON Lines or"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl\.zst: this compression is not supported; expected plain JSON Lines or"
+    ):
         find_files([f"{folder}/a.jsonl.zst"])

@@ -98,12 +98,12 @@ def test_a_line_that_is_no_record_says_why(line, reason, message):
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ({"x": None}, "wrong_type", "x: null, expected a list with one value a step"),
-        ({"x": "12"}, "wrong_type", 'x: "12", expected a list with one value a step'),
+        ({"x": None}, "wrong_type", "x: null, expected a list with one value per step"),
+        ({"x": "12"}, "wrong_type", 'x: "12", expected a list with one value per step'),
         (
             {"x": [[1, 2], None]},
             "wrong_type",
-            "x[1]: null, expected a list of 2 values (say missing: fill or missing: indica",
+            "x[1]: null, expected a list of 2 values (set missing: fill or missing: indica",
         ),
         ({"x": [[1, 2], {"a": 1}]}, "wrong_type", 'x[1]: {"a": 1}, expected a list of 2 values'),
         ({"x": [[1, 2], 3]}, "wrong_shape", "x[1]: 3, expected a list of 2 values"),
@@ -114,7 +114,7 @@ def test_a_line_that_is_no_record_says_why(line, reason, message):
         (
             {"x": [[1, 2], [None, 4]]},
             "wrong_type",
-            "x[1][0]: null, expected a number (say missing: fill or missing: indicator in ",
+            "x[1][0]: null, expected a number (set missing: fill or missing: indicator in ",
         ),
         ({"x": [[1, 2], [3, 1e39]]}, "not_finite", "x[1][1]: 1e+39, expected a finite number in the range of float32"),
         ({"x": [[1, 2], [3, -((10**30) ** 20)]]}, "not_finite", "x[1][1]: -1000000"),
@@ -123,8 +123,8 @@ def test_a_line_that_is_no_record_says_why(line, reason, message):
         ({"page": [0, 10**30]}, "unknown_class", "page[1]: 1000000000000000000000000000000, expected 0 to 4"),
         ({"page": [0, 1.0]}, "wrong_type", "page[1]: 1.0, expected an integer"),
         ({"word": ["u", 3]}, "wrong_type", "word[1]: 3, expected a string"),
-        ({"word": ["u", "\ud800"]}, "wrong_type", "word: '\\ud800' is no valid Unicode"),
-        ({"x": [], "page": [], "word": []}, "empty_sequence", "x, page, word: no step; expected at least one"),
+        ({"word": ["u", "\ud800"]}, "wrong_type", "word: '\\ud800' is not valid Unicode"),
+        ({"x": [], "page": [], "word": []}, "empty_sequence", "x, page, word: no steps; expected at least one"),
         ({"page": [0]}, "uneven_lengths", "x has 2, page has 1, word has 2 steps; expected the same number"),
         ({"x": [[0, 0]] * 4, "page": [0] * 4, "word": ["u"] * 4}, "over_length", "has 4 steps, expected at most 3"),
         ({"y": "c"}, "unknown_class", 'y: "c", expected one of ["a", "1", "true"]'),
@@ -163,7 +163,7 @@ def test_a_number_that_is_not_finite_does_no_harm_where_nothing_reads_it():
 
 def test_the_places_of_a_deeply_shaped_feature_are_told():
     record = {"id": "r", "y": "a", "x": [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, None, 6]]]}
-    assert refusal(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (say missing: ")
+    assert refusal(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (set missing: ")
     record["x"][1][1] = [4, 5]
     assert refusal(record, DEEP)[:2] == ("wrong_shape", "x[1][1]: [4, 5], expected 3 values, not 2")
 

@@ -18,7 +18,7 @@ from pipeline.schema.labels import Label
 from pipeline.schema.record import NO_LABEL, is_missing, named_classes, num_labels
 from pipeline.schema.schema import Schema
 
-WAY_OUT = " (say missing: fill or missing: indicator in the schema to allow nulls)"
+WAY_OUT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
 EVERY = Schema.parse(
     """
 id: id
@@ -148,7 +148,7 @@ def test_a_context_field_that_is_left_out_is_null_where_that_may_be():
         ({"kind": None}, "wrong_type", f"kind: null, expected a string{WAY_OUT}"),
         ({"code": None}, "wrong_type", f"code: null, expected an integer{WAY_OUT}"),
         # Nothing says how many steps there would be.
-        ({"x": None}, "wrong_type", "x: null, expected a list with one value a step"),
+        ({"x": None}, "wrong_type", "x: null, expected a list with one value per step"),
         # A place of nulls may hold no other wrong thing.
         ({"x": [[1, "a"], None]}, "wrong_type", 'x[0][1]: "a", expected a number'),
         ({"x": [[1], None]}, "wrong_shape", "x[0]: [1], expected 2 values, not 1"),
@@ -168,7 +168,7 @@ def test_a_context_field_that_is_left_out_is_null_where_that_may_be():
         ({"y": [None, "1"]}, "wrong_type", 'y[1]: "1", expected a number'),
         ({"y": [None, math.nan]}, "not_finite", "y[1]: NaN, expected a finite number"),
         ({"y": [None]}, "uneven_lengths", "x has 2, deep has 2, page has 2, word has 2, strict has 2, y has 1 steps"),
-        ({"y": None}, "wrong_type", "y: null, expected a list with one value a step"),
+        ({"y": None}, "wrong_type", "y: null, expected a list with one value per step"),
     ],
 )
 def test_what_is_wrong_beside_nulls_is_told_with_its_place(change, reason, message):
@@ -259,7 +259,7 @@ def test_what_comes_next_as_multilabel_is_of_zeros_and_ones():
     assert parse_record({"id": 1, "f": [[0, 1], None]}, schema).num_steps == 2
     assert refusal({"id": 1, "f": [[0, 1], [0, 0.5]]}, schema) == (
         "wrong_type",
-        "f: 0.5, expected 0 or 1: it is learnt as multilabel",
+        "f: 0.5, expected 0 or 1 for a multilabel next_of",
     )
 
 
