@@ -53,7 +53,7 @@ def check_example(example: dict[str, Value], schema: Schema) -> int:
         _check_label(label.name, example[label.name], label, num_steps if label.per_step else 1)
     elif label.kind == "step_multilabel":
         assert label.next_of is not None
-        _check_numbers(label.next_of, example[label.next_of], (0, 1), "0 or 1: it is learnt as multilabel")
+        _check_numbers(label.next_of, example[label.next_of], (0, 1), "0 or 1 for a multilabel next_of")
     return num_steps
 
 

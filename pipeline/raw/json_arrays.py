@@ -131,10 +131,8 @@ def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Featur
 def _parse(line: bytes | bytearray) -> Any:
     try:
         return _local.parser.parse(line)
-    except (
-        AttributeError,
-        RuntimeError,
-    ):  # no parser yet, or an object of the previous line is still alive, for example in a traceback
+    except (AttributeError, RuntimeError):
+        # The thread has no parser yet, or an object of the previous line is still alive, for example in a traceback.
         _local.parser = simdjson.Parser()
         return _local.parser.parse(line)
 

@@ -118,7 +118,7 @@ def _check_zeros_and_ones(values: Values, name: str) -> None:
 def _parse_non_finite(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
     """Parses a line with non-finite numbers, which only Python's own parser reads: NaN, Infinity, 1e999, 10**400.
 
-    A field that has such a number is then rejected with its place, and a field that nothing reads does no harm. Python's
+    Parsing then rejects the number with its place, or ignores it in a field that is not in the schema. Python's
     `json.dumps` writes NaN and Infinity by default, so they are the most likely cause of invalid JSON.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Converts the values of a record, as JSON gives them, to arrays, and reports the place of a value that does not fit."""
+"""Converts the values of a record, as JSON gives them, to arrays; an error names the place of a wrong value."""
 
 import enum
 import itertools
@@ -204,7 +204,7 @@ def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: 
 def _check_types(
     values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: _Nulls
 ) -> list[Any]:
-    """Checks that all values are of `types`, or null where nulls are allowed. Converts NumPy values to Python values."""
+    """Returns the values, with NumPy values as Python values. Raises unless all are of `types`, or allowed nulls."""
     if nulls is _Nulls.MISSING:
         types = types | {type(None)}
     if set(map(type, values)) <= types:
