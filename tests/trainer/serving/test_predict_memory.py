@@ -1,0 +1,54 @@
+"""The memory that `predict` needs does not depend on the number of records."""
+
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from predict_runs import check_whole
+
+from trainer.config import TrainConfig
+from trainer.training.train import train
+
+
+def peak_mebibytes(command):
+    """The most memory that a process held, which is started as it would be by hand."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 1024
+
+
+def assert_memory_is_bounded(folder, num_records, length, dimensions):
+    """Ten times the records take the same memory, within a fifth."""
+    schema = f"id: id\nsteps: {{x: {{dtype: float32, shape: [{dimensions}]}}}}\n"
+    schema += "label: {name: y, kind: class, classes: [a, b, c]}\nsplits: {train: 1}\n"
+    record = {"x": np.full((length, dimensions), 0.125).tolist(), "y": "a"}
+    made = datasets.make(folder / "made", [record | {"id": number} for number in range(20)], schema)
+    train(made.path, folder / "run", TrainConfig(epochs=0, units=(4,)))
+    line = json.dumps(record).removeprefix("{")
+    peaks = []
+    for times in (1, 10):
+        raw = folder / f"{times}.jsonl"
+        with open(raw, "w") as file:
+            file.writelines(f'{{"id": {number}, {line}\n' for number in range(times * num_records))
+        command = ["predict", str(folder / "run"), str(raw), "--output", str(folder / f"out-{times}")]
+        peaks.append(peak_mebibytes([sys.executable, "-m", "lengthwise", *command]))
+        assert check_whole(folder / f"out-{times}")["records"] == times * num_records
+        raw.unlink()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.proof
+def test_ten_times_the_records_take_no_more_memory(tmp_path):
+    # Held in any form, 80,000 of these records, or their lines, would take more than the fifth that is allowed.
+    assert_memory_is_bounded(tmp_path, 8000, length=40, dimensions=8)
+
+
+@pytest.mark.proof
+def test_ten_times_many_records_take_no_more_memory(tmp_path):
+    assert_memory_is_bounded(tmp_path, 40_000, length=33, dimensions=8)

@@ -1,0 +1,117 @@
+"""Predictions replace older ones in one step; a failed job changes nothing, and files of others stay."""
+
+import gzip
+import json
+import pathlib
+
+import object_store
+import pytest
+from predict_runs import by_id, check_whole, run_of, snapshot
+
+from pipeline.errors import UserError
+from trainer.serving import predict as job
+from trainer.serving import publish as delivery
+from trainer.serving.predict import PredictOptions, predict
+
+GENERATION = "20200101T000000-00000000"
+
+
+def test_predictions_that_are_there_are_refused_or_replaced(run_predict, tmp_path):
+    made, run = run_of("class")
+    run_predict(run, made.of("test"))
+    before = snapshot(tmp_path / "predictions")
+    with pytest.raises(UserError, match="predictions: predictions are there already. Choose another --output, or repl"):
+        run_predict(run, made.of("train"))
+    assert snapshot(tmp_path / "predictions") == before
+    summary, _ = run_predict(run, [*made.of("train"), "{"], overwrite=True, max_rejected=1)
+    assert check_whole(tmp_path / "predictions") == summary
+    assert summary["records"] == len(made.of("train"))
+
+
+def test_a_job_that_fails_leaves_the_older_predictions_alone(run_predict, tmp_path, write_raw):
+    made, run = run_of("class")
+    run_predict(run, made.of("test"))
+    before = snapshot(tmp_path / "predictions")
+    good = pathlib.Path(write_raw(made.of("train")))
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(good.read_bytes() * 50)[:-20])
+    with pytest.raises(UserError, match=rf"^{cut}: not a complete gzip file: [^\n]*$"):
+        run_predict(run, str(cut), overwrite=True)
+    assert snapshot(tmp_path / "predictions") == before
+    assert not (tmp_path / "predictions/.staging").exists()
+
+
+def test_what_killed_jobs_left_goes_and_what_is_others_stays(run_predict, tmp_path):
+    made, run = run_of("class")
+    left = [
+        f"part-{GENERATION}-00000.jsonl",
+        f".staging/{GENERATION}/{'0' * 32}.jsonl",
+        f".staging/{GENERATION}/{'1' * 32}.jsonl.{'2' * 32}.tmp",
+        f"rejected/{GENERATION}-{'0' * 16}.jsonl",
+        f"predictions.json.{'0' * 32}.tmp",
+    ]
+    theirs = ["README.md", "rejected/mine.jsonl", "part-0", "deep/part-1.jsonl", "predictions.json.bak"]
+    for name in [*left, *theirs]:
+        path = tmp_path / "predictions" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}\n")
+    summary, lines = run_predict(run, made.of("test"))
+    assert len(lines) == len(made.of("test"))
+    parts = [part["path"] for part in summary["parts"]]
+    assert sorted(snapshot(tmp_path / "predictions")) == sorted([*theirs, *parts, delivery.SUMMARY])
+    assert not (tmp_path / "predictions/.staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "predictions: a file is in the way, expected a folder or nothing"),
+        (
+            "part-0001.jsonl",
+            "predictions: holds part-0001.jsonl, which is no prediction of ours and would be taken for",
+        ),
+        ("manifest.json", "predictions: a dataset or a run is there. Choose another --output"),
+    ],
+)
+def test_a_folder_that_is_no_place_for_predictions_is_refused_before_any_work(run_predict, tmp_path, name, message):
+    made, run = run_of("class")
+    path = tmp_path / "predictions" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{message}"):
+            run_predict(run, made.of("test"), overwrite=overwrite)
+    assert path.read_bytes() == b"mine"
+
+
+def test_predictions_that_came_in_between_are_not_replaced(run_predict, tmp_path):
+    made, run = run_of("class")
+    early = delivery.Delivery(str(tmp_path / "predictions"), GENERATION, 0.0, False, {})
+    early.check()
+    summary, _ = run_predict(run, made.of("test"))
+    with pytest.raises(UserError, match="predictions: others were published there meanwhile"):
+        job._publish(early, [], [])
+    assert check_whole(tmp_path / "predictions") == summary
+
+
+def test_an_object_store_serves_as_a_disk_does(write_raw, tmp_path):
+    made, run = run_of("class")
+    lines = pathlib.Path(write_raw([*made.of("test"), "{"])).read_bytes()
+    store = object_store.OBJECTS
+    store |= {"store://bucket/raw/new.jsonl": lines, "store://bucket/out/README": b"mine"}
+    before = dict(store)
+    for overwrite in (False, True):
+        options = {"overwrite": overwrite, "max_rejected": 0.1}
+        summary = predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", **options))
+        names = [delivery.SUMMARY, *summary["rejected"]["files"], *(part["path"] for part in summary["parts"])]
+        assert sorted(store) == sorted([*before, *(f"store://bucket/out/{name}" for name in names)])
+    (part,) = summary["parts"]
+    found = by_id([json.loads(line) for line in store[f"store://bucket/out/{part['path']}"].splitlines()])
+    assert sorted(found) == sorted(record["id"] for record in made.of("test"))
+    after = dict(store)
+    with pytest.raises(UserError, match=r"^store://bucket/out: predictions are there already"):
+        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", max_rejected=0.1))
+    with pytest.raises(UserError, match=r"1 of 31 records .* were rejected"):
+        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", overwrite=True))
+    assert [name for name in store if name not in after] == [n for n in store if "/rejected/" in n and n not in after]
+    assert after.items() <= store.items()
