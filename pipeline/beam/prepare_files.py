@@ -27,14 +27,14 @@ class PrepareFiles(beam.PTransform):
     elsewhere or change them on the way. Both use the same parser, encoder and writer of runs.
 
     Attributes:
-        files: Files that `find_files` found.
+        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
         write: Schema, output folder and options of the dataset.
         keep_raw: Stores the raw line in each reject.
         limits: Largest record. A larger record is rejected as `too_large`.
         pool: Worker processes that parse and write. None parses and writes in the workers of Beam.
     """
 
-    files: Sequence[RawFile]
+    files: str | Sequence[str] | Sequence[RawFile]
     write: WriteDataset
     keep_raw: bool = False
     limits: Limits = LIMITS

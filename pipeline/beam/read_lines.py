@@ -7,7 +7,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.raw.find_files import RawFile
+from pipeline.files import absolute
+from pipeline.raw.find_files import RawFile, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 
 CHUNKS = "chunks"
@@ -18,10 +19,10 @@ class ReadLines(beam.PTransform):
     """Reads raw files: Begin -> {"lines": batches of lines, "chunks": ChunkSummary, one for each chunk that was read}.
 
     Attributes:
-        files: Files that `find_files` found.
+        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
     """
 
-    files: Sequence[RawFile]
+    files: str | Sequence[str] | Sequence[RawFile]
 
     def expand(self, pipeline: Any) -> Any:
         read = beam.ParDo(_ReadChunks()).with_outputs(CHUNKS, main="lines")
@@ -29,11 +30,14 @@ class ReadLines(beam.PTransform):
         return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
 
 
-def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
+def split_files(pipeline: Any, files: str | Sequence[str] | Sequence[RawFile]) -> Any:
     """Returns a PCollection of the chunks of raw files, distributed over the workers of the runner."""
+    patterns = [files] if isinstance(files, str) else files
+    found = [file for file in patterns if isinstance(file, RawFile)]
+    found += find_files([absolute(pattern) for pattern in patterns if isinstance(pattern, str)])
     return (
         pipeline
-        | "Files" >> beam.Create(list(files))
+        | "Files" >> beam.Create(found)
         | "Split" >> beam.FlatMap(split_file)
         | "SpreadChunks" >> beam.Reshuffle()
     )
