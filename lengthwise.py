@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.beam.write_dataset import WriteDataset
     from pipeline.errors import UserError
     from pipeline.schema.schema import Schema
-    from trainer.batching.epoch import plan_epoch
+    from trainer.batching.plan_epoch import plan_epoch
     from trainer.config import TrainConfig
     from trainer.data.dataset import open_dataset
     from trainer.evaluation.evaluate import evaluate
@@ -68,7 +68,7 @@ _PUBLIC = {
     "export": "trainer.serving.export",
     "foreign_batches": "trainer.reading.foreign",
     "open_dataset": "trainer.data.dataset",
-    "plan_epoch": "trainer.batching.epoch",
+    "plan_epoch": "trainer.batching.plan_epoch",
     "predict": "trainer.serving.predict",
     "train": "trainer.training.train",
 }

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.schema.schema import Schema
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.data.target import make_target

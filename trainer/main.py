@@ -186,7 +186,7 @@ def plan(arguments: list[str]) -> None:
     parser.add_argument("--truncate", choices=("head", "tail"), help="what `pad` cuts off records beyond --pad_length")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     values = parser.parse(arguments)
-    from trainer.batching.epoch import plan_epoch
+    from trainer.batching.plan_epoch import plan_epoch
     from trainer.config import BATCHING_METHODS
     from trainer.data.dataset import open_dataset
     from trainer.report import print_plans

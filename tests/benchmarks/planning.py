@@ -14,7 +14,7 @@ import numpy as np
 from data import draw_lengths
 from measure import Row, tell
 
-from trainer.batching.windows import make_window_plan
+from trainer.batching.window import make_window_plan
 
 # Of a shard.
 NUM_RECORDS = 100_000

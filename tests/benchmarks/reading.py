@@ -19,7 +19,7 @@ from data import MAX_LENGTH, draw_lengths, make_dataset, make_sequence_examples
 from measure import Row, alternate, compare, tell
 from textbook import sequence_example_batches
 
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import open_dataset
 from trainer.reading.batches import batches
 

@@ -23,7 +23,7 @@ from data import make_dataset
 from measure import alternate, command_line, compare, tell
 from training import BATCH_STEPS, NUM_FEATURES
 
-from trainer.batching.windows import Batches, make_window_plan
+from trainer.batching.window import BatchShapes, make_window_plan
 from trainer.data.dataset import open_dataset
 
 NUM_WORKERS = 2
@@ -79,7 +79,7 @@ def train(path: pathlib.Path, run: pathlib.Path, workers: int) -> float:
 def balanced_shapes(path: pathlib.Path) -> list[list[list[int]]]:
     """Of each worker [rows, steps] of each of its batches: global ones, dealt."""
     plan = make_window_plan(open_dataset(path).indexes("train"), batch_steps=BATCH_STEPS, seed=0, epoch=1)
-    return [shapes(plan.deal(NUM_WORKERS).batches(worker)) for worker in range(NUM_WORKERS)]
+    return [shapes(plan.deal(NUM_WORKERS).batch_shapes(worker)) for worker in range(NUM_WORKERS)]
 
 
 def random_shapes(path: pathlib.Path) -> list[list[list[int]]]:
@@ -90,10 +90,10 @@ def random_shapes(path: pathlib.Path) -> list[list[list[int]]]:
         make_window_plan(shards[worker::NUM_WORKERS], batch_steps=budget, seed=worker, epoch=1)
         for worker in range(NUM_WORKERS)
     ]
-    return [shapes(plan.batches()) for plan in plans]
+    return [shapes(plan.batch_shapes()) for plan in plans]
 
 
-def shapes(batches: Batches) -> list[list[int]]:
+def shapes(batches: BatchShapes) -> list[list[int]]:
     return np.stack([batches.rows, batches.pad_length], axis=1).tolist()
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.format.manifest import FeatureStatistics, Manifest
 from pipeline.raw.rejects import show
 from trainer.batching.cut import DEFAULT_BATCH_STEPS
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.evaluation.breakdown import Breakdown, break_down

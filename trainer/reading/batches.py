@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from trainer.batching.epoch import plan_epoch
-from trainer.batching.plan import BucketPlan, Plan
-from trainer.batching.windows import WindowPlan
+from trainer.batching.bucket import BucketPlan
+from trainer.batching.plan import Plan
+from trainer.batching.plan_epoch import plan_epoch
+from trainer.batching.window import WindowPlan
 from trainer.config import Batching
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies
@@ -44,7 +45,7 @@ def batches(
     float32[batch, time], or float32[batch, time, width] where a vector comes next. weight: float32[batch], or
     float32[batch, time] for labels per step, where 0 marks padding and steps without a label.
 
-    The batches are those of `trainer.batching.epoch.plan_epoch`, which takes the same arguments.
+    The batches are those of `trainer.batching.plan_epoch.plan_epoch`, which takes the same arguments.
 
     Args:
         batching: `window` (windows of records sorted by length), `bucket` (tf.data's bucket_by_sequence_length), `pad`
@@ -54,7 +55,7 @@ def batches(
             budget is such that an epoch has some batches at least.
         pad_to_multiple: For `window` and `bucket`: steps to a multiple of which batches are padded; 8 suits half
             precision on a GPU.
-        pad_length, truncate: For `pad`, as for `trainer.batching.plan.make_plan`.
+        pad_length, truncate: For `pad`, as for `trainer.batching.plan.make_bucket_plan`.
         first_batch: Batches of the epoch that are left out at its beginning, so (epoch, first_batch) is where a run
             goes on. By `window` their records are not read; the others put them into batches and parse none.
         reader_index, num_readers: The readers together yield every record once. By `window` they all have the same

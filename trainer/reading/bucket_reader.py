@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.schema.schema import Schema
-from trainer.batching.plan import BucketPlan
+from trainer.batching.bucket import BucketPlan
 from trainer.data.dataset import Dataset, ShardIndex
 from trainer.data.lookup import Lookup
 from trainer.data.parsing import Values, assemble, label_lookup, pad_steps, parse_records
@@ -51,7 +51,7 @@ def bucket_batches(
     draw_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
     records = records.shuffle(_shuffle_size(shards), seed=draw_seed, reshuffle_each_iteration=False)
     batched = _batch(records, plan)
-    plan.check_first(first_batch)
+    plan.check_first_batch(first_batch)
     # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
     batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
     schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)

@@ -17,8 +17,9 @@ from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, REGRESSION, Label, class_name
 from pipeline.schema.record import NO_LABEL
 from pipeline.schema.schema import Schema
+from trainer.batching.bucket import MIN_BUCKETS
+from trainer.batching.bucket_edges import plan_buckets
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, BatchLimits
-from trainer.batching.plan import MIN_BUCKETS, plan_buckets
 from trainer.data.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
 from trainer.data.target import Vocabularies
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from pipeline.format.batch_decoding import UnexpectedLayout, copy_steps, decode_record_values, locate_values
 from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.record import Array
-from trainer.batching.windows import WindowPlan
+from trainer.batching.window import WindowPlan
 from trainer.data.dataset import Dataset, ShardIndex
 from trainer.data.parsing import DTYPES, assemble, fill_rows, label_lookup, pad_steps, parse_records
 from trainer.data.target import Vocabularies
@@ -99,7 +99,7 @@ class WindowReader:
             UserError: a file is missing, or not the one that the manifest lists.
             ValueError: there is no such batch.
         """
-        plan.check_first(first_batch)
+        plan.check_first_batch(first_batch)
         self._position.set(_Source(self._opened, self._split, plan, self._reader_index), first_batch)
 
 
@@ -180,7 +180,7 @@ class _Source:
         self.first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self.shards)])
         self.fields = stored_fields(dataset.schema)  # of which the last is the length
         self.serialized = _has_strings(self.fields)
-        self.shapes = plan.batches(reader_index)
+        self.shapes = plan.batch_shapes(reader_index)
 
     def batches(self, first_batch: int) -> Iterator[list[Array]]:
         """Every batch from `first_batch` on, in the order of `_output_spec`."""

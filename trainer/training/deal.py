@@ -11,7 +11,7 @@ import tensorflow as tf
 from pipeline.format.manifest import TRAIN
 from pipeline.schema.record import Array
 from trainer.batching.plan import Plan
-from trainer.batching.windows import WindowPlan, dealt_to
+from trainer.batching.window import WindowPlan, reader_of
 from trainer.data.dataset import Dataset
 from trainer.data.parsing import fill_rows
 from trainer.devices.replicas import Replicas
@@ -64,7 +64,7 @@ class Feed:
     def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[Batch]:
         for reader in self._readers:
             reader.follow(plan, first_batch=first_batch)
-        each = [plan.batches(reader) for reader in range(plan.num_readers)]
+        each = [plan.batch_shapes(reader) for reader in range(plan.num_readers)]
         steps = np.sum([part.steps for part in each], axis=0)
         padded = np.sum([part.rows * part.pad_length for part in each], axis=0)
         for number, parts in enumerate(self._parts, first_batch):
@@ -91,7 +91,7 @@ def _deal(batch: Any, team: Replicas) -> tuple[Any, ...]:
         return (batch,)
     length = batch[0]["length"]
     order = tf.argsort(length, direction="DESCENDING", stable=True)
-    reader = dealt_to(tf.range(tf.size(length)), team.num_replicas)
+    reader = reader_of(tf.range(tf.size(length)), team.num_replicas)
     rows = -(-tf.size(length) // team.num_replicas)
 
     def part(replica: int) -> Any:

@@ -2,8 +2,8 @@
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import TRAIN
-from trainer.batching.epoch import plan_epoch
 from trainer.batching.plan import Plan
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.runs.state import State

@@ -14,8 +14,8 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.format.tfrecord import masked_crc
 from pipeline.schema.schema import Schema
-from trainer.batching.epoch import plan_epoch
-from trainer.batching.plan import make_plan
+from trainer.batching.bucket import make_bucket_plan
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import BATCHING_METHODS, TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.model.build import build_model, head_model
@@ -155,7 +155,7 @@ def test_every_kind_of_label_comes_as_it_was_and_a_null_weighs_nothing(kind):
 
 def test_records_at_below_and_above_each_boundary_are_in_the_batch_that_the_plan_says(made):
     dataset, split = made["outlier"]
-    plan = make_plan(collections.Counter(LENGTHS["outlier"]), batching="bucket", batch_steps=200)
+    plan = make_bucket_plan(collections.Counter(LENGTHS["outlier"]), batching="bucket", batch_steps=200)
     assert len(plan.boundaries) > 10 and plan.boundaries[-1] == 301
     where = collections.defaultdict(set)
     for features, _, _ in batches(dataset.path, split, batching="bucket", batch_steps=200):
@@ -254,7 +254,7 @@ def test_a_batch_is_padded_to_its_bucket_not_to_its_longest_record(made):
     dataset, split = made["outlier"]
     found = batches(dataset.path, split, batching="bucket", batch_size=3)
     shapes = {features["x"].shape[1] for features, _, _ in found}
-    assert shapes == {bucket.pad_length for bucket in make_plan(LENGTHS_OF_OUTLIER, batching="bucket").buckets}
+    assert shapes == {bucket.pad_length for bucket in make_bucket_plan(LENGTHS_OF_OUTLIER, batching="bucket").buckets}
 
 
 LENGTHS_OF_OUTLIER = collections.Counter(LENGTHS["outlier"])
@@ -376,9 +376,9 @@ def test_a_split_or_an_argument_that_is_not_there_is_told():
         batches(path, "dev")
     with pytest.raises(ValueError, match="batching is 'stateful', expected one of window, bucket, pad, exact"):
         batches(path, "train", batching="stateful")
-    with pytest.raises(ValueError, match="first_batch is 9, expected 0 to 1, the batches of the epoch"):
+    with pytest.raises(ValueError, match="first_batch is 9, expected 0 to 1, the number of batches of the epoch"):
         batches(path, "train", batching="pad", batch_size=99, first_batch=9)
-    with pytest.raises(ValueError, match="first_batch is 99, expected 0 to 5, the batches of the epoch"):
+    with pytest.raises(ValueError, match="first_batch is 99, expected 0 to 5, the number of batches of the epoch"):
         batches(path, "train", batch_size=9, first_batch=99)
 
 

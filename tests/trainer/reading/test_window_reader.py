@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pipeline.format.examples import decode_example
 from pipeline.format.stored_fields import StoredField
 from pipeline.format.tfrecord import walk
-from trainer.batching.epoch import plan_epoch
-from trainer.batching.windows import make_window_plan
+from trainer.batching.plan_epoch import plan_epoch
+from trainer.batching.window import make_window_plan
 from trainer.data.dataset import open_dataset
 from trainer.reading.batches import batches, numbered_batches
 from trainer.reading.memory import BatchMemory
@@ -61,7 +61,7 @@ def check_equal(dataset, split, plan, *, reader_index=0, first_batch=0, records=
         dataset, split, plan, reader_index=reader_index, num_readers=plan.num_readers, first_batch=first_batch
     )
     assert found.cardinality().numpy() == plan.num_batches - first_batch
-    shapes, seen, number = plan.batches(reader_index), [], first_batch
+    shapes, seen, number = plan.batch_shapes(reader_index), [], first_batch
     for features, label, weight, row in found:
         rows = plan.rows(number, reader_index).tolist()
         num_rows = int(shapes.rows[number])

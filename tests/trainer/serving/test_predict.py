@@ -13,7 +13,7 @@ from predict_runs import assert_close, by_id, check_whole, numbers_of, run_of, s
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
 from pipeline.schema.schema import Schema
-from trainer.batching.plan import make_plan
+from trainer.batching.bucket import make_bucket_plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.data.target import make_target
@@ -64,7 +64,7 @@ def dataset_predictions(made, run_path):
     target = make_target(manifest.record_schema, vocabularies)
     ids = dataset.index("test")["id"].to_pylist()
     found = {}
-    plan = make_plan(dataset.split("test").length_counts, batching="exact")
+    plan = make_bucket_plan(dataset.split("test").length_counts, batching="exact")
     for features, _, _, rows in numbered_batches(dataset, "test", plan):
         for row, outputs in zip(rows.numpy(), model(features).numpy(), strict=True):
             found[ids[row]] = (target, outputs)

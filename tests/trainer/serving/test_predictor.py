@@ -8,7 +8,7 @@ from predict_runs import run_of
 from pipeline.format.examples import encode_record
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
-from trainer.batching.plan import make_plan
+from trainer.batching.bucket import make_bucket_plan
 from trainer.reading.bucket_reader import parse_batch
 from trainer.serving import padding, predictor
 
@@ -81,7 +81,7 @@ def test_a_batch_is_what_the_reader_gives_for_the_same_records(lengths):
     batch = padding.pad_batch(records, schema)
     slow = pad_slowly(records, schema)
     examples = tf.constant([encode_record(record, schema) for record in records])
-    plan = make_plan({max(lengths): 1}, batching="pad")
+    plan = make_bucket_plan({max(lengths): 1}, batching="pad")
     read, *_ = parse_batch(examples, tf.constant(lengths, tf.int32), schema=schema, plan=plan)
     assert batch.keys() == slow.keys() == read.keys()
     for name, values in batch.items():

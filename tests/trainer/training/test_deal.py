@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import BATCHING_METHODS
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import Replicas

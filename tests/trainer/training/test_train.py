@@ -16,7 +16,7 @@ from interruptions import Gather, InterruptAt, Interrupted, change, lines_of
 
 import trainer.training.journal
 from pipeline.errors import UserError
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import find_replicas

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from trainer.batching.epoch import plan_epoch
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import open_dataset
 from trainer.devices import local_workers
@@ -78,7 +78,7 @@ def test_batches_are_as_uneven_as_these_tests_need():
     for epoch in range(1, cluster.UNEVEN["epochs"] + 1):
         plan = plan_epoch(dataset, "train", epoch=epoch, **limits)
         updates += plan.num_batches
-        first, second = (plan.deal(2).batches(reader).steps for reader in (0, 1))
+        first, second = (plan.deal(2).batch_shapes(reader).steps for reader in (0, 1))
         ratios += [max(pair) / min(pair) if min(pair) else np.inf for pair in zip(first, second, strict=True)]
     assert updates >= 50
     assert np.inf in ratios and any(10 <= ratio < np.inf for ratio in ratios)

@@ -1,0 +1,43 @@
+"""The command `plan` prints the plan of an epoch for every batching method."""
+
+import json
+
+import lengthwise
+from trainer.batching.plan_epoch import plan_epoch
+from trainer.config import BATCHING_METHODS
+from trainer.data.dataset import open_dataset
+
+
+def test_the_command_prints_the_plans_of_plan_epoch(dataset, capsys):
+    opened = open_dataset(dataset)
+    flags = ["--batch_steps", "80", "--batch_size", "5", "--pad_to_multiple", "4"]
+    assert lengthwise.main(["plan", dataset, *flags, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    limits = {"batch_steps": 80, "batch_size": 5}
+    multiple = {"window": 4, "bucket": 4}
+    plans = {
+        method: plan_epoch(opened, "train", batching=method, pad_to_multiple=multiple.get(method, 1), **limits)
+        for method in BATCHING_METHODS
+    }
+    assert printed == {method: plan.to_dict() for method, plan in plans.items()}
+    assert printed["exact"]["useful_share"] == 1.0
+    assert printed["window"]["largest_batch"]["steps"] % 4 == printed["bucket"]["largest_batch"]["steps"] % 4 == 0
+    assert lengthwise.main(["plan", dataset]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{plan_epoch(opened, 'train', batching=method).num_batches:,}" in shown for method in BATCHING_METHODS)
+
+
+def test_a_missing_dataset_or_split_is_an_error_of_one_line(dataset, tmp_path, capsys):
+    assert lengthwise.main(["plan", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"lengthwise plan: {tmp_path}: not a dataset: it has no manifest.json")
+    assert lengthwise.main(["plan", dataset, "--split", "trian"]) == 1
+    assert "has no split 'trian'; it has train, validation, test." in capsys.readouterr().err
+
+
+def test_the_command_plans_padding_to_a_given_length(dataset, capsys):
+    assert lengthwise.main(["plan", dataset, "--pad_length", "2", "--truncate", "tail", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["pad"]["largest_batch"]["steps"] == 2
+    assert printed["exact"]["useful_share"] == 1.0
+    assert lengthwise.main(["plan", dataset, "--pad_length", "2"]) == 1
+    assert "choose truncate head or tail." in capsys.readouterr().err
