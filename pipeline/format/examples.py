@@ -1,48 +1,60 @@
-"""Turns a sequence into the bytes of a tf.train.Example, and back, without TensorFlow or protobuf objects.
+"""Encodes a record as a serialized tf.train.Example, and decodes it, without TensorFlow or protobuf objects.
 
-The bytes equal TensorFlow's `SerializeToString(deterministic=True)`: features sorted by name, numbers packed. A packed
-float list is a constant header and the array's own bytes, which is why this is an order of magnitude faster.
+The bytes equal TensorFlow's `SerializeToString(deterministic=True)`: features are sorted by name, numbers are packed. A
+packed list of floats is a constant header and the bytes of the array, so this is ten times as fast as protobuf objects.
 
 Wire format: https://protobuf.dev/programming-guides/encoding; messages: tensorflow/core/example/feature.proto.
 """
 
 import functools
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from pipeline.schema.record import Array, ParsedRecord
+from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 
-# Tags of length-delimited fields: the field's number, shifted, with wire type 2.
+# Tags of length-delimited fields: the number of the field, shifted left by 3 bits, plus wire type 2.
 _FIELD_1 = b"\x0a"
 _FIELD_2 = b"\x12"
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 
 _SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
-# An array that is not copied before it is joined with the rest; numbers that are encoded at once.
-_LARGE_BYTES, _VARINTS = 2**20, 2**16
+# An array of this size is not copied before it is joined with the rest of the Example.
+_LARGE_BYTES = 2**20
+# Numbers that are encoded at the same time, which takes 80 bytes of memory for each number.
+_MAX_VARINTS = 2**16
 
-Value: TypeAlias = Array | list[bytes]
 
+def encode_record(record: ParsedRecord, schema: Schema) -> bytes:
+    """Returns a serialized tf.train.Example with the features, the label, `length` and `id` of a record.
 
-def encode_record(sequence: ParsedRecord, schema: Schema) -> bytes:
-    """A serialized tf.train.Example: step features as flat lists of num_steps × width, context, label, length, id."""
-    features: dict[str, Value] = {
-        **sequence.features,
-        **sequence.context,
-        "length": np.array([sequence.num_steps]),
-        "id": [sequence.id.encode()],
+    A step feature is a flat list of num_steps × width values.
+
+    Raises:
+        ValueError: The schema has a label, but the record has none.
+    """
+    features: dict[str, Values] = {
+        **record.features,
+        **record.context,
+        "length": np.array([record.num_steps]),
+        "id": [record.id.encode()],
     }
     if schema.label.name is not None:
-        if sequence.label is None:
-            raise ValueError(f"Record {sequence.id!r} has no label, but the schema has one: {schema.label.name}.")
-        features[schema.label.name] = sequence.label
+        if record.label is None:
+            raise ValueError(f"Record {record.id!r} has no label, but the schema has one: {schema.label.name}.")
+        features[schema.label.name] = record.label
     return encode_example(features)
 
 
-def encode_example(features: dict[str, Value]) -> bytes:
-    """A serialized tf.train.Example of float32 arrays, int64 arrays and lists of bytes, each flattened.
+def encode_example(features: dict[str, Values]) -> bytes:
+    """Returns a serialized tf.train.Example.
+
+    Args:
+        features: By name: float32 and integer arrays of any shape, which are flattened, and lists of bytes.
+
+    Raises:
+        TypeError: An array has another dtype.
 
     >>> encode_example({"a": np.array([1, 300])}).hex()
     '0a0e0a0c0a016112071a050a0301ac02'
@@ -52,44 +64,46 @@ def encode_example(features: dict[str, Value]) -> bytes:
         value = features[name]
         if not isinstance(value, list):
             if value.size == 1 and value.dtype.kind in "iu":
-                parts.append(_one_integer(name, value.item()))
+                parts.append(_encode_integer(name, value.item()))
             else:
                 kind, numbers = _encode_numbers(value)
-                parts += (_before(name, kind, len(numbers)), numbers)
+                parts += (_encode_header(name, kind, len(numbers)), numbers)
         elif len(value) == 1:
-            parts += (_before(name, _BYTES_LIST, len(value[0])), value[0])
+            parts += (_encode_header(name, _BYTES_LIST, len(value[0])), value[0])
         else:
             strings = _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
             parts.append(_delimited(_FIELD_1, _delimited(feature_header(name), strings)))
-    # Joined once: a record may be large.
+    # All parts are joined only once, because a record may be large.
     parts[0] = _FIELD_1 + _varint(sum(map(len, parts)))
     return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=1024)
 def feature_order(names: tuple[str, ...]) -> list[str]:
-    """Names as their features come in an Example."""
+    """Returns the names in the order that their features have in an Example."""
     return sorted(names, key=_sort_key)
 
 
 def feature_header(name: str) -> bytes:
-    """What stands between the size of a feature's entry and the size of its values."""
-    return _key(name) + _FIELD_2
+    """Returns the bytes between the size of a feature's entry and the size of its list: the name, and a tag."""
+    return _encode_name(name) + _FIELD_2
 
 
-def decode_example(data: bytes) -> dict[str, Value]:
-    """The features of a serialized tf.train.Example, flat: float32 arrays, int64 arrays, lists of bytes.
+def decode_example(data: bytes) -> dict[str, Values]:
+    """Returns the features of a serialized tf.train.Example by name.
+
+    Values are flat: float32[values], int64[values] or a list of bytes.
 
     Raises:
-        ValueError: these bytes are no Example as `encode_example` writes it.
+        ValueError: The bytes are not an Example in the form that `encode_example` writes.
     """
-    features: dict[str, Value] = {}
+    features: dict[str, Values] = {}
     try:
         ((_, message),) = _fields(memoryview(data), {1})
         for _, entry in _fields(message, {1}):
             (first, key), (second, value) = _fields(entry, {1, 2})
             if (first, second) != (1, 2):
-                raise ValueError("an entry is not a name and its values")
+                raise ValueError("an entry is not a name followed by values")
             ((kind, numbers),) = _fields(value, {1, 2, 3})
             features[bytes(key).decode()] = _decode_value(kind, numbers)
     except (ValueError, IndexError) as error:
@@ -97,35 +111,40 @@ def decode_example(data: bytes) -> dict[str, Value]:
     return features
 
 
-# Most features of most records have a size that another one had before.
+# Cached, because most features of most records have a size that occurred before.
 @functools.lru_cache(maxsize=1 << 16)
-def _before(name: str, kind: bytes, num_bytes: int) -> bytes:
-    """All of a feature's entry but its packed numbers, or its only string, which come last."""
+def _encode_header(name: str, kind: bytes, num_bytes: int) -> bytes:
+    """Returns the entry of a feature up to its packed numbers, or up to its only string, which end the entry.
+
+    Args:
+        kind: Tag of the list.
+        num_bytes: Size of the packed numbers or of the string.
+    """
     header = b""
     for tag in (_FIELD_1, kind, feature_header(name), _FIELD_1):
         header = tag + _varint(len(header) + num_bytes) + header
     return header
 
 
-# Lengths, classes and categories: most of them were there before too.
+# Cached, because most lengths, classes and categories occurred before.
 @functools.lru_cache(maxsize=1 << 16)
-def _one_integer(name: str, value: int) -> bytes:
+def _encode_integer(name: str, value: int) -> bytes:
     number = _varint(value) if value >= 0 else encode_varints(np.array([value]))
-    return _before(name, _INT64_LIST, len(number)) + number
+    return _encode_header(name, _INT64_LIST, len(number)) + number
 
 
 def _encode_numbers(value: Array) -> tuple[bytes, bytes | memoryview]:
-    """The tag of the list that they are, and their bytes."""
+    """Returns the tag of the list for an array of numbers, and the packed numbers."""
     if value.dtype.kind == "f" and value.dtype.itemsize == 4:
-        # Fixed32 is little-endian on the wire.
+        # The wire format is little-endian.
         value = value.astype("<f4", copy=False)
         return _FLOAT_LIST, value.tobytes() if value.nbytes < _LARGE_BYTES else np.ravel(value).view(np.uint8).data
     if value.dtype.kind not in "iu":
-        raise TypeError(f"An array of dtype {value.dtype} has no place in an Example, expected float32 or int64.")
+        raise TypeError(f"An Example cannot hold an array of dtype {value.dtype}, expected float32 or int64.")
     return _INT64_LIST, encode_varints(value.ravel())
 
 
-def _decode_value(kind: int, message: memoryview) -> Value:
+def _decode_value(kind: int, message: memoryview) -> Values:
     if kind == 1:
         return [bytes(item) for _, item in _fields(message, {1})]
     ((_, packed),) = _fields(message, {1})
@@ -133,11 +152,14 @@ def _decode_value(kind: int, message: memoryview) -> Value:
 
 
 def encode_varints(values: Array) -> bytes:
-    """int64 numbers as base-128 varints, seven bits a byte, lowest first; a negative number takes ten bytes."""
+    """Returns the base-128 varints of int64[values]: seven bits in each byte, lowest first.
+
+    A negative number takes ten bytes.
+    """
     unsigned = values.astype(np.int64, copy=False).view(np.uint64)
-    if len(unsigned) > _VARINTS:  # eighty bytes a number, while it is made
-        parts = range(0, len(unsigned), _VARINTS)
-        return b"".join([encode_varints(values[start : start + _VARINTS]) for start in parts])
+    if len(unsigned) > _MAX_VARINTS:
+        parts = range(0, len(unsigned), _MAX_VARINTS)
+        return b"".join([encode_varints(values[start : start + _MAX_VARINTS]) for start in parts])
     if not len(unsigned) or unsigned.max() < 128:
         return unsigned.astype(np.uint8).tobytes()
     groups = unsigned[:, None] >> _SEVEN_BITS
@@ -149,10 +171,10 @@ def encode_varints(values: Array) -> bytes:
 
 
 def decode_varints(data: bytes | memoryview) -> Array:
-    """int64 numbers from base-128 varints.
+    """Returns int64[values] from base-128 varints.
 
     Raises:
-        ValueError: the last number is cut off, or one is longer than ten bytes.
+        ValueError: The last number is cut off, or a number is longer than ten bytes.
     """
     septets = np.frombuffer(data, np.uint8)
     if not len(septets):
@@ -172,7 +194,7 @@ def decode_varints(data: bytes | memoryview) -> Array:
 
 @functools.cache
 def _sort_key(name: str) -> tuple[int, ...]:
-    """The order in which protobuf's own deterministic writer puts names: bytewise, but a name after its extensions.
+    """Returns the sort key of a name in protobuf's order: by bytes, but a name comes after the names that start with it.
 
     >>> sorted(["x", "x2", "w"], key=_sort_key)
     ['w', 'x2', 'x']
@@ -181,7 +203,7 @@ def _sort_key(name: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def _key(name: str) -> bytes:
+def _encode_name(name: str) -> bytes:
     return _delimited(_FIELD_1, name.encode())
 
 
@@ -200,7 +222,12 @@ def _varint(value: int) -> bytes:
 
 
 def _fields(message: memoryview, allowed: set[int]) -> list[tuple[int, memoryview]]:
-    """(field number, content) of the length-delimited fields of a message."""
+    """Returns (field number, content) of the length-delimited fields of a message.
+
+    Raises:
+        ValueError: The message has a field whose number is not in `allowed`, or a wrong size.
+        IndexError: The message ends inside the header of a field.
+    """
     fields, position = [], 0
     while position < len(message):
         tag = message[position]
@@ -217,7 +244,7 @@ def _fields(message: memoryview, allowed: set[int]) -> list[tuple[int, memoryvie
             if shift > 63:
                 raise ValueError("a size is longer than ten bytes")
         if size > len(message) - position:
-            raise ValueError(f"a field claims {size} bytes where {len(message) - position} are left")
+            raise ValueError(f"a field has a size of {size} bytes, but {len(message) - position} are left")
         fields.append((tag >> 3, message[position : position + size]))
         position += size
     return fields

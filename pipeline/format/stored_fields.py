@@ -1,4 +1,4 @@
-"""What is stored of a record by its schema: each feature, the label, and the length."""
+"""The fields that an Example stores of a record, as the schema gives them: features, label and length."""
 
 import dataclasses
 import math
@@ -10,12 +10,13 @@ from pipeline.schema.schema import Schema
 
 @dataclasses.dataclass(frozen=True)
 class StoredField:
-    """One feature of an Example, and the array that a batch makes of it.
+    """A field of an Example, and of a batch.
 
     Attributes:
         dtype: float32, int64 or string.
-        shape: Of a step's value, or of a record's.
-        padding: What a step of padding holds: of a label, that there is none.
+        shape: Shape of the value of one step, or of the record if `per_step` is false.
+        per_step: Whether there is a value for each step.
+        padding: Value of padded steps in a batch. For a label, the value that means "no label".
     """
 
     name: str
@@ -26,11 +27,12 @@ class StoredField:
 
     @property
     def width(self) -> int:
+        """Number of values for each step (or record)."""
         return math.prod(self.shape)
 
 
 def stored_fields(schema: Schema, *, labelled: bool = True) -> list[StoredField]:
-    """All fields of a record but its id."""
+    """Returns all fields of an Example except the id: features, label (if `labelled`), and length."""
     fields = [
         StoredField(
             name, feature.dtype, tuple(feature.shape), name in schema.steps, "" if feature.dtype == "string" else 0

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.format.examples import Value
 from pipeline.format.manifest import FeatureStatistics, Split
 from pipeline.format.statistics import Moments, merge_moments
 from pipeline.format.vocabulary import count_unknown
@@ -18,6 +17,7 @@ from pipeline.schema.record import (
     NO_LABEL,
     Array,
     ParsedRecord,
+    Values,
     is_missing,
     named_classes,
     num_labels,
@@ -30,7 +30,7 @@ _BLOCK_VALUES = 2**16
 _DTYPES = {"f": "float32", "i": "int64"}
 
 
-def check_example(example: dict[str, Value], schema: Schema) -> int:
+def check_example(example: dict[str, Values], schema: Schema) -> int:
     """The number of steps of a decoded Example that holds what the schema says, and nothing else.
 
     Raises:
@@ -57,7 +57,7 @@ def check_example(example: dict[str, Value], schema: Schema) -> int:
     return num_steps
 
 
-def _check_feature(name: str, values: Value, feature: Feature, number: int) -> None:
+def _check_feature(name: str, values: Values, feature: Feature, number: int) -> None:
     _check_values(name, values, feature.dtype, number)
     if isinstance(values, list):
         _check_strings(name, values, allows_nulls=feature.allows_nulls)
@@ -67,7 +67,7 @@ def _check_feature(name: str, values: Value, feature: Feature, number: int) -> N
         _check_range(name, values, MISSING_INTEGER if feature.allows_nulls else 0, feature.num_values)
 
 
-def _check_label(name: str, values: Value, label: Label, rows: int) -> None:
+def _check_label(name: str, values: Values, label: Label, rows: int) -> None:
     of_classes = label.kind in ("distribution", *MULTILABEL)
     dtype = "int64" if label.kind in (*ONE_CLASS, *MULTILABEL) else "float32"
     _check_values(name, values, dtype, rows * len(label.classes) if of_classes else rows)
@@ -85,7 +85,7 @@ def _check_label(name: str, values: Value, label: Label, rows: int) -> None:
         _check_finite(name, values, allows_nulls=label.kind == "step_regression")
 
 
-def _check_values(name: str, values: Value, dtype: str, number: int) -> None:
+def _check_values(name: str, values: Values, dtype: str, number: int) -> None:
     found = "string" if isinstance(values, list) else _DTYPES[values.dtype.kind]
     if found != dtype or len(values) != number:
         raise ValueError(f"{name}: {len(values):,} values of {found}, expected {number:,} of {dtype}")
@@ -143,7 +143,7 @@ class Contents:
         widths = schema.statistics_widths if with_moments else {}
         self._columns = {name: _Column(width) for name, width in widths.items()}
 
-    def add(self, example: dict[str, Value], num_steps: int) -> None:
+    def add(self, example: dict[str, Values], num_steps: int) -> None:
         self._lengths[num_steps] += 1
         name = self.schema.label.name
         label = None if name is None else np.asarray(example[name])

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import progress
 from pipeline.files import join, open_read, size
-from pipeline.format.examples import Value, decode_example
+from pipeline.format.examples import decode_example
 from pipeline.format.index import index_label, index_schema, read_index
 from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard, read_manifest
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
@@ -20,6 +20,7 @@ from pipeline.inspection.contents import Contents, check_example, differences
 from pipeline.inspection.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
 from pipeline.inspection.origins import Origins
 from pipeline.schema.labels import Label
+from pipeline.schema.record import Values
 from pipeline.schema.schema import Schema
 
 _INDEX_ROWS = 4096
@@ -155,7 +156,7 @@ def _index_rows(index: pa.Table) -> Iterator[_Row]:
         yield from batch.to_pylist()
 
 
-def _index_row(example: dict[str, Value], schema: Schema, offset: int, num_bytes: int, num_steps: int) -> _Row:
+def _index_row(example: dict[str, Values], schema: Schema, offset: int, num_bytes: int, num_steps: int) -> _Row:
     """What the index should have for a record, as far as the record itself says it."""
     label = None if schema.label.name is None else example[schema.label.name]
     record_id = bytes(example["id"][0]).decode()

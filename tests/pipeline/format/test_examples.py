@@ -1,4 +1,4 @@
-"""Examples are the bytes that TensorFlow would write, and give the values back."""
+"""Examples have the bytes that TensorFlow writes, and decode to the same values."""
 
 import doctest
 import json
@@ -41,7 +41,7 @@ def serialize_with_tensorflow(tf, features):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schemas_and_records())
-def test_any_record_of_any_schema_is_the_bytes_of_tensorflow_and_comes_back(tensorflow, drawn):
+def test_every_record_of_every_schema_has_the_bytes_of_tensorflow_and_decodes_to_the_same_values(tensorflow, drawn):
     schema, record = drawn
     sequence = parse_record(record, schema)
     data = encode_record(sequence, schema)
@@ -59,13 +59,13 @@ def test_any_record_of_any_schema_is_the_bytes_of_tensorflow_and_comes_back(tens
         assert same_values(decoded[name], values)
 
 
-def test_a_step_without_a_label_is_minus_one_in_ten_bytes():
+def test_the_label_of_a_step_without_a_label_is_minus_one_in_ten_bytes():
     assert encode_varints(np.array([NO_LABEL])).hex() == "ff" * 9 + "01"
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
 @example([0, 127, 128, 16383, 16384, 2**63 - 1, -(2**63), -1])
-def test_varints_of_any_int64_come_back(values):
+def test_varints_of_every_int64_decode_to_the_same_number(values):
     data = encode_varints(np.array(values, np.int64))
     assert decode_varints(data).tolist() == values
     if values:
@@ -79,8 +79,8 @@ def test_a_varint_of_more_than_ten_bytes_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, bool, object])
-def test_an_array_that_would_lose_something_is_refused(dtype):
-    with pytest.raises(TypeError, match=f"dtype {np.dtype(dtype)} has no place in an Example"):
+def test_an_array_of_another_dtype_is_refused(dtype):
+    with pytest.raises(TypeError, match=f"cannot hold an array of dtype {np.dtype(dtype)}"):
         encode_example({"x": np.array([1, 0], dtype)})
 
 
@@ -94,7 +94,7 @@ def test_the_layout_of_an_array_in_memory_does_not_matter():
 
 @settings(max_examples=300)
 @given(st.data())
-def test_any_damage_gives_values_or_a_value_error(data):
+def test_damaged_bytes_give_values_or_a_value_error(data):
     whole = encode_example({"x": np.arange(4, dtype=np.float32), "n": np.array([1, 300]), "id": [b"r"]})
     junk = data.draw(st.binary(max_size=8))
     start = data.draw(st.integers(0, len(whole)))
@@ -108,8 +108,8 @@ def test_any_damage_gives_values_or_a_value_error(data):
             assert all(isinstance(name, str) for name in values)
 
 
-def test_the_tfrecord_package_reads_the_raw_values(dataset, records):
-    # In a process of its own: importing it beside TensorFlow registers the same messages twice.
+def test_the_tfrecord_package_reads_the_same_values(dataset, records):
+    # In a separate process: this package and TensorFlow would register the same messages.
     program = """
 import glob, json, sys
 from tfrecord.reader import tfrecord_loader
@@ -140,5 +140,5 @@ for path in sys.argv[1:]:
     assert sorted(read, key=lambda r: r["id"]) == sorted(expected, key=lambda r: r["id"])
 
 
-def test_the_docstrings_tell_the_truth():
+def test_the_examples_in_docstrings_are_correct():
     assert doctest.testmod(examples, extraglobs={"np": np}).failed == 0
