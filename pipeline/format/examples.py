@@ -194,7 +194,7 @@ def decode_varints(data: bytes | memoryview) -> Array:
 
 @functools.cache
 def _sort_key(name: str) -> tuple[int, ...]:
-    """Returns the sort key of a name in protobuf's order: by bytes, but a name comes after the names that start with it.
+    """Returns the sort key of a name in protobuf's order: by bytes, but "x2", which begins with "x", comes before "x".
 
     >>> sorted(["x", "x2", "w"], key=_sort_key)
     ['w', 'x2', 'x']
