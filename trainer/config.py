@@ -1,4 +1,4 @@
-"""The configuration of a training run: what train.yaml may say, and the flags that go over it."""
+"""The configuration of a training run: the keys of train.yaml, which are also flags of `lengthwise train`."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,96 +8,132 @@ from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
 Batching = Literal["window", "bucket", "pad", "exact"]
 BATCHING_METHODS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
-# The counts of each length are enough to plan these; `window` needs the length of every record.
+# Planning these needs only the number of records of each length; `window` needs the length of every record.
 PLANNED_FROM_COUNTS = BATCHING_METHODS[1:]
 
 Strategy = Literal["auto", "one", "mirrored", "multi_worker"]
 
-# Sizes in TensorFlow are int32 or int64; no machine has more.
+# TensorFlow stores many sizes as int32.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
 
-
-# Named by the design, built by a later version.
+# Keys that the design reserves for a later version.
 PLANNED_KEYS = ("chunk_steps", "lanes")
 
 
 class TrainConfig(Document):
-    """Every field is a key of train.yaml and a flag of the same name."""
+    """The configuration of a training run. Every field is a key of train.yaml and a flag with the same name.
 
-    epochs: Annotated[int, pydantic.Field(ge=0, description="Passes over the train split.")] = 20
-    # NumPy's old generator, which Keras seeds too, takes no more.
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32, description="Of the weights, the order and dropout.")] = 0
-    batching: Annotated[Batching, pydantic.Field(description="How records are put into batches; see `plan`.")] = (
-        "window"
-    )
+    A step is a time step. The limits of a batch or an update apply to all workers together.
+
+    Raises:
+        ValueError: A key is unknown, a value is out of range, or two values exclude each other.
+    """
+
+    epochs: Annotated[int, pydantic.Field(ge=0, description="Number of passes over the train split.")] = 20
+    # Keras also seeds NumPy's legacy generator, which accepts only 32 bits.
+    seed: Annotated[
+        int,
+        pydantic.Field(
+            ge=0, lt=2**32, description="Seed of the initial weights, the order of the records and dropout."
+        ),
+    ] = 0
+    batching: Annotated[
+        Batching,
+        pydantic.Field(description="How records are grouped into batches; `lengthwise plan` compares the methods."),
+    ] = "window"
     batch_steps: Annotated[
         Positive | None,
         pydantic.Field(
-            description="Budget of padded steps of an update, all workers together; by default such that an epoch has "
-            "20 updates."
+            description="Largest number of padded steps (rows x padded length) of an update, over all workers. If "
+            "it is not set, it is chosen so that an epoch has at least 20 updates."
         ),
     ] = None
-    batch_size: Annotated[Positive | None, pydantic.Field(description="Records of an update, at most.")] = None
+    batch_size: Annotated[Positive | None, pydantic.Field(description="Largest number of records of an update.")] = None
     pad_to_multiple: Annotated[
-        Positive, pydantic.Field(description="Steps to a multiple of which batches are padded, by window and bucket.")
+        Positive,
+        pydantic.Field(description="Pad batches to a multiple of this number of steps; for window and bucket."),
     ] = 1
     pad_length: Annotated[
-        Positive | None, pydantic.Field(description="Steps, for batching pad. Evaluation reads whole records.")
+        Positive | None,
+        pydantic.Field(
+            description="Number of steps that batching pad pads to; default: the longest record. Evaluation always "
+            "reads whole records."
+        ),
     ] = None
     truncate: Annotated[
-        Literal["head", "tail"] | None, pydantic.Field(description="What is cut off records beyond pad_length.")
+        Literal["head", "tail"] | None,
+        pydantic.Field(description="End at which records longer than pad_length are cut."),
     ] = None
     units: Annotated[
-        tuple[Positive, ...], pydantic.Field(min_length=1, description="Units of each recurrent layer.")
+        tuple[Positive, ...], pydantic.Field(min_length=1, description="Number of units of each recurrent layer.")
     ] = (100, 100)
-    cell: Annotated[Literal["lstm", "gru"], pydantic.Field(description="Kind of recurrent layer.")] = "lstm"
-    bidirectional: Annotated[bool, pydantic.Field(description="Read the steps from both ends.")] = False
+    cell: Annotated[Literal["lstm", "gru"], pydantic.Field(description="Type of the recurrent layers.")] = "lstm"
+    bidirectional: Annotated[bool, pydantic.Field(description="Read the steps in both directions.")] = False
     pooling: Annotated[
         Literal["last", "mean", "max"],
-        pydantic.Field(description="What the head reads of a record's steps, for a label that is one a record."),
+        pydantic.Field(
+            description="How the outputs at all steps become one vector: last step, mean or maximum. Only for "
+            "labels per record."
+        ),
     ] = "last"
     dropout: Annotated[
-        float, pydantic.Field(ge=0, lt=1, description="Share of the units dropped after each recurrent layer.")
+        float,
+        pydantic.Field(
+            ge=0, lt=1, description="Fraction of the outputs of each recurrent layer that is dropped in training."
+        ),
     ] = 0.0
-    optimizer: Annotated[Literal["rmsprop", "adam"], pydantic.Field(description="Which one.")] = "rmsprop"
-    # Keras's default of 0.001 is slower, and on small data worse: Japanese Vowels 0.964 in 20 epochs, 0.973 with 0.002.
-    learning_rate: Annotated[float, pydantic.Field(gt=0, description="Of the optimizer.")] = 0.002
-    clip_norm: Annotated[float | None, pydantic.Field(gt=0, description="Largest global norm of the gradient.")] = None
+    optimizer: Annotated[Literal["rmsprop", "adam"], pydantic.Field(description="Optimizer.")] = "rmsprop"
+    # Keras's default of 0.001 trains slower and is worse on small data: after 20 epochs on Japanese Vowels, accuracy is
+    # 0.964 with 0.001 and 0.973 with 0.002.
+    learning_rate: Annotated[float, pydantic.Field(gt=0, description="Learning rate of the optimizer.")] = 0.002
+    clip_norm: Annotated[
+        float | None, pydantic.Field(gt=0, description="Scale the gradient down to this global norm if it is larger.")
+    ] = None
     early_stopping: Annotated[
-        Positive | None, pydantic.Field(description="Stop after so many epochs without a better validation loss.")
+        Positive | None, pydantic.Field(description="Stop after this number of epochs without a lower validation loss.")
     ] = None
     loss_scale: Annotated[
         Literal["epoch", "batch"],
-        pydantic.Field(description="epoch: every record counts the same; batch: every batch does."),
+        pydantic.Field(description="epoch: every record has the same weight in the loss; batch: every batch has."),
     ] = "epoch"
     strategy: Annotated[
         Strategy,
         pydantic.Field(
-            description="Who computes. auto: all workers of TF_CONFIG, or all GPUs of this machine, or its CPU; one: "
-            "one device; mirrored: all GPUs; multi_worker: all workers."
+            description="Devices that train. auto: all workers in TF_CONFIG if it is set, else all GPUs of this "
+            "machine, else its CPU; one: one device; mirrored: all GPUs of this machine; multi_worker: all workers in "
+            "TF_CONFIG."
         ),
     ] = "auto"
     local_workers: Annotated[
         int,
-        pydantic.Field(ge=1, le=256, description="Processes on this machine that share each update; not of a cluster."),
+        pydantic.Field(
+            ge=1, le=256, description="Number of worker processes to start on this machine, without a cluster."
+        ),
     ] = 1
     deterministic: Annotated[
         bool | None,
-        pydantic.Field(description="The same bits every time; slower on a GPU. By default where there is no GPU."),
+        pydantic.Field(
+            description="Make TensorFlow's operations deterministic, which is slower on a GPU. If it is not set: only "
+            "without a GPU."
+        ),
     ] = None
     checkpoint_minutes: Annotated[
         float,
-        pydantic.Field(gt=0, description="Minutes between checkpoints, beside those at the end of an epoch."),
+        pydantic.Field(
+            gt=0, description="Minutes between checkpoints within an epoch; the end of an epoch always saves one."
+        ),
     ] = 0.5
     checkpoint_updates: Annotated[
-        Positive | None, pydantic.Field(description="Updates between checkpoints, at most.")
+        Positive | None, pydantic.Field(description="Largest number of updates between checkpoints.")
     ] = None
     keep_checkpoints: Annotated[
-        Positive, pydantic.Field(description="How many of the last are kept; and the best.")
+        Positive, pydantic.Field(description="Number of most recent checkpoints to keep, besides the best one.")
     ] = 2
     warm_start: Annotated[
         str | None,
-        pydantic.Field(min_length=1, description="Run whose weights to begin with, where names and shapes agree."),
+        pydantic.Field(
+            min_length=1, description="Run whose weights initialize those with the same name, shape and meaning."
+        ),
     ] = None
 
     @pydantic.model_validator(mode="before")
@@ -120,16 +156,24 @@ class TrainConfig(Document):
 
 
 def make_config(values: dict[str, Any], *, origin: str = "The configuration") -> TrainConfig:
-    """A configuration of plain values.
+    """Returns the configuration with these keys and values.
+
+    Args:
+        origin: Name of the source of the values, for error messages.
 
     Raises:
-        UserError: the first thing wrong; an unknown key with the nearest known one.
+        UserError: A value is wrong or a key is unknown. The message names the first such key, and for an unknown key
+            the most similar known one.
     """
     return validate(TrainConfig, values, origin=origin)
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """What a train.yaml says, checked, without the defaults."""
+    """Returns the keys and values in a train.yaml, without the defaults.
+
+    Raises:
+        UserError: The file cannot be read, or `make_config` refuses its values.
+    """
     from pipeline.files import read_bytes
 
     values = parse_yaml(read_bytes(path), origin=path)

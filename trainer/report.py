@@ -1,4 +1,4 @@
-"""Prints what a plan, a run and an evaluation say, for people."""
+"""Prints plans, training results and evaluations as text and tables."""
 
 import sys
 from collections.abc import Sequence
@@ -11,33 +11,36 @@ from pipeline.schema.labels import class_name
 from pipeline.tables import buffered_console, print_table
 from trainer.batching.plan import Plan
 
-# The metrics for which a line has room, by the first metric of a kind of label; the others are in the file.
-_SHOWN = {
+# The metrics that fit into a table row, by the first metric of a label kind. All metrics are in the JSON file.
+_SHOWN_METRICS = {
     "accuracy": ("accuracy", "top_3_accuracy", "top_5_accuracy", "macro_f1", "expected_calibration_error"),
     "nll": ("micro_f1", "macro_f1", "exact_match", "auc", "average_precision", "expected_calibration_error"),
     "mae": ("mae", "rmse"),
 }
-_SHORT = {
+_COLUMN_TITLES = {
     "top_3_accuracy": "top 3",
     "top_5_accuracy": "top 5",
     "average_precision": "AP",
     "expected_calibration_error": "ECE",
 }
-# In a line of text, the first ones.
-_MOST_MEASURES = 4
-# Groups or raw files, and classes, of which a table stays readable.
-_MOST_PARTS = 20
-_MOST_CLASSES = 12
-# Characters of a line that are left to the counts of a table of classes.
+# Number of values in the line about the validation split.
+_MAX_VALUES = 4
+# Largest numbers of groups or raw files, and of classes, in a table.
+_MAX_PARTS = 20
+_MAX_CLASSES = 12
+# Largest width of the counts in a confusion table, in characters.
 _COUNTS_WIDTH = 85
 
 
 def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
+    """Prints a table with one row for each plan."""
     columns = ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes")
     with buffered_console() as console:
         console.print(f"{dataset}: an epoch of {split}, {plans[0].records:,} records, {plans[0].steps:,} steps")
-        print_table(console, "Ways of batching", columns, map(_plan_row, plans))
-        console.print("\nbudget and padded steps: time steps, padding included; useful: the share that is no padding")
+        print_table(console, "Batching methods", columns, map(_plan_row, plans))
+        console.print(
+            "\nbudget and padded steps: time steps, including padding; useful: the share of steps that are not padding"
+        )
 
 
 def _plan_row(plan: Plan) -> tuple[str, ...]:
@@ -54,6 +57,7 @@ def _plan_row(plan: Plan) -> tuple[str, ...]:
 
 
 def print_result(result: dict[str, Any], output: str) -> None:
+    """Prints the contents of result.json; `output` is the run's folder."""
     print(
         f"{output}: {_count(result['epochs'], 'epoch')}, {_count(result['updates'], 'update')}, "
         f"{_count(result['parameters'], 'parameter')}, "
@@ -61,35 +65,40 @@ def print_result(result: dict[str, Any], output: str) -> None:
     )
     if result["validation"] is not None:
         values = {"loss": result["validation"]["loss"], **result["validation"]["metrics"]}
-        told = [f"{name} {_number(value)}" for name, value in values.items()][:_MOST_MEASURES]
-        print(f"validation after the last epoch: {', '.join(told)}")
+        shown = [f"{name} {_number(value)}" for name, value in values.items()][:_MAX_VALUES]
+        print(f"validation after the last epoch: {', '.join(shown)}")
     if result["best_epoch"] is not None:
         print(f"best by validation loss: epoch {result['best_epoch']}")
     print(f"weights sha256 {result['weights_sha256']}")
 
 
 def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
+    """Prints the contents of evaluation-<split>.json; `run` is the run's folder. Notes go to stderr."""
     if evaluation["dataset_changed"]:
-        print("Note: this is not the dataset that the run was trained on (another fingerprint).", file=sys.stderr)
+        print("Note: this is not the dataset that the run was trained on (the fingerprints differ).", file=sys.stderr)
     for name in evaluation["vocabularies_changed"]:
-        print(f"Note: the dataset has another vocabulary of {name}; the run's own was used.", file=sys.stderr)
+        print(
+            f"Note: the dataset has a different vocabulary for {name}; the vocabulary of the run was used.",
+            file=sys.stderr,
+        )
     metrics = evaluation["metrics"]
-    shown = [name for name in _SHOWN[next(iter(metrics))] if name in metrics]
+    shown = [name for name in _SHOWN_METRICS[next(iter(metrics))] if name in metrics]
     with buffered_console() as console:
         console.print(f"{run}: {evaluation['checkpoint']} checkpoint")
-        _print_parts(console, f"Split {evaluation['split']}", "steps", _bands(evaluation), shown)
+        _print_parts(console, f"Split {evaluation['split']}", "steps", _length_bands(evaluation), shown)
         for name in ("group", "source"):
             _print_largest(console, evaluation, name, shown)
         _print_confusion(console, evaluation.get("confusion"))
-        told = [f"{_SHORT[name]}: {name.replace('_', ' ')}" for name in shown if _SHORT.get(name, "").isupper()]
-        console.print("\n" + "; ".join([*told, f"all metrics: evaluation-{evaluation['split']}.json"]))
+        abbreviated = [name for name in shown if _COLUMN_TITLES.get(name, "").isupper()]
+        notes = [f"{_COLUMN_TITLES[name]}: {name.replace('_', ' ')}" for name in abbreviated]
+        console.print("\n" + "; ".join([*notes, f"all metrics: evaluation-{evaluation['split']}.json"]))
 
 
-# Part by its title -> the numbers of it.
+# (title, loss and metrics) of each part of a split.
 _Parts: TypeAlias = list[tuple[str, dict[str, Any]]]
 
 
-def _bands(evaluation: dict[str, Any]) -> _Parts:
+def _length_bands(evaluation: dict[str, Any]) -> _Parts:
     def title(first: int, last: int) -> str:
         return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
@@ -101,14 +110,14 @@ def _print_largest(console: Console, evaluation: dict[str, Any], name: str, show
     parts = evaluation.get(f"by_{name}")
     if parts is None:
         return
-    rows = [("unknown" if part[name] is None else part[name], part) for part in parts[:_MOST_PARTS]]
+    rows = [("unknown" if part[name] is None else part[name], part) for part in parts[:_MAX_PARTS]]
     total = len(parts) + evaluation[f"{name}s_left_out"]
-    title = f"By {name}" + (f", the {len(rows)} with the most records of {total:,}" if total > len(rows) else "")
+    title = f"By {name}" + (f", the {len(rows)} of {total:,} with the most records" if total > len(rows) else "")
     _print_parts(console, title, name, rows, shown)
 
 
 def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: Sequence[str]) -> None:
-    columns = (name, "records", "loss", *(_SHORT.get(metric, metric) for metric in shown))
+    columns = (name, "records", "loss", *(_COLUMN_TITLES.get(metric, metric) for metric in shown))
     rows = (
         (part, f"{found['records']:,}", _number(found["loss"]), *(_number(found["metrics"][m]) for m in shown))
         for part, found in parts
@@ -117,10 +126,10 @@ def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: 
 
 
 def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None:
-    if confusion is None or len(confusion["classes"]) > _MOST_CLASSES:
+    if confusion is None or len(confusion["classes"]) > _MAX_CLASSES:
         return
     classes = ["other" if name is None else class_name(name) for name in confusion["classes"]]
-    counts, title = np.array(confusion["counts"]), "Labels (a row each), and what was predicted (a column each)"
+    counts, title = np.array(confusion["counts"]), "Confusion (rows: labels, columns: predictions)"
     if len(classes) * (len(str(counts.max())) + 3) > _COUNTS_WIDTH:
         counts, title = np.rint(counts / 1000).astype(np.int64), f"{title}, in thousands"
     rows = [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)]
@@ -131,5 +140,5 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

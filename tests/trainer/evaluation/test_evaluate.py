@@ -218,7 +218,7 @@ def test_the_largest_groups_are_printed(grouped, capsys):
     status, out, _ = datasets.call(capsys, "evaluate", run, dataset)
     found = json.loads((run / "evaluation-test.json").read_text())
     assert status == 0 and len(found["by_group"]) > 20
-    assert f"By group, the 20 with the most records of {len(found['by_group'])}" in out
+    assert f"By group, the 20 of {len(found['by_group'])} with the most records" in out
     printed = [line.split()[:3] for line in out.splitlines() if line.startswith(" person ")]
     assert printed == [[*part["group"].split(), str(part["records"])] for part in found["by_group"][:20]]
     assert "By source\n" in out and all(len(line) <= 100 for line in out.splitlines())
@@ -247,7 +247,7 @@ def test_the_vocabulary_of_the_run_serves_and_another_in_the_data_is_a_note(tmp_
     assert after["confusion"] == before["confusion"]
     status, _, err = datasets.call(capsys, "evaluate", run_of(kind), changed.path)
     assert status == 0
-    assert "Note: the dataset has another vocabulary of word; the run's own was used." in err
+    assert "Note: the dataset has a different vocabulary for word; the vocabulary of the run was used." in err
 
 
 def test_a_run_is_evaluated_wherever_it_was_moved(tmp_path):
@@ -261,7 +261,7 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
     other = datasets.make(tmp_path, records).path
     status, _, err = datasets.call(capsys, "evaluate", run_of("class"), other)
     assert status == 0
-    assert err == ["Note: this is not the dataset that the run was trained on (another fingerprint)."]
+    assert err == ["Note: this is not the dataset that the run was trained on (the fingerprints differ)."]
     assert evaluate(run_of("class"), other)["dataset_changed"] is True
 
 
