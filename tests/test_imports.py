@@ -23,12 +23,12 @@ MAY_IMPORT = {
     "pipeline.beam": {"pipeline.schema", "pipeline.raw", "pipeline.format", "pipeline.shuffle", "pipeline.build"},
     "pipeline.inspection": {"pipeline.schema", "pipeline.format", "pipeline.shuffle"},
     "trainer.config": set(),
-    "trainer.devices": set(),
+    "trainer.devices": {"trainer.config"},
     "trainer.data": {*CONTRACT},
     "trainer.batching": {*CONTRACT, "trainer.config", "trainer.data"},
     "trainer.reading": {*CONTRACT, "trainer.config", "trainer.data", "trainer.batching"},
     "trainer.model": {*CONTRACT, "trainer.config", "trainer.data"},
-    "trainer.runs": {*CONTRACT, "trainer.config", "trainer.data", "trainer.model"},
+    "trainer.runs": {*CONTRACT, "trainer.config", "trainer.devices", "trainer.data", "trainer.model"},
 }
 MAY_IMPORT["trainer.evaluation"] = MAY_IMPORT["trainer.runs"] | {"trainer.batching", "trainer.reading", "trainer.runs"}
 MAY_IMPORT["trainer.training"] = MAY_IMPORT["trainer.evaluation"] | {"trainer.devices", "trainer.evaluation"}

@@ -1,4 +1,4 @@
-"""Starts the workers of a run as processes of this machine, gathers what they say, and ends them together."""
+"""Runs the workers of a training run as processes of this machine."""
 
 import contextlib
 import json
@@ -11,58 +11,50 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeAlias
 
 _SCRIPT = pathlib.Path(__file__).parents[2] / "lengthwise.py"
-# Tells a worker that its standard input ends when the process that started it does.
-_STARTED = "LENGTHWISE_LOCAL_WORKER"
-# Seconds that the others have to end by themselves once one has: they wait for it in vain then.
-_GRACE = 5.0
-# Seconds to save the run in, after SIGTERM.
-_SAVING = 30.0
+# Set in the environment of a worker: its standard input is closed when its parent process ends.
+_HAS_PARENT = "LENGTHWISE_LOCAL_WORKER"
+_POLL_SECONDS = 0.05
+# Time for the other workers to end after one has failed, and after SIGINT. They cannot continue without it.
+_GRACE_SECONDS = 5.0
+# Time to save the run after SIGTERM.
+_SAVE_SECONDS = 30.0
+
+_Workers: TypeAlias = Sequence[subprocess.Popen[bytes]]
 
 
 def run_local_workers(count: int, arguments: Sequence[str]) -> int:
-    """Runs `lengthwise` with these arguments in so many processes that TF_CONFIG tells of each other.
+    """Runs `lengthwise` with these arguments in `count` processes, connected by TF_CONFIG, and returns an exit status.
 
-    What the chief says goes where this process's output goes, what the others say to stderr, each line with its
-    worker's number. SIGTERM and SIGINT are passed on. Returns the status of the first that failed, or 0.
+    The output of the chief (worker 0) goes to the output of this process. The stderr of the other workers goes to
+    stderr, each line with the number of the worker. SIGTERM and SIGINT are forwarded to the workers.
+
+    Returns:
+        0 if all workers succeeded, else the status of the worker that `_find_culprit` returns.
     """
     addresses = [f"localhost:{port}" for port in free_ports(count)]
-    # Together they have as many threads as one process would.
-    environment = {"TF_NUM_INTRAOP_THREADS": str(max(1, count_cores() // count))} | os.environ | {_STARTED: "1"}
     workers: list[subprocess.Popen[bytes]] = []
-    with _passed_on(workers) as heard:
-        for index in range(count):
-            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            others: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if index else {}
-            command = [sys.executable, str(_SCRIPT), *arguments]
-            config = environment | {"TF_CONFIG": json.dumps(task)}
-            # In a group of its own: a terminal's Ctrl-C would come twice, from there and from here.
-            workers.append(subprocess.Popen(command, env=config, stdin=subprocess.PIPE, process_group=0, **others))
-        relays = [threading.Thread(target=_relay, args=(number, worker)) for number, worker in enumerate(workers)][1:]
+    with _forward_signals(workers) as received:
+        for number in range(count):
+            workers.append(_start_worker(number, addresses, arguments))
+        relays = [threading.Thread(target=_relay_stderr, args=(n, worker)) for n, worker in enumerate(workers) if n]
         for relay in relays:
             relay.start()
         try:
-            failed = _wait(workers, heard)
+            failed = _wait(workers, received)
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-            for relay in relays:
-                relay.join()
-            for worker in workers:
-                for stream in filter(None, (worker.stdin, worker.stderr)):
-                    stream.close()
-    if signal.SIGINT in heard:
+            _kill(workers, relays)
+    if signal.SIGINT in received:
         return 128 + signal.SIGINT
     if failed is None:
         return 0
     status = workers[failed].returncode
     if status < 0:
         print(
-            f"lengthwise {arguments[0]}: worker {failed} of {count} was ended by {signal.Signals(-status).name}, and "
-            "so were the others. The same command goes on from the last checkpoint.",
+            f"lengthwise {arguments[0]}: worker {failed} of {count} was killed by {signal.Signals(-status).name}, and "
+            "the others were stopped. Run the same command to resume from the last checkpoint.",
             file=sys.stderr,
         )
         return 128 - status
@@ -70,60 +62,104 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def exit_with_parent() -> None:
-    """In a process that `run_local_workers` started: lets it end when that one does, however it ends."""
-    if os.environ.get(_STARTED):
-        threading.Thread(target=_wait_for_starter, daemon=True).start()
+    """Ends this process when its parent ends, for whatever reason, if `run_local_workers` started it."""
+    if os.environ.get(_HAS_PARENT):
+        threading.Thread(target=_exit_after_stdin, daemon=True).start()
 
 
-def _wait_for_starter() -> None:
-    while os.read(0, 1):  # not by sys.stdin, whose lock a thread must not hold when Python ends
+def _exit_after_stdin() -> None:
+    while os.read(0, 1):  # not sys.stdin: a thread must not hold its lock when Python shuts down
         pass
     os._exit(1)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]], heard: Sequence[int]) -> int | None:
-    """Waits until all have ended, or one has failed and the others had their grace; gives the one to blame.
+def _start_worker(number: int, addresses: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    # Together, the workers use as many threads as one process would.
+    threads = {"TF_NUM_INTRAOP_THREADS": str(max(1, count_cores() // len(addresses)))}
+    task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if number else {}
+    return subprocess.Popen(
+        [sys.executable, str(_SCRIPT), *arguments],
+        env=threads | os.environ | {_HAS_PARENT: "1", "TF_CONFIG": json.dumps(task)},
+        stdin=subprocess.PIPE,
+        # With a process group of its own, a worker receives Ctrl-C only once: from this process, not from the terminal.
+        process_group=0,
+        **streams,
+    )
 
-    That is the first that failed, or the chief if it ended by itself meanwhile: the others only hear of its reasons.
+
+def _wait(workers: _Workers, received: Sequence[int]) -> int | None:
+    """Waits until all workers have ended or a deadline has passed. Returns the result of `_find_culprit`.
+
+    There are three states. "running" has no deadline. "stopping" begins when a signal was received. "failed" begins
+    when a worker has failed; it replaces the deadline of "stopping".
     """
-    failed, deadline = None, float("inf")
+    state: Literal["running", "stopping", "failed"] = "running"
+    first_failed, deadline = None, float("inf")
     while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        if failed is None:
-            failed = next((number for number, worker in enumerate(workers) if worker.poll()), None)
-            deadline = deadline if failed is None else time.monotonic() + _GRACE
-        if heard and deadline == float("inf"):
-            deadline = time.monotonic() + (_GRACE if signal.SIGINT in heard else _SAVING)
-    if (workers[0].poll() or 0) > 0 and (failed is None or (workers[failed].poll() or 0) > 0):
+        time.sleep(_POLL_SECONDS)
+        if state != "failed":
+            first_failed = _find_failed(workers)
+            if first_failed is not None:
+                state, deadline = "failed", time.monotonic() + _GRACE_SECONDS
+        if state == "running" and received:
+            seconds = _GRACE_SECONDS if signal.SIGINT in received else _SAVE_SECONDS
+            state, deadline = "stopping", time.monotonic() + seconds
+    return _find_culprit(workers, first_failed)
+
+
+def _find_failed(workers: _Workers) -> int | None:
+    return next((number for number, worker in enumerate(workers) if worker.poll()), None)
+
+
+def _find_culprit(workers: _Workers, first_failed: int | None) -> int | None:
+    """Returns the number of the worker whose failure is reported, or None if none has failed.
+
+    This is the worker that failed first. But if a status above 0 ended both that worker and the chief, it is the chief:
+    the error of another worker may be only a consequence of the chief's.
+    """
+    was_killed = first_failed is not None and (workers[first_failed].poll() or 0) < 0
+    if (workers[0].poll() or 0) > 0 and not was_killed:
         return 0
-    return failed if failed is not None else next((n for n, worker in enumerate(workers) if worker.poll()), None)
+    return _find_failed(workers) if first_failed is None else first_failed
+
+
+def _kill(workers: _Workers, relays: Sequence[threading.Thread]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    for relay in relays:
+        relay.join()
+    for worker in workers:
+        for stream in filter(None, (worker.stdin, worker.stderr)):
+            stream.close()
 
 
 @contextlib.contextmanager
-def _passed_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Sends the workers what this process is told by a signal, and gives the signals that came."""
-    heard: list[int] = []
+def _forward_signals(workers: _Workers) -> Iterator[list[int]]:
+    """Forwards SIGTERM and SIGINT to the workers inside the block. Yields the list of received signals."""
+    received: list[int] = []
 
-    def send(number: int, _: Any) -> None:
-        heard.append(number)
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.send_signal(number)
 
-    before = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield heard
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _relay(number: int, worker: subprocess.Popen[bytes]) -> None:
+def _relay_stderr(number: int, worker: subprocess.Popen[bytes]) -> None:
     stream: IO[bytes] | None = worker.stderr
     assert stream is not None
     for line in stream:
@@ -132,9 +168,9 @@ def _relay(number: int, worker: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Returns `count` ports of this machine that no process listens on."""
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in found]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]

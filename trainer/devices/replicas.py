@@ -1,4 +1,4 @@
-"""Finds who computes a run: the devices of this process, and the other workers that TF_CONFIG tells of."""
+"""Finds the replicas that train together: the devices of this process, and the other workers in TF_CONFIG."""
 
 import contextlib
 import dataclasses
@@ -12,17 +12,19 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from trainer.config import Strategy
+from trainer.devices.tensorflow_setup import first_line
 
 TF_CONFIG = "TF_CONFIG"
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """The replicas of a model that are trained together, seen from one process.
+    """The replicas of a model that are trained together, as seen from one worker process.
 
     Attributes:
-        num_workers: Processes; this one is number `worker`, and number 0 is the chief, who alone writes.
-        num_replicas: Of all workers together; those of this one are `first_replica` and the next ones.
+        strategy: TensorFlow's strategy, which runs a function on each replica.
+        num_workers: Number of worker processes.
+        worker: Number of this process, from 0. Worker 0 is the chief, the only one that writes files.
     """
 
     strategy: tf.distribute.Strategy
@@ -35,18 +37,24 @@ class Replicas:
 
     @property
     def num_replicas(self) -> int:
+        """Number of replicas of all workers."""
         return self.strategy.num_replicas_in_sync
 
     @property
     def num_local_replicas(self) -> int:
+        """Number of replicas of this worker."""
         return self.num_replicas // self.num_workers
 
     @property
     def first_replica(self) -> int:
+        """Number of this worker's first replica; its other replicas have the numbers that follow."""
         return self.worker * self.num_local_replicas
 
     def broadcast(self, value: Any = None) -> Any:
-        """What the chief passes, on all workers: anything that JSON can say. Waits until all of them are here."""
+        """Returns the value that the chief passes, which must be serializable as JSON, on every worker.
+
+        Every worker must call this; each waits for all others.
+        """
         if self.num_workers == 1:
             return value
         data = np.frombuffer(json.dumps(value).encode() if self.is_chief else b"", np.uint8).astype(np.int32)
@@ -54,38 +62,45 @@ class Replicas:
         return json.loads(self._sum(data if self.is_chief else np.zeros(size, np.int32)).astype(np.uint8).tobytes())
 
     def any_worker(self, value: bool) -> bool:
-        """Whether it is true on one of the workers at least. Waits until all of them are here."""
+        """Returns whether the value is true on at least one worker.
+
+        Every worker must call this; each waits for all others.
+        """
         return value if self.num_workers == 1 else bool(self._sum(np.array([value], np.int32))[0])
 
     def _sum(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """int32[n] of each worker, added up."""
-        return self._add(tf.constant(values)).numpy()
+        """Returns the sum of int32[n] over the workers."""
+        return self._all_reduce(tf.constant(values)).numpy()
 
     @functools.cached_property
-    def _add(self) -> Any:
-        def one(values: tf.Tensor) -> tf.Tensor:
+    def _all_reduce(self) -> Any:
+        def reduce_on_replica(values: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             is_first = tf.get_static_value(context.replica_id_in_sync_group) == self.first_replica
-            mine = tf.identity(values) if is_first else tf.zeros_like(values)
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+            own = tf.identity(values) if is_first else tf.zeros_like(values)  # each worker's values count once
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False, jit_compile=False)
-        def add(values: tf.Tensor) -> tf.Tensor:
-            return self.strategy.experimental_local_results(self.strategy.run(one, (values,)))[0]
+        def all_reduce(values: tf.Tensor) -> tf.Tensor:
+            return self.strategy.experimental_local_results(self.strategy.run(reduce_on_replica, (values,)))[0]
 
-        return add
+        return all_reduce
 
 
 def find_replicas(strategy: Strategy) -> Replicas:
-    """The team by `--strategy`. Call it before anything else of TensorFlow, as its collectives demand.
+    """Returns the replicas that `--strategy` selects.
 
-    auto: every worker that TF_CONFIG tells of; or with none, every GPU of this machine; or its one device.
+    Call this before any other use of TensorFlow: its collective operations require that.
+
+    Args:
+        strategy: "auto" selects every worker in TF_CONFIG if it is set, else every GPU of this machine, else its CPU.
+            "one" selects one device, "mirrored" every GPU of this machine, "multi_worker" every worker in TF_CONFIG.
 
     Raises:
-        UserError: TF_CONFIG or the devices are not what the strategy needs.
+        UserError: TF_CONFIG or the devices do not match the strategy.
     """
     for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # it is in use already, as it was set up
+        with contextlib.suppress(RuntimeError):  # the GPU is already in use, and keeps its settings
             tf.config.experimental.set_memory_growth(gpu, True)
     cluster = _read_cluster()
     if strategy == "auto":
@@ -97,49 +112,53 @@ def find_replicas(strategy: Strategy) -> Replicas:
         return _multi_worker(cluster)
     if cluster is not None and cluster[0] > 1:
         raise UserError(
-            f"--strategy {strategy} trains in one process, but {TF_CONFIG} tells of {cluster[0]} workers, which would "
-            "all write. Choose --strategy auto, or unset it."
+            f"--strategy {strategy} trains in one process, but {TF_CONFIG} lists {cluster[0]} workers, and each of "
+            f"them would write into the run. Use --strategy auto, or unset {TF_CONFIG}."
         )
     if strategy == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return Replicas(_mirrored(tuple(device.name for device in devices)))
+        return Replicas(_mirrored_strategy(tuple(device.name for device in devices)))
     return Replicas(tf.distribute.get_strategy())
 
 
-# One of each a process: a new one numbers its collectives from the start again, and they meet those of the old one.
+# A process makes each strategy once. A second one would number its collective operations from the start again, so that
+# they would meet those of the first.
 @functools.cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
 @functools.cache
-def _of_all_workers() -> tf.distribute.Strategy:
+def _multi_worker_strategy() -> tf.distribute.Strategy:
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _multi_worker(cluster: tuple[int, int] | None) -> Replicas:
     if cluster is None:
         raise UserError(
-            f"--strategy multi_worker needs {TF_CONFIG}, which is not set. A cluster sets it on each host; on this "
-            "machine alone, --local_workers N does."
+            f"--strategy multi_worker needs {TF_CONFIG}, which is not set. A cluster sets it on each host; on a single "
+            "machine, --local_workers N does."
         )
     try:
-        strategy = _of_all_workers()
+        strategy = _multi_worker_strategy()
     except tf.errors.UnknownError as error:
         raise UserError(
-            f"The workers cannot be joined: {error.message.splitlines()[0]}. The port of this worker in {TF_CONFIG} "
-            "may be in use: wait until what was there before has ended, or name another."
+            f"The workers cannot connect: {first_line(error)}. The port of this worker in {TF_CONFIG} may be in use: "
+            "wait until the process that uses it has ended, or choose another port."
         ) from None
     except RuntimeError as error:
         raise UserError(
-            f"The workers cannot be joined: {str(error).splitlines()[0]} In Python, call train before anything else "
-            "of TensorFlow."
+            f"The workers cannot connect: {first_line(error)}. In Python, call train before any other use of "
+            "TensorFlow."
         ) from None
     return Replicas(strategy, *cluster)
 
 
 def _read_cluster() -> tuple[int, int] | None:
-    """(workers, number of this one) by TF_CONFIG, the chief being number 0; None where it is not set."""
+    """Returns (number of workers, number of this worker) from TF_CONFIG, or None if it is not set.
+
+    The chief has the number 0.
+    """
     text = os.environ.get(TF_CONFIG)
     if not text:
         return None
@@ -149,12 +168,13 @@ def _read_cluster() -> tuple[int, int] | None:
             raise ValueError
         cluster = {name: len(addresses) for name, addresses in config["cluster"].items()}
         kind, index = config["task"]["type"], int(config["task"]["index"])
-        before = {"chief": 0, "worker": cluster.get("chief", 0)}[kind]
+        first = {"chief": 0, "worker": cluster.get("chief", 0)}[kind]
         if not 0 <= index < cluster[kind] or cluster.get("chief", 0) > 1 or set(cluster) - {"chief", "worker"}:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{TF_CONFIG} is {text!r}, expected a cluster of workers (and at most one chief) and this task, as in "
-            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+            f"{TF_CONFIG} is {text!r}, expected a cluster of workers (with at most one chief) and the task of this "
+            'process, for example {"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", '
+            '"index": 0}}'
         ) from None
-    return sum(cluster.values()), before + index
+    return sum(cluster.values()), first + index

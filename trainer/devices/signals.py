@@ -1,4 +1,4 @@
-"""Hears SIGTERM, so that a run ends after the update it is at, with all of it saved."""
+"""Handles SIGTERM, so that training saves the run and ends after the current update."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ from pipeline.errors import UserError
 
 
 class Preempted(UserError):
-    """The run was told to stop, and did so with a checkpoint; the same command goes on."""
+    """SIGTERM stopped the run after a checkpoint. The same command resumes it."""
 
-    status = 75  # EX_TEMPFAIL of sysexits.h: try again
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 @contextlib.contextmanager
-def _on_sigterm(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has a function hear SIGTERM in the block; what heard it before hears it again after.
+def _handle_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Calls `handler` on SIGTERM inside the block, and restores the previous handler after it.
 
-    Only a process's main thread may listen: in another, nothing is ever heard.
+    Only the main thread of a process can set a handler. In another thread, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, hear)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -35,30 +35,40 @@ def _on_sigterm(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the process with the same status where no `StopSignal` listens: nothing is there to save."""
+    """Ends the process with the status of `Preempted` on SIGTERM inside the block.
+
+    A `StopSignal` inside the block takes over while it is active. Outside of it there is nothing to save.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
-        told = b"lengthwise train: SIGTERM before or after all updates: nothing to save. The same command goes on.\n"
-        os.write(2, told)
+        message = (
+            b"lengthwise train: SIGTERM came before the first or after the last update: nothing to save. "
+            b"Run the same command again to continue.\n"
+        )
+        os.write(2, message)
         os._exit(Preempted.status)
 
-    with _on_sigterm(end):
+    with _handle_sigterm(end):
         yield
 
 
 class StopSignal:
-    """Whether SIGTERM came while the block runs."""
+    """A context manager that records whether SIGTERM was received inside its block.
+
+    Attributes:
+        received: Whether SIGTERM was received.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
 
     def __enter__(self) -> Self:
-        self._listening = _on_sigterm(self._hear)
-        self._listening.__enter__()
+        self._handler = _handle_sigterm(self._receive)
+        self._handler.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._listening.__exit__(*error)
+        self._handler.__exit__(*error)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True

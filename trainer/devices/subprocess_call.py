@@ -1,4 +1,4 @@
-"""Calls a function in a fresh Python process that sees no GPU, and gives back what it returned."""
+"""Calls a function in a new Python process without GPUs, and returns its result."""
 
 import importlib
 import json
@@ -10,21 +10,27 @@ import sys
 from typing import Any
 
 from pipeline.errors import UserError
-from trainer.devices.tensorflow_setup import LOG_LEVEL, QUIET, start_tensorflow
+from trainer.devices.tensorflow_setup import LOG_LEVEL, QUIET, first_line, start_tensorflow
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def call_in_subprocess(function: str, *arguments: Any) -> Any:
-    """What `function` ("module:name") returns; that and the arguments are values as JSON has them.
+    """Returns the result of a function that runs in a new process.
+
+    Args:
+        function: "module:name".
+        arguments: Arguments of the function. These and its result must be serializable as JSON.
 
     Raises:
-        UserError: the function raised one, or its process died.
+        UserError: The function raised a UserError, or the process ended without a result.
     """
-    # -P and our own root first: a stranger's `trainer` in the folder where we are called is not ours.
+    # With -P and our root first, Python does not import another `trainer` from the current folder.
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
-    if environment.get(LOG_LEVEL) == QUIET:  # ours, from this process: the new one holds back a little more itself
+    # If this process has set the log level, the new one must not inherit it: it would then not buffer the messages
+    # that TensorFlow writes before its logging is set up.
+    if environment.get(LOG_LEVEL) == QUIET:
         del environment[LOG_LEVEL]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "trainer.devices.subprocess_call", function, json.dumps(arguments)],
@@ -37,13 +43,16 @@ def call_in_subprocess(function: str, *arguments: Any) -> Any:
         if "error" in answer:
             raise UserError(answer["error"])
         return answer["result"]
-    died = done.returncode < 0
-    how = f"was ended by {signal.Signals(-done.returncode).name}" if died else f"ended with status {done.returncode}"
-    hint = "A file that it read may be damaged, or memory was short." if died else "What is above says why."
-    raise UserError(f"A process of its own, which was to call {function}, {how}. {hint}")
+    if done.returncode < 0:
+        end = f"was killed by {signal.Signals(-done.returncode).name}"
+        hint = "A file that it read may be damaged, or memory may have run out."
+    else:
+        end, hint = f"ended with status {done.returncode}", "Its error is shown above."
+    raise UserError(f"The subprocess that called {function} {end}. {hint}")
 
 
-def _answer(function: str, arguments: list[Any]) -> dict[str, Any]:
+def _call(function: str, arguments: list[Any]) -> dict[str, Any]:
+    """Returns {"result": …}, or {"error": message} for an error that the user can fix."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -52,22 +61,22 @@ def _answer(function: str, arguments: list[Any]) -> dict[str, Any]:
         return {"result": getattr(importlib.import_module(module), name)(*arguments)}
     except UserError as error:
         return {"error": str(error)}
-    except OSError as error:  # a full disk, a missing permission
+    except OSError as error:  # for example a full disk or a missing permission
         return {"error": f"{error.filename or 'A file'}: {error.strerror or error}."}
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        return {"error": f"Out of memory, or of disk: {(str(error) or 'no more to be had').splitlines()[0]}."}
+        return {"error": f"Out of memory or disk space: {first_line(error)}."}
 
 
 def _main() -> None:
-    # The pipe is for the answer; what anything else prints goes to stderr.
+    # The pipe transports the result only, so everything else that is printed goes to stderr.
     with os.fdopen(os.dup(1), "w") as pipe:
         os.dup2(2, 1)
         function, arguments = sys.argv[1:]
-        json.dump(_answer(function, json.loads(arguments)), pipe)
+        json.dump(_call(function, json.loads(arguments)), pipe)
 
 
 if __name__ == "__main__":
     try:
         _main()
-    except KeyboardInterrupt:  # told by the process that called
+    except KeyboardInterrupt:  # the calling process reports it
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Runs TensorFlow for a command: quietly, with the same bits every time on a CPU, its errors told in a line."""
+"""Sets up TensorFlow for a command: few log messages, deterministic operations, and errors as one line."""
 
 import contextlib
 import logging
@@ -14,79 +14,91 @@ LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
 
 
 def start_tensorflow(*, deterministic: bool | None = None) -> None:
-    """Imports TensorFlow, and makes its operations deterministic as `make_deterministic` does."""
-    if LOG_LEVEL not in os.environ:  # someone who set it wants to see what there is
+    """Imports TensorFlow without its log messages, and calls `make_deterministic`."""
+    if LOG_LEVEL not in os.environ:  # a user who has set it wants to see the messages
         os.environ[LOG_LEVEL] = QUIET
-        with _stderr_aside():
+        with _buffer_stderr():
             import tensorflow  # noqa: F401
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     make_deterministic(deterministic)
 
 
-def make_deterministic(chosen: bool | None = None) -> bool:
-    """Makes TensorFlow's operations give the same bits every time; not where there is a GPU, which it slows down,
-    unless that is chosen. Returns whether it did. What is once deterministic stays so."""
+def make_deterministic(deterministic: bool | None = None) -> bool:
+    """Makes TensorFlow's operations give the same bits in every run, and returns whether it did.
+
+    This cannot be undone in the same process.
+
+    Args:
+        deterministic: By default, true if there is no GPU: deterministic operations are slower on a GPU.
+    """
     import tensorflow as tf
 
-    if chosen is None:
-        chosen = not tf.config.list_physical_devices("GPU")
-    if chosen:
+    if deterministic is None:
+        deterministic = not tf.config.list_physical_devices("GPU")
+    if deterministic:
         tf.config.experimental.enable_op_determinism()
-    return chosen
+    return deterministic
 
 
 @contextlib.contextmanager
-def explain_tensorflow_errors(dataset: str) -> Iterator[None]:
-    """Turns the errors of TensorFlow that a user can mend into one line."""
+def explain_tensorflow_errors(path: str) -> Iterator[None]:
+    """Raises a UserError with one line for each of TensorFlow's errors inside the block that a user can fix.
+
+    Args:
+        path: Dataset or run that the block reads, for the message about damaged files.
+    """
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.DataLossError as error:
-        raise UserError(f"{dataset}: damaged: {_line(error)}. `lengthwise verify` says where.") from None
+        raise UserError(f"{path}: damaged: {first_line(error)}. `lengthwise verify` shows where.") from None
     except tf.errors.ResourceExhaustedError as error:
-        raise UserError(f"Out of memory, or of disk: {_line(error)}. Try a smaller --batch_steps.") from None
+        raise UserError(f"Out of memory or disk space: {first_line(error)}. Try a smaller --batch_steps.") from None
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
-        raise _lost(error) from None
+        raise _worker_lost(error) from None
     except tf.errors.UnknownError as error:
-        # What our reader says, in the function that tf.data calls.
-        told = re.search(r"\bUserError: (.+)", str(error))
-        if told is None:
+        # A UserError of our reader, raised in the Python function that tf.data calls.
+        found = re.search(r"\bUserError: (.+)", str(error))
+        if found is None:
             raise
-        raise UserError(told[1]) from None
+        raise UserError(found[1]) from None
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
-        if "incarnation" in str(error):  # another worker was started again, and this one still knows the one before
-            raise _lost(error) from None
-        raise UserError(f"A file cannot be read or written: {_line(error)}.") from None
+        if "incarnation" in str(error):  # another worker was restarted, and this one is connected to its predecessor
+            raise _worker_lost(error) from None
+        raise UserError(f"A file cannot be read or written: {first_line(error)}.") from None
 
 
-def _lost(error: Exception) -> UserError:
+def _worker_lost(error: Exception) -> UserError:
     return UserError(
-        f"Another worker was lost: {_line(error)}. Run the same command on all of them again: the run goes on from its "
+        f"Another worker was lost: {first_line(error)}. Run the same command again on every worker to resume from the "
         "last checkpoint."
     )
 
 
-def _line(error: Exception) -> str:
-    """The first line of an error, without the names of the graph's node and operation."""
-    lines = str(getattr(error, "message", error)).splitlines()
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, without a final period and the names of the node and operation."""
+    lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
     line = next((line for line in lines if line and not line.startswith(("Graph execution", "Detected at"))), lines[0])
     return re.sub(r"^\{\{[^}]*\}\} ?| \[Op:.*$", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
-def _stderr_aside() -> Iterator[None]:
-    """Holds back what C++ writes to stderr before its logging is set up, which no setting stops; told if it fails."""
+def _buffer_stderr() -> Iterator[None]:
+    """Holds back what is written to stderr inside the block, and writes it only if the block raises an error.
+
+    TensorFlow's C++ code writes messages before its logging is set up, which no setting prevents.
+    """
     sys.stderr.flush()
     before = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            aside.seek(0)
-            os.write(before, aside.read())
+            buffer.seek(0)
+            os.write(before, buffer.read())
             raise
         finally:
             os.dup2(before, 2)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.schema.record import Array
+from trainer.devices.tensorflow_setup import first_line
 from trainer.runs.run import CHECKPOINTS, RESULT, Run
 from trainer.runs.state import State
 
@@ -65,7 +66,7 @@ class Checkpoints:
             self._checkpoint.restore(path).assert_existing_objects_matched()
             self.state = State.model_validate_json(self._text.numpy())
         except _RESTORE_ERRORS as error:
-            raise UserError(f"{path}: cannot be taken up: {_line(error)}. Begin anew with --overwrite.") from None
+            raise UserError(f"{path}: cannot be taken up: {first_line(error)}. Begin anew with --overwrite.") from None
 
     def clean(self) -> None:
         """Removes what a kill left of a checkpoint that was being written or removed."""
@@ -174,7 +175,7 @@ def _read_weights(path: str, model: keras.Model) -> list[Array]:
     try:
         return [reader.get_tensor(key) for key in keys]
     except _RESTORE_ERRORS as error:
-        raise _damaged(path, _line(error)) from None
+        raise _damaged(path, first_line(error)) from None
 
 
 def _open_weights(path: str, model: keras.Model) -> tuple[Any, list[str]]:
@@ -186,7 +187,7 @@ def _open_weights(path: str, model: keras.Model) -> tuple[Any, list[str]]:
         reader = tf.train.load_checkpoint(path)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except _RESTORE_ERRORS as error:
-        raise _damaged(path, _line(error)) from None
+        raise _damaged(path, first_line(error)) from None
     num_found = sum(key.startswith("weights/") for key in shapes)
     if num_found != len(model.weights):
         raise _damaged(path, f"it holds {num_found} weights, expected {len(model.weights)}")
@@ -222,10 +223,6 @@ def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
 
 def _number(path: str) -> int:
     return int(path.rpartition("-")[2])
-
-
-def _line(error: Exception) -> str:
-    return str(getattr(error, "message", error)).splitlines()[0].rstrip(".")
 
 
 def _folder(run: Run, name: str) -> str:

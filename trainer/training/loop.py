@@ -229,7 +229,7 @@ class Training:
         try:
             for batch in self._feed.batches(plan, epoch=epoch, first_batch=state.batch):
                 callbacks.on_train_batch_begin(state.batch)
-                sums = update(batch.parts, scale, float(self._stop.asked))
+                sums = update(batch.parts, scale, float(self._stop.received))
                 state.batch += 1
                 state.update += 1
                 line = self._journal.add(epoch, state.update, sums, batch)
@@ -285,7 +285,7 @@ class Training:
         self._save(best=is_best)
         self._progress.epoch(line)
         self._model.stop_training = self._team.broadcast(bool(self._model.stop_training))
-        if self._team.any_worker(self._stop.asked) and epoch < self._config.epochs and not self._model.stop_training:
+        if self._team.any_worker(self._stop.received) and epoch < self._config.epochs and not self._model.stop_training:
             self._leave()
 
     def _epoch_line(self, epoch: int, summary: dict[str, Any] | None) -> dict[str, Any]:
@@ -308,11 +308,11 @@ class Training:
         By the sums of the update before, for which a device that is at the next one need not be waited for.
         """
         if self._team.num_workers == 1:
-            return self._stop.asked
+            return self._stop.received
         return before is not None and float(before.leaving) > 0
 
     def _raise_if_asked(self) -> None:
-        if self._stop.asked:
+        if self._stop.received:
             raise Preempted("SIGTERM: stopped where there was nothing to save. The same command goes on.")
 
     def _leave(self) -> None:

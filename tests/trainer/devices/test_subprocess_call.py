@@ -7,7 +7,7 @@ from trainer.devices.subprocess_call import call_in_subprocess
 
 
 def test_a_process_that_dies_is_told_in_one_line(capfd):
-    with pytest.raises(UserError, match="was to call os:abort, was ended by SIGABRT. A file that it read may be dam"):
+    with pytest.raises(UserError, match="that called os:abort was killed by SIGABRT. A file that it read may be dam"):
         call_in_subprocess("os:abort")
     capfd.readouterr()
 

@@ -257,7 +257,8 @@ def test_sigterm_while_the_command_starts_ends_it_at_once(tmp_path):
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (
         75,
-        "lengthwise train: SIGTERM before or after all updates: nothing to save. The same command goes on.\n",
+        "lengthwise train: SIGTERM came before the first or after the last update: nothing to save. Run the same "
+        "command again to continue.\n",
     )
 
 
@@ -421,7 +422,11 @@ def test_what_changes_of_the_environment_is_said(tmp_path, capsys):
     file.write_text(json.dumps(begun | {"tensorflow": "2.0", "intra_op_threads": 64}))
     capsys.readouterr()
     train(dataset(), tmp_path, config)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not as this run last ran: ")]
+    told = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("The environment of this run has changed: ")
+    ]
     assert len(told) == 1
     assert f"tensorflow 2.0, now {tf.__version__}" in told[0]
     assert f"intra_op_threads 64, now {begun['intra_op_threads']}" in told[0]

@@ -28,7 +28,7 @@ from trainer.training.train import train
 # Long enough for a kill in the middle.
 SHORT = cluster.UNEVEN | {"epochs": 16, "checkpoint_updates": 5}
 LONG = SHORT | {"epochs": 30}
-LOST = "Run the same command on all of them again: the run goes on from its last checkpoint."
+LOST = "Run the same command again on every worker to resume from the last checkpoint."
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,8 +96,8 @@ def test_a_killed_worker_ends_the_others_and_the_same_command_ends_where_one_pro
         print(f"\nended {time.monotonic() - begin:.1f} s after the kill")
     assert ended.status == 128 + signal.SIGKILL
     assert ended.err.splitlines()[-1] == (
-        "lengthwise train: worker 1 of 2 was ended by SIGKILL, and so were the others. The same command goes on from "
-        "the last checkpoint."
+        "lengthwise train: worker 1 of 2 was killed by SIGKILL, and the others were stopped. Run the same command to "
+        "resume from the last checkpoint."
     )
     assert "Traceback" not in ended.err and ended.out == ""
     assert not any(map(cluster.is_alive, workers))
@@ -148,7 +148,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         finally:
             process.end()
     assert ended.status == 1
-    assert ended.err.splitlines()[-1].startswith("lengthwise train: The workers cannot be joined: Could not start gRPC")
+    assert ended.err.splitlines()[-1].startswith("lengthwise train: The workers cannot connect: Could not start gRPC")
     assert "may be in use" in ended.err.splitlines()[-1] and "Traceback" not in ended.err
 
 
@@ -189,7 +189,7 @@ def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
         os.kill(workers[0], signal.SIGKILL)
         ended = process.wait(60)
     assert ended.status == 128 + signal.SIGKILL
-    assert "worker 0 of 2 was ended by SIGKILL" in ended.err.splitlines()[-1]
+    assert "worker 0 of 2 was killed by SIGKILL" in ended.err.splitlines()[-1]
     assert not any(map(cluster.is_alive, workers))
     assert cluster.launch(cluster.uneven(), run, LONG).status == 0
     cluster.check_same(run, alone(**LONG))
@@ -220,7 +220,7 @@ def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_
         one.end()
     assert first < cluster.checkpoint_update(run) < len(cluster.updates_of(alone(**LONG)))
     ended = cluster.launch(cluster.uneven(), run, LONG)
-    assert (ended.status, "Not as this run last ran" in ended.err) == (0, True), ended.err
+    assert (ended.status, "The environment of this run has changed" in ended.err) == (0, True), ended.err
     cluster.check_same(run, alone(**LONG))
 
 
@@ -329,14 +329,14 @@ def test_what_the_chief_ends_with_is_what_the_launcher_ends_with(worker_program,
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, capfd, monkeypatch, killed):
-    monkeypatch.setattr(local_workers, "_GRACE", 0.3)
+    monkeypatch.setattr(local_workers, "_GRACE_SECONDS", 0.3)
     worker_program(f"os.kill(os.getpid(), signal.SIGKILL) if number == {killed} else time.sleep(60)")
     begin = time.monotonic()
     assert local_workers.run_local_workers(3, ["train"]) == 128 + signal.SIGKILL
     assert time.monotonic() - begin < 20
     assert capfd.readouterr().err.splitlines() == [
-        f"lengthwise train: worker {killed} of 3 was ended by SIGKILL, and so were the others. The same command goes "
-        "on from the last checkpoint."
+        f"lengthwise train: worker {killed} of 3 was killed by SIGKILL, and the others were stopped. Run the same "
+        "command to resume from the last checkpoint."
     ]
 
 
@@ -364,7 +364,8 @@ def test_no_worker_outlives_a_launcher_that_is_killed(worker_program, tmp_path):
         f"open(os.path.join({str(tmp_path)!r}, f'pid-{{os.getpid()}}'), 'w').close()\ntime.sleep(60)"
     )
     text = (
-        f"import pathlib, sys; sys.path.insert(0, {str(cluster.ROOT)!r}); from trainer import local_workers as l; "
+        f"import pathlib, sys; sys.path.insert(0, {str(cluster.ROOT)!r}); "
+        "from trainer.devices import local_workers as l; "
         f"l._SCRIPT = pathlib.Path({str(program)!r}); l.run_local_workers(2, ['train'])"
     )
     launcher = cluster.Process([sys.executable, "-c", text])
@@ -492,6 +493,6 @@ def test_workers_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
         train(path, tmp_path / "run", TrainConfig(local_workers=2))
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
-    with pytest.raises(UserError, match="--strategy one trains in one process, but TF_CONFIG tells of 2 workers"):
+    with pytest.raises(UserError, match="--strategy one trains in one process, but TF_CONFIG lists 2 workers"):
         train(path, tmp_path / "run", TrainConfig(strategy="one"))
     assert not (tmp_path / "run").exists()
