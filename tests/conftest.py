@@ -18,6 +18,14 @@ label: {name: y, kind: class, classes: [a, b, no]}
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_beam() -> None:
+    """Lets Beam build pipelines faster in this process."""
+    import quick_beam
+
+    quick_beam.install()
+
+
 @pytest.fixture(scope="session")
 def schema_text() -> str:
     return SCHEMA
