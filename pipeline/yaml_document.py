@@ -1,4 +1,4 @@
-"""Reads a document that a user writes (YAML) into a pydantic model; what is wrong comes out as one line."""
+"""Parses a YAML document into a pydantic model, and reports an error in the document as one line."""
 
 import difflib
 import json
@@ -6,16 +6,17 @@ import re
 from typing import Any, TypeVar
 
 import pydantic
+import pydantic_core
 import yaml
 
 from pipeline.errors import UserError
 
-# What later versions will read. Naming it beats "unknown key", and beats accepting and ignoring it by far.
+# For values that a later version will support. It explains more than "unknown key", and ignoring them would be worse.
 PLANNED = "is planned, but this version does not have it yet"
 
 
 class Document(pydantic.BaseModel):
-    """A model whose keys are all known: an unknown key is an error."""
+    """Base class of the models. An unknown key is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, populate_by_name=True)
 
@@ -24,25 +25,26 @@ Model = TypeVar("Model", bound=Document)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the words of YAML 1.2, so that the classes `yes`, `no`, `010` and `1:30` stay strings; no key twice.
+    """Loads YAML with the scalars of YAML 1.2, so that the classes `yes`, `no`, `010` and `1:30` stay strings.
 
-    No aliases either: a few lines of them can stand for more values than fit into any memory.
+    Duplicate keys are errors. Aliases are errors too: a few lines of them can expand to more values than memory holds.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem=f"*{event.anchor}: write it out", problem_mark=event.start_mark)
+            problem = f"the alias *{event.anchor} is not supported; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        entries = node.value if isinstance(node, yaml.MappingNode) else []  # else: `!!map word`, refused below
+        entries = node.value if isinstance(node, yaml.MappingNode) else []  # else `!!map word`, an error below
         keys = [self.construct_object(key, deep=True) for key, _ in entries]
         for key in keys:
             if isinstance(key, list | dict):
-                raise yaml.MarkedYAMLError(problem=f"a key must be a word, not {key!r}", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"a key must be a string, not {key!r}", problem_mark=node.start_mark)
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is a duplicate", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -64,13 +66,13 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str | bytes, *, origin: str) -> dict[str, Any]:
-    """The mapping that a YAML document holds.
+    """Parses a YAML document whose top level is a mapping.
 
     Raises:
-        UserError: no YAML, or no mapping; names `origin`, line and column.
+        UserError: The text is not valid YAML or not a mapping. The message has `origin`, line and column.
     """
     try:
-        document = yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes no objects
+        document = yaml.load(text, Loader=_Loader)  # a SafeLoader, which creates no Python objects
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -78,27 +80,35 @@ def parse_yaml(text: str | bytes, *, origin: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
-        raise UserError(f"{origin}: not valid YAML: nested too deep.") from None
+        raise UserError(f"{origin}: not valid YAML: nested too deeply.") from None
     if not isinstance(document, dict):
-        raise UserError(f"{origin}: holds {_show(document)}, expected keys and values (key: value).")
+        raise UserError(f"{origin}: contains {_show(document)}, expected keys and values (key: value).")
     return document
 
 
 def validate(model: type[Model], values: dict[str, Any], *, origin: str) -> Model:
-    """`values` as a `model`.
+    """Returns `values` as a `model`.
 
     Raises:
-        UserError: the first thing wrong, with the path of the key, the value and what was expected.
+        UserError: A value is wrong. The message has the path of the key, the value and what was expected.
     """
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        # An unknown key explains the "missing" one beside it, so it is told first.
-        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        raise UserError(f"{origin}: {_explain(model, values, faults[0])}") from None
+        # An unknown key is often a misspelt key, which is reported as missing too. So unknown keys come first.
+        errors = sorted(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+        raise UserError(f"{origin}: {_describe(model, values, errors[0])}") from None
 
 
-# What pydantic says of Python, said of the document.
+_ERROR_WITH_PATH = "error_with_path"
+
+
+def error_with_path(message: str) -> pydantic_core.PydanticCustomError:
+    """Returns an error for a validator to raise, whose message already has the path of the key and the value."""
+    return pydantic_core.PydanticCustomError(_ERROR_WITH_PATH, "{message}", {"message": message})
+
+
+# Messages in terms of YAML that replace pydantic's messages in terms of Python.
 _EXPECTED = {
     "tuple_type": "should be a list: [a, b]",
     "dict_type": "should be keys and values: {key: value}",
@@ -107,37 +117,40 @@ _EXPECTED = {
 }
 
 
-def _explain(model: type[Document], values: dict[str, Any], fault: Any) -> str:
-    path = ".".join(_show_key(part) for part in _key_path(fault["loc"], values))
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(model, fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+def _describe(model: type[Document], values: dict[str, Any], error: Any) -> str:
+    """Returns one line for an error of pydantic: the path of the key, the value and what was expected."""
+    path = ".".join(_show_key(part) for part in _key_path(error["loc"], values))
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
         return f"{path}: unknown key; {hint}"
-    if fault["type"] == "missing":
+    if error["type"] == "missing":
         return f"{path}: this key is missing."
-    message = _EXPECTED.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = _EXPECTED.get(error["type"]) or error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = message.removesuffix(".") + "."
-    return message if fault["type"] == "value_error" and not path else f"{path}: {_show(fault['input'])}: {message}"
+    has_path = error["type"] == _ERROR_WITH_PATH or (error["type"] == "value_error" and not path)
+    return message if has_path else f"{path}: {_show(error['input'])}: {message}"
 
 
 def _key_path(loc: tuple[Any, ...], values: Any) -> list[Any]:
-    """The parts of a fault's place that are really keys of the document (pydantic adds names of union members)."""
-    path, here = [], values
+    """Returns the parts of an error's location that are keys of the document. Pydantic adds names of union members."""
+    path, inner = [], values
     for position, part in enumerate(loc):
-        if part == "[key]":  # pydantic's word for: the key itself
+        if part == "[key]":  # pydantic's mark for an error of the key itself
             continue
         last = position == len(loc) - 1
-        if isinstance(here, dict) and (part in here or last):
+        if isinstance(inner, dict) and (part in inner or last):
             path.append(part)
-            here = here.get(part)
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            inner = inner.get(part)
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
             path.append(part)
-            here = here[part]
+            inner = inner[part]
     return path
 
 
 def _known_keys(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Returns the keys of the model at the location `loc` within `model`."""
     for part in loc:
         field = getattr(model, "model_fields", {}).get(part)
         annotation = field.annotation if field else model

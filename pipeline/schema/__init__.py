@@ -1,1 +1,1 @@
-"""What one record holds: its features, its label, and how records are split."""
+"""The schema: the features and the label of a record, and the splits of a dataset."""

@@ -1,4 +1,4 @@
-"""Features: the values that a record has for each step, or once."""
+"""Features: the input values of a record, per step or per record."""
 
 import functools
 import math
@@ -9,8 +9,8 @@ import pydantic
 from pipeline.yaml_document import Document
 
 
-def _check_unicode(value: Any) -> Any:
-    """`value`, which is no string that cannot be written down: with half of a pair of surrogates."""
+def check_unicode(value: Any) -> Any:
+    """Returns `value`. Raises ValueError for a string that has no UTF-8 encoding because of a lone surrogate."""
     try:
         str(value).encode()
     except UnicodeEncodeError:
@@ -18,7 +18,7 @@ def _check_unicode(value: Any) -> Any:
     return value
 
 
-# Lengths and positions are int32 in TensorFlow.
+# TensorFlow stores lengths and positions as int32.
 PositiveInt = Annotated[int, pydantic.Field(strict=True, ge=1, le=2**31 - 1)]
 
 
@@ -27,7 +27,7 @@ def _check_fill_value(value: Any) -> Any:
         raise ValueError("expected a number, a string, or mean")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
-    return _check_unicode(value)
+    return check_unicode(value)
 
 
 Fill = Annotated[
@@ -38,30 +38,33 @@ _MAX_FLOAT32 = float(2**128 - 2**104)
 
 
 class Feature(Document):
-    """Numbers (float32 of any shape) or categories (int64, string); one such value a step, or one a record."""
+    """A feature: numbers (float32) or categories (int64, string) of any shape, for each step or for the record."""
 
     dtype: Literal["float32", "int64", "string"]
     shape: tuple[PositiveInt, ...] = ()
     num_values: PositiveInt | None = pydantic.Field(
-        None, description="Categories: int64 values are 0 … num_values - 1; strings are hashed into as many values."
+        None,
+        description="Number of categories: int64 values are 0 … num_values - 1; strings are hashed to these.",
     )
     vocabulary: PositiveInt | None = pydantic.Field(
-        None, description="Strings: so many, the most frequent of the train split, have a value each; others share one."
+        None,
+        description="Number of strings, the most frequent of the train split, that get a category of their own. All "
+        "other strings share one category.",
     )
     missing: Literal["reject", "fill", "indicator"] = pydantic.Field(
         "reject",
-        description="A null: rejects the record; is replaced; or is replaced and told by an input of its own.",
+        description="A null rejects the record, is replaced, or is replaced and marked by an additional input.",
     )
     fill_value: Fill | None = pydantic.Field(
-        None, description="What replaces a null: a value, or `mean` (of the train split), the default of float32."
+        None, description="Value that replaces a null. `mean`, the default of float32, is the mean of the train split."
     )
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _normalize(cls, values: Any) -> Any:
-        """`missing: {fill: 0}` is `missing: fill, fill_value: 0`; of a float32, the fill value is a float, or mean.
+        """Returns one form for features that mean the same, so that they have the same fingerprint.
 
-        So that what means the same has the same fingerprint.
+        `missing: {fill: 0}` becomes `missing: fill, fill_value: 0`. For float32, the fill value is a float or `mean`.
         """
         if not isinstance(values, dict):
             return values
@@ -70,7 +73,7 @@ class Feature(Document):
             if list(missing) != ["fill"]:
                 raise ValueError(f"missing: {missing}: expected reject, indicator, fill, or {{fill: a value}}")
             if values.get("fill_value") is not None:
-                raise ValueError("fill_value: stands twice, here and inside missing; keep one")
+                raise ValueError("fill_value: is given twice, here and inside missing; keep one")
             values = values | {"missing": "fill", "fill_value": missing["fill"]}
         if values.get("dtype") == "float32" and values.get("missing") == "fill":
             fill = values.get("fill_value")
@@ -83,15 +86,15 @@ class Feature(Document):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Feature":
         if self.dtype == "float32" and self.num_values is not None:
-            raise ValueError("num_values belongs to the categories int64 and string, a float32 has none")
+            raise ValueError("num_values applies only to the dtypes int64 and string, not to float32")
         if self.dtype != "string" and self.vocabulary is not None:
-            raise ValueError(f"vocabulary belongs to the dtype string, not to {self.dtype}")
+            raise ValueError(f"vocabulary applies only to the dtype string, not to {self.dtype}")
         if self.dtype == "int64" and self.num_values is None:
-            raise ValueError("int64 is a category and needs num_values (a quantity is float32)")
+            raise ValueError("int64 is a category and needs num_values (use float32 for a quantity)")
         if self.dtype == "string" and (self.num_values is None) == (self.vocabulary is None):
             raise ValueError(
-                "string needs either vocabulary (the most frequent strings have a value each) or num_values (strings "
-                "are hashed into as many values)"
+                "string needs either vocabulary (the number of frequent strings with a category of their own) or "
+                "num_values (the number of categories that strings are hashed into)"
             )
         self._check_fill()
         return self
@@ -100,25 +103,25 @@ class Feature(Document):
         fill = self.fill_value
         if self.missing != "fill":
             if fill is not None:
-                raise ValueError(f"fill_value: {fill!r}: belongs to missing: fill, not to missing: {self.missing}")
+                raise ValueError(f"fill_value: {fill!r}: applies only to missing: fill, not to missing: {self.missing}")
         elif self.dtype == "float32":
             if fill != "mean" and not (isinstance(fill, float) and abs(fill) <= _MAX_FLOAT32):
                 raise ValueError(f"fill_value: {fill!r}: expected a number in the range of float32, or mean")
         elif self.dtype == "string":
             if fill is not None and (not isinstance(fill, str) or fill == "mean"):
-                raise ValueError(f"fill_value: {fill!r}: expected a string (of which there is no mean)")
+                raise ValueError(f"fill_value: {fill!r}: expected a string other than mean")
         elif not isinstance(fill, int) or not 0 <= fill < (self.num_values or 0):
             found = "is missing" if fill is None else repr(fill)
             raise ValueError(
                 f"fill_value: {found}: expected a value of this category, 0 to {(self.num_values or 0) - 1}"
             )
 
-    @functools.cached_property  # as below
+    @functools.cached_property  # read for every record
     def width(self) -> int:
-        """Numbers (or strings) a step, or a record: the product of `shape`."""
+        """Number of values per step, or per record: the product of `shape`."""
         return math.prod(self.shape)
 
     @property
     def allows_nulls(self) -> bool:
-        """Whether a null is a missing value, and no fault."""
+        """Whether a null is a missing value rather than an error."""
         return self.missing != "reject"

@@ -2,19 +2,20 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from pipeline.schema.features import Feature, _check_unicode
-from pipeline.yaml_document import Document
+from pipeline.schema.features import Feature, check_unicode
+from pipeline.yaml_document import Document, error_with_path
 
 
 def _check_class(name: Any) -> Any:
-    # Said here, so that a fault is not explained by one member of the union.
+    # Checked before the union, whose own message would describe only one of its members.
     if not isinstance(name, bool | int | str):
-        raise ValueError("a class should be a word, a whole number, true or false")
-    return _check_unicode(name)
+        raise ValueError("a class should be a string, an integer, true or false")
+    return check_unicode(name)
 
 
 ClassName = Annotated[
@@ -25,7 +26,7 @@ LabelKind = Literal[
     "class", "distribution", "multilabel", "regression", "step_class", "step_multilabel", "step_regression"
 ]
 
-# Kinds whose label is one class of several.
+# Kinds with exactly one class per record, or per step.
 ONE_CLASS = ("class", "step_class")
 
 MULTILABEL = ("multilabel", "step_multilabel")
@@ -34,11 +35,11 @@ REGRESSION = ("regression", "step_regression")
 
 
 class Label(Document):
-    """What is learnt: one value a record, or one a step (`step_…`, where null is a step without a label)."""
+    """The label: one value per record, or one per step (`step_…`), where a null is a step without a label."""
 
     name: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(None, description="Field of the record.")
     next_of: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Instead of a name: at each step, the value that this step feature has at the next step."
+        None, description="Step feature whose value at the next step is the label of a step. Replaces `name`."
     )
     kind: LabelKind
     classes: tuple[ClassName, ...] = ()
@@ -49,7 +50,7 @@ class Label(Document):
             raise ValueError("expected either name (a field of the record) or next_of (a step feature)")
         if self.next_of is not None:
             if self.classes:
-                raise ValueError("classes: with next_of they are those of the feature")
+                raise ValueError("classes: not allowed with next_of, because the feature determines the classes")
             return self
         if self.kind in REGRESSION:
             if self.classes:
@@ -57,55 +58,66 @@ class Label(Document):
         elif not self.classes:
             raise ValueError(f"kind {self.kind} needs classes: a list of the class names")
         names = [class_name(c) for c in self.classes]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise ValueError(f'the class {double[0]!r} stands twice in classes (1 and "1" are the same class)')
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f'the class {duplicates[0]!r} is a duplicate in classes (1 and "1" are the same class)')
         return self
 
-    @functools.cached_property  # every record asks for it
+    @functools.cached_property  # read for every record
     def per_step(self) -> bool:
+        """Whether there is a label for each step rather than one for the record."""
         return self.kind.startswith("step_")
 
     @property
     def title(self) -> str:
+        """Name of the label in messages and tables."""
         return self.name if self.name is not None else f"next {self.next_of}"
 
-    @functools.cached_property  # as above
+    @functools.cached_property  # read for every record
     def class_index(self) -> dict[str, int]:
-        """Position of each class in the schema's order, by its canonical name."""
+        """Index of each class in `classes`, by its canonical name."""
         return {class_name(c): position for position, c in enumerate(self.classes)}
 
 
-def _resolve_next_of(label: dict[str, Any], steps: Any) -> dict[str, Any]:
-    """A label `next_of` with its kind, which follows from the feature unless it is said."""
+def resolve_next_of(label: dict[str, Any], steps: Mapping[str, Feature]) -> dict[str, Any]:
+    """Returns the values of a label with `next_of`, with the kind that follows from the feature or that `kind` selects.
+
+    Raises:
+        PydanticCustomError: `next_of` is not a step feature, or its next value cannot be predicted as this kind.
+    """
     name = label["next_of"]
-    feature = steps.get(name) if isinstance(steps, dict) and isinstance(name, str) else None
+    feature = steps.get(name) if isinstance(name, str) else None
     if feature is None:
-        known = ", ".join(map(str, steps)) if isinstance(steps, dict) else "none"
-        raise ValueError(f"label.next_of: {name!r}: expected the name of a step feature; there are {known}")
-    # What is no feature at all is told where features are read.
-    values = feature.model_dump() if isinstance(feature, Feature) else feature if isinstance(feature, dict) else {}
-    shape = list(values["shape"]) if isinstance(values.get("shape"), list | tuple) else []
-    categorical = values.get("dtype") in ("int64", "string")
+        known = ", ".join(steps)
+        raise error_with_path(f"label.next_of: {name!r}: expected the name of a step feature; there are {known}")
+    shape = list(feature.shape)
+    categorical = feature.dtype != "float32"
     kinds = ("step_class",) if categorical else ("step_regression", "step_multilabel")
-    kind = label.get("kind")
-    kind = kinds[0] if kind is None else kind if str(kind).startswith("step_") else f"step_{kind}"
+    kind = kinds[0] if label.get("kind") is None else str(label["kind"])
+    if not kind.startswith("step_"):
+        kind = f"step_{kind}"
     if kind not in kinds:
-        told = " or ".join(k.removeprefix("step_") for k in kinds)
-        raise ValueError(f"label.kind: {label['kind']!r}: what comes next of a {values.get('dtype')} is {told}")
-    if categorical and shape:
-        raise ValueError(f"label.next_of: {name}: has the shape {shape}; expected one category a step, without a shape")
-    if kind == "step_regression" and (len(shape) > 1 or shape == [1]):
-        raise ValueError(
-            f"label.next_of: {name}: has the shape {shape}; expected none (one number a step), or [2 or more]"
+        allowed = " or ".join(k.removeprefix("step_") for k in kinds)
+        raise error_with_path(
+            f"label.kind: {label['kind']!r}: expected {allowed}, to predict the next value of a {feature.dtype} feature"
         )
-    if kind == "step_multilabel" and len(shape) != 1:
-        raise ValueError(f"label.next_of: {name}: has the shape {shape}; expected [classes]: 0 or 1 for each of them")
-    if values.get("dtype") == "string" and values.get("vocabulary") is None:
-        raise ValueError(f"label.next_of: {name}: is hashed, and no hash says what comes next; expected a vocabulary")
+    expected = None
+    if categorical and shape:
+        expected = "no shape (one category per step)"
+    elif kind == "step_regression" and (len(shape) > 1 or shape == [1]):
+        expected = "no shape (one number per step), or [2 or more]"
+    elif kind == "step_multilabel" and len(shape) != 1:
+        expected = "[classes]: 0 or 1 for each class"
+    if expected is not None:
+        raise error_with_path(f"label.next_of: {name}: has the shape {shape}; expected {expected}")
+    if feature.dtype == "string" and feature.vocabulary is None:
+        raise error_with_path(
+            f"label.next_of: {name}: is hashed into num_values, so the next string cannot be predicted; expected a "
+            "vocabulary"
+        )
     return label | {"kind": kind}
 
 
 def class_name(value: bool | int | str) -> str:
-    """One name for one class: 1 and "1" are the same, true and "true" too."""
+    """Returns the canonical name of a class: 1 and "1" are the same class, and so are true and "true"."""
     return json.dumps(value) if isinstance(value, bool) else str(value)

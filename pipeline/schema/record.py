@@ -1,4 +1,4 @@
-"""One record as arrays: what parsing makes of it, and what is encoded."""
+"""One record as arrays: the output of parsing and the input of encoding."""
 
 import dataclasses
 from typing import Any, TypeAlias
@@ -11,13 +11,12 @@ from pipeline.schema.schema import Schema
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
-# Class index of a step without a label: its weight is 0. A number is NaN there.
+# Class index of a step without a label, which has weight 0. For a regression, the label of such a step is NaN.
 NO_LABEL = -1
 
-# What stands for a null, where a feature may miss values; a number is NaN there. No category is below 0, and no text in
-# UTF-8 has this byte, so neither can be taken for a value of a record.
+# Stored values for a null, in features that allow nulls. For float32, it is NaN. No record can have these values:
+# categories are not negative, and the byte is not valid in UTF-8.
 MISSING_INTEGER = -1
-
 MISSING_STRING = b"\xff"
 
 Values: TypeAlias = Array | list[bytes]
@@ -28,18 +27,18 @@ class ParsedRecord:
     """One record that fits the schema.
 
     Attributes:
-        id: Key of the record.
-        num_steps: Time steps, at least 1.
-        features: Of the steps, by name: float32[num_steps, *shape], int64[num_steps, *shape], or num_steps × width
-            strings as bytes. Where a value is missing: NaN, MISSING_INTEGER, MISSING_STRING.
+        id: Id of the record.
+        num_steps: Number of steps, at least 1.
+        features: Step features by name: float32[num_steps, *shape], int64[num_steps, *shape], or a list of
+            num_steps × width strings as bytes. A missing value is NaN, MISSING_INTEGER or MISSING_STRING.
         label: class: int64[1]; distribution: float32[classes]; multilabel: int64[classes] of 0 and 1; regression:
             float32[1]; step_class: int64[num_steps]; step_multilabel: int64[num_steps, classes]; step_regression:
-            float32[num_steps]. A step without a label: NO_LABEL, or NaN. None where the label is the next value of a
+            float32[num_steps]. A step without a label is NO_LABEL or NaN. None if the label is the next value of a
             step feature, or was not read.
-        context: By name: float32[*shape], int64[*shape], or width strings.
-        group: What decides the split when the schema has a group, else None.
-        split: The split that the record names itself, else None.
-        truncated: Steps beyond `max_length` were cut off.
+        context: Context features by name: float32[*shape], int64[*shape], or a list of width strings as bytes.
+        group: Value of the schema's `group` field, which decides the split; None without such a field.
+        split: Split that the record names; None if the schema does not take the split from a field.
+        truncated: Whether steps beyond `max_length` were dropped.
     """
 
     id: str
@@ -52,28 +51,28 @@ class ParsedRecord:
     truncated: bool = False
 
 
-def num_labels(sequence: ParsedRecord, schema: Schema) -> int:
-    """How often a sequence says what is to be learnt: its labelled steps; 1 where there is one label a record."""
-    label = sequence.label
+def num_labels(record: ParsedRecord, schema: Schema) -> int:
+    """Returns the number of labelled steps, or 1 if there is one label per record."""
+    label = record.label
     if schema.label.next_of is not None:
-        missing = is_missing(sequence.features[schema.label.next_of]).reshape(sequence.num_steps, -1)
+        missing = is_missing(record.features[schema.label.next_of]).reshape(record.num_steps, -1)
         return int((~missing[1:].any(axis=1)).sum())
     if not schema.label.per_step:
         return 1
     assert label is not None
-    rows = label.reshape(sequence.num_steps, -1)[:, 0]
+    rows = label.reshape(record.num_steps, -1)[:, 0]
     return int((np.isfinite(rows) if rows.dtype.kind == "f" else rows != NO_LABEL).sum())
 
 
 def is_missing(values: Values) -> Array:
-    """bool of the shape of `values`: which of them stand for a null."""
+    """Returns a bool array of the shape of `values`: True for each missing value."""
     if isinstance(values, list):
         return np.array([value == MISSING_STRING for value in values], bool)
     return np.isnan(values) if values.dtype.kind == "f" else values == MISSING_INTEGER
 
 
 def named_classes(values: Array, label: Label) -> Array:
-    """int64: the position of every class that a stored label names, once for each step (or record) that it names.
+    """Returns the indices of the classes that a stored label names, as int64[labels], one for each step or record.
 
     >>> label = Label(name="y", kind="step_multilabel", classes=("a", "b"))
     >>> named_classes(np.array([0, 1, -1, -1, 1, 1]), label).tolist()

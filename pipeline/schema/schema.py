@@ -1,4 +1,4 @@
-"""The schema: what one record holds, what is to be learnt from it, and how records are split."""
+"""The schema: the fields of a record, the label to learn, and how records are split."""
 
 import functools
 import hashlib
@@ -9,70 +9,73 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.schema.features import Feature, PositiveInt
-from pipeline.schema.labels import REGRESSION, Label, _resolve_next_of
+from pipeline.schema.labels import REGRESSION, Label, resolve_next_of
 from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
-# Names that every example has already.
+# Names of the fields that every example has besides its features.
 RESERVED_NAMES = ("length", "id")
-# The names that `splits: {from: field}` may find in a record: the trainer asks for splits by these.
+# Values that the field of `splits: {from: field}` may have. The trainer reads splits by these names.
 FIELD_SPLITS = ("train", "validation", "test")
-
 
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 class SplitFromField(Document):
-    """The record says itself which split it belongs to."""
+    """A field of the record names its split."""
 
     field: Annotated[str, pydantic.Field(alias="from", min_length=1)]
 
 
 class Schema(Document):
-    """What `schema.yaml` says; the same object is in the manifest of a dataset and beside every trained model."""
+    """The contents of `schema.yaml`. A manifest holds the same object for a dataset and for every trained model."""
 
     format: Literal["jsonl"] = "jsonl"
     id: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Field that is the key of a record; without it the id is a hash of the record."
+        None, description="Field that holds the id of a record. Without it, the id is a hash of the record."
     )
     steps: dict[str, Feature]
-    context: dict[str, Feature] = pydantic.Field({}, description="One value a record, beside the steps.")
+    context: dict[str, Feature] = pydantic.Field({}, description="Features with one value per record.")
     label: Label
     splits: SplitFromField | dict[str, Annotated[float, pydantic.Field(ge=0, le=1)]] = pydantic.Field(
-        {"train": 0.8, "validation": 0.1, "test": 0.1}, description="Share of each split, or {from: field}."
+        {"train": 0.8, "validation": 0.1, "test": 0.1},
+        description="Share of each split, or {from: field}.",
     )
     group: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Field whose records all go to one split. May stand inside splits too."
+        None, description="Field whose equal values keep records in one split. May also be given in splits."
     )
-    max_length: PositiveInt | None = pydantic.Field(None, description="Steps.")
+    max_length: PositiveInt | None = pydantic.Field(None, description="Maximum number of steps.")
     over_length: Literal["reject", "truncate_head", "truncate_tail"] = pydantic.Field(
         "reject",
-        description="A record longer than max_length: refused, or its first (head) or last (tail) steps are cut off.",
+        description="A record longer than max_length is rejected, or loses its first (head) or last (tail) steps.",
     )
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _normalize(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+    def _move_group(cls, values: Any) -> Any:
+        splits = values.get("splits") if isinstance(values, dict) else None
+        if not isinstance(splits, dict) or "group" not in splits:
             return values
-        label = values.get("label")
-        label = label.model_dump(exclude_defaults=True) if isinstance(label, Label) else label
-        if isinstance(label, dict) and label.get("next_of") is not None:
-            values = values | {"label": _resolve_next_of(label, values.get("steps"))}
-        splits = values.get("splits")
-        if isinstance(splits, dict) and "group" in splits:
-            if values.get("group") is not None:
-                raise ValueError("group: stands twice, at the top and inside splits; keep one")
-            splits = dict(splits)
-            values = values | {"group": splits.pop("group"), "splits": splits}
-        return values
+        if values.get("group") is not None:
+            raise ValueError("group: is given twice, at the top and inside splits; keep one")
+        splits = dict(splits)
+        return values | {"group": splits.pop("group"), "splits": splits}
+
+    @pydantic.field_validator("label", mode="before")
+    @classmethod
+    def _resolve_next_of(cls, label: Any, info: pydantic.ValidationInfo) -> Any:
+        # Runs after the validation of `steps`. If that failed, its error is reported instead of one of the label.
+        values = label.model_dump(exclude_defaults=True) if isinstance(label, Label) else label
+        if "steps" in info.data and isinstance(values, dict) and values.get("next_of") is not None:
+            return resolve_next_of(values, info.data["steps"])
+        return label
 
     @pydantic.field_validator("splits", mode="before")
     @classmethod
     def _choose_splits(cls, splits: Any) -> Any:
-        # Decided here, so that a fault in one form is not explained by the other.
+        # Chosen before the union, so that an error in one form is not described by the other.
         if isinstance(splits, dict) and "from" in splits:
             if len(splits) > 1:
-                raise ValueError("from stands alone: the record's field names the split")
+                raise ValueError("from allows no other key: the field of the record names the split")
             return SplitFromField.model_validate(splits)
         if not isinstance(splits, dict | SplitFromField) or not splits:
             raise ValueError("expected shares such as {train: 0.8, test: 0.2}, or {from: field}")
@@ -95,6 +98,11 @@ class Schema(Document):
     def _check(self) -> "Schema":
         if not self.steps:
             raise ValueError("steps: expected at least one feature")
+        self._check_names()
+        self._check_splits()
+        return self
+
+    def _check_names(self) -> None:
         for part, features in (("steps", self.steps), ("context", self.context)):
             for name in features:
                 if not name.isprintable() or "/" in name:  # Keras allows no / in the name of an input
@@ -103,77 +111,80 @@ class Schema(Document):
                     raise ValueError(
                         f"{part}.{name}: this name is reserved; expected any other than {', '.join(RESERVED_NAMES)}"
                     )
-        both = self.steps.keys() & self.context.keys()
-        if both:
-            raise ValueError(f"context.{min(both)}: is a step feature too; expected a name of its own")
+        shared = self.steps.keys() & self.context.keys()
+        if shared:
+            raise ValueError(f"context.{min(shared)}: is also a step feature; expected a unique name")
         if self.label.name in RESERVED_NAMES:
             raise ValueError(f"label.name: {self.label.name!r} is reserved; expected any other name")
         for part, features in (("step", self.steps), ("context", self.context)):
             if self.label.name in features:
-                raise ValueError(f"label.name: {self.label.name!r} is a {part} feature too; expected a name of its own")
+                raise ValueError(f"label.name: {self.label.name!r} is also a {part} feature; expected a unique name")
+
+    def _check_splits(self) -> None:
         if isinstance(self.splits, SplitFromField):
             if self.group is not None:
-                raise ValueError("group: means nothing beside splits.from, where the record names its split itself")
-        else:
-            for name in self.splits:
-                if not _SPLIT_NAME.fullmatch(name):
-                    raise ValueError(f"splits.{name}: expected a name of letters, digits and _")
-            total = sum(self.splits.values())
-            if abs(total - 1) > 1e-6:
-                raise ValueError(f"splits: the shares add up to {total:g}, expected 1")
-        return self
+                raise ValueError("group: has no effect with splits.from, where the record names its split; remove one")
+            return
+        for name in self.splits:
+            if not _SPLIT_NAME.fullmatch(name):
+                raise ValueError(f"splits.{name}: expected a name of letters, digits and _")
+        total = sum(self.splits.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"splits: the shares add up to {total:g}, expected 1")
 
     @classmethod
     def parse(cls, text: str | bytes, *, origin: str = "schema") -> "Schema":
-        """The schema that a YAML text holds.
+        """Parses the YAML text of a schema.
 
         Raises:
-            UserError: names `origin`, the path of the key, the value and what was expected.
+            UserError: The schema is invalid. The message has `origin`, the path of the key, the value and what was
+                expected.
         """
         return validate(cls, parse_yaml(text, origin=origin), origin=origin)
 
     @classmethod
     def read(cls, path: str) -> "Schema":
-        """The schema in the YAML file `path`."""
+        """Reads the schema in the YAML file `path`. Raises as `parse` does, and if the file cannot be read."""
         from pipeline.files import read_bytes
 
         return cls.parse(read_bytes(path), origin=path)
 
     def canonical(self) -> dict[str, Any]:
-        """Plain values, as the manifest holds them; `parse` of their YAML gives an equal schema."""
+        """Returns the schema as plain values for the manifest. `parse` of their YAML returns an equal schema."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the schema says beside the defaults, as hexadecimal digits.
+        """SHA-256 of the values that differ from the defaults, as hexadecimal digits.
 
-        So a key that a later version adds does not change the fingerprint of a schema that does without it.
+        A key that a later version adds does not change the fingerprint of a schema without this key.
         """
-        said = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        values = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
     def features(self) -> dict[str, Feature]:
-        """All features by name: of the steps, then of the context."""
+        """All features by name: the step features, then the context features."""
         return {**self.steps, **self.context}
 
     @property
     def statistics_widths(self) -> dict[str, int]:
-        """Numbers a step (or a record) of what statistics are taken of: float features, the label of a regression."""
+        """Number of values per step or record, for each field with statistics: float32 features, a regression label."""
         widths = {name: feature.width for name, feature in self.features.items() if feature.dtype == "float32"}
         label = self.label
         return widths | ({label.name: 1} if label.name is not None and label.kind in REGRESSION else {})
 
     def is_per_step(self, name: str) -> bool:
-        """Whether a feature, or the label, has a value for each step rather than one for the record."""
+        """Whether the feature or the label of this name has a value for each step rather than one for the record."""
         return name in self.steps or (name == self.label.name and self.label.per_step)
 
-    @functools.cached_property  # every record asks for it
+    @functools.cached_property  # read for every record
     def array_steps(self) -> dict[str, Feature]:
-        """The step features that are not, by mistake, the id, the group or the split too."""
+        """The step features that may be parsed as arrays: all but one that is also, by mistake, id, group or split."""
         split = self.splits.field if isinstance(self.splits, SplitFromField) else None
         return {name: feature for name, feature in self.steps.items() if name not in (self.id, self.group, split)}
 
     @property
     def split_names(self) -> tuple[str, ...]:
+        """Names of the splits, in the order of the schema."""
         return FIELD_SPLITS if isinstance(self.splits, SplitFromField) else tuple(self.splits)

@@ -76,7 +76,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
         ("epoch: 3", "epoch: unknown key; did you mean 'epochs'?"),
         ("lanes: 9", "lanes: this key is planned, but this version does not have it yet."),
         ("strategy: both", "strategy: \"both\": should be 'auto', 'one', 'mirrored' or 'multi_worker'."),
-        ("zzz: 8", "zzz: unknown key; known are epochs, seed, batching"),
+        ("zzz: 8", "zzz: unknown key; known keys: epochs, seed, batching"),
         ("units: 8", "units: 8: should be a list: [a, b]."),
         ("units: []", "units: []: "),
         ("units: [8, 0]", "units.1: 0: should be greater than or equal to 1."),
@@ -88,7 +88,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
         ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
         ("batching: stateful", "batching: \"stateful\": should be 'window', 'bucket', 'pad' or 'exact'."),
         ("pad_length: 9", "pad_length and truncate belong to batching pad, not to window."),
-        ("- 3", "holds [3], expected keys and values (key: value)."),
+        ("- 3", "contains [3], expected keys and values (key: value)."),
         ("a: [", "line 1, column 5: not valid YAML"),
     ],
 )

@@ -37,7 +37,7 @@ def next_of(text: str, more: str = "") -> str:
         (feature("{shape: [3]}"), "steps.x.dtype: this key is missing."),
         (
             feature("{dtype: int64}"),
-            'steps.x: {"dtype": "int64"}: int64 is a category and needs num_values (a quantity is float32).',
+            'steps.x: {"dtype": "int64"}: int64 is a category and needs num_values (use float32 for a quantity).',
         ),
         (feature("{dtype: int64, num_values: 0}"), "steps.x.num_values: 0: should be greater than or equal to 1."),
         (
@@ -47,16 +47,16 @@ def next_of(text: str, more: str = "") -> str:
         (label("{name: y, kind: class}"), "kind class needs classes: a list of the class names."),
         (
             label("{name: y, kind: class, classes: [1.5]}"),
-            "label.classes.0: 1.5: a class should be a word, a whole number, true or false.",
+            "label.classes.0: 1.5: a class should be a string, an integer, true or false.",
         ),
         (
             label("{name: y, kind: class, classes: [null]}"),
-            "label.classes.0: null: a class should be a word, a whole number, true or false.",
+            "label.classes.0: null: a class should be a string, an integer, true or false.",
         ),
-        (label("{name: y, kind: class, classes: [1, '1']}"), "the class '1' stands twice"),
+        (label("{name: y, kind: class, classes: [1, '1']}"), "the class '1' is a duplicate"),
         (label("{name: y, kind: regression, classes: [a]}"), "a regression has no classes."),
         (label("{name: '', kind: regression}"), 'label.name: "": should have at least one character.'),
-        (label("{name: x, kind: regression}"), "label.name: 'x' is a step feature too; expected a name of its own."),
+        (label("{name: x, kind: regression}"), "label.name: 'x' is also a step feature; expected a unique name."),
         (GOOD + "max_length: 0", "max_length: 0: should be greater than or equal to 1."),
         (GOOD + "max_length: 1_000", 'max_length: "1_000": should be a valid integer.'),
         (GOOD + "format: csv", "format: \"csv\": should be 'jsonl'."),
@@ -72,9 +72,9 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "splits: {1: 1.0}", "1: expected a name of letters, digits and _."),
         (GOOD + "splits: []", "splits: []: expected shares such as {train: 0.8, test: 0.2}, or {from: field}."),
         (GOOD + "splits: {from: 3}", "splits.from: 3: should be a valid string."),
-        (GOOD + "splits: {from: s, train: 1}", "from stands alone: the record's field names the split."),
-        (GOOD + "splits: {from: s, group: g}", "group: means nothing beside splits.from"),
-        (GOOD + "group: g\nsplits: {train: 1, group: g}", "group: stands twice, at the top and inside splits"),
+        (GOOD + "splits: {from: s, train: 1}", "from allows no other key: the field of the record names the split."),
+        (GOOD + "splits: {from: s, group: g}", "group: has no effect with splits.from"),
+        (GOOD + "group: g\nsplits: {train: 1, group: g}", "group: is given twice, at the top and inside splits"),
         # reserved names
         (feature("{dtype: float32}").replace("x:", "length:"), "steps.length: this name is reserved"),
         (feature("{dtype: float32}").replace("x:", "id:"), "steps.id: this name is reserved"),
@@ -84,23 +84,29 @@ def next_of(text: str, more: str = "") -> str:
         (feature("{dtype: float32}").replace("x:", "3:"), "steps.3: 3: should be a valid string."),
         # unknown keys
         (GOOD + "max_lenght: 3", "max_lenght: unknown key; did you mean 'max_length'?"),
-        (GOOD + "colour: red", "colour: unknown key; known are format, id, steps, context, label, splits, group, max_"),
+        (
+            GOOD + "colour: red",
+            "colour: unknown key; known keys: format, id, steps, context, label, splits, group, max_",
+        ),
         (GOOD + '"a\\nb": 3', '"a\\nb": unknown key'),
         (feature("{dtype: float32, shap: [3]}"), "steps.x.shap: unknown key; did you mean 'shape'?"),
         (label("{name: y, kind: class, clases: [a]}"), "label.clases: unknown key; did you mean 'classes'?"),
         # vocabularies
         (
             feature("{dtype: string}"),
-            "string needs either vocabulary (the most frequent strings have a value each) or nu",
+            "string needs either vocabulary (the number of frequent strings with a category of",
         ),
-        (feature("{dtype: string, vocabulary: 9, num_values: 9}"), "string needs either vocabulary (the most frequent"),
+        (
+            feature("{dtype: string, vocabulary: 9, num_values: 9}"),
+            "string needs either vocabulary (the number of frequent",
+        ),
         (feature("{dtype: string, vocabulary: 0}"), "steps.x.vocabulary: 0: should be greater than or equal to 1."),
         (feature("{dtype: string, vocabulary: all}"), 'steps.x.vocabulary: "all": should be a valid integer.'),
-        (feature("{dtype: int64, vocabulary: 9}"), "vocabulary belongs to the dtype string, not to int64."),
-        (feature("{dtype: float32, vocabulary: 9}"), "vocabulary belongs to the dtype string, not to float32."),
+        (feature("{dtype: int64, vocabulary: 9}"), "vocabulary applies only to the dtype string, not to int64."),
+        (feature("{dtype: float32, vocabulary: 9}"), "vocabulary applies only to the dtype string, not to float32."),
         (
             feature("{dtype: float32, num_values: 9}"),
-            "num_values belongs to the categories int64 and string, a float32",
+            "num_values applies only to the dtypes int64 and string, not to float32",
         ),
         # missing values
         (feature("{dtype: float32, missing: 0}"), "steps.x.missing: 0: should be 'reject', 'fill' or 'indicator'."),
@@ -114,15 +120,15 @@ def next_of(text: str, more: str = "") -> str:
         ),
         (
             feature("{dtype: float32, missing: {fill: 1}, fill_value: 1}"),
-            "fill_value: stands twice, here and inside miss",
+            "fill_value: is given twice, here and inside miss",
         ),
         (
             feature("{dtype: float32, fill_value: 1}"),
-            "fill_value: 1: belongs to missing: fill, not to missing: reject.",
+            "fill_value: 1: applies only to missing: fill, not to missing: reject.",
         ),
         (
             feature("{dtype: float32, missing: indicator, fill_value: 1}"),
-            "fill_value: 1: belongs to missing: fill, not to missing: indicator.",
+            "fill_value: 1: applies only to missing: fill, not to missing: indicator.",
         ),
         (
             feature("{dtype: float32, missing: {fill: median}}"),
@@ -141,8 +147,14 @@ def next_of(text: str, more: str = "") -> str:
             feature("{dtype: float32, missing: {fill: [1]}}"),
             "steps.x.fill_value: [1]: expected a number, a string, or m",
         ),
-        (feature("{dtype: string, vocabulary: 2, missing: {fill: 1}}"), "fill_value: 1: expected a string (of which"),
-        (feature("{dtype: string, vocabulary: 2, missing: {fill: mean}}"), "fill_value: 'mean': expected a string (of"),
+        (
+            feature("{dtype: string, vocabulary: 2, missing: {fill: 1}}"),
+            "fill_value: 1: expected a string other than mean",
+        ),
+        (
+            feature("{dtype: string, vocabulary: 2, missing: {fill: mean}}"),
+            "fill_value: 'mean': expected a string other than mean",
+        ),
         (feature('{dtype: string, vocabulary: 2, missing: {fill: "\\ud800"}}'), "expected valid Unicode."),
         (
             feature("{dtype: int64, num_values: 5, missing: fill}"),
@@ -162,10 +174,10 @@ def next_of(text: str, more: str = "") -> str:
             "'mean': expected a value of this category, 0",
         ),
         # context
-        (GOOD + "context: {x: {dtype: float32}}", "context.x: is a step feature too; expected a name of its own."),
+        (GOOD + "context: {x: {dtype: float32}}", "context.x: is also a step feature; expected a unique name."),
         (
             GOOD + "context: {y: {dtype: float32}}",
-            "label.name: 'y' is a context feature too; expected a name of its own.",
+            "label.name: 'y' is also a context feature; expected a unique name.",
         ),
         (GOOD + "context: {length: {dtype: float32}}", "context.length: this name is reserved"),
         (GOOD + "context: {a/b: {dtype: float32}}", "context.'a/b': expected a name without control characters"),
@@ -184,29 +196,41 @@ def next_of(text: str, more: str = "") -> str:
         (label("{name: y, next_of: x}"), "expected either name (a field of the record) or next_of (a step feature)."),
         (label("{next_of: z}"), "label.next_of: 'z': expected the name of a step feature; there are x."),
         (label("{next_of: [x]}"), "label.next_of: ['x']: expected the name of a step feature; there are x."),
-        (label("{next_of: x, classes: [a]}"), "classes: with next_of they are those of the feature."),
-        (next_of("{dtype: string, vocabulary: 3}", ", kind: regression"), "what comes next of a string is class."),
-        (next_of("{dtype: int64, num_values: 3}", ", kind: multilabel"), "what comes next of a int64 is class."),
-        (next_of("{dtype: float32}", ", kind: class"), "what comes next of a float32 is regression or multilabel."),
+        (
+            label("{next_of: x, classes: [a]}"),
+            "classes: not allowed with next_of, because the feature determines the classes.",
+        ),
+        (
+            next_of("{dtype: string, vocabulary: 3}", ", kind: regression"),
+            "'regression': expected class, to predict the next value of a string feature.",
+        ),
+        (
+            next_of("{dtype: int64, num_values: 3}", ", kind: multilabel"),
+            "'multilabel': expected class, to predict the next value of a int64 feature.",
+        ),
+        (
+            next_of("{dtype: float32}", ", kind: class"),
+            "expected regression or multilabel, to predict the next value of a float32 feature.",
+        ),
         (
             next_of("{dtype: string, num_values: 3}"),
-            "label.next_of: x: is hashed, and no hash says what comes next; expec",
+            "label.next_of: x: is hashed into num_values, so the next string cannot be predicted; expec",
         ),
         (
             next_of("{dtype: int64, num_values: 3, shape: [2]}"),
-            "has the shape [2]; expected one category a step, without",
+            "has the shape [2]; expected no shape (one category per step)",
         ),
         (
             next_of("{dtype: float32, shape: [2, 2]}"),
-            "has the shape [2, 2]; expected none (one number a step), or [2 or",
+            "has the shape [2, 2]; expected no shape (one number per step), or [2 or",
         ),
         (
             next_of("{dtype: float32, shape: [1]}"),
-            "has the shape [1]; expected none (one number a step), or [2 or more].",
+            "has the shape [1]; expected no shape (one number per step), or [2 or more].",
         ),
         (
             next_of("{dtype: float32}", ", kind: multilabel"),
-            "has the shape []; expected [classes]: 0 or 1 for each of th",
+            "has the shape []; expected [classes]: 0 or 1 for each class",
         ),
         # What is wrong with the feature is told of the feature.
         (next_of("float32"), 'steps.x: "float32": should be keys and values: {key: value}.'),
@@ -227,17 +251,20 @@ def test_a_wrong_schema_is_refused_with_key_value_and_expectation(text, message)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: 1\nsteps: 2", "my.yaml, line 1, column 1: not valid YAML: the key 'steps' stands twice."),
-        (feature("{dtype: float32, dtype: int64}"), "my.yaml, line 1, column 12: not valid YAML: the key 'dtype' st"),
+        ("steps: 1\nsteps: 2", "my.yaml, line 1, column 1: not valid YAML: the key 'steps' is a duplicate."),
+        (feature("{dtype: float32, dtype: int64}"), "my.yaml, line 1, column 12: not valid YAML: the key 'dtype' is"),
         ("steps: [", "my.yaml, line 1, column 9: not valid YAML: expected the node content"),
         (b"\xff\xfe\x00", "my.yaml: not valid YAML: "),
         (feature("!!map word"), "my.yaml, line 1, column 12: not valid YAML: expected a mapping node"),
         (feature("!!python/object:os.system {}"), "not valid YAML: could not determine a constructor"),
-        ("steps: {x: &a {dtype: float32}, y: *a}", "my.yaml, line 1, column 36: not valid YAML: *a: write it out."),
-        ("? [a]\n: b", "not valid YAML: a key must be a word, not ['a']."),
-        ("[" * 5000, "my.yaml: not valid YAML: nested too deep."),
-        ("- a", 'my.yaml: holds ["a"], expected keys and values (key: value).'),
-        ("", "my.yaml: holds null, expected keys and values (key: value)."),
+        (
+            "steps: {x: &a {dtype: float32}, y: *a}",
+            "my.yaml, line 1, column 36: not valid YAML: the alias *a is not supported; write the value out.",
+        ),
+        ("? [a]\n: b", "not valid YAML: a key must be a string, not ['a']."),
+        ("[" * 5000, "my.yaml: not valid YAML: nested too deeply."),
+        ("- a", 'my.yaml: contains ["a"], expected keys and values (key: value).'),
+        ("", "my.yaml: contains null, expected keys and values (key: value)."),
     ],
 )
 def test_what_is_no_yaml_is_refused_with_its_place(text, message):
@@ -353,7 +380,9 @@ def test_a_label_that_is_made_in_python_is_checked_against_the_features_too():
     steps = {"x": Feature(dtype="float32")}
     with pytest.raises(ValueError, match="'z': expected the name of a step feature; there are x"):
         Schema(steps=steps, label=Label(next_of="z", kind="step_class"))
-    with pytest.raises(ValueError, match="what comes next of a float32 is regression or multilabel"):
+    with pytest.raises(
+        ValueError, match="expected regression or multilabel, to predict the next value of a float32 feature"
+    ):
         Schema(steps=steps, label=Label(next_of="x", kind="step_class"))
     assert Schema(steps=steps, label=Label(next_of="x", kind="step_regression")) == Schema.parse(label("{next_of: x}"))
 
