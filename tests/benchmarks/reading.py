@@ -59,7 +59,7 @@ def main() -> None:
 def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int, **goals: float) -> list[Row]:
     dataset = open_dataset(make_dataset(folder, num_features, num_records))
     files = sorted(map(str, make_sequence_examples(folder, num_features, num_records).iterdir()))
-    shards = [shard.path for shard in dataset.shards("train")]
+    shards = [shard.path for shard in dataset.header_checked_indexes("train")]
     num_bytes = sum(map(os.path.getsize, shards))
     numbers = iter(range(10_000))
     sums: dict[str, list[np.ndarray]] = {"ours": [], "textbook": []}

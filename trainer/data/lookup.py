@@ -1,4 +1,4 @@
-"""Numbers strings by a vocabulary: the position of each, and one number more for all that are not in it."""
+"""Finds the index of each string in a vocabulary."""
 
 import functools
 import itertools
@@ -7,24 +7,22 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from pipeline.schema.record import MISSING_STRING
-
-# strings -> int64 of the same shape
-Lookup = Callable[[tf.Tensor], tf.Tensor]
+# A function from strings to their indexes: int64 of the same shape.
+LookupFn = Callable[[tf.Tensor], tf.Tensor]
 
 
 @functools.lru_cache(maxsize=16)
-def make_lookup(terms: tuple[bytes, ...]) -> Lookup:
-    """The position of a string in `terms`, or len(terms).
+def make_lookup(terms: tuple[bytes, ...]) -> LookupFn:
+    """Returns a function that gives the position of each string in `terms`, or len(terms) for an unknown string.
 
-    Not keras.layers.StringLookup: that one reserves words (a record may well hold "[UNK]"), and numbers the unknown
-    first, where class i should be line i of the vocabulary's file. Nor a table of tf.lookup: its state makes tf.data
-    read in one thread, where operations are to be deterministic. So the terms are found by their sorted hashes, and
-    compared.
+    Two standard ways do not fit. keras.layers.StringLookup reserves words (but a record may contain "[UNK]") and gives
+    index 0 to unknown strings (but class i should be line i of the vocabulary's file). A table of tf.lookup has state,
+    so tf.data reads in a single thread if operations must be deterministic. Here the terms are sorted by their hashes,
+    found by binary search, and compared.
     """
     if not terms:
         return lambda strings: tf.zeros(tf.shape(strings), tf.int64)
-    num_buckets, hashes = _hash_apart(terms)
+    num_buckets, hashes = _distinct_hashes(terms)
     order = np.argsort(hashes)
     ordered = [terms[position] for position in order]
 
@@ -39,18 +37,11 @@ def make_lookup(terms: tuple[bytes, ...]) -> Lookup:
     return lookup
 
 
-def _hash_apart(terms: tuple[bytes, ...]) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """A number of buckets for which no two terms have the same hash, and the hash of each."""
+def _distinct_hashes(terms: tuple[bytes, ...]) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Returns a number of hash buckets for which all terms have different hashes, and the hash of each term."""
     for num_buckets in itertools.count(2**63 - 1, -1):
-        with tf.init_scope():  # numbers, also while a function is traced
+        with tf.init_scope():  # computes the hashes immediately, even while a function is traced
             hashes = tf.strings.to_hash_bucket_fast(tf.constant(list(terms)), num_buckets).numpy()
         if len(np.unique(hashes)) == len(terms):
             return num_buckets, hashes
     raise AssertionError("unreachable")
-
-
-def is_missing(values: tf.Tensor) -> tf.Tensor:
-    """bool of the shape of `values`: which of them stand for a value that is missing."""
-    if values.dtype == tf.string:
-        return values == MISSING_STRING
-    return values < 0 if values.dtype == tf.int64 else tf.math.is_nan(values)

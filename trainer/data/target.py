@@ -1,4 +1,4 @@
-"""What a model is to give out, as the schema and the vocabularies say it."""
+"""Describes the output of a model, as the schema and the vocabularies define it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,21 @@ from typing import Any
 from pipeline.schema.labels import REGRESSION, LabelKind
 from pipeline.schema.schema import Schema
 
-# By the name of a feature: its strings, the number of each is its position.
+# The strings of each feature by its name; the index of a string is its position.
 Vocabularies = Mapping[str, Sequence[bytes]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The output of a model for a record, or for each step where `per_step`.
+    """The output of a model for a record, or for each step if `per_step`.
 
     Attributes:
-        size: Classes; or, of a regression, the numbers of a step or record.
-        names: Names of the classes in the order of the output: as the schema has them, or the values of the feature
-            whose next value is the label, where None is a string that is not in the vocabulary. None in a regression.
-        next_of: The step feature whose next value is the label.
+        kind: Kind of the label.
+        size: Number of classes. For a regression: number of values per step or record.
+        names: Names of the classes in the order of the output: the classes of the schema, or the values of the feature
+            whose next value is the label. None stands for all strings that are not in the vocabulary. Empty for a
+            regression.
+        next_of: The step feature whose next value is the label, or None.
     """
 
     kind: LabelKind
@@ -29,15 +31,21 @@ class Target:
 
     @property
     def per_step(self) -> bool:
+        """Whether there is an output for each step."""
         return self.kind.startswith("step_")
 
     @property
     def is_vector(self) -> bool:
-        """Whether an output is a row of numbers, and not one number."""
+        """Whether the output is a vector and not a single number."""
         return self.kind not in REGRESSION or self.size > 1
 
 
 def make_target(schema: Schema, vocabularies: Vocabularies) -> Target:
+    """Returns the target of a schema.
+
+    Args:
+        vocabularies: Must hold the feature whose next value is the label, if its values are strings.
+    """
     label = schema.label
     if label.next_of is None:
         return Target(label.kind, max(len(label.classes), 1), label.classes)

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.data.lookup import is_missing, make_lookup
+from trainer.data.examples import is_missing
+from trainer.data.lookup import make_lookup
 
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 

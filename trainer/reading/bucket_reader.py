@@ -7,9 +7,12 @@ import tensorflow as tf
 
 from pipeline.schema.schema import Schema
 from trainer.batching.bucket import BucketPlan
-from trainer.data.dataset import Dataset, ShardIndex
-from trainer.data.lookup import Lookup
-from trainer.data.parsing import Values, assemble, label_lookup, pad_steps, parse_records
+from trainer.data.dataset import Dataset
+from trainer.data.examples import Values, parse_examples
+from trainer.data.labels import make_label_lookup, split_label
+from trainer.data.lookup import LookupFn
+from trainer.data.padding import pad_steps
+from trainer.data.shard_index import ShardIndex
 from trainer.data.target import Vocabularies
 
 # Bytes of serialized records among which the next one is drawn, and the most records: enough to mix neighbouring
@@ -35,7 +38,7 @@ def bucket_batches(
 
     Reader i of n yields every n-th record; all of them read all bytes.
     """
-    shards = dataset.shards(split)
+    shards = dataset.header_checked_indexes(split)
     ends = np.cumsum([len(shard.num_steps) for shard in shards])
     rows = np.split(np.arange(ends[-1] if shards else 0), ends[:-1])
     order = np.random.default_rng([seed, epoch]).permutation(len(shards))
@@ -54,7 +57,7 @@ def bucket_batches(
     plan.check_first_batch(first_batch)
     # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
     batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
-    schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
+    schema, lookup = dataset.schema, make_label_lookup(dataset.schema, vocabularies)
 
     @tf.autograph.experimental.do_not_convert
     def parse(serialized: tf.Tensor, length: tf.Tensor, row: tf.Tensor) -> tuple[Any, ...]:
@@ -66,16 +69,16 @@ def bucket_batches(
 
 
 def parse_batch(
-    serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: BucketPlan, lookup: Lookup | None = None
+    serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: BucketPlan, lookup: LookupFn | None = None
 ) -> tuple[Values, tf.Tensor, tf.Tensor]:
     """Serialized Examples string[batch], all of one bucket -> (features, label, weight), padded as the plan says."""
-    values = parse_records(serialized, length, schema)
+    values = parse_examples(serialized, length, schema)
     longest = plan.buckets[-1].pad_length if plan.buckets else 1
     if plan.truncate is not None:
         for name in filter(schema.is_per_step, values):
             values[name] = _truncate(values[name], length, longest, plan.truncate)
         length = tf.minimum(length, longest)
-    return assemble(pad_steps(values, _pad_length(tf.reduce_max(length), plan), schema), length, schema, lookup)
+    return split_label(pad_steps(values, _pad_length(tf.reduce_max(length), plan), schema), length, schema, lookup)
 
 
 def _shuffle_size(shards: list[ShardIndex]) -> int:

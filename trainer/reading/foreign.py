@@ -20,7 +20,8 @@ from pipeline.schema.schema import Schema
 from trainer.batching.bucket import MIN_BUCKETS
 from trainer.batching.bucket_edges import plan_buckets
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, BatchLimits
-from trainer.data.parsing import DTYPES, context_spec, label_and_weight, label_lookup, step_spec
+from trainer.data.examples import DTYPES, context_spec, step_spec
+from trainer.data.labels import label_and_weight, make_label_lookup
 from trainer.data.target import Vocabularies
 
 # Records from which the boundaries are taken where none are given.
@@ -61,7 +62,7 @@ def foreign_batches(
     for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
         if limit is not None and limit < 1:
             raise UserError(f"{name} is {limit}, expected at least 1.")
-    lookup = label_lookup(schema, vocabularies or {})
+    lookup = make_label_lookup(schema, vocabularies or {})
     if lookup is None and schema.label.next_of is not None and schema.steps[schema.label.next_of].dtype == "string":
         raise UserError(f"next_of {schema.label.next_of}: needs its vocabulary, in the argument vocabularies.")
     paths = _find(files)

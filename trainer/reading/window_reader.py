@@ -21,8 +21,11 @@ from pipeline.format.batch_decoding import UnexpectedLayout, copy_steps, decode_
 from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.record import Array
 from trainer.batching.window import WindowPlan
-from trainer.data.dataset import Dataset, ShardIndex
-from trainer.data.parsing import DTYPES, assemble, fill_rows, label_lookup, pad_steps, parse_records
+from trainer.data.dataset import Dataset
+from trainer.data.examples import DTYPES, parse_examples
+from trainer.data.labels import make_label_lookup, split_label
+from trainer.data.padding import add_filler_rows, pad_steps
+from trainer.data.shard_index import ShardIndex
 from trainer.data.target import Vocabularies
 from trainer.reading.memory import BatchMemory
 
@@ -56,7 +59,7 @@ class WindowReader:
         vocabularies: Vocabularies,
         with_rows: bool = True,
     ) -> None:
-        schema, lookup = dataset.schema, label_lookup(dataset.schema, vocabularies)
+        schema, lookup = dataset.schema, make_label_lookup(dataset.schema, vocabularies)
         self._opened, self._split, self._reader_index = dataset, split, reader_index
         fields = stored_fields(schema)
         spec = _output_spec(fields)
@@ -80,9 +83,9 @@ class WindowReader:
             values = dict(zip(spec, found, strict=True))
             rows, time, length, row = (values.pop(name) for name in _NUMBERS)
             if _has_strings(fields):
-                values = pad_steps(parse_records(values["examples"], length, schema), time, schema)
-            batch = *assemble(values, length, schema, lookup), row
-            batch = batch if num_readers == 1 else fill_rows(batch, rows)
+                values = pad_steps(parse_examples(values["examples"], length, schema), time, schema)
+            batch = *split_label(values, length, schema, lookup), row
+            batch = batch if num_readers == 1 else add_filler_rows(batch, rows)
             return batch if with_rows else batch[:3]
 
         plain = tf.autograph.experimental.do_not_convert
@@ -176,7 +179,7 @@ class _Source:
 
     def __init__(self, dataset: Dataset, split: str, plan: WindowPlan, reader_index: int) -> None:
         self.plan, self.reader_index = plan, reader_index
-        self.shards = dataset.sized_shards(split)
+        self.shards = dataset.size_checked_indexes(split)
         self.first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self.shards)])
         self.fields = stored_fields(dataset.schema)  # of which the last is the length
         self.serialized = _has_strings(self.fields)
@@ -304,7 +307,7 @@ class _Piece:
         try:
             self._copy(data, begin, end, source.fields)
         except UnexpectedLayout as error:
-            raise self.shard.damaged(f"{error}") from None
+            raise self.shard.damage_error(f"{error}") from None
 
     def _copy(self, data: bytes, begin: Array, end: Array, fields: list[StoredField]) -> None:
         window = self.window

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.schema.labels import REGRESSION
 from pipeline.schema.schema import Schema
-from trainer.data.parsing import DTYPES, context_spec
+from trainer.data.examples import DTYPES, context_spec
 from trainer.data.target import Target
 
 SERVING, SERIALIZED = "serving_default", "serialized"

@@ -13,7 +13,7 @@ from pipeline.schema.record import Array
 from trainer.batching.plan import Plan
 from trainer.batching.window import WindowPlan, reader_of
 from trainer.data.dataset import Dataset
-from trainer.data.parsing import fill_rows
+from trainer.data.padding import add_filler_rows
 from trainer.devices.replicas import Replicas
 from trainer.reading.batches import READY, numbered_batches
 from trainer.reading.window_reader import WindowReader
@@ -96,6 +96,6 @@ def _deal(batch: Any, team: Replicas) -> tuple[Any, ...]:
 
     def part(replica: int) -> Any:
         mine = tf.boolean_mask(order, reader == replica)
-        return fill_rows(tf.nest.map_structure(lambda value: tf.gather(value, mine), batch), rows)
+        return add_filler_rows(tf.nest.map_structure(lambda value: tf.gather(value, mine), batch), rows)
 
     return tuple(part(team.first_replica + number) for number in range(team.num_local_replicas))

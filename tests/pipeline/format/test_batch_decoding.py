@@ -16,7 +16,7 @@ from pipeline.format.examples import decode_example
 from pipeline.format.stored_fields import stored_fields
 from pipeline.format.tfrecord import walk
 from trainer.data.dataset import open_dataset
-from trainer.data.parsing import example_spec
+from trainer.data.examples import example_spec
 from trainer.reading.memory import BatchMemory
 
 NUMBERS = sorted(set(datasets.LABELS) | {"next_x"} - {"next_x"})

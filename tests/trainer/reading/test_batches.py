@@ -366,7 +366,7 @@ def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
     assert err[-1] == (f"lengthwise train: {path}: damaged: corrupted record at 12. `lengthwise verify` shows where.")
     status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
     assert status == 1
-    told = "record at offset 0: the CRC of the data does not fit. `lengthwise verify` says all that is wrong"
+    told = "record at offset 0: the CRC of the data does not fit. `lengthwise verify` lists all errors"
     assert err[-1] == f"lengthwise train: {shard}: {told}; make the dataset again."
 
 

@@ -126,7 +126,7 @@ CONTEXT = ("age", "city", "plan", "length")
 def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):
     dataset = open_dataset(datasets.of_every_feature(kind).path)
     per_step, vocabularies = dataset.schema.label.per_step, dataset.vocabularies()
-    files = [shard.path for shard in dataset.shards("train")]
+    files = [shard.path for shard in dataset.header_checked_indexes("train")]
     theirs = foreign_batches(files, dataset.schema, batch_steps=50, vocabularies=vocabularies)
     assert _all_values(theirs, per_step) == _all_values(batches(dataset, "train", batch_steps=50), per_step)
 

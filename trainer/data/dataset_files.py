@@ -1,0 +1,76 @@
+"""Reads the files of a dataset from a local disk, or from any file system that TensorFlow supports."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import IO, Any
+
+from pipeline.errors import UserError
+
+
+def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
+    """Opens a file for reading."""
+    if "://" not in path:
+        return open(path, "rb")
+    # Imported here because TensorFlow takes three seconds to load, and local files do not need it.
+    import tensorflow as tf
+
+    opener: Callable[..., Any] = tf.io.gfile.GFile
+    return opener(path, "rb")
+
+
+def read_errors(path: str) -> tuple[type[Exception], ...]:
+    """Returns the exceptions that reading a file at this path may raise."""
+    if "://" not in path:
+        return (OSError,)
+    import tensorflow as tf
+
+    return (OSError, tf.errors.OpError)
+
+
+def read_checked(folder: str, path: str, sha256: str) -> bytes:
+    """Returns the contents of a file of the dataset in `folder`.
+
+    Raises:
+        UserError: The file cannot be read, or has another digest.
+    """
+    try:
+        with open_file(f"{folder}/{path}") as file:
+            data = file.read()
+    except read_errors(folder) as error:
+        raise damage_error(folder, f"{path} cannot be read: {reason(error)}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise damage_error(folder, f"{path} is not the file that was written")
+    return data
+
+
+def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> bytes:
+    """Returns the bytes of the ranges (begin, end) of a file, joined. They are fewer if the file ends early."""
+    if "://" in path:
+        with open_file(path) as file:
+            parts = []
+            for begin, end in ranges:
+                file.seek(begin)
+                parts.append(file.read(end - begin))
+            return b"".join(parts)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return b"".join([os.pread(descriptor, end - begin, begin) for begin, end in ranges])
+    finally:
+        os.close(descriptor)
+
+
+def damage_error(path: str, problem: str) -> UserError:
+    """Returns the error to raise if a dataset or one of its files is damaged.
+
+    Args:
+        path: The dataset, or its file.
+        problem: What is wrong, as the end of a sentence that begins with the path.
+    """
+    return UserError(f"{path}: {problem}. `lengthwise verify` lists all errors; prepare the dataset again.")
+
+
+def reason(error: Exception) -> Any:
+    """Returns the reason of an exception without the path of the file."""
+    return getattr(error, "strerror", None) or error

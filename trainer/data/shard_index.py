@@ -1,0 +1,133 @@
+"""The index of a shard, and checks of the shard against it before TensorFlow opens the file."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.format.index import read_index
+from pipeline.format.manifest import Shard
+from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
+from pipeline.schema.record import Array
+from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_ranges, reason
+
+# Number of headers that are compared together.
+_BLOCK_RECORDS = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardIndex:
+    """The sizes of the records of a shard, in its order.
+
+    Attributes:
+        path: The shard's file.
+        num_bytes: int64[records], bytes of each serialized record.
+        num_steps: int32[records], steps of each record.
+    """
+
+    path: str
+    num_bytes: Array
+    num_steps: Array
+
+    @functools.cached_property
+    def offset(self) -> Array:
+        """int64[records + 1]: where the frame of each record begins, and where the file ends."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.num_bytes + FRAME_BYTES)])
+
+    def read(self, records: Array) -> tuple[bytes, Array, Array]:
+        """Reads records and checks their frames.
+
+        Args:
+            records: int64[records], positions in the shard, ascending.
+
+        Returns:
+            Bytes, and where the payload of each record begins and ends in them: int64[records] each.
+
+        Raises:
+            UserError: The records cannot be read, or are not those that were written.
+        """
+        offset, ends = self.offset[records], self.offset[records + 1]
+        # Adjacent records are read together.
+        breaks = np.flatnonzero(offset[1:] != ends[:-1]) + 1
+        ranges = zip(offset[[0, *breaks]].tolist(), ends[[*(breaks - 1), -1]].tolist(), strict=True)
+        try:
+            data = read_ranges(self.path, ranges)
+        except read_errors(self.path) as error:
+            raise self.damage_error(f"cannot be read: {reason(error)}") from None
+        stop = np.cumsum(ends - offset)
+        begin = stop - (ends - offset)
+        if len(data) != stop[-1]:
+            raise self.damage_error("ends before its last record")
+        try:
+            check_frames(data, begin, self.num_bytes[records])
+        except CorruptRecord as error:
+            at = offset[np.searchsorted(begin, error.offset)]
+            raise self.damage_error(f"record at offset {at}: {error.message}") from None
+        return data, begin + HEADER_BYTES, stop - FOOTER_BYTES
+
+    def damage_error(self, problem: str) -> UserError:
+        """Returns the error to raise if the shard is not the file that was written."""
+        return damage_error(self.path, problem)
+
+
+# The index of a shard is read once per process. If the file changes later, the checksums of the records show it.
+@functools.lru_cache(maxsize=1 << 16)
+def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
+    """Returns the index of a shard of the dataset in `folder`.
+
+    Raises:
+        UserError: The index is missing, or is not the one that the manifest lists.
+    """
+    try:
+        data = read_checked(folder, shard.index_path, shard.index_sha256)
+        table = read_index(data, ["offset", "num_bytes", "num_steps"])
+        offset, num_bytes, num_steps = (np.array(table[name]) for name in ("offset", "num_bytes", "num_steps"))
+        # Arrow would keep ten times the memory of these columns.
+        del table
+        pa.default_memory_pool().release_unused()
+        index = ShardIndex(f"{folder}/{shard.path}", num_bytes, num_steps)
+    except ValueError as error:
+        raise damage_error(folder, f"{shard.index_path} {error}") from None
+    adjacent = len(offset) == shard.records and (offset == index.offset[:-1]).all()
+    if not adjacent or index.offset[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
+        raise damage_error(folder, f"{shard.index_path} does not match the manifest's entry of {shard.path}")
+    return index
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def check_size(folder: str, shard: Shard) -> None:
+    """Raises a UserError if the shard's file is missing or has another size."""
+    try:
+        with open_file(f"{folder}/{shard.path}") as file:
+            size = file.seek(0, 2) or file.tell()
+    except read_errors(folder) as error:
+        raise damage_error(folder, f"{shard.path} cannot be read: {reason(error)}") from None
+    if size != shard.bytes:
+        raise damage_error(folder, f"{shard.path} has {size:,} bytes, expected {shard.bytes:,}")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def check_headers(folder: str, shard: Shard) -> None:
+    """Raises a UserError if the header of a record has another length than the index."""
+    index = read_shard_index(folder, shard)
+    with open_file(index.path) as file:
+        for start in range(0, shard.records, _BLOCK_RECORDS):
+            offsets = index.offset[start : min(start + _BLOCK_RECORDS, shard.records)]
+            claimed = np.frombuffer(b"".join(_headers(file, offsets)), "<u8")
+            wrong = np.flatnonzero(claimed != index.num_bytes[start : start + _BLOCK_RECORDS].astype(np.uint64))
+            if len(wrong):
+                raise damage_error(
+                    folder,
+                    f"{shard.path}: the record at offset {offsets[wrong[0]]} claims {claimed[wrong[0]]:,} bytes, "
+                    f"expected {index.num_bytes[start + wrong[0]]:,}",
+                )
+
+
+def _headers(file: IO[bytes], offsets: Array) -> Iterator[bytes]:
+    for offset in offsets.tolist():
+        file.seek(offset)
+        yield file.read(HEADER_BYTES)[:8].ljust(8, b"\xff")
