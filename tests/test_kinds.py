@@ -213,7 +213,9 @@ def test_pooling_ignores_padding(layer, reduce):
 def test_a_configuration_that_does_not_fit_the_label_is_refused_before_any_file_is_written(tmp_path):
     with pytest.raises(UserError, match=r"pooling mean: each step has its own label \(step_class\)"):
         train(datasets.of_every_feature("step_class").path, tmp_path / "run", TrainConfig(pooling="mean"))
-    with pytest.raises(UserError, match=r"bidirectional: reads each next step, and so the label \(next_of word\)"):
+    with pytest.raises(
+        UserError, match=r"bidirectional: such a model reads the next step, which is the label \(next_of word\)"
+    ):
         train(datasets.of_every_feature("next_word").path, tmp_path / "run", TrainConfig(bidirectional=True))
     assert not (tmp_path / "run").exists()
 

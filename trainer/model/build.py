@@ -1,4 +1,4 @@
-"""Builds the stacked LSTM: raw values and `length` in, probabilities or numbers out, exact under any padding."""
+"""Builds the stacked LSTM, which maps raw features and `length` to predictions that no padding changes."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ from trainer.model.layers import (
     ZeroPadding,
 )
 
-# A name for a layer -> that name, or one like it that no feature has: in Keras all names differ, inputs' too.
-Namer = Callable[[str], str]
+# Returns the name itself, or a variant that no feature has: all names in a Keras model differ, including its inputs'.
+UniqueName = Callable[[str], str]
 Statistics = Mapping[str, FeatureStatistics]
 
 _POOLING: dict[str, type[keras.layers.Layer]] = {"last": LastStep, "mean": MeanStep, "max": MaxStep}
@@ -45,70 +45,83 @@ def build_model(
     *,
     vocabularies: Vocabularies | None = None,
 ) -> keras.Model:
-    """A Keras model of a dict of inputs: the features of a batch as `batches` gives them, and `length`.
+    """Returns an untrained Keras model that takes raw features and ignores padding.
 
-    Its output is float32[batch, classes] for class, distribution and multilabel, [batch] for regression,
-    [batch, time, classes] for step_class and step_multilabel, [batch, time] for step_regression (or
-    [batch, time, width] where a vector comes next). Normalization, lookup, filling and embedding are inside. No weight
-    depends on a length.
+    The input is a dict: each step feature as [batch, time, *shape] and each context feature as [batch, *shape], with
+    the dtype in the schema, and `length` as int32[batch]. The output is float32, by label kind:
+
+    class, distribution, multilabel: Probabilities[batch, classes].
+    regression: Values[batch], in units of the label.
+    step_class, step_multilabel: Probabilities[batch, time, classes].
+    step_regression: Values[batch, time], or [batch, time, width] for the next value of a vector.
+
+    Lookup, filling of missing values, embedding and normalization are layers of the model. No weight depends on the
+    length of a record. The output at steps at and after `length` has no meaning.
 
     Args:
-        vocabularies: As the dataset or the run has them; needed where the schema has a vocabulary.
+        statistics: Statistics of the train split by feature name, as the manifest stores them. A feature without
+            statistics is not normalized.
+        config: Layers, units, cell, direction, pooling and dropout. Default: TrainConfig().
+        vocabularies: Strings of each feature with a vocabulary, from `Dataset.vocabularies` or `Run.vocabularies`.
 
     Raises:
-        UserError: the configuration does not go with the label.
+        UserError: The configuration does not fit the label.
+        ValueError: The schema has a vocabulary, and `vocabularies` is not passed.
     """
     config = config or TrainConfig()
     vocabularies = vocabularies or {}
     target = make_target(schema, vocabularies)
     check_config(config, target)
-    named = _make_namer(schema)
+    unique = _make_unique_name(schema)
     inputs: dict[str, Any] = {
         name: keras.Input((*((None,) if name in schema.steps else ()), *feature.shape), name=name, dtype=feature.dtype)
         for name, feature in schema.features.items()
     }
     length = inputs["length"] = keras.Input((), name="length", dtype="int32")
-    steps, context = [], []
-    for number, (name, feature) in enumerate(schema.features.items()):
-        # Numbered, for a feature's name may hold what TensorFlow takes in no name of an operation.
-        encode = _Encoder(feature, statistics.get(name), vocabularies.get(name), number, named)
-        if name in schema.steps:
-            steps.append(encode(ZeroPadding(name=named(f"steps_{number}"))(inputs[name], length), FlattenSteps))
-        else:
-            context.append(encode(inputs[name], keras.layers.Flatten))
-    hidden = _join(steps, named("features"))
+    steps, context = _encode_features(schema, statistics, vocabularies, inputs, unique)
+    hidden = _concatenate(steps, unique("features"))
     for number, units in enumerate(config.units):
-        last = number == len(config.units) - 1 and not target.per_step
-        hidden = _recur(hidden, length, units, config, number, named, last=last)
+        pool = number == len(config.units) - 1 and not target.per_step
+        hidden = _recurrent_layer(hidden, length, units, config, number, unique, pool=pool)
         if config.dropout:
-            hidden = Dropout(config.dropout, name=named(f"dropout_{number}"))(hidden)
+            hidden = Dropout(config.dropout, name=unique(f"dropout_{number}"))(hidden)
     if context:
-        known = _join(context, named("context"))
-        known = RepeatLike(name=named("context_steps"))(known, hidden) if target.per_step else known
-        hidden = _join([hidden, known], named("with_context"))
-    found = statistics.get(schema.label.next_of or schema.label.name or "")
-    return keras.Model(inputs, _head(hidden, target, found, named), name="lengthwise")
+        joined = _concatenate(context, unique("context"))
+        joined = RepeatLike(name=unique("context_steps"))(joined, hidden) if target.per_step else joined
+        hidden = _concatenate([hidden, joined], unique("with_context"))
+    label_statistics = statistics.get(schema.label.next_of or schema.label.name or "")
+    return keras.Model(inputs, _head(hidden, target, label_statistics, unique), name="lengthwise")
 
 
 def check_config(config: TrainConfig, target: Target) -> None:
-    """Raises a UserError if a model so configured cannot learn, or would learn nothing from, what is asked of it."""
+    """Checks that the model options fit the label.
+
+    Raises:
+        UserError: An option has no effect with this label, or gives the model access to the label.
+    """
     if target.per_step and config.pooling != "last":
         raise UserError(f"pooling {config.pooling}: each step has its own label ({target.kind}); leave pooling out.")
     if target.next_of is not None and config.bidirectional:
         raise UserError(
-            f"bidirectional: reads each next step, and so the label (next_of {target.next_of}); leave it out."
+            f"bidirectional: such a model reads the next step, which is the label (next_of {target.next_of}); leave it "
+            "out."
         )
 
 
 def head_model(model: keras.Model) -> keras.Model:
-    """The same weights, with the output before softmax or sigmoid: a probability rounded to 0 has no gradient."""
+    """Returns a model with the same weights whose output is the one before softmax or sigmoid.
+
+    Losses are computed from that output: a probability that is rounded to 0 has no gradient.
+    """
     last = model.layers[-1]
     is_probability = isinstance(last, keras.layers.Softmax | keras.layers.Activation)
     return keras.Model(model.input, last.input if is_probability else model.output, name="lengthwise_head")
 
 
 def embedding_units(num_values: int) -> int:
-    """Width of an embedding, by a rule of thumb that is common in practice: it grows with the root of the categories.
+    """Returns the width of the embedding of a feature with `num_values` categories.
+
+    This is a common rule of thumb: 1.6 times the number of categories to the power of 0.56, at most 100.
 
     >>> [embedding_units(n) for n in (2, 9, 600, 20_000)]
     [2, 5, 58, 100]
@@ -116,15 +129,36 @@ def embedding_units(num_values: int) -> int:
     return min(100, round(1.6 * num_values**0.56))
 
 
-def _make_namer(schema: Schema) -> Namer:
-    def named(name: str) -> str:
+def count_parameters(model: keras.Model) -> int:
+    """Returns the number of values in all weights of the model."""
+    return int(sum(np.prod(weight.shape) for weight in model.weights))
+
+
+def _make_unique_name(schema: Schema) -> UniqueName:
+    def unique_name(name: str) -> str:
         return next(free for free in (name + "_" * n for n in itertools.count()) if free not in schema.features)
 
-    return named
+    return unique_name
 
 
-def _join(parts: list[Any], name: str) -> Any:
+def _concatenate(parts: list[Any], name: str) -> Any:
     return keras.layers.Concatenate(name=name)(parts) if len(parts) > 1 else parts[0]
+
+
+def _encode_features(
+    schema: Schema, statistics: Statistics, vocabularies: Vocabularies, inputs: dict[str, Any], unique: UniqueName
+) -> tuple[list[Any], list[Any]]:
+    """Returns the encoded step features, float32[batch, time, width] each, and context features, [batch, width]."""
+    steps, context = [], []
+    for number, (name, feature) in enumerate(schema.features.items()):
+        # Layers are named by number, because TensorFlow does not accept every feature name as a name of an operation.
+        encode = _Encoder(feature, statistics.get(name), vocabularies.get(name), number, unique)
+        if name in schema.steps:
+            zero_padding = ZeroPadding(name=unique(f"steps_{number}"))
+            steps.append(encode(zero_padding(inputs[name], inputs["length"]), FlattenSteps))
+        else:
+            context.append(encode(inputs[name], keras.layers.Flatten))
+    return steps, context
 
 
 class _Encoder:
@@ -136,19 +170,19 @@ class _Encoder:
         statistics: FeatureStatistics | None,
         terms: Sequence[bytes] | None,
         number: int,
-        named: Namer,
+        unique: UniqueName,
     ) -> None:
         self._feature, self._statistics, self._terms = feature, statistics, terms
-        self._name: Callable[[str], str] = lambda name: named(f"{name}_{number}")
+        self._name: Callable[[str], str] = lambda name: unique(f"{name}_{number}")
 
     def __call__(self, values: Any, flatten: type[keras.layers.Layer]) -> Any:
-        """Of values[batch, time, *shape] or [batch, *shape], flattened by such a layer."""
+        """Encodes values[batch, time, *shape] or [batch, *shape]; a `flatten` layer merges the axes of the shape."""
         flat = flatten(name=self._name("flat"))(values)
         encode = self._encode_numbers if self._feature.dtype == "float32" else self._encode_categories
         encoded = encode(flat, flatten)
         if self._feature.missing != "indicator":
             return encoded
-        return _join([encoded, Indicator(name=self._name("missing"))(flat)], self._name("with_missing"))
+        return _concatenate([encoded, Indicator(name=self._name("missing"))(flat)], self._name("with_missing"))
 
     def _encode_numbers(self, flat: Any, _: type[keras.layers.Layer]) -> Any:
         width, statistics = self._feature.width, self._statistics
@@ -162,7 +196,7 @@ class _Encoder:
 
     def _encode_categories(self, flat: Any, flatten: type[keras.layers.Layer]) -> Any:
         feature = self._feature
-        # A string that is missing needs no other: it is in no vocabulary, and its hash is one of its own.
+        # A missing string needs no fill value: it is not in any vocabulary, and it has a hash of its own.
         fill = 0 if feature.dtype == "int64" and feature.missing == "indicator" else feature.fill_value
         if fill is not None:
             flat = Fill(fill, name=self._name("fill"))(flat)
@@ -171,7 +205,7 @@ class _Encoder:
             flat = Lookup([term.decode() for term in self._terms], name=self._name("lookup"))(flat)
             num_values = len(self._terms) + 1
         elif feature.vocabulary is not None:
-            raise ValueError("The schema has a vocabulary: pass vocabularies, as Dataset and Run have them.")
+            raise ValueError("The schema has a vocabulary: pass vocabularies, from Dataset.vocabularies().")
         elif feature.dtype == "string":
             flat = keras.layers.Hashing(num_values, name=self._name("hash"))(flat)
         assert num_values is not None
@@ -179,38 +213,36 @@ class _Encoder:
         return flatten(name=self._name("embedded"))(embed(flat))
 
 
-def _recur(hidden: Any, length: Any, units: int, config: TrainConfig, number: int, named: Namer, *, last: bool) -> Any:
-    """One layer, in one direction or both; of the last layer only what pooling leaves of the steps, where `last`."""
+def _recurrent_layer(
+    hidden: Any, length: Any, units: int, config: TrainConfig, number: int, unique: UniqueName, *, pool: bool
+) -> Any:
+    """Returns the output of one layer, in one or both directions: of each step, or pooled over the steps."""
     cell = keras.layers.LSTM if config.cell == "lstm" else keras.layers.GRU
 
     def run(values: Any, name: str) -> Any:
-        # Never recurrent_dropout: it rules the cuDNN kernel out.
-        return cell(units, return_sequences=True, name=named(name))(values)
+        # Not recurrent_dropout: with it, Keras does not use the cuDNN kernel.
+        return cell(units, return_sequences=True, name=unique(name))(values)
 
     forward = run(hidden, f"{config.cell}_{number}")
-    read = _POOLING[config.pooling](name=named(f"{config.pooling}_{number}")) if last else None
+    pooling = _POOLING[config.pooling](name=unique(f"{config.pooling}_{number}")) if pool else None
     if not config.bidirectional:
-        return read(forward, length) if read else forward
-    reverse = ReverseSteps(name=named(f"reverse_{number}"))
+        return pooling(forward, length) if pooling else forward
+    reverse = ReverseSteps(name=unique(f"reverse_{number}"))
     backward = run(reverse(hidden, length), f"{config.cell}_{number}_backward")
-    # Read from the end, the last step is the record's first; to mean and max the order is all one.
-    both = [read(forward, length), read(backward, length)] if read else [forward, reverse(backward, length)]
-    return keras.layers.Concatenate(name=named(f"both_{number}"))(both)
+    # In reverse order, the last step is the first step of the record. The mean and the maximum do not depend on order.
+    both = [pooling(forward, length), pooling(backward, length)] if pooling else [forward, reverse(backward, length)]
+    return keras.layers.Concatenate(name=unique(f"both_{number}"))(both)
 
 
-def _head(hidden: Any, target: Target, statistics: FeatureStatistics | None, named: Namer) -> Any:
-    """The output; `statistics` are those of the numbers that a regression is to give."""
-    outputs = keras.layers.Dense(target.size, name=named("head"))(hidden)
+def _head(hidden: Any, target: Target, statistics: FeatureStatistics | None, unique: UniqueName) -> Any:
+    """Returns the output of the model. `statistics` are those of the label of a regression."""
+    outputs = keras.layers.Dense(target.size, name=unique("head"))(hidden)
     if target.kind in MULTILABEL:
-        return keras.layers.Activation("sigmoid", name=named("probabilities"))(outputs)
+        return keras.layers.Activation("sigmoid", name=unique("probabilities"))(outputs)
     if target.kind not in REGRESSION:
-        return keras.layers.Softmax(name=named("probabilities"))(outputs)
+        return keras.layers.Softmax(name=unique("probabilities"))(outputs)
     if not target.is_vector:
-        outputs = DropLastAxis(name=named("number"))(outputs)
+        outputs = DropLastAxis(name=unique("number"))(outputs)
     mean = list(statistics.mean) if statistics else [0.0] * target.size
     variance = list(statistics.variance) if statistics else [1.0] * target.size
-    return Unstandardize(mean, variance, name=named("value"))(outputs)
-
-
-def count_parameters(model: keras.Model) -> int:
-    return int(sum(np.prod(weight.shape) for weight in model.weights))
+    return Unstandardize(mean, variance, name=unique("value"))(outputs)

@@ -1,4 +1,4 @@
-"""The loss of each record or step, from the output of the model before softmax or sigmoid."""
+"""Computes the losses of a batch from the model's output before softmax or sigmoid."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,18 @@ from trainer.data.target import Target
 
 
 def compute_losses(outputs: tf.Tensor, label: tf.Tensor, kind: str, column_scale: Sequence[float] = ()) -> tf.Tensor:
-    """The loss of each record [batch], or of each step [batch, time], from the output of `head_model`.
+    """Returns the loss of each record, float32[batch], or of each step, float32[batch, time].
 
-    In nats: cross-entropy for class, step_class and distribution, the sum of all classes' binary cross-entropies for
-    multilabel and step_multilabel. The squared error for a regression; for one of vectors the mean over the columns.
+    class, step_class, distribution: Cross-entropy, in nats.
+    multilabel, step_multilabel: Sum of the binary cross-entropies of all classes, in nats.
+    regression, step_regression: Squared error, in squared units of the label. For a label that is a vector, the mean
+        over its columns of `column_scale` times the squared error.
 
     Args:
-        column_scale: As `column_scales` gives it.
+        outputs: Output of `head_model`.
+        label: Label of a batch, as the reader yields it.
+        kind: Kind of the label.
+        column_scale: Result of `column_scales`.
     """
     if kind in MULTILABEL:
         return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(label, outputs), axis=-1)
@@ -29,7 +34,10 @@ def compute_losses(outputs: tf.Tensor, label: tf.Tensor, kind: str, column_scale
 
 
 def column_scales(target: Target, statistics: Mapping[str, FeatureStatistics]) -> tuple[float, ...]:
-    """What the squared errors of a vector's columns are multiplied by, so that no unit outweighs another."""
+    """Returns the factor of each column's squared error in the loss of a vector, or () for other labels.
+
+    The factor is 1 ÷ variance, so that the unit of a column does not determine its share of the loss.
+    """
     if target.kind not in REGRESSION or not target.is_vector:
         return ()
     found = statistics.get(target.next_of or "")
