@@ -83,6 +83,7 @@ def hit_at(spot, number, hit_by):
     from trainer.runs.checkpoints import Checkpoints
     from trainer.runs.run import Run
     from trainer.training import loop
+    from trainer.training.checkpoint_policy import CheckpointPolicy
     from trainer.training.journal import EpochJournal
 
     def hit():
@@ -110,7 +111,7 @@ def hit_at(spot, number, hit_by):
         "update": (EpochJournal, "add", of_update, True),
         "probe": (loop, "probe_largest", nth, False),
         # The line of the epoch is written, its checkpoint not.
-        "end of an epoch": (loop.Training, "_save", of_epoch, False),
+        "end of an epoch": (CheckpointPolicy, "save", of_epoch, False),
         "before a save": (Checkpoints, "save", nth, False),
         "data written": (functional_saver.gen_io_ops, "merge_v2_checkpoints", nth, False),
         "index written": (functional_saver.gen_io_ops, "merge_v2_checkpoints", nth, True),

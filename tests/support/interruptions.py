@@ -51,6 +51,6 @@ class Gather:
     def __init__(self, model):
         self.sums = [tf.Variable(tf.zeros(variable.shape)) for variable in model.trainable_variables]
 
-    def apply(self, gradients, variables):
+    def apply_if(self, condition, gradients, variables):
         for total, gradient in zip(self.sums, gradients, strict=True):
             total.assign_add(gradient)

@@ -17,14 +17,13 @@ import tensorflow as tf
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
-from trainer.devices.replicas import find_replicas
+from trainer.devices.replicas import find_team
 from trainer.devices.tensorflow_setup import start_tensorflow
-from trainer.model.build import build_model, head_model
-from trainer.model.losses import column_scales, compute_losses
+from trainer.model.build import build_model, head_model, loss_scale, losses
 from trainer.reading.batches import numbered_batches
 from trainer.runs.state import State
-from trainer.training.deal import Feed
-from trainer.training.epoch_plan import plan_limited
+from trainer.training.deal import BatchDealer
+from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.train import train
 from trainer.training.update import Update
 
@@ -39,11 +38,11 @@ class OneByOne:
         keras.utils.set_random_seed(config.seed)
         vocabularies, statistics = dataset.vocabularies(), dataset.manifest.statistics
         self.model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
-        self._columns = column_scales(make_target(dataset.schema, vocabularies), statistics)
+        self._columns = loss_scale(make_target(dataset.schema, vocabularies), statistics)
         self.variables = [variable.value for variable in self.model.trainable_variables]
         self._head = head_model(self.model)
         single = numbered_batches(
-            dataset, "train", plan_limited(dataset, TrainConfig(batching="exact", batch_size=1), State())
+            dataset, "train", plan_next_epoch(dataset, TrainConfig(batching="exact", batch_size=1), State())
         )
         self._records = {int(row[0]): (features, label, weight) for features, label, weight, row in single}
         spec = single.element_spec[:3]
@@ -52,9 +51,7 @@ class OneByOne:
     def _measure_one(self, record: Any) -> Any:
         features, label, weight = record
         with tf.GradientTape() as tape:
-            each = compute_losses(
-                self._head(features, training=True), label, self._dataset.schema.label.kind, self._columns
-            )
+            each = losses(self._head(features, training=True), label, self._dataset.schema.label.kind, self._columns)
             loss = tf.reduce_sum(weight * each)
         found = tape.gradient(loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return loss, tf.reduce_sum(weight), [tf.convert_to_tensor(gradient) for gradient in found]
@@ -73,8 +70,8 @@ class OneByOne:
             config.learning_rate
         )
         for epoch in range(config.epochs):
-            plan = plan_limited(dataset, config, State(epoch=epoch))
-            for batch in Feed(dataset, find_replicas("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
+            plan = plan_next_epoch(dataset, config, State(epoch=epoch))
+            for batch in BatchDealer(dataset, find_team("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
                 loss, weight, gradients = self.measure(batch.rows())
                 by_epoch = plan.num_batches / dataset.split("train").labels
                 scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
@@ -89,9 +86,9 @@ class OneByOne:
 
 def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> float:
     """How far the gradient that each replica holds is from the sum over the records, in the first batches."""
-    team, one = find_replicas(strategy), OneByOne(dataset, config)
-    plan = plan_limited(dataset, config, State())
-    feed = Feed(dataset, team, seed=config.seed)
+    team, one = find_team(strategy), OneByOne(dataset, config)
+    plan = plan_next_epoch(dataset, config, State())
+    feed = BatchDealer(dataset, team, seed=config.seed)
     with team.strategy.scope():
         keras.utils.set_random_seed(config.seed)
         vocabularies = dataset.vocabularies()
@@ -108,12 +105,11 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
     farthest = 0.0
     for batch, _ in zip(feed.batches(plan, epoch=1), range(4), strict=False):
         loss, weight, expected = one.measure(batch.rows())
-        sums = update.measure(batch.parts)
+        sums, found = update.gradients(batch.parts)
         assert float(sums.weight) == weight
         norm = float(np.sqrt(sum((gradient**2).sum() for gradient in expected)))
         for value, wanted in ((float(sums.loss), loss), (float(sums.norm), norm)):
             farthest = max(farthest, abs(value - wanted) / max(wanted, cluster.TINY))
-        _, found = update._measure(batch.parts, tf.constant(1.0), tf.constant(0.0))
         for gradient, wanted in zip(found, expected, strict=True):
             for replica in team.strategy.experimental_local_results(gradient):
                 farthest = max(farthest, float(np.abs(replica.numpy() - wanted).max()) / max(norm, cluster.TINY))

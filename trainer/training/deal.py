@@ -1,4 +1,4 @@
-"""Deals each global batch of an epoch to the replicas, so that their steps are as even as can be."""
+"""Deals each global batch of an epoch to the replicas, with nearly the same number of steps for each."""
 
 import dataclasses
 import functools
@@ -20,13 +20,13 @@ from trainer.reading.window_reader import WindowReader
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """A global batch.
+class GlobalBatch:
+    """The batch of one update.
 
     Attributes:
         parts: (features, label, weight) of each replica of this process.
-        records, steps, padded_steps: Of all replicas together; rows that only fill up are no records.
-        rows: Gives int64[records], the place of each record in `Dataset.index("train")`.
+        records, steps, padded_steps: Counts over all replicas. Filler rows are not records.
+        rows: Returns int64[records], the places of the records in `Dataset.index("train")`.
     """
 
     parts: tuple[Any, ...]
@@ -36,66 +36,66 @@ class Batch:
     rows: Callable[[], Array]
 
 
-class Feed:
-    """The batches of the train split by plans for one reader, dealt to a team.
+class BatchDealer:
+    """Reads the train split by a plan for one reader and deals each batch to the replicas.
 
     Attributes:
-        element_spec: Of a part, whatever the way of batching.
+        element_spec: Spec of a part; the same for every way of batching.
     """
 
-    def __init__(self, dataset: Dataset, team: Replicas, *, seed: int) -> None:
-        self._dataset, self._team, self._seed = dataset, team, seed
-        # Each replica reads its own records only; for ways other than `window` they only tell what a part is.
-        options: dict[str, Any] = {"num_readers": team.num_replicas, "with_rows": False}
+    def __init__(self, dataset: Dataset, replicas: Replicas, *, seed: int) -> None:
+        self._dataset, self._replicas, self._seed = dataset, replicas, seed
+        # With the way `window`, each replica reads its own records only. For other ways, only the spec is used.
+        options: dict[str, Any] = {"num_readers": replicas.num_replicas, "with_rows": False}
         self._readers = [
             WindowReader(dataset, TRAIN, reader_index=replica, vocabularies=dataset.vocabularies(), **options)
-            for replica in range(team.first_replica, team.first_replica + team.num_local_replicas)
+            for replica in range(replicas.first_replica, replicas.first_replica + replicas.num_local_replicas)
         ]
         self.element_spec = self._readers[0].dataset.element_spec
         self._parts = tf.data.Dataset.zip(tuple(reader.dataset.prefetch(READY) for reader in self._readers))
 
-    def batches(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch by its plan, from `first_batch` on; one epoch at a time."""
+    def batches(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Iterator[GlobalBatch]:
+        """Yields the batches of an epoch from `first_batch` on. Only one epoch can be read at a time."""
         if isinstance(plan, WindowPlan):
-            return self._window_batches(plan.deal(self._team.num_replicas), first_batch)
+            return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch)
         whole = numbered_batches(self._dataset, TRAIN, plan, seed=self._seed, epoch=epoch, first_batch=first_batch)
-        return self._dealt(whole)
+        return self._dealt_batches(whole)
 
-    def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[Batch]:
+    def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[GlobalBatch]:
         for reader in self._readers:
             reader.follow(plan, first_batch=first_batch)
-        each = [plan.batch_shapes(reader) for reader in range(plan.num_readers)]
-        steps = np.sum([part.steps for part in each], axis=0)
-        padded = np.sum([part.rows * part.pad_length for part in each], axis=0)
+        by_replica = [plan.batch_shapes(reader) for reader in range(plan.num_readers)]
+        steps = np.sum([part.steps for part in by_replica], axis=0)
+        padded_steps = np.sum([part.rows * part.pad_length for part in by_replica], axis=0)
         for number, parts in enumerate(self._parts, first_batch):
             records, rows = int(plan.count[number]), functools.partial(plan.all_rows, number)
-            yield Batch(parts, records, int(steps[number]), int(padded[number]), rows)
+            yield GlobalBatch(parts, records, int(steps[number]), int(padded_steps[number]), rows)
 
-    def _dealt(self, whole: tf.data.Dataset) -> Iterator[Batch]:
-        team, some_feature = self._team, next(iter(self._dataset.schema.steps))
+    def _dealt_batches(self, whole: tf.data.Dataset) -> Iterator[GlobalBatch]:
+        replicas, some_feature = self._replicas, next(iter(self._dataset.schema.steps))
 
         @tf.autograph.experimental.do_not_convert
         def deal(features: Any, label: Any, weight: Any, row: Any) -> Any:
             shape = tf.shape(features[some_feature])
-            rows = -(-shape[0] // team.num_replicas) * team.num_replicas
-            parts = tuple(part[:3] for part in _deal((features, label, weight, row), team))
+            rows = -(-shape[0] // replicas.num_replicas) * replicas.num_replicas
+            parts = tuple(part[:3] for part in _deal((features, label, weight, row), replicas))
             return parts, tf.reduce_sum(features["length"]), rows * shape[1], row
 
-        for parts, steps, padded, row in whole.map(deal):
-            yield Batch(parts, len(row), int(steps), int(padded), row.numpy)
+        for parts, steps, padded_steps, row in whole.map(deal):
+            yield GlobalBatch(parts, len(row), int(steps), int(padded_steps), row.numpy)
 
 
-def _deal(batch: Any, team: Replicas) -> tuple[Any, ...]:
-    """(features, label, weight, row) of all replicas -> that of each replica of this process."""
-    if team.num_replicas == 1:
+def _deal(batch: Any, replicas: Replicas) -> tuple[Any, ...]:
+    """Returns the (features, label, weight, row) of each replica of this process, from those of all replicas."""
+    if replicas.num_replicas == 1:
         return (batch,)
     length = batch[0]["length"]
     order = tf.argsort(length, direction="DESCENDING", stable=True)
-    reader = reader_of(tf.range(tf.size(length)), team.num_replicas)
-    rows = -(-tf.size(length) // team.num_replicas)
+    reader = reader_of(tf.range(tf.size(length)), replicas.num_replicas)
+    rows = -(-tf.size(length) // replicas.num_replicas)
 
     def part(replica: int) -> Any:
-        mine = tf.boolean_mask(order, reader == replica)
-        return add_filler_rows(tf.nest.map_structure(lambda value: tf.gather(value, mine), batch), rows)
+        dealt = tf.boolean_mask(order, reader == replica)
+        return add_filler_rows(tf.nest.map_structure(lambda value: tf.gather(value, dealt), batch), rows)
 
-    return tuple(part(team.first_replica + number) for number in range(team.num_local_replicas))
+    return tuple(part(replicas.first_replica + number) for number in range(replicas.num_local_replicas))

@@ -1,78 +1,61 @@
-"""Keeps the lines of an epoch's updates: what each cost and its loss, into metrics.jsonl, once a second."""
+"""Writes a line for each update of an epoch to metrics.jsonl, once a second."""
 
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.schema.record import Array
 from trainer.runs.run import Run
 from trainer.runs.state import Totals
-from trainer.training.deal import Batch
+from trainer.training.deal import GlobalBatch
+from trainer.training.non_finite import NonFiniteUpdate
 from trainer.training.update import Sums
 
-# A loss stays on the device until its line is written: fetching each would stop the device at every update.
+# Sums stay on the device until their line is written: reading them after each update would stall the device.
 _WRITE_SECONDS = 1.0
 
 
-class NotFinite(Exception):
-    """The loss or the gradient of an update is no finite number.
-
-    Attributes:
-        line: Of the update, with its gradient's norm.
-        rows: Of the records of its batch in the index of the split.
-    """
-
-    def __init__(self, line: dict[str, Any], rows: Array) -> None:
-        super().__init__(line, rows)
-        self.line, self.rows = line, rows
-
-
 class EpochJournal:
-    """The lines of an epoch's updates; written once a second, for then the losses are fetched.
+    """Collects the updates of an epoch and writes their lines once a second, when it reads their sums.
 
     Args:
-        run: Where they are written; None only adds them up.
-        totals: To which every update is added when its line is written.
+        run: Gets the lines; None: they are not written.
+        totals: Get the sums and the counts of each update when its line is written, and the seconds since the epoch
+            started.
     """
 
     def __init__(self, run: Run | None, totals: Totals) -> None:
         self._run, self._totals = run, totals
-        self._waiting: list[tuple[dict[str, Any], Sums, Callable[[], Any]]] = []
-        self._written = time.monotonic()
+        # (line without its loss, sums, rows) of each update.
+        self._pending: list[tuple[dict[str, Any], Sums, Callable[[], Any]]] = []
+        self._written_at = time.monotonic()
+        self._started_at = self._written_at - totals.seconds
 
-    def add(self, epoch: int, update: int, sums: Sums, batch: Batch) -> dict[str, Any]:
-        """Adds an update, and gives its line, in which the loss comes only when it is written.
+    def add(self, epoch: int, update: int, sums: Sums, batch: GlobalBatch) -> None:
+        """Adds an update.
 
         Raises:
-            NotFinite: of this update, or one before.
+            NonFiniteUpdate: The loss or the gradient of this update or an earlier one is non-finite.
         """
-        line: dict[str, Any] = {
-            "epoch": epoch,
-            "update": update,
-            "loss": None,
-            "records": batch.records,
-            "steps": batch.steps,
-            "padded_steps": batch.padded_steps,
-        }
-        self._waiting.append((line, sums, batch.rows))
-        if time.monotonic() - self._written >= _WRITE_SECONDS:
+        counts = {"records": batch.records, "steps": batch.steps, "padded_steps": batch.padded_steps}
+        # The loss comes at its place in the line when `flush` reads it.
+        self._pending.append(({"epoch": epoch, "update": update, "loss": None} | counts, sums, batch.rows))
+        if time.monotonic() - self._written_at >= _WRITE_SECONDS:
             self.flush()
-        return line
 
     def flush(self) -> None:
-        """Writes the lines that wait.
+        """Reads the pending sums, writes their lines and adds them to the totals.
 
         Raises:
-            NotFinite: one of them has no finite loss or gradient; those before it are written.
+            NonFiniteUpdate: A loss or a gradient is non-finite; the lines before it are written.
         """
         lines, totals = [], self._totals
         try:
-            for line, sums, rows in self._waiting:
+            for pending, sums, rows in self._pending:
                 loss, weight, norm = float(sums.loss), float(sums.weight), float(sums.norm)
-                line["loss"] = loss / weight if weight else 0.0
+                line = pending | {"loss": loss / weight if weight else 0.0}
                 if not math.isfinite(line["loss"] + norm):
-                    raise NotFinite(line | {"gradient_norm": norm}, rows())
+                    raise NonFiniteUpdate(line | {"gradient_norm": norm}, rows())
                 totals.loss += loss
                 totals.weight += weight
                 totals.records += line["records"]
@@ -82,5 +65,6 @@ class EpochJournal:
         finally:
             if self._run is not None:
                 self._run.append_metrics(lines)
-            self._waiting = []
-            self._written = time.monotonic()
+            self._pending = []
+            self._written_at = time.monotonic()
+            totals.seconds = self._written_at - self._started_at

@@ -1,4 +1,4 @@
-"""Trains a model on a dataset into a run's folder, which the same call takes up again wherever it ended."""
+"""Trains a model on a dataset and writes a run's folder; the same call resumes an interrupted run."""
 
 import contextlib
 import os
@@ -21,10 +21,11 @@ from trainer.model.build import check_config
 from trainer.runs.lock import lock_run
 from trainer.runs.run import CHECKPOINTS, Run
 from trainer.runs.state import State
-from trainer.training.epoch_plan import plan_limited
-from trainer.training.loop import VALIDATION, Training
+from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.loop import Training
+from trainer.training.validation import VALIDATION
 
-# What may differ when a run is taken up again; another budget holds from the next epoch on.
+# Keys that may differ when a run is resumed. Another budget applies from the next epoch on.
 _MAY_CHANGE = {"epochs", "batch_steps", "batch_size", "strategy", "local_workers", "deterministic"}
 _MAY_CHANGE |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints"}
 
@@ -37,70 +38,73 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Trains into the folder `output` and returns what result.json holds.
+    """Trains a model, writes the run to the folder `output` and returns the contents of result.json.
 
-    A run that is there and not finished goes on where its last checkpoint is; a finished one only returns its result.
-    One process trains, or several that TF_CONFIG tells of, of which each calls this and the first one writes.
+    An unfinished run in `output` resumes from its last checkpoint; for a finished one, the call only returns its
+    result. Training uses one process, or all processes that TF_CONFIG lists. Each of these calls this function; the
+    first one, the chief, writes the run.
 
     Args:
-        callbacks: Keras's or your own; they get the logs of `model.fit`: loss, val_loss, val_accuracy, …. With several
-            workers, they are called on each.
-        overwrite: Begin anew whatever is there.
+        callbacks: Keras's or your own callbacks. They get the logs that `model.fit` passes: loss, val_loss,
+            val_accuracy, …. With several workers, they are called on each of them.
+        overwrite: Start over, also if `output` holds a run.
 
     Raises:
-        UserError: no dataset, no record to train on, a run that was begun otherwise, or a loss that is not finite.
-        Preempted, RunLocked: kinds of it: SIGTERM came, or another process trains into `output`.
+        UserError: There is no dataset, the train split has no label, the run in `output` was started with another
+            configuration or dataset, or a loss, a gradient or a weight is non-finite.
+        Preempted: A UserError; SIGTERM came and the run is saved.
+        RunLocked: A UserError; another process trains into `output`.
     """
     config = config or TrainConfig()
     if config.local_workers > 1 and not os.environ.get(TF_CONFIG):
         raise UserError(
-            f"local_workers is {config.local_workers}: the command `lengthwise train` starts them. In Python, call "
-            f"train in each of several processes, with {TF_CONFIG}."
+            f"local_workers is {config.local_workers}: only the command `lengthwise train` starts workers. In Python, "
+            f"call train in each of several processes, with {TF_CONFIG}."
         )
     deterministic = make_deterministic(config.deterministic)
-    team = find_replicas(config.strategy)
+    replicas = find_replicas(config.strategy)
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if not dataset.split(TRAIN).labels:
-        raise UserError(f"{dataset.path}: the split {TRAIN!r} holds no label, so there is nothing to train on.")
+        raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
-    plan_limited(dataset, config, State())
+    plan_next_epoch(dataset, config, State())
     if config.early_stopping is not None and not dataset.has_labels(VALIDATION):
-        raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {dataset.path}.")
+        raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {dataset.path}, which has none.")
     run = Run(os.fspath(output).rstrip("/"))
     with contextlib.ExitStack() as stack:
-        finished = _open_together(run, config, dataset, team, stack, overwrite=overwrite)
+        finished = _open_on_all_workers(run, config, dataset, replicas, stack, overwrite=overwrite)
         if finished is not None:
             return finished
         stop = stack.enter_context(StopSignal())
-        return Training(run, dataset, config, team, stop, callbacks, deterministic=deterministic).run()
+        return Training(run, dataset, config, replicas, stop, callbacks, deterministic=deterministic).run()
 
 
-def _open_together(
-    run: Run, config: TrainConfig, dataset: Dataset, team: Replicas, stack: contextlib.ExitStack, *, overwrite: bool
+def _open_on_all_workers(
+    run: Run, config: TrainConfig, dataset: Dataset, replicas: Replicas, stack: contextlib.ExitStack, *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """`_open` by the chief; the others learn what came of it."""
+    """Calls `_open` on the chief, and returns its result or raises its error on all workers."""
     finished, error = None, None
-    if team.is_chief:
+    if replicas.is_chief:
         try:
             finished = _open(run, config, dataset, stack, overwrite=overwrite)
         except UserError as raised:
             error = raised
-    finished, told = team.broadcast([finished, error and str(error)])
-    if told is not None:
-        raise error or UserError(f"The chief did not begin: {told}")
+    finished, chief_error = replicas.broadcast([finished, error and str(error)])
+    if chief_error is not None:
+        raise error or UserError(f"The chief did not start: {chief_error}")
     return finished
 
 
 def _open(
     run: Run, config: TrainConfig, dataset: Dataset, stack: contextlib.ExitStack, *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """Makes the folder ready, and locks it. Returns the result of a run that is finished already."""
+    """Makes the run's folder ready and locks it; returns the result of a finished run, else None."""
     if set(run.path) & set("*?[]\\"):
         raise UserError(
-            f"{run.path}: TensorFlow finds no checkpoint again below * ? [ ] or \\. Choose another --output."
+            f"{run.path}: TensorFlow cannot find checkpoints in a path with * ? [ ] or \\. Choose another --output."
         )
     if run.is_foreign():
-        raise UserError(f"{run.path}: is there and is no run. Choose another --output.")
+        raise UserError(f"{run.path}: exists and is not a run. Choose another --output.")
     if not overwrite and run.exists():
         _refuse_difference(run, config)
         _refuse_other_data(run, dataset)
@@ -110,8 +114,8 @@ def _open(
     if config.warm_start is not None and (overwrite or not run.exists()):
         source = Run(config.warm_start.rstrip("/"))
         if os.path.realpath(source.path) == os.path.realpath(run.path):
-            raise UserError(f"warm_start is {source.path}, the run that is to begin. Choose another --output.")
-        source.manifest()  # that it is there
+            raise UserError(f"warm_start is {source.path}, the same run as --output. Choose another --output.")
+        source.manifest()  # raises if it is not a run
     tf.io.gfile.makedirs(run.path)
     stack.enter_context(lock_run(run.path))
     if overwrite:
@@ -124,20 +128,22 @@ def _open(
 
 
 def _refuse_difference(run: Run, config: TrainConfig) -> None:
+    """Raises a UserError if the run was started with another configuration."""
     before, now = run.config().model_dump(mode="json"), config.model_dump(mode="json")
-    # With what weights a run begins is of no matter before it has.
+    # Before the first checkpoint, no weight depends on warm_start.
     may_change = _MAY_CHANGE if tf.io.gfile.exists(run.file(CHECKPOINTS)) else _MAY_CHANGE | {"warm_start"}
     different = [name for name in before if before[name] != now[name] and name not in may_change]
     if different:
         listed = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in different)
-        raise UserError(f"{run.path}: was begun with {listed}. Say the same, or begin anew with --overwrite.")
+        raise UserError(f"{run.path}: was started with {listed}. Use the same values, or start over with --overwrite.")
 
 
 def _refuse_other_data(run: Run, dataset: Dataset) -> None:
-    begun = run.manifest()
-    if begun.fingerprint != dataset.manifest.fingerprint:
-        compare_schemas(begun.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
+    """Raises a UserError if the run was started on another dataset."""
+    before = run.manifest()
+    if before.fingerprint != dataset.manifest.fingerprint:
+        compare_schemas(before.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
         raise UserError(
-            f"{run.path}: was begun on a dataset with fingerprint {begun.fingerprint}, but {dataset.path} has "
-            f"{dataset.manifest.fingerprint}. Go on with the same data, or begin anew with --overwrite."
+            f"{run.path}: was started on a dataset with fingerprint {before.fingerprint}, but {dataset.path} has "
+            f"{dataset.manifest.fingerprint}. Resume with the same data, or start over with --overwrite."
         )

@@ -1,4 +1,4 @@
-"""One update of the weights by one global batch, the same on any number of replicas: every record counts the same."""
+"""Computes one update of the weights from one global batch, with the same result on any number of replicas."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,61 +16,67 @@ Part = tuple[Any, Any, Any]
 
 
 class Sums(NamedTuple):
-    """Of a global batch, float32[] each, still on the device; of all replicas together.
+    """Sums over a global batch, over all replicas; each is float32[] and still on the device.
 
     Attributes:
-        loss, weight: Σ weight × loss and Σ weight.
-        norm: The global norm of the gradient, before it is clipped; where it or the loss is no finite number, the
-            weights were left alone.
-        leaving: How many workers were told to stop.
+        loss: Σ weight × loss.
+        weight: Σ weight.
+        norm: Global norm of the gradient before clipping. If it or the loss is non-finite, no weight was changed.
+        stop_requests: Number of workers that were asked to stop.
     """
 
     loss: tf.Tensor
     weight: tf.Tensor
     norm: tf.Tensor
-    leaving: tf.Tensor
+    stop_requests: tf.Tensor
 
 
-class _AddedUp:
-    """Keras's optimizers add up the gradients of the replicas; here that was done before, so as to clip their sum.
+class _ConditionalUpdates:
+    """Lets a Keras optimizer apply gradients under a condition.
 
-    Attributes:
-        moves: bool[], whether a weight may be changed: by its momentum it would be without any gradient.
+    Keras's optimizers sum the gradients over the replicas. Here the gradients are summed before, because their sum is
+    clipped.
     """
 
-    moves: Any = True
+    def apply_if(self: Any, condition: tf.Tensor, gradients: list[tf.Tensor], variables: list[Any]) -> None:
+        """Applies finite gradients if the condition bool[] is true; otherwise changes no weight.
 
-    def assign_sub(self, variable: Any, value: Any) -> None:
-        super().assign_sub(variable, tf.where(self.moves, value, tf.zeros_like(value)))  # type: ignore[misc]
+        With a learning rate of 0 every delta is 0, also one that comes from momentum. The optimizer's own variables
+        change in both cases.
+        """
+        rate = tf.convert_to_tensor(self.learning_rate)
+        rate = tf.where(condition, rate, tf.zeros_like(rate))
+        self._backend_update_step(gradients, variables, rate)
+        self.iterations.assign_add(1)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
         return list(grads_and_vars)
 
 
-class RMSprop(_AddedUp, keras.optimizers.RMSprop):
-    """Keras's, of gradients that are added up already."""
+class RMSprop(_ConditionalUpdates, keras.optimizers.RMSprop):
+    """Keras's RMSprop, for gradients that are already summed over the replicas."""
 
 
-class Adam(_AddedUp, keras.optimizers.Adam):
-    """Keras's, of gradients that are added up already."""
+class Adam(_ConditionalUpdates, keras.optimizers.Adam):
+    """Keras's Adam, for gradients that are already summed over the replicas."""
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    """The optimizer without clipping, which `Update` does."""
+    """Returns the configured optimizer, without clipping; `Update` clips."""
     return {"rmsprop": RMSprop, "adam": Adam}[config.optimizer](learning_rate=config.learning_rate)
 
 
 class Update:
-    """A compiled update. One trace serves all batches: their sizes and lengths are open in `element_spec`.
+    """A compiled update. One trace serves all batches: `element_spec` leaves their sizes and lengths open.
 
     Args:
-        kind: The schema's kind of label.
-        element_spec: Of a part.
-        by_epoch: The loss is `scale` · Σ weight × loss, where `scale` is the number of batches ÷ the total weight of
-            the epoch. So every record counts the same: a batch's gradient is that of the mean over all records, up to
-            noise, however many it holds. Otherwise Σ is divided by the weight of the batch instead.
-        clip_norm: Largest global norm of the gradient of the whole batch (Pascanu et al., 2013).
-        column_scale: As for `compute_losses`.
+        kind: Kind of the schema's label.
+        element_spec: Spec of the part of a batch that one replica gets.
+        by_epoch: True: the loss is `scale` · Σ weight × loss, where `scale` is the number of batches ÷ the total weight
+            of the epoch. Then every record counts the same: the gradient of a batch, whatever its size, is the gradient
+            of the mean over all records plus noise. False: Σ weight × loss is divided by the weight of the batch.
+        clip_norm: Largest global norm of the gradient of the global batch (Pascanu et al., 2013).
+        column_scale: See `compute_losses`.
     """
 
     def __init__(
@@ -81,86 +87,91 @@ class Update:
         kind: str,
         element_spec: tuple[Any, ...],
         by_epoch: bool,
-        team: Replicas,
+        replicas: Replicas,
         clip_norm: float | None = None,
         column_scale: Sequence[float] = (),
     ) -> None:
-        self._head, self._optimizer, self._team = head_model(model), optimizer, team
+        self._head, self._optimizer, self._replicas = head_model(model), optimizer, replicas
         self._variables = model.trainable_variables
         self.element_spec = element_spec
         self._kind, self._by_epoch, self._clip_norm, self._column_scale = kind, by_epoch, clip_norm, column_scale
         number = tf.TensorSpec([], tf.float32)
-        signature = ((element_spec,) * team.num_local_replicas, number, number)
+        signature = ((element_spec,) * replicas.num_local_replicas, number, number)
         compiled = {"input_signature": signature, "autograph": False, "jit_compile": False}
-        self._measure = tf.function(self._measure_all, **compiled)
-        self._update = tf.function(self._update_all, **compiled)
+        # The update calls the compiled gradients, so that the model is traced once.
+        self._gradients = tf.function(self._compute_gradients, **compiled)
+        self._update = tf.function(self._compute_update, **compiled)
 
-    def __call__(self, parts: tuple[Part, ...], scale: float | tf.Tensor = 1.0, leaving: float = 0.0) -> Sums:
-        """Updates the weights.
+    def __call__(self, parts: tuple[Part, ...], scale: float | tf.Tensor = 1.0, stop_request: float = 0.0) -> Sums:
+        """Updates the weights and returns the sums of the batch.
 
         Args:
-            parts: The batch, dealt to the replicas of this process. A row that only fills it up has weight 0.
-            leaving: 1 if this worker was told to stop.
+            parts: The batch, dealt to the replicas of this process. A filler row has weight 0.
+            stop_request: 1 if this worker was asked to stop, else 0.
         """
-        return Sums(*self._update(parts, tf.convert_to_tensor(scale), tf.constant(leaving)))
+        return Sums(*self._update(parts, tf.convert_to_tensor(scale), tf.constant(stop_request)))
 
-    def measure(self, parts: tuple[Part, ...]) -> Sums:
-        """All that an update computes, with the weights left alone."""
-        sums, _ = self._measure(parts, tf.constant(1.0), tf.constant(0.0))
-        return Sums(*(self._team.strategy.experimental_local_results(one)[0] for one in sums))
+    def gradients(self, parts: tuple[Part, ...]) -> tuple[Sums, list[tf.Tensor]]:
+        """Returns the sums and the gradients, before clipping, with a scale of 1; changes no weight."""
+        sums, gradients = self._gradients(parts, tf.constant(1.0), tf.constant(0.0))
+        return self._on_first_replica(sums), gradients
 
     @property
     def num_traces(self) -> int:
-        return sum(one.experimental_get_tracing_count() for one in (self._measure, self._update))
+        return sum(function.experimental_get_tracing_count() for function in (self._gradients, self._update))
 
-    def _update_all(self, parts: Any, scale: tf.Tensor, leaving: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        sums, gradients = self._measure(parts, scale, leaving)
-        sums = self._team.strategy.run(self._apply_one, (sums, gradients))
-        return tuple(self._team.strategy.experimental_local_results(one)[0] for one in sums)
+    def _compute_update(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> Sums:
+        sums, gradients = self._gradients(parts, scale, stop_request)
+        return self._on_first_replica(self._replicas.strategy.run(self._apply_on_replica, (sums, gradients)))
 
-    def _measure_all(self, parts: Any, scale: tf.Tensor, leaving: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
-        return self._team.strategy.run(self._measure_one, (parts, scale, leaving))
+    def _compute_gradients(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
+        return self._replicas.strategy.run(self._gradients_on_replica, (parts, scale, stop_request))
 
-    def _measure_one(self, parts: Any, scale: tf.Tensor, leaving: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
-        """On one replica: the sums of all of them, and the gradient of their loss."""
+    def _on_first_replica(self, sums: Sums) -> Sums:
+        """Returns the first local replica's sums; those of all replicas are equal."""
+        return Sums(*(self._replicas.strategy.experimental_local_results(value)[0] for value in sums))
+
+    def _gradients_on_replica(
+        self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor
+    ) -> tuple[Sums, list[tf.Tensor]]:
+        """Computes this replica's gradients and returns the sums and gradients over all replicas."""
         context = tf.distribute.get_replica_context()
-        replica = int(tf.get_static_value(context.replica_id_in_sync_group)) - self._team.first_replica
+        replica = int(tf.get_static_value(context.replica_id_in_sync_group)) - self._replicas.first_replica
 
-        def add_up(values: list[tf.Tensor]) -> list[tf.Tensor]:
-            return values if self._team.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+        def all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
+            return values if self._replicas.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
         features, label, weight = parts[replica]
         weight_sum = tf.reduce_sum(weight)
-        # All is added up at once; only the mean over a batch needs its weight before.
-        total = weight_sum if self._by_epoch else add_up([weight_sum])[0]
+        # One all-reduce for everything; only the mean over a batch needs the batch's weight before.
+        total = weight_sum if self._by_epoch else all_reduce([weight_sum])[0]
         with tf.GradientTape() as tape:
             each = compute_losses(self._head(features, training=True), label, self._kind, self._column_scale)
             loss = tf.reduce_sum(weight * each)
-            # A batch may hold no labelled step at all.
+            # A batch may hold no labelled step.
             objective = loss * scale if self._by_epoch else tf.math.divide_no_nan(loss, total)
         variables = [variable.value for variable in self._variables]
         found = tape.gradient(objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        leaving = tf.identity(leaving) if replica == 0 else tf.zeros_like(leaving)
-        loss, weight_sum, leaving, *gradients = add_up([loss, weight_sum, leaving, *map(_dense, found)])
-        return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), leaving), gradients
+        stop_request = tf.identity(stop_request) if replica == 0 else tf.zeros_like(stop_request)
+        loss, weight_sum, stop_requests, *gradients = all_reduce([loss, weight_sum, stop_request, *map(_dense, found)])
+        return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), stop_requests), gradients
 
-    def _apply_one(self, sums: Sums, gradients: list[tf.Tensor]) -> Sums:
+    def _apply_on_replica(self, sums: Sums, gradients: list[tf.Tensor]) -> Sums:
+        """Clips and applies the gradients, if the loss and their norm are finite."""
         if self._clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=sums.norm)
-        # Not tf.cond or an assertion: a GPU would wait for the answer at every update. Who looks at the sums a second
-        # later ends the run.
+        # Neither tf.cond nor an assertion: a GPU would wait for the condition at every update. The journal reads the
+        # sums up to a second later and ends the run.
         finite = tf.math.is_finite(sums.loss) & tf.math.is_finite(sums.norm)
         gradients = [tf.where(finite, gradient, tf.zeros_like(gradient)) for gradient in gradients]
-        self._optimizer.moves = finite
-        self._optimizer.apply(gradients, self._variables)
-        self._optimizer.moves = True  # what is symbolic stays in its graph
+        self._optimizer.apply_if(finite, gradients, self._variables)
         return sums
 
 
 def _dense(gradient: Any) -> tf.Tensor:
-    """The gradient of an embedding with one row for each category: of one that a batch has twice, the sum.
+    """Returns the dense gradient; sums the rows of an embedding's gradient that belong to the same category.
 
-    Keras's optimizers square each of the two alone, and the sum of a clipped gradient would not be the one clipped.
+    Keras's optimizers would square each of these rows alone, and clipping would use another sum than the optimizer.
     """
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient

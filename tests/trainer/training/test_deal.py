@@ -14,7 +14,7 @@ from trainer.config import BATCHING_METHODS
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import Replicas
 from trainer.reading.batches import numbered_batches
-from trainer.training.deal import Feed
+from trainer.training.deal import BatchDealer
 
 SEED, EPOCH = 3, 2
 # Replicas of all workers, and workers.
@@ -64,7 +64,7 @@ def batches_of(kind, plan, team, *, first_batch=0):
     """Of each batch the parts of all replicas in their order, and what the workers say of it, each the same."""
     replicas, workers = team
     teams = [team_of(replicas, workers=workers, worker=worker) for worker in range(workers)]
-    feeds = [Feed(dataset_of(kind), team, seed=SEED) for team in teams]
+    feeds = [BatchDealer(dataset_of(kind), team, seed=SEED) for team in teams]
     each = [feed.batches(plan, epoch=EPOCH, first_batch=first_batch) for feed in feeds]
     for of_workers in zip(*each, strict=True):
         told = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}

@@ -26,21 +26,20 @@ from paths import ROOT
 from pipeline.errors import UserError
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
-from trainer.devices.environment import cudnn_obstacles, describe_kernel
-from trainer.devices.replicas import find_replicas
+from trainer.devices.kernel import cudnn_obstacles, describe_kernel
+from trainer.devices.replicas import find_team
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
-from trainer.model.build import build_model, head_model
-from trainer.model.losses import compute_losses
+from trainer.model.build import build_model, head_model, losses
 from trainer.reading.batches import batches, numbered_batches
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
 from trainer.runs.run import Run
 from trainer.runs.state import State
-from trainer.training.epoch_plan import plan_limited
+from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.loop import Training
-from trainer.training.probe import blank_part
+from trainer.training.memory_probe import blank_part
 from trainer.training.train import train
 from trainer.training.update import Update, make_optimizer
 
@@ -103,7 +102,7 @@ def last_update(run):
 
 def begun_at(lines):
     """The update after which a process went on, None if it did not say so."""
-    found = [int(line.split()[4].rstrip(".")) for line in lines if line.startswith("Going on after update ")]
+    found = [int(line.split()[3].rstrip(".")) for line in lines if line.startswith("Resuming after update ")]
     return found[0] if found else None
 
 
@@ -278,7 +277,7 @@ def test_sigterm_saves_and_stops_with_its_own_status_wherever_the_run_is(tmp_pat
         assert child.wait() == 75
         assert child.lines[-1] == (
             f"lengthwise train: SIGTERM: saved after update {update} (epoch {epoch}) and stopped. The same command "
-            "goes on from there."
+            "resumes from there."
         )
         assert sum("SIGTERM" in line for line in child.lines) == 1
         assert saved_update(run) == update == last_update(run)
@@ -394,8 +393,8 @@ def test_fewer_epochs_than_were_begun_are_refused(tmp_path, capsys):
     status, _, err = datasets.call(capsys, *command(tmp_path / "run", 1))
     assert (status, err[-1]) == (
         1,
-        f"lengthwise train: {tmp_path}/run: stands amid epoch 2, and epochs is 1: expected at least 2, to end what was "
-        "begun.",
+        f"lengthwise train: {tmp_path}/run: stopped within epoch 2, but epochs is 1: expected at least 2, to finish "
+        "that epoch.",
     )
     assert not (tmp_path / "run" / "result.json").exists()
     assert before.startswith((tmp_path / "run" / "metrics.jsonl").read_text())
@@ -437,12 +436,12 @@ def spoil(monkeypatch, number, change_batch):
     """Changes the parts and the scale of the `number`-th update from now on; gives what that update saw and left."""
     seen, call = [], Update.__call__
 
-    def spoilt(update, parts, scale=1.0, leaving=0.0):
+    def spoilt(update, parts, scale=1.0, stop_request=0.0):
         seen.append(None)
         if len(seen) != number:
-            return call(update, parts, scale, leaving)
+            return call(update, parts, scale, stop_request)
         before = [variable.numpy() for variable in update._variables]
-        sums = call(update, *change_batch(parts, scale), leaving)
+        sums = call(update, *change_batch(parts, scale), stop_request)
         seen[-1] = (parts[0][0], before, [variable.numpy() for variable in update._variables])
         return sums
 
@@ -480,13 +479,13 @@ def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named
     told = json.loads((tmp_path / "run" / "failed-update.json").read_text())
     assert (told["epoch"], told["update"], told["records"]) == (1, 8, len(ids))
     assert sorted(told["ids"]) == sorted(ids)
-    plan = plan_limited(opened, CONFIG, State())
+    plan = plan_next_epoch(opened, CONFIG, State())
     of_plan = list(numbered_batches(opened, "train", plan, seed=0, epoch=1))[7]
     assert told["ids"] == opened.index("train")["id"].take(of_plan[3].numpy()).to_pylist()
     value = told["loss"] if what == "loss" else told["gradient_norm"]
     assert value in ("nan", "inf")
     assert err[-1].startswith(
-        f"lengthwise train: The {what} of update 8 (epoch 1) is {value}, and no weight was changed by it. The ids in "
+        f"lengthwise train: The {what} of update 8 (epoch 1) is {value}; the update changed no weight. The ids in "
         f"its batch: {', '.join(map(repr, told['ids']))}; all are in {tmp_path}/run/failed-update.json. "
         "The last checkpoint is of update 6. "
     )
@@ -500,11 +499,11 @@ def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named
 def test_who_loses_a_worker_that_saw_it_first_names_the_update_too(tmp_path, monkeypatch, capsys):
     call = Update.__call__
 
-    def lost(update, parts, scale=1.0, leaving=0.0):
+    def lost(update, parts, scale=1.0, stop_request=0.0):
         if lost.calls == 8:
             raise tf.errors.UnavailableError(None, None, "Socket closed")
         lost.calls += 1
-        return call(update, *(not_a_number(parts, scale) if lost.calls == 8 else (parts, scale)), leaving)
+        return call(update, *(not_a_number(parts, scale) if lost.calls == 8 else (parts, scale)), stop_request)
 
     lost.calls = 0
     monkeypatch.setattr(Update, "__call__", lost)
@@ -543,15 +542,13 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
     (part,) = batches(opened, "train", batching="pad", batch_size=1000)
     features, label, weight = part
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(weight * compute_losses(head_model(model)(features), label, "class")) / tf.reduce_sum(
-            weight
-        )
+        loss = tf.reduce_sum(weight * losses(head_model(model)(features), label, "class")) / tf.reduce_sum(weight)
     gradients = [g.numpy() for g in tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
     norm = np.sqrt(sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients))
     gathered = Gather(model)
     spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
     spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
-    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_replicas("one")}
+    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_team("one")}
     sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
     assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
     for total, gradient in zip(gathered.sums, gradients, strict=True):
@@ -564,7 +561,7 @@ def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
     model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)
     made.build(model.trainable_variables)
     spec = batches(opened, "train").element_spec
-    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_replicas("one"))
+    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_team("one"))
     (part,) = batches(opened, "train", batching="pad", batch_size=1000)
     weights = [[weight.numpy() for weight in model.weights]]
     for scale in (1.0, math.nan, 1.0):
@@ -576,14 +573,14 @@ def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
 
 def limit_memory(monkeypatch, most):
     """Lets memory run out above so many padded steps a batch."""
-    measure = Update.measure
+    gradients = Update.gradients
 
-    def measure_limited(update, parts):
+    def limited_gradients(update, parts):
         if np.prod(parts[0][0]["x"].shape[:2]) > most:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return measure(update, parts)
+        return gradients(update, parts)
 
-    monkeypatch.setattr(Update, "measure", measure_limited)
+    monkeypatch.setattr(Update, "gradients", limited_gradients)
 
 
 def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that_fits(tmp_path, monkeypatch, capsys):
@@ -592,8 +589,8 @@ def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that
     status, out, err = datasets.call(capsys, *flags, "--batch_steps", 300)
     assert (status, out) == (1, "")
     told = re.search(
-        r"^lengthwise train: Out of memory: the largest batch, \d+ records of \d+ steps, does not fit. It would with "
-        r"--batch_steps (\d+) \(now (\d+) in that batch\).$",
+        r"^lengthwise train: Out of memory: the largest batch, \d+ records of \d+ steps, does not fit. It fits with "
+        r"--batch_steps (\d+) \(this batch has (\d+) padded steps\).$",
         err[-1],
     )
     assert 80 <= int(told[1]) <= 100 < int(told[2]) <= 300
@@ -601,7 +598,7 @@ def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that
     status, _, err = datasets.call(capsys, *flags, "--batch_steps", told[1])
     assert status == 0, err
     status, _, err = datasets.call(capsys, *flags[:-1], tmp_path / "other", "--batch_size", 20)
-    assert (status, "It would with --batch_steps" in err[-1]) == (1, True)
+    assert (status, "It fits with --batch_steps" in err[-1]) == (1, True)
 
 
 def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
@@ -615,23 +612,25 @@ def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
 
 def test_memory_that_no_record_fits_in_is_told(tmp_path, monkeypatch):
     limit_memory(monkeypatch, 0)
-    expected = r"does not fit, nor does one record of it. Choose fewer --units, or leave such records out.$"
+    expected = (
+        r"does not fit, and one of its records alone does not fit either. Choose fewer --units, or leave out records"
+    )
     with pytest.raises(UserError, match=expected):
         train(dataset(), tmp_path, change(CONFIG, epochs=1))
 
 
 def test_a_probe_leaves_the_run_as_it_was(tmp_path):
     opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
-    training = Training(Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal())
-    plan = plan_limited(opened, config, State())
+    training = Training(Run(str(tmp_path)), opened, config, find_team("one"), StopSignal())
+    plan = plan_next_epoch(opened, config, State())
     update = training._make_update()
     variables = [*training._model.variables, *training._optimizer.variables]
     before = [variable.numpy() for variable in variables]
-    training._probe(update, plan)
+    training._probe_memory(update, plan)
     for variable, value in zip(variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
     # What it measured drew a mask, so it had something to put back.
-    update.measure((blank_part(training._feed.element_spec, 2, 3),))
+    update.gradients((blank_part(training._dealer.element_spec, 2, 3),))
     assert any((v.numpy() != value).any() for v, value in zip(variables, before, strict=True))
 
 

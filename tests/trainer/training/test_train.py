@@ -29,7 +29,7 @@ from trainer.reading.batches import batches
 from trainer.runs.checkpoints import weights_sha256
 from trainer.runs.run import Run
 from trainer.runs.state import State
-from trainer.training.epoch_plan import plan_limited
+from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.train import train
 from trainer.training.update import Update
@@ -172,8 +172,8 @@ def test_another_configuration_is_refused_with_both_values(tmp_path, path, capsy
     status, out, err = datasets.call(capsys, "train", path, "--output", run, *FLAGS, "--seed", 7, "--units", 5, 6)
     assert (status, out) == (1, "")
     assert err == [
-        f"lengthwise train: {run}: was begun with seed 0, now 7, units [4], now [5, 6]. Say the same, or begin anew "
-        "with --overwrite."
+        f"lengthwise train: {run}: was started with seed 0, now 7, units [4], now [5, 6]. Use the same values, or "
+        "start over with --overwrite."
     ]
 
 
@@ -181,7 +181,9 @@ def test_another_dataset_is_refused(tmp_path, path):
     other = datasets.make(tmp_path / "other", datasets.random_records([3, 4, 5])).path
     run = shutil.copytree(finished()[0], tmp_path / "run")
     theirs, ours = (open_dataset(dataset).manifest.fingerprint for dataset in (path, other))
-    expected = f"{run}: was begun on a dataset with fingerprint {theirs}, but {other} has {ours}. Go on with the same"
+    expected = (
+        f"{run}: was started on a dataset with fingerprint {theirs}, but {other} has {ours}. Resume with the same"
+    )
     for config in (change(SMALL, epochs=4), SMALL):  # a finished run does not answer for other data either
         with pytest.raises(UserError, match=expected):
             train(other, run, config)
@@ -206,7 +208,7 @@ def test_a_folder_that_is_no_run_is_refused_and_not_touched(tmp_path, path, over
     """A dataset, say: it has a manifest.json as a run has."""
     folder = pathlib.Path(datasets.copy(datasets.of_kind("class"), tmp_path))
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    with pytest.raises(UserError, match=f"^{folder}: is there and is no run. Choose another --output.$"):
+    with pytest.raises(UserError, match=f"^{folder}: exists and is not a run. Choose another --output.$"):
         train(path, folder, SMALL, overwrite=overwrite)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
@@ -248,7 +250,7 @@ def test_without_a_validation_split_the_last_is_kept(tmp_path, capsys):
 
 def test_a_train_split_without_a_record_is_refused(tmp_path):
     made = datasets.make(tmp_path, datasets.random_records([3, 4], split="test"))
-    with pytest.raises(UserError, match="the split 'train' holds no label, so there is nothing to train on"):
+    with pytest.raises(UserError, match="the split 'train' has no label, so there is nothing to train on"):
         train(made.path, tmp_path / "run", SMALL)
     assert not (tmp_path / "run").exists()
 
@@ -307,9 +309,9 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before
     flags = ["--units", 4, "--batch_size", 8, "--learning_rate", 1e38, "--epochs", 2]
     status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path, *flags)
     assert (status, out) == (1, "")
-    assert "epoch 1" in err[-1] and "is nan" in err[-1] or "is inf" in err[-1] or "not finite" in err[-1]
+    assert "epoch 1" in err[-1] and "is nan" in err[-1] or "is inf" in err[-1] or "non-finite" in err[-1]
     assert err[-1].endswith(
-        "The last checkpoint is of update 0. Begin anew with a smaller --learning_rate, or --clip_norm 1."
+        "The last checkpoint is of update 0. Start over with a smaller --learning_rate, or with --clip_norm 1."
     )
     assert not (tmp_path / "result.json").exists()
     assert math.isfinite(evaluate(tmp_path, path)["loss"])
@@ -323,8 +325,8 @@ def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, c
     flags = ["--units", 4, "--batch_size", 2, "--learning_rate", 1e30, "--epochs", 2]
     status, _, err = datasets.call(capsys, "train", made.path, "--output", tmp_path / "run", *flags)
     assert status == 1
-    assert "is not finite after update" in err[-1] or "and no weight was changed by it" in err[-1]
-    assert "The last checkpoint is of update 0. Begin anew with a smaller --learning_rate" in err[-1]
+    assert "is non-finite after update" in err[-1] or "the update changed no weight" in err[-1]
+    assert "The last checkpoint is of update 0. Start over with a smaller --learning_rate" in err[-1]
     assert "Traceback" not in "".join(err)
 
 
@@ -450,7 +452,7 @@ def test_training_scales_by_what_is_left_after_truncation(tmp_path):
     dataset, run = open_dataset(made.path), Run(str(tmp_path / "run"))
     training = Training(run, dataset, config, find_replicas("one"), StopSignal())
     kept = sum(y is not None for record in records for y in record["y"][:2])
-    assert training._total_weight(plan_limited(dataset, config, State())) == kept < dataset.split("train").labels
+    assert training._total_weight(plan_next_epoch(dataset, config, State())) == kept < dataset.split("train").labels
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Decides when a run saves a checkpoint, and refuses to save non-finite weights."""
+
+import time
+from typing import NoReturn
+
+import keras
+import numpy as np
+
+from trainer.config import TrainConfig
+from trainer.devices.replicas import Replicas
+from trainer.devices.signals import Preempted, StopSignal
+from trainer.runs.checkpoints import Checkpoints
+from trainer.runs.state import State
+from trainer.training.non_finite import non_finite_weights
+
+# Largest share of the time spent on checkpoints by the minute: if saving takes longer, checkpoints are less frequent.
+_MAX_SAVING_SHARE = 0.02
+
+
+class CheckpointPolicy:
+    """Saves the checkpoints of a run while it trains.
+
+    Every worker decides when to save and checks the weights; only the chief writes.
+
+    Args:
+        checkpoints: Already restored if the run is resumed.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, model: keras.Model, config: TrainConfig, replicas: Replicas) -> None:
+        self._checkpoints, self._model, self._config, self._replicas = checkpoints, model, config, replicas
+        self._saved_at, self._saved_update, self._saving_seconds = time.monotonic(), self.state.update, 0.0
+
+    @property
+    def state(self) -> State:
+        """The training state that the next checkpoint stores."""
+        return self._checkpoints.state
+
+    @property
+    def saved_update(self) -> int | None:
+        """The update of the last checkpoint; None for workers other than the chief."""
+        return self._saved_update if self._replicas.is_chief else None
+
+    def is_due(self) -> bool:
+        """Returns whether a checkpoint is due, by the number of updates or by the time since the last one."""
+        config, seconds = self._config, time.monotonic() - self._saved_at
+        if config.checkpoint_updates and self.state.update - self._saved_update >= config.checkpoint_updates:
+            return True
+        return seconds >= max(60 * config.checkpoint_minutes, self._saving_seconds / _MAX_SAVING_SHARE)
+
+    def save(self, *, best: bool = False) -> None:
+        """Saves a checkpoint, and if `best` also as the best one.
+
+        Raises:
+            UserError: A weight is non-finite; the last checkpoint stays.
+        """
+        started_at = time.monotonic()
+        self.check_weights()
+        if self._replicas.is_chief:
+            self._checkpoints.save(best=best)
+        self._saved_at, self._saved_update = time.monotonic(), self.state.update
+        self._saving_seconds = self._saved_at - started_at
+
+    def save_and_stop(self) -> NoReturn:
+        """Saves a checkpoint on SIGTERM and raises Preempted, when all workers have come here."""
+        self.save()
+        self._replicas.share()
+        raise Preempted(
+            f"SIGTERM: saved after update {self.state.update} (epoch {self.state.epoch + 1}) and stopped. The same "
+            "command resumes from there."
+        )
+
+    def check_weights(self) -> None:
+        """Raises a UserError if a weight is non-finite."""
+        if not all(np.isfinite(weight.numpy()).all() for weight in self._model.weights):
+            raise non_finite_weights(self.state.update, saved_update=self.saved_update)
+
+
+def raise_if_stopped(stop: StopSignal) -> None:
+    """Raises Preempted if the process was asked to stop. For a loop that has nothing to save."""
+    if stop.received:
+        raise Preempted("SIGTERM: stopped before there was anything to save. The same command resumes.")

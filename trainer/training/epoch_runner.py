@@ -1,0 +1,162 @@
+"""Trains one epoch: its updates, the checkpoints among them, its validation and its line in metrics.jsonl."""
+
+import dataclasses
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.format.manifest import TRAIN
+from trainer.batching.plan_epoch import plan_epoch
+from trainer.batching.plan import Plan
+from trainer.config import TrainConfig
+from trainer.data.dataset import Dataset
+from trainer.devices.replicas import Replicas
+from trainer.devices.signals import StopSignal
+from trainer.runs.run import Run
+from trainer.runs.state import State, Totals
+from trainer.training.callbacks import Callbacks
+from trainer.training.checkpoint_policy import CheckpointPolicy
+from trainer.training.deal import BatchDealer
+from trainer.training.journal import EpochJournal
+from trainer.training.non_finite import NonFiniteUpdate, non_finite_update, non_finite_validation
+from trainer.training.reporter import Reporter
+from trainer.training.update import Sums, Update
+from trainer.training.validation import Validation
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRunner:
+    """Trains the epochs of a run one by one. Every worker runs all of them; only the chief writes.
+
+    Attributes:
+        total_weight: Σ weight over an epoch.
+    """
+
+    run: Run
+    dataset: Dataset
+    config: TrainConfig
+    replicas: Replicas
+    stop: StopSignal
+    dealer: BatchDealer
+    update: Update
+    callbacks: Callbacks
+    checkpoints: CheckpointPolicy
+    reporter: Reporter
+    validation: Validation
+    total_weight: float
+
+    @property
+    def _state(self) -> State:
+        return self.checkpoints.state
+
+    def run_epoch(self, plan: Plan) -> dict[str, Any]:
+        """Trains the next epoch, or the rest of the one that was interrupted, and returns its line in metrics.jsonl.
+
+        Raises:
+            Preempted: A worker was asked to stop; the run is saved.
+            UserError: A loss, a gradient or a weight is non-finite.
+        """
+        state, config, epoch = self._state, self.config, self._state.epoch + 1
+        if not state.batch:
+            state.totals, state.batch_steps, state.batch_size = Totals(), config.batch_steps, config.batch_size
+        self.callbacks.on_epoch_begin(epoch - 1)
+        self.reporter.begin_epoch(epoch, updates=plan.num_batches, done=state.batch)
+        journal = EpochJournal(self.run if self.replicas.is_chief else None, state.totals)
+        try:
+            self._run_updates(plan, epoch, journal)
+            journal.flush()
+        except (NonFiniteUpdate, tf.errors.OpError) as error:
+            raise self._find_cause(error, journal) from None
+        return self._end_epoch(epoch)
+
+    def _run_updates(self, plan: Plan, epoch: int, journal: EpochJournal) -> None:
+        state, scale = self._state, tf.constant(plan.num_batches / self.total_weight, tf.float32)
+        previous: Sums | None = None
+        for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch):
+            self.callbacks.on_train_batch_begin(state.batch)
+            sums = self.update(batch.parts, scale, float(self.stop.received))
+            state.batch += 1
+            state.update += 1
+            journal.add(epoch, state.update, sums, batch)
+            self.reporter.end_update(epoch, state.update, sums, batch)
+            self.callbacks.on_train_batch_end(state.batch - 1)
+            if self._should_stop(previous):
+                journal.flush()
+                self.checkpoints.save_and_stop()
+            previous = sums
+            if self.checkpoints.is_due():
+                journal.flush()
+                self.checkpoints.save()
+
+    def _should_stop(self, previous: Sums | None) -> bool:
+        """Returns whether a worker was asked to stop; the answer is the same on all workers after the same update.
+
+        Several workers read it from the sums of the previous update, which do not delay a device that already computes
+        this one.
+        """
+        if self.replicas.num_workers == 1:
+            return self.stop.received
+        return previous is not None and float(previous.stop_requests) > 0
+
+    def _find_cause(self, error: NonFiniteUpdate | tf.errors.OpError, journal: EpochJournal) -> Exception:
+        """Returns the error to raise for one that ended the updates.
+
+        A TensorFlow error may follow from an earlier non-finite update: another worker may have found it first and
+        ended, and an operation may fail on non-finite weights before the journal reads the loss.
+        """
+        found: Exception = error
+        if isinstance(error, tf.errors.OpError):
+            try:
+                journal.flush()
+                self.checkpoints.check_weights()
+            except (NonFiniteUpdate, UserError) as cause:
+                found = cause
+        if isinstance(found, NonFiniteUpdate):
+            return non_finite_update(found, self.dataset, self.run, saved_update=self.checkpoints.saved_update)
+        return found
+
+    def _end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Measures the epoch, writes its line, calls the callbacks and saves a checkpoint."""
+        state, totals = self._state, self._state.totals
+        self.checkpoints.check_weights()
+        summary = totals.summary()
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "train": summary,
+            "validation": self.validation.measure(self.checkpoints),
+        }
+        loss = line["validation"]["loss"] if line["validation"] else None
+        if loss is not None and not math.isfinite(loss):
+            raise non_finite_validation(epoch, loss, saved_update=self.checkpoints.saved_update)
+        if self.replicas.is_chief:
+            # Before the checkpoint: a resume removes the line of an epoch whose checkpoint is missing.
+            self.run.append_metrics([line])
+        state.epoch, state.batch = epoch, 0
+        state.steps += totals.steps
+        state.padded_steps += totals.padded_steps
+        is_best = loss is not None and (state.best_loss is None or loss < state.best_loss)
+        if is_best:
+            state.best_epoch, state.best_loss = epoch, loss
+        # Before the checkpoint: a callback may change the optimizer's learning rate.
+        self.callbacks.end_epoch(line)
+        self.checkpoints.save(best=is_best)
+        self.reporter.end_epoch(line)
+        return line
+
+
+def plan_next_epoch(dataset: Dataset, config: TrainConfig, state: State) -> Plan:
+    """Returns the plan, for one reader, of the epoch that a run is in or trains next.
+
+    Raises:
+        UserError: No batches can be planned with this configuration.
+    """
+    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
+    limits = config.model_dump(include=keys)
+    if state.batch:  # An epoch that has started keeps its limits.
+        limits |= {"batch_steps": state.batch_steps, "batch_size": state.batch_size}
+    try:
+        return plan_epoch(dataset, TRAIN, epoch=state.epoch + 1, **limits)
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,99 @@
+"""Reports on stderr how a training run proceeds: its setup, useful steps per second, padding, loss, time left."""
+
+import sys
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer.batching.plan import Plan
+from trainer.devices.environment import describe_kernel
+from trainer.devices.replicas import Replicas
+from trainer.model.build import count_parameters
+from trainer.training.deal import GlobalBatch
+from trainer.training.update import Sums
+
+# Seconds between two progress lines: on a terminal, where a line replaces the one before, and elsewhere.
+_TERMINAL_SECONDS, _INTERVAL_SECONDS = 0.2, 2.0
+# Validation measures shown after each epoch: the first ones, which matter most. metrics.jsonl has all of them.
+_NUM_MEASURES = 4
+
+
+class Reporter:
+    """Writes notes and progress lines to stderr.
+
+    On a terminal, one progress line is updated in place. Elsewhere, a progress line is written every two seconds.
+
+    Args:
+        quiet: Write nothing.
+    """
+
+    def __init__(self, *, epochs: int, quiet: bool = False) -> None:
+        self._stream, self._quiet = sys.stderr, quiet
+        self._terminal = self._stream.isatty()
+        self._epochs = epochs
+        self._started_at = self._shown_at = time.monotonic()
+        self._steps = self._padded_steps = self._updates = self._updates_left = 0
+
+    def note(self, text: str) -> None:
+        """Writes a line."""
+        if not self._quiet:
+            print(text, file=self._stream, flush=True)
+
+    def describe_run(self, model: keras.Model, replicas: Replicas, plan: Plan, *, has_validation: bool) -> None:
+        """Writes a line each about the devices, the recurrent kernel and the next epoch."""
+        devices = ", ".join(device.device_type for device in tf.config.list_logical_devices())
+        workers = ""
+        if replicas.num_replicas > 1:
+            workers = f" Workers: {replicas.num_workers}. Replicas: {replicas.num_replicas}."
+        self.note(f"Devices: {devices}.{workers} Parameters: {count_parameters(model):,}.")
+        self.note(describe_kernel(model))
+        rows, steps = plan.largest_batch
+        self.note(
+            f"An epoch: {plan.num_batches:,} updates, {plan.records:,} records, {plan.steps:,} steps, "
+            f"{plan.useful_share:.1%} of what is computed is useful; the largest batch is {rows} x {steps} steps."
+        )
+        if not has_validation:
+            self.note("No validation split: the last checkpoint is kept, none is the best.")
+
+    def begin_epoch(self, epoch: int, *, updates: int, done: int) -> None:
+        """Estimates the updates left, from the updates of this epoch, of which `done` are done."""
+        self._updates_left = updates * (self._epochs - epoch + 1) - done
+
+    def end_update(self, epoch: int, update: int, sums: Sums, batch: GlobalBatch) -> None:
+        """Counts an update and, if a progress line is due, shows it; only then reads its sums from the device."""
+        self._steps += batch.steps
+        self._padded_steps += batch.padded_steps
+        self._updates += 1
+        self._updates_left -= 1
+        if self._is_due(_TERMINAL_SECONDS if self._terminal else _INTERVAL_SECONDS):
+            weight = float(sums.weight)
+            loss = float(sums.loss) / weight if weight else 0.0
+            self._show(f"epoch {epoch}/{self._epochs}, update {update}, loss {loss:.4f}")
+
+    def end_epoch(self, line: dict[str, Any]) -> None:
+        """Shows an epoch by its line in metrics.jsonl: on a terminal each, elsewhere every two seconds and the last."""
+        is_last = line["epoch"] == self._epochs
+        if not (self._terminal or is_last or self._is_due(_INTERVAL_SECONDS)):
+            return
+        text = f"epoch {line['epoch']}/{self._epochs}, loss {line['train']['loss']:.4f}"
+        if line["validation"] is not None:
+            measures = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
+            shown = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
+            text += ", validation " + ", ".join(shown[:_NUM_MEASURES])
+        self._show(text, keep=True)
+
+    def _is_due(self, seconds: float) -> bool:
+        return time.monotonic() - self._shown_at >= seconds
+
+    def _show(self, text: str, *, keep: bool = False) -> None:
+        self._shown_at = time.monotonic()
+        if self._quiet:
+            return
+        seconds = max(self._shown_at - self._started_at, 1e-9)
+        left = self._updates_left * seconds / max(self._updates, 1)
+        padding = 1 - self._steps / max(self._padded_steps, 1)
+        text += f", {self._steps / seconds:,.0f} steps/s, {padding:.1%} padding, {left:,.0f} s left"
+        end = "\n" if keep or not self._terminal else ""
+        print(f"\r\x1b[2K{text}" if self._terminal else text, end=end, file=self._stream, flush=True)
