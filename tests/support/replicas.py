@@ -17,9 +17,10 @@ import tensorflow as tf
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
-from trainer.devices.replicas import find_team
+from trainer.devices.replicas import find_replicas
 from trainer.devices.tensorflow_setup import start_tensorflow
-from trainer.model.build import build_model, head_model, loss_scale, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import numbered_batches
 from trainer.runs.state import State
 from trainer.training.deal import BatchDealer
@@ -38,7 +39,7 @@ class OneByOne:
         keras.utils.set_random_seed(config.seed)
         vocabularies, statistics = dataset.vocabularies(), dataset.manifest.statistics
         self.model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
-        self._columns = loss_scale(make_target(dataset.schema, vocabularies), statistics)
+        self._columns = column_scales(make_target(dataset.schema, vocabularies), statistics)
         self.variables = [variable.value for variable in self.model.trainable_variables]
         self._head = head_model(self.model)
         single = numbered_batches(
@@ -51,7 +52,9 @@ class OneByOne:
     def _measure_one(self, record: Any) -> Any:
         features, label, weight = record
         with tf.GradientTape() as tape:
-            each = losses(self._head(features, training=True), label, self._dataset.schema.label.kind, self._columns)
+            each = compute_losses(
+                self._head(features, training=True), label, self._dataset.schema.label.kind, self._columns
+            )
             loss = tf.reduce_sum(weight * each)
         found = tape.gradient(loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return loss, tf.reduce_sum(weight), [tf.convert_to_tensor(gradient) for gradient in found]
@@ -71,7 +74,7 @@ class OneByOne:
         )
         for epoch in range(config.epochs):
             plan = plan_next_epoch(dataset, config, State(epoch=epoch))
-            for batch in BatchDealer(dataset, find_team("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
+            for batch in BatchDealer(dataset, find_replicas("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
                 loss, weight, gradients = self.measure(batch.rows())
                 by_epoch = plan.num_batches / dataset.split("train").labels
                 scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
@@ -86,7 +89,7 @@ class OneByOne:
 
 def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> float:
     """How far the gradient that each replica holds is from the sum over the records, in the first batches."""
-    team, one = find_team(strategy), OneByOne(dataset, config)
+    team, one = find_replicas(strategy), OneByOne(dataset, config)
     plan = plan_next_epoch(dataset, config, State())
     feed = BatchDealer(dataset, team, seed=config.seed)
     with team.strategy.scope():

@@ -63,7 +63,7 @@ class CheckpointPolicy:
     def save_and_stop(self) -> NoReturn:
         """Saves a checkpoint on SIGTERM and raises Preempted, when all workers have come here."""
         self.save()
-        self._replicas.share()
+        self._replicas.broadcast()
         raise Preempted(
             f"SIGTERM: saved after update {self.state.update} (epoch {self.state.epoch + 1}) and stopped. The same "
             "command resumes from there."

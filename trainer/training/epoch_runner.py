@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import TRAIN
-from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.plan import Plan
+from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.devices.replicas import Replicas

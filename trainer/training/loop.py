@@ -14,7 +14,7 @@ from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.target import make_target
-from trainer.devices.environment import describe_environment, describe_differences
+from trainer.devices.environment import describe_differences, describe_environment
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.model.build import build_model, count_parameters
@@ -90,7 +90,9 @@ class Training:
                 f"least {state.epoch + 1}, to finish that epoch."
             )
         # No variable holds the plan here: it would stay in memory as long as the run.
-        self._reporter.describe_run(self._model, self._replicas, self._plan(), has_validation=self._validation.has_labels)
+        self._reporter.describe_run(
+            self._model, self._replicas, self._plan(), has_validation=self._validation.has_labels
+        )
         callbacks = self._make_callbacks(past_lines)
         update, policy = self._make_update(), CheckpointPolicy(self._checkpoints, self._model, config, self._replicas)
         runner = self._make_runner(update, callbacks, policy) if state.epoch < config.epochs else None
@@ -210,7 +212,7 @@ class Training:
         with _frozen_objects():
             while state.epoch < self._config.epochs and not model.stop_training:
                 line = runner.run_epoch(self._plan())
-                model.stop_training = self._replicas.share(bool(model.stop_training))
+                model.stop_training = self._replicas.broadcast(bool(model.stop_training))
                 is_last = state.epoch >= self._config.epochs or model.stop_training
                 if self._replicas.any_worker(self._stop.received) and not is_last:
                     policy.save_and_stop()
@@ -234,7 +236,7 @@ class Training:
                 "stopped_early": bool(self._model.stop_training),
             }
             self._run.write_json(RESULT, result)
-        return dict(self._replicas.share(result))
+        return dict(self._replicas.broadcast(result))
 
 
 @contextlib.contextmanager

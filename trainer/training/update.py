@@ -139,7 +139,9 @@ class Update:
         replica = int(tf.get_static_value(context.replica_id_in_sync_group)) - self._replicas.first_replica
 
         def all_reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
-            return values if self._replicas.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+            return (
+                values if self._replicas.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+            )
 
         features, label, weight = parts[replica]
         weight_sum = tf.reduce_sum(weight)

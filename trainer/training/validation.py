@@ -38,7 +38,7 @@ class Validation:
                 measures = {"loss": result["loss"], "metrics": result["metrics"]}
             except Preempted:
                 is_stopped = True
-        measures, is_stopped = self._replicas.share([measures, is_stopped])
+        measures, is_stopped = self._replicas.broadcast([measures, is_stopped])
         if is_stopped:
             checkpoints.save_and_stop()
         return measures

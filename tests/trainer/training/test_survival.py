@@ -26,12 +26,13 @@ from paths import ROOT
 from pipeline.errors import UserError
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
-from trainer.devices.kernel import cudnn_obstacles, describe_kernel
-from trainer.devices.replicas import find_team
+from trainer.devices.environment import cudnn_obstacles, describe_kernel
+from trainer.devices.replicas import find_replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
-from trainer.model.build import build_model, head_model, losses
+from trainer.model.build import build_model, head_model
+from trainer.model.losses import compute_losses
 from trainer.reading.batches import batches, numbered_batches
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
@@ -542,13 +543,15 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
     (part,) = batches(opened, "train", batching="pad", batch_size=1000)
     features, label, weight = part
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(weight * losses(head_model(model)(features), label, "class")) / tf.reduce_sum(weight)
+        loss = tf.reduce_sum(weight * compute_losses(head_model(model)(features), label, "class")) / tf.reduce_sum(
+            weight
+        )
     gradients = [g.numpy() for g in tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
     norm = np.sqrt(sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients))
     gathered = Gather(model)
     spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
     spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
-    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_team("one")}
+    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_replicas("one")}
     sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
     assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
     for total, gradient in zip(gathered.sums, gradients, strict=True):
@@ -561,7 +564,7 @@ def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
     model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)
     made.build(model.trainable_variables)
     spec = batches(opened, "train").element_spec
-    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_team("one"))
+    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_replicas("one"))
     (part,) = batches(opened, "train", batching="pad", batch_size=1000)
     weights = [[weight.numpy() for weight in model.weights]]
     for scale in (1.0, math.nan, 1.0):
@@ -612,16 +615,14 @@ def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
 
 def test_memory_that_no_record_fits_in_is_told(tmp_path, monkeypatch):
     limit_memory(monkeypatch, 0)
-    expected = (
-        r"does not fit, and one of its records alone does not fit either. Choose fewer --units, or leave out records"
-    )
+    expected = "does not fit, and one of its records alone does not fit either. Choose fewer --units, or leave out "
     with pytest.raises(UserError, match=expected):
         train(dataset(), tmp_path, change(CONFIG, epochs=1))
 
 
 def test_a_probe_leaves_the_run_as_it_was(tmp_path):
     opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
-    training = Training(Run(str(tmp_path)), opened, config, find_team("one"), StopSignal())
+    training = Training(Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal())
     plan = plan_next_epoch(opened, config, State())
     update = training._make_update()
     variables = [*training._model.variables, *training._optimizer.variables]

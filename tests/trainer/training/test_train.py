@@ -181,9 +181,7 @@ def test_another_dataset_is_refused(tmp_path, path):
     other = datasets.make(tmp_path / "other", datasets.random_records([3, 4, 5])).path
     run = shutil.copytree(finished()[0], tmp_path / "run")
     theirs, ours = (open_dataset(dataset).manifest.fingerprint for dataset in (path, other))
-    expected = (
-        f"{run}: was started on a dataset with fingerprint {theirs}, but {other} has {ours}. Resume with the same"
-    )
+    expected = f"{run}: was started on a dataset with fingerprint {theirs}, but {other} has {ours}. Resume with"
     for config in (change(SMALL, epochs=4), SMALL):  # a finished run does not answer for other data either
         with pytest.raises(UserError, match=expected):
             train(other, run, config)
