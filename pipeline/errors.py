@@ -1,8 +1,21 @@
 """The one exception that a user can mend: the command prints it as a single line and exits with its status."""
 
+import json
+from typing import Any
+
 
 class UserError(Exception):
     """Names the thing, the value received, what was expected and the way out, in one line."""
 
     # Exit status of the command; a kind that a script must tell from the others has its own.
     status = 1
+
+
+def show(value: Any) -> str:
+    """Returns `value` as JSON for a message: at most 60 characters, without control characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__} that cannot be shown"
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."

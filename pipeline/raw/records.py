@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from pipeline.errors import show
 from pipeline.raw.json_arrays import read_object
-from pipeline.raw.rejects import Reason, RecordError, show
+from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
 from pipeline.schema.record import ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField

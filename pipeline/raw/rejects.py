@@ -1,7 +1,6 @@
 """Rejected records: the reasons, the place in the raw input, and the error that parsing raises."""
 
-import json
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 Reason = Literal[
     "not_json",
@@ -64,13 +63,3 @@ class Reject(NamedTuple):
     message: str
     id: str | None
     origin: Origin
-
-
-def show(value: Any) -> str:
-    """Returns `value` as JSON for a message: at most 60 characters, without control characters."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=repr)
-    except (TypeError, ValueError, RecursionError):
-        text = f"a {type(value).__name__} that cannot be shown"
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return text if len(text) <= 60 else text[:57] + "..."

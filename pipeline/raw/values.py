@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.raw.rejects import Reason, RecordError, show
+from pipeline.errors import show
+from pipeline.raw.rejects import Reason, RecordError
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import Label, class_name
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Array, Values
