@@ -367,7 +367,7 @@ def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
     status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
     assert status == 1
     told = "record at offset 0: the CRC of the data does not fit. `lengthwise verify` lists all errors"
-    assert err[-1] == f"lengthwise train: {shard}: {told}; make the dataset again."
+    assert err[-1] == f"lengthwise train: {shard}: {told}; prepare the dataset again."
 
 
 def test_a_split_or_an_argument_that_is_not_there_is_told():
