@@ -118,8 +118,8 @@ def verify(arguments: list[str]) -> int:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
-    from pipeline.inspection.verify import print_report
     from pipeline.inspection.verify import verify as run
+    from pipeline.inspection.verify_report import print_report
 
     report = run(values["dataset"])
     if values["json"]:

@@ -1,1 +1,1 @@
-"""Commands that look into a dataset: `inspect` and `verify`."""
+"""Commands that read a dataset: `inspect` shows what it contains, `verify` checks every byte."""

@@ -1,4 +1,4 @@
-"""Shows what is in a dataset, from its manifest alone: by split, label and length, with what was rejected."""
+"""Shows the contents of a dataset by split, label and length, and its rejects. Reads the manifest only."""
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +9,18 @@ from rich.filesize import decimal
 
 from pipeline.files import join
 from pipeline.format.manifest import TRAIN, FeatureStatistics, Manifest, Split
-from pipeline.inspection.lengths import bar, length_bands, length_range
+from pipeline.inspection.histogram import bar, length_bands, length_range
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
 from pipeline.schema.schema import Schema
 from pipeline.tables import buffered_console, print_table
 
+# Most classes that the table of labels shows.
 _MAX_CLASSES = 20
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
-    """What is in a dataset, as plain values for JSON. Lengths are in time steps, null where there is no record."""
+    """Returns the contents of a dataset as plain values for JSON. Lengths are in steps, None without any record."""
     schema = manifest.record_schema
     splits = manifest.splits
     return {
@@ -47,7 +48,7 @@ def _summarize_feature(manifest: Manifest, name: str, feature: Feature) -> dict[
 def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
     gaps: dict[str, dict[str, Any]] = {"missing": {}, "unknown": {}}
     for gap in _gaps(split, schema):
-        gaps[gap.what][gap.feature] = {"count": gap.number, "share": gap.number / max(gap.of, 1)}
+        gaps[gap.kind][gap.feature] = {"count": gap.number, "share": gap.number / max(gap.total, 1)}
     return {
         "records": split.records,
         "steps": split.steps,
@@ -62,16 +63,23 @@ def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
 
 
 class _Gap(NamedTuple):
-    """How many of the values of a feature, `of` which there are so many, are missing or unknown."""
+    """The number of values of a feature that are missing, or unknown to its vocabulary.
+
+    Attributes:
+        feature: Name of the feature.
+        kind: Which of the two.
+        number: Number of these values.
+        total: Number of values that were counted: all for missing ones, those that are not missing for unknown ones.
+    """
 
     feature: str
-    what: Literal["missing", "unknown"]
+    kind: Literal["missing", "unknown"]
     number: int
-    of: int
+    total: int
 
 
 def _gaps(split: Split, schema: Schema) -> Iterator[_Gap]:
-    """Missing values among all, and strings of no vocabulary among those that are not missing."""
+    """Yields the gaps of each feature that may have any."""
     for name, feature in schema.features.items():
         values = (split.steps if schema.is_per_step(name) else split.records) * feature.width
         if name in split.missing:
@@ -93,7 +101,7 @@ def _all_lengths(manifest: Manifest) -> dict[int, int]:
 
 
 def print_summary(manifest: Manifest, output: str) -> None:
-    """Prints the result of `prepare` in a few lines."""
+    """Prints the result of `prepare` to stdout in a few lines."""
     width = max(map(len, manifest.splits))
     print(f"{output}: {_count(sum(s.records for s in manifest.splits.values()), 'record')}")
     for name, split in manifest.splits.items():
@@ -110,7 +118,7 @@ def _describe_split(split: Split) -> str:
     if ends is None:
         return "no record"
     lengths = f"{ends['min']:,}" if ends["min"] == ends["max"] else f"{ends['min']:,} to {ends['max']:,}"
-    return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} a record)"
+    return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} per record)"
 
 
 def _describe_rejects(manifest: Manifest, dataset: str) -> str:
@@ -120,12 +128,12 @@ def _describe_rejects(manifest: Manifest, dataset: str) -> str:
     records = sum(split.records for split in manifest.splits.values()) + rejected.total
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
     files = [join(dataset, path) for path in rejected.files]
-    more = f" and {_count(len(files) - 1, 'file')} more beside it" if len(files) > 1 else ""
+    more = f" and {_count(len(files) - 1, 'other file')} in its folder" if len(files) > 1 else ""
     return f"rejected {rejected.total:,} of {_count(records, 'record')}: {reasons}; listed in {files[0]}{more}"
 
 
 def print_details(manifest: Manifest, dataset: str) -> None:
-    """Prints all that `inspect` shows, as tables."""
+    """Prints the contents of a dataset to stdout as tables."""
     with buffered_console() as console:
         _print_all(console, manifest, dataset)
 
@@ -140,14 +148,14 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     _print_label(console, manifest)
     schema = manifest.record_schema
-    for title, features in (("Features", schema.steps), ("Context, one value a record", schema.context)):
+    for title, features in (("Features", schema.steps), ("Context, one value per record", schema.context)):
         rows = [_feature_row(manifest, name, feature) for name, feature in features.items()]
         if rows:
             print_table(console, f"{title} (statistics of {TRAIN})", _FEATURE_COLUMNS, rows)
     gaps = list(_gap_rows(manifest))
     if gaps:
         columns = ("feature", "", *manifest.splits, "all", "share")
-        print_table(console, "Missing values, and strings of no vocabulary", columns, gaps)
+        print_table(console, "Missing values, and strings outside the vocabulary", columns, gaps)
     reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
     print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
     for path in manifest.rejected.files:
@@ -200,16 +208,17 @@ def _length_rows(counts: Mapping[int, int], console: Console) -> Iterator[tuple[
 
 
 def _class_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    """Labels of each class by split; of very many classes the most frequent.
+    """Yields a row for each class, with its labels by split. If there are many classes, yields the most frequent ones.
 
-    The share is of all labels, each of which may name several classes where it is a multilabel.
+    The last column is the share of all labels. A multilabel names several classes, so the shares may add up to more
+    than 1.
     """
     splits = manifest.splits.values()
     totals: collections.Counter[str] = collections.Counter()
     for split in splits:
         totals.update(split.label_counts)
     total = sum(split.labels for split in splits)
-    # Up to a screenful in the schema's order, which is the order of the probabilities.
+    # A few classes are shown in the order of the schema, which is the order of the model's probabilities.
     shown = list(totals) if len(totals) <= _MAX_CLASSES else [name for name, _ in totals.most_common(_MAX_CLASSES)]
     for name in shown:
         counts = [f"{split.label_counts.get(name, 0):,}" for split in splits]
@@ -221,12 +230,12 @@ def _class_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 
 
 def _gap_rows(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    """A row for each kind of gap that a feature may have, by split."""
+    """Yields a row for each feature and kind of gap, with the counts by split."""
     by_split = [list(_gaps(split, manifest.record_schema)) for split in manifest.splits.values()]
     for gaps in zip(*by_split, strict=True):
-        number, of = sum(gap.number for gap in gaps), sum(gap.of for gap in gaps)
-        numbers = (f"{gap.number:,}" for gap in gaps)
-        yield _clean(gaps[0].feature), gaps[0].what, *numbers, f"{number:,}", f"{number / max(of, 1):.1%}"
+        count, total = sum(gap.number for gap in gaps), sum(gap.total for gap in gaps)
+        counts = (f"{gap.number:,}" for gap in gaps)
+        yield _clean(gaps[0].feature), gaps[0].kind, *counts, f"{count:,}", f"{count / max(total, 1):.1%}"
 
 
 _FEATURE_COLUMNS = ("name", "dtype", "shape", "values", "mean", "std", "min", "max")
@@ -236,12 +245,12 @@ def _feature_row(manifest: Manifest, name: str, feature: Feature) -> tuple[str, 
     shape = " x ".join(map(str, feature.shape)) or "-"
     vocabulary = manifest.vocabularies.get(name)
     values = feature.num_values if vocabulary is None else vocabulary.size
-    number = "-" if values is None else f"{values:,}"
-    return _clean(name), feature.dtype, shape, number, *_ranges(manifest.statistics.get(name))
+    num_values = "-" if values is None else f"{values:,}"
+    return _clean(name), feature.dtype, shape, num_values, *_ranges(manifest.statistics.get(name))
 
 
 def _ranges(statistics: FeatureStatistics | None) -> tuple[str, ...]:
-    """Mean and standard deviation, from the smallest to the largest of all columns; minimum and maximum of all."""
+    """Returns the cells for mean, standard deviation, minimum and maximum, each over all columns of a feature."""
     if statistics is None:
         return ("-",) * 4
     deviations = [variance**0.5 for variance in statistics.variance]
@@ -259,7 +268,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _clean(text: str) -> str:
-    """A name from the data as it may stand on a terminal: without control characters."""
+    """Returns a name from the data with its control characters escaped, safe to print on a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

@@ -1,8 +1,7 @@
-"""Checks every byte of a dataset against its manifest; each fault names its file and the offset in it."""
+"""Checks every byte of a dataset against its manifest. Each fault names its file and the offset in it."""
 
 import collections
 import itertools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,89 +15,85 @@ from pipeline.format.index import index_label, index_schema, read_index
 from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard, read_manifest
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
-from pipeline.inspection.contents import Contents, check_example, differences
-from pipeline.inspection.faults import Fault, FaultError, HashingReader, Report, check_listed, read_checked, reported
-from pipeline.inspection.origins import Origins
+from pipeline.inspection.verify_counts import SplitCounts, compare_counts
+from pipeline.inspection.verify_records import OriginCheck, check_example
+from pipeline.inspection.verify_report import (
+    Fault,
+    FaultError,
+    HashingReader,
+    Report,
+    check_exists,
+    collect_fault,
+    read_verified,
+)
 from pipeline.schema.labels import Label
 from pipeline.schema.record import Values
 from pipeline.schema.schema import Schema
 
+# Rows of the index that are in memory as Python objects at once.
 _INDEX_ROWS = 4096
-# Wrong numbers told of each split; more of them tell no more.
+# Most faults of the manifest that are reported for each split.
 _MANIFEST_FAULTS = 10
 
 
 def verify(dataset: str) -> Report:
-    """What was checked of a dataset, with its faults; a fault in one file does not hide another's.
+    """Checks a dataset and returns a report. A fault in one file does not hide a fault in another file.
 
-    Memory is that of one shard's index, of its largest record, and of all strings that a vocabulary is chosen from.
+    Memory holds the index of one shard, one record, and all strings that the vocabularies are chosen from.
 
     Raises:
-        UserError: there is no dataset, or the manifest itself cannot be believed.
+        UserError: There is no dataset, or its manifest contradicts itself.
     """
     manifest = read_manifest(dataset)
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with progress.report("verify", total_bytes=total):
         vocabularies = _read_vocabularies(dataset, manifest, report)
-        # A vocabulary is empty where there is no train split.
-        train: Contents | None = Contents(manifest.record_schema, with_moments=False)
+        # Without a train split, a vocabulary is empty.
+        train: SplitCounts | None = SplitCounts(manifest.record_schema, with_moments=False)
         for name, split in manifest.splits.items():
-            contents = Contents(manifest.record_schema, with_moments=name == TRAIN)
-            origins = Origins.of(manifest, name)
-            # All of them, for each has its own faults to tell.
-            whole = all([_verify_shard(dataset, shard, contents, origins, report) for shard in split.shards])
-            train = (contents if whole else None) if name == TRAIN else train
-            # Of a split that was not read to its end the counts would be wrong for that reason alone.
-            if whole:
+            counts = SplitCounts(manifest.record_schema, with_moments=name == TRAIN)
+            origins = OriginCheck(manifest, name)
+            # A list, not a generator: every shard is checked, also after a fault.
+            complete = all([_verify_shard(dataset, shard, counts, origins, report) for shard in split.shards])
+            train = (counts if complete else None) if name == TRAIN else train
+            # The counts of a split that could not be read completely are wrong for that reason alone.
+            if complete:
                 statistics = manifest.statistics if name == TRAIN else {}
-                off = itertools.islice(contents.differences(name, split, statistics, vocabularies), _MANIFEST_FAULTS)
-                report.faults += [Fault(FILE_NAME, None, message) for message in off]
+                messages = counts.compare(name, split, statistics, vocabularies)
+                report.faults += [Fault(FILE_NAME, None, text) for text in itertools.islice(messages, _MANIFEST_FAULTS)]
         if train is not None:
             _verify_vocabularies(manifest, vocabularies, train, report)
         _verify_rejects(dataset, manifest, report)
     return report
 
 
-def print_report(report: Report, dataset: str) -> None:
-    """Prints one line to stdout where all is well; else to stderr a line for each fault, and their number."""
-    for fault in report.faults:
-        place = "" if fault.offset is None else f", offset {fault.offset}"
-        print(f"{join(dataset, fault.file)}{place}: {fault.message}", file=sys.stderr)
-    checked = f"{report.records:,} records, {report.steps:,} steps, {report.shards:,} shards, {report.bytes:,} bytes"
-    if report.faults:
-        number = f"{len(report.faults)} faults" if len(report.faults) > 1 else "1 fault"
-        print(
-            f"lengthwise verify: {dataset}: {number} (without fault: {checked}). Don't use this dataset: "
-            "copy it anew, or make it again with `lengthwise prepare --overwrite`.",
-            file=sys.stderr,
-        )
-    else:
-        print(f"{dataset}: no fault in {checked}")
-
-
-def _verify_shard(dataset: str, shard: Shard, contents: Contents, origins: Origins, report: Report) -> bool:
-    """Checks the two files of a shard; True if both are as the manifest says."""
+def _verify_shard(dataset: str, shard: Shard, counts: SplitCounts, origins: OriginCheck, report: Report) -> bool:
+    """Checks the two files of a shard and returns whether both match the manifest."""
     index = None
-    with reported(shard.index_path, report):
-        index = _check_index(join(dataset, shard.index_path), shard, contents.schema.label)
-    # Without its index the shard still has its checksums and counts.
-    whole = False
-    with reported(shard.path, report):
-        _check_shard(join(dataset, shard.path), shard, index, contents, origins)
-        whole = index is not None
-    if whole:
+    with collect_fault(shard.index_path, report):
+        index = _check_index(join(dataset, shard.index_path), shard, counts.schema.label)
+    # Without its index, a shard is checked by its checksums and counts.
+    complete = False
+    with collect_fault(shard.path, report):
+        _check_shard(join(dataset, shard.path), shard, index, counts, origins)
+        complete = index is not None
+    if complete:
         report.records += shard.records
         report.steps += shard.steps
         report.shards += 1
         report.bytes += shard.bytes
-    return whole
+    return complete
 
 
 def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
-    """The index of a shard, whose bytes are those that the manifest names."""
+    """Returns the index of a shard.
+
+    Raises:
+        FaultError: The file is not the one that the manifest lists, or is not an index of this shard.
+    """
     try:
-        index = read_index(read_checked(path, shard.index_sha256))
+        index = read_index(read_verified(path, shard.index_sha256))
     except ValueError as error:
         raise FaultError(None, str(error)) from None
     if not index.schema.equals(index_schema(label)):
@@ -108,10 +103,10 @@ def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
     return index
 
 
-def _check_shard(path: str, shard: Shard, index: pa.Table | None, contents: Contents, origins: Origins) -> None:
-    """Walks a shard once, record by record beside its index; raises at the first thing that is off."""
-    check_listed(path)
-    rows = None if index is None else _index_rows(index)
+def _check_shard(path: str, shard: Shard, index: pa.Table | None, counts: SplitCounts, origins: OriginCheck) -> None:
+    """Reads a shard once and compares each record with its row of the index. Raises a FaultError at the first fault."""
+    check_exists(path)
+    rows = None if index is None else _iterate_rows(index)
     records = steps = end = 0
     with open_read(path) as file:
         hashing = HashingReader(file)
@@ -119,31 +114,31 @@ def _check_shard(path: str, shard: Shard, index: pa.Table | None, contents: Cont
             end = hashing.position
             try:
                 example = decode_example(record.data)
-                num_steps = check_example(example, contents.schema)
+                num_steps = check_example(example, counts.schema)
                 if rows is not None:
-                    found = _index_row(example, contents.schema, record.offset, len(record.data), num_steps)
+                    found = _expected_row(example, counts.schema, record.offset, len(record.data), num_steps)
                     row = next(rows, None)
                     if row is None:
-                        raise ValueError(f"a record more than the index has, with the id {found['id']!r}")
-                    _compare(found, row)
+                        raise ValueError(f"the index has no row for this record, with the id {found['id']!r}")
+                    _compare_rows(found, row)
                     origins.check(row)
             except ValueError as error:
                 raise FaultError(record.offset, str(error)) from None
-            contents.add(example, num_steps)
+            counts.add(example, num_steps)
             progress.add_records(1)
             progress.add_bytes(end - record.offset)
             records, steps = records + 1, steps + num_steps
     if records != shard.records:
         raise FaultError(end, f"the file ends after {records:,} records, but the manifest says {shard.records:,}")
     if end != shard.bytes:
-        raise FaultError(end, f"the file ends here, but the manifest says after {shard.bytes:,} bytes")
+        raise FaultError(end, f"the file ends here, but the manifest says that it has {shard.bytes:,} bytes")
     if steps != shard.steps:
         raise FaultError(None, f"has {steps:,} steps, but the manifest says {shard.steps:,}")
-    hashing.check(shard.sha256)
+    hashing.check_sha256(shard.sha256)
 
 
 def _largest_record(shard: Shard, index: pa.Table | None) -> int:
-    """Bytes of data beyond which no record's length is believed: a false one must not cost memory."""
+    """Returns the largest size of a record in bytes. A record that claims more is not read, to save memory."""
     sizes = [shard.bytes] if index is None else index["num_bytes"].to_numpy()
     return min(max(map(int, sizes), default=0), MAX_DATA_BYTES)
 
@@ -151,13 +146,13 @@ def _largest_record(shard: Shard, index: pa.Table | None) -> int:
 _Row = dict[str, Any]
 
 
-def _index_rows(index: pa.Table) -> Iterator[_Row]:
+def _iterate_rows(index: pa.Table) -> Iterator[_Row]:
     for batch in index.to_batches(max_chunksize=_INDEX_ROWS):
         yield from batch.to_pylist()
 
 
-def _index_row(example: dict[str, Values], schema: Schema, offset: int, num_bytes: int, num_steps: int) -> _Row:
-    """What the index should have for a record, as far as the record itself says it."""
+def _expected_row(example: dict[str, Values], schema: Schema, offset: int, num_bytes: int, num_steps: int) -> _Row:
+    """Returns the columns of the index that follow from the record itself."""
     label = None if schema.label.name is None else example[schema.label.name]
     record_id = bytes(example["id"][0]).decode()
     return {
@@ -171,21 +166,21 @@ def _index_row(example: dict[str, Values], schema: Schema, offset: int, num_byte
     }
 
 
-def _compare(found: _Row, expected: _Row) -> None:
+def _compare_rows(found: _Row, row: _Row) -> None:
     for column, value in found.items():
-        if value != expected[column]:
-            raise ValueError(f"the record's {column} is {value!r}, but the index says {expected[column]!r}")
+        if value != row[column]:
+            raise ValueError(f"the record's {column} is {value!r}, but the index says {row[column]!r}")
 
 
 def _read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict[str, list[bytes]]:
-    """The vocabularies whose files are as the manifest says."""
+    """Returns the vocabularies whose files match the manifest, by feature."""
     found = {}
     for name, vocabulary in manifest.vocabularies.items():
-        with reported(vocabulary.path, report):
-            data = read_checked(join(dataset, vocabulary.path), vocabulary.sha256)
+        with collect_fault(vocabulary.path, report):
+            data = read_verified(join(dataset, vocabulary.path), vocabulary.sha256)
             terms = parse_terms(data)
             if serialize_terms(terms) != data:
-                raise FaultError(None, "is not written as a vocabulary is: a string a line, with escapes")
+                raise FaultError(None, "is not in the format of a vocabulary, which is one escaped string per line")
             if len(terms) != vocabulary.size:
                 raise FaultError(None, f"has {len(terms):,} strings, but the manifest says {vocabulary.size:,}")
             found[name] = terms
@@ -193,36 +188,38 @@ def _read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict
 
 
 def _verify_vocabularies(
-    manifest: Manifest, vocabularies: dict[str, list[bytes]], train: Contents, report: Report
+    manifest: Manifest, vocabularies: dict[str, list[bytes]], train: SplitCounts, report: Report
 ) -> None:
-    """Chooses the vocabularies anew, from the strings of the train split."""
+    """Compares the vocabularies with those that are chosen again from the strings of the train split."""
     for name, terms in vocabularies.items():
-        due = choose_terms(train.strings(name), manifest.record_schema.features[name].vocabulary or 0)
-        with reported(manifest.vocabularies[name].path, report):
-            for line, (is_there, is_due) in enumerate(itertools.zip_longest(terms, due), 1):
-                if is_there != is_due:
-                    raise FaultError(None, f"line {line} is {is_there!r}, but by the records of {TRAIN} {is_due!r}")
+        expected = choose_terms(train.strings(name), manifest.record_schema.features[name].vocabulary or 0)
+        with collect_fault(manifest.vocabularies[name].path, report):
+            for line, (term, expected_term) in enumerate(itertools.zip_longest(terms, expected), 1):
+                if term != expected_term:
+                    message = f"line {line} is {term!r}, but the records of {TRAIN} give {expected_term!r}"
+                    raise FaultError(None, message)
 
 
 def _verify_rejects(dataset: str, manifest: Manifest, report: Report) -> None:
-    """Counts the rejects by reason in the files that the manifest lists."""
+    """Compares the counts of rejects by reason with the files that the manifest lists."""
     reasons: collections.Counter[str] = collections.Counter()
-    faults = len(report.faults)
+    num_faults = len(report.faults)
     for path in manifest.rejected.files:
-        with reported(path, report):
+        with collect_fault(path, report):
             _count_reasons(join(dataset, path), reasons)
-    if len(report.faults) == faults:
-        off = differences("rejected.by_reason", dict(reasons), manifest.rejected.by_reason, holder="its files")
-        report.faults += [Fault(FILE_NAME, None, message) for message in off]
+    if len(report.faults) == num_faults:
+        by_reason = manifest.rejected.by_reason
+        messages = compare_counts("rejected.by_reason", dict(reasons), by_reason, holder="its files")
+        report.faults += [Fault(FILE_NAME, None, message) for message in messages]
 
 
 def _count_reasons(path: str, reasons: collections.Counter[str]) -> None:
-    check_listed(path)
+    check_exists(path)
     offset = 0
     with open_read(path) as file:
         for line in file:
             try:
                 reasons[str(orjson.loads(line)["reason"])] += 1
             except (ValueError, TypeError, KeyError):
-                raise FaultError(offset, "is no line of a rejects file") from None
+                raise FaultError(offset, "is not a line of a rejects file") from None
             offset += len(line)

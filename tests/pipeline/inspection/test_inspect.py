@@ -130,8 +130,8 @@ def test_prepare_tells_the_result_in_a_few_lines(capsys, dataset):
     print_summary(manifest, dataset)
     assert capsys.readouterr().out.splitlines() == [
         f"{dataset}: 100 records",
-        f"  train       80 records, {manifest.splits['train'].steps:,} steps (2 to 30 a record)",
-        f"  validation  20 records, {manifest.splits['validation'].steps:,} steps (1 to 30 a record)",
+        f"  train       80 records, {manifest.splits['train'].steps:,} steps (2 to 30 per record)",
+        f"  validation  20 records, {manifest.splits['validation'].steps:,} steps (1 to 30 per record)",
         "  test        no record",
         "20 records cut to 30 steps",
         "rejected 4 of 104 records: 1 bad_id, 1 not_a_record, 2 not_json; "
@@ -146,7 +146,7 @@ def test_prepare_tells_of_one_record_in_the_singular(capsys, one_record):
     assert out[:4] == [
         f"{one_record}: 1 record",
         "  train  no record",
-        "  test   1 record, 3 steps (3 a record)",
+        "  test   1 record, 3 steps (3 per record)",
         "no record rejected",
     ]
 
@@ -352,11 +352,11 @@ def test_inspect_shows_context_vocabularies_missing_and_unknown(capsys, every):
     text = details(capsys, every)
     assert [row[:4] for row in rows(text, "Features")][:2] == [["x", "float32", "2", "-"], ["word", "string", "-", "2"]]
     assert rows(text, "Features")[2][-7:] == ["int64", "-", "20,000", "-", "-", "-", "-"]
-    assert [row[:5] for row in rows(text, "Context, one value a record")] == [
+    assert [row[:5] for row in rows(text, "Context, one value per record")] == [
         ["age", "float32", "-", "-", "40"],
         ["city", "string", "-", "2", "-"],
     ]
-    gaps = rows(text, "Missing values, and strings of no vocabulary")
+    gaps = rows(text, "Missing values, and strings outside the vocabulary")
     assert [row[-6:] for row in gaps] == [
         ["missing", "60", "0", "24", "84", "17.5%"],
         ["missing", "10", "0", "4", "14", "5.8%"],

@@ -473,10 +473,10 @@ def rename_reason(values):
         (swap_labels, "splits.train.label_counts.a is "),
         (rename_reason, "rejected.by_reason.not_json is 0, but its files hold 1"),
         (edit("splits", "validation", "truncated", by=100), "splits.validation.truncated is "),
-        (edit("statistics", "x", "mean", 1, by=0.001), "statistics.x are not those of the records of train"),
-        (edit("statistics", "x", "variance", 0, by=0.001), "statistics.x are not those of the records of train"),
-        (edit("statistics", "x", "max", 0, by=1), "statistics.x are not those of the records of train"),
-        (edit("statistics", to={}), "statistics.x are not those of the records of train"),
+        (edit("statistics", "x", "mean", 1, by=0.001), "statistics.x does not match the records of train"),
+        (edit("statistics", "x", "variance", 0, by=0.001), "statistics.x does not match the records of train"),
+        (edit("statistics", "x", "max", 0, by=1), "statistics.x does not match the records of train"),
+        (edit("statistics", to={}), "statistics.x does not match the records of train"),
     ],
 )
 def test_numbers_of_the_manifest_that_add_up_but_are_not_those_of_the_records_are_found(dataset, change, message):
@@ -515,7 +515,11 @@ def test_steps_and_bytes_of_a_shard_are_those_of_its_records(dataset):
     faults = [(fault.file, fault.offset, fault.message) for fault in verify(str(dataset)).faults]
     assert faults == [
         (first.path, None, f"has {first.steps} steps, but the manifest says {first.steps + 1}"),
-        (second.path, second.bytes, f"the file ends here, but the manifest says after {second.bytes + 1:,} bytes"),
+        (
+            second.path,
+            second.bytes,
+            f"the file ends here, but the manifest says that it has {second.bytes + 1:,} bytes",
+        ),
     ]
 
 
@@ -523,7 +527,7 @@ def test_a_missing_or_spoilt_rejects_file_is_found(dataset):
     (path,) = read_manifest(str(dataset)).rejected.files
     lines = (dataset / path).read_bytes().splitlines(keepends=True)
     (dataset / path).write_bytes(lines[0] + b"garbage\n" + lines[2])
-    assert verify(str(dataset)).faults == [Fault(path, len(lines[0]), "is no line of a rejects file")]
+    assert verify(str(dataset)).faults == [Fault(path, len(lines[0]), "is not a line of a rejects file")]
     (dataset / path).unlink()
     assert verify(str(dataset)).faults == [Fault(path, None, "is missing, but the manifest lists it")]
 

@@ -188,7 +188,7 @@ def test_statistics_that_miss_otherwise_than_the_records_are_found(spoilt):
         missing[0], missing[1] = missing[0] - 1, missing[1] + 1
 
     edit_manifest(dataset, change)
-    assert faults_of(dataset) == [("manifest.json", "statistics.x are not those of the records of train")]
+    assert faults_of(dataset) == [("manifest.json", "statistics.x does not match the records of train")]
 
 
 def replace_vocabulary(dataset, name, data, *, size=None):
@@ -208,10 +208,10 @@ def replace_vocabulary(dataset, name, data, *, size=None):
 @pytest.mark.parametrize(
     ("data", "size", "message"),
     [
-        (b"b\na\nc\n", None, r"line 1 is b'b', but by the records of train b'a'"),
-        (b"a\nb\n", None, r"line 3 is None, but by the records of train b'c'"),
-        (b"a\nb\nc", 2, "is not written as a vocabulary is"),
-        (b"a\nb\\\nc\n", None, "is not written as a vocabulary is"),
+        (b"b\na\nc\n", None, r"line 1 is b'b', but the records of train give b'a'"),
+        (b"a\nb\n", None, r"line 3 is None, but the records of train give b'c'"),
+        (b"a\nb\nc", 2, "is not in the format of a vocabulary"),
+        (b"a\nb\\\nc\n", None, "is not in the format of a vocabulary"),
         (b"a\nb\nc\n", 2, "has 3 strings, but the manifest says 2"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_record_of_a_group_of_another_split_is_found(spoilt):
     rows = index.to_pylist()
     for group, message in (
         (train["group"][0].as_py(), r"its group '\d+' belongs to the split train, not to test"),
-        (None, "the index says that the group is None, but the schema's is 'who'"),
+        (None, "the index has the group None, but the schema has the group 'who'"),
     ):
         rows[2]["group"] = group
         data = serialize_index(pa.Table.from_pylist(rows, index.schema))

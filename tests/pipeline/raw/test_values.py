@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import plain_example, same_values, schemas_and_records
 
 from pipeline.format.examples import decode_example, encode_record
-from pipeline.inspection.contents import check_example
+from pipeline.inspection.verify_records import check_example
 from pipeline.raw.records import parse_line, parse_record
 from pipeline.raw.rejects import RecordError
 from pipeline.schema.labels import Label

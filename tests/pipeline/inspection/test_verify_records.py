@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.inspection.contents import check_example
+from pipeline.inspection.verify_records import check_example
 from pipeline.schema.schema import Schema
 
 STEPS = "{x: {dtype: float32, shape: [2]}, page: {dtype: int64, num_values: 9}, word: {dtype: string, num_values: 5}}"

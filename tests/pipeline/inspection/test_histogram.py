@@ -1,16 +1,16 @@
-"""Lengths as one looks at them: the histogram leaves no record out, and its bars show every band."""
+"""The histogram of lengths counts every record, and its bars show every band."""
 
 import doctest
 import statistics
 
 import pytest
 
-from pipeline.inspection import lengths
-from pipeline.inspection.lengths import bar, length_bands, length_range
+from pipeline.inspection import histogram
+from pipeline.inspection.histogram import bar, length_bands, length_range
 
 
 def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(lengths).failed == 0
+    assert doctest.testmod(histogram).failed == 0
 
 
 @pytest.mark.parametrize("counts", [{5: 1}, {1: 2, 2: 2}, {1: 1, 3: 1, 10: 1}, {2: 1, 9: 1, 11: 2}, {4: 1, 7: 0, 9: 3}])

@@ -1,17 +1,21 @@
-"""Makes lengths something one can look at: their range, and a histogram of bands and bars."""
+"""Describes the lengths of records: their range, and a histogram with bars of text."""
 
 from collections.abc import Iterator, Mapping
 
+# Characters of the longest bar.
 _BAR_CELLS = 40
 _MAX_BANDS = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def length_range(counts: Mapping[int, int]) -> dict[str, float] | None:
-    """Shortest, middle and longest length; None where there is no record.
+    """Returns the shortest, the median and the longest length in steps, or None if there are no records.
 
     >>> length_range({2: 3, 9: 1})
     {'min': 2, 'median': 2, 'max': 9}
+
+    Args:
+        counts: Number of records of each length.
     """
     lengths = sorted(length for length, count in counts.items() if count)
     if not lengths:
@@ -27,12 +31,16 @@ def length_range(counts: Mapping[int, int]) -> dict[str, float] | None:
 
 
 def length_bands(counts: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """(first length, last length, records) of the bands of a histogram, none left out between the ends.
+    """Returns the bands of a histogram as (first length, last length, number of records), without gaps.
 
-    Bands are equally wide; where a few records are far longer than most, each is twice as wide as the one before.
+    All bands have the same width. If a few records are much longer than most, each band has twice the width of the
+    band before it.
 
     >>> length_bands({1: 5, 2: 1, 4: 1})
     [(1, 1, 5), (2, 2, 1), (3, 3, 0), (4, 4, 1)]
+
+    Args:
+        counts: Number of records of each length.
     """
     ends = length_range(counts)
     if ends is None:
@@ -49,6 +57,7 @@ def length_bands(counts: Mapping[int, int]) -> list[tuple[int, int, int]]:
 
 
 def _round_widths() -> Iterator[int]:
+    """Yields 1, 2, 5, 10, 20, 50 and so on."""
     power = 1
     while True:
         yield from (power, 2 * power, 5 * power)
@@ -56,7 +65,11 @@ def _round_widths() -> Iterator[int]:
 
 
 def bar(share: float, *, blocks: bool) -> str:
-    """A bar of up to 40 cells; the smallest share above 0 still shows."""
+    """Returns a bar of up to 40 characters for a share from 0 to 1. Any share above 0 is visible.
+
+    Args:
+        blocks: Draws with block characters, in eighths of a character. Otherwise draws with number signs.
+    """
     if not blocks:
         return "#" * max(round(share * _BAR_CELLS), int(share > 0))
     eighths = max(round(share * _BAR_CELLS * 8), int(share > 0))

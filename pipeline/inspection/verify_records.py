@@ -1,0 +1,140 @@
+"""Checks single records: an Example against the schema, and its row of the index against the manifest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.format.manifest import Manifest
+from pipeline.schema.features import Feature
+from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
+from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
+from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.shuffle.hashing import choose_split
+
+# Type names by NumPy's kind. Reading the name of a dtype takes as long as all other checks together.
+_DTYPES = {"f": "float32", "i": "int64"}
+
+
+def check_example(example: dict[str, Values], schema: Schema) -> int:
+    """Checks that a decoded Example has the features of the schema and no others, and returns its number of steps.
+
+    Raises:
+        ValueError: Names the feature, the value found and the value expected.
+    """
+    label = schema.label
+    names = sorted([*schema.features, *([] if label.name is None else [label.name]), "length", "id"])
+    if sorted(example) != names:
+        raise ValueError(f"has the features {sorted(example)}, expected {names}")
+    _check_values("length", example["length"], "int64", 1)
+    _check_values("id", example["id"], "string", 1)
+    _check_strings("id", example["id"], allows_nulls=False)
+    num_steps = int(example["length"][0])
+    if num_steps < 1:
+        raise ValueError(f"length: {num_steps}, expected at least 1")
+    for name, feature in schema.features.items():
+        rows = num_steps if name in schema.steps else 1
+        _check_feature(name, example[name], feature, rows * feature.width)
+    if label.name is not None:
+        _check_label(label.name, example[label.name], label, num_steps if label.per_step else 1)
+    elif label.kind == "step_multilabel":
+        assert label.next_of is not None
+        _check_allowed(label.next_of, example[label.next_of], (0, 1), "0 or 1 for a multilabel next_of")
+    return num_steps
+
+
+def _check_feature(name: str, values: Values, feature: Feature, num_values: int) -> None:
+    _check_values(name, values, feature.dtype, num_values)
+    if isinstance(values, list):
+        _check_strings(name, values, allows_nulls=feature.allows_nulls)
+    elif feature.dtype == "float32":
+        _check_finite(name, values, allows_nulls=feature.allows_nulls)
+    else:
+        _check_range(name, values, MISSING_INTEGER if feature.allows_nulls else 0, feature.num_values)
+
+
+def _check_label(name: str, values: Values, label: Label, rows: int) -> None:
+    per_class = label.kind in ("distribution", *MULTILABEL)
+    dtype = "int64" if label.kind in (*ONE_CLASS, *MULTILABEL) else "float32"
+    _check_values(name, values, dtype, rows * len(label.classes) if per_class else rows)
+    assert isinstance(values, np.ndarray)
+    if label.kind in ONE_CLASS:
+        _check_range(name, values, NO_LABEL if label.per_step else 0, len(label.classes))
+    elif label.kind == "multilabel":
+        _check_allowed(name, values, (0, 1), "0 or 1")
+    elif label.kind == "step_multilabel":
+        _check_allowed(name, values, (0, 1, NO_LABEL), "0 or 1, or -1 in a step without label")
+        unlabelled = (values == NO_LABEL).reshape(rows, -1)
+        if (unlabelled.any(axis=1) != unlabelled.all(axis=1)).any():
+            raise ValueError(f"{name}: -1 for some classes of a step, expected it for all or none")
+    else:
+        _check_finite(name, values, allows_nulls=label.kind == "step_regression")
+
+
+def _check_values(name: str, values: Values, dtype: str, num_values: int) -> None:
+    found = "string" if isinstance(values, list) else _DTYPES[values.dtype.kind]
+    if found != dtype or len(values) != num_values:
+        raise ValueError(f"{name}: {len(values):,} values of {found}, expected {num_values:,} of {dtype}")
+
+
+def _check_finite(name: str, values: Any, *, allows_nulls: bool) -> None:
+    wrong = np.isinf(values) if allows_nulls else ~np.isfinite(values)
+    if wrong.any():
+        raise ValueError(f"{name}: {values[wrong][0]}, expected a finite number" + (" or NaN" if allows_nulls else ""))
+
+
+def _check_range(name: str, values: Any, low: int, end: int | None) -> None:
+    """Raises a ValueError unless all values are in [low, end)."""
+    if end is not None and (values.min() < low or values.max() >= end):
+        wrong = values[(values < low) | (values >= end)][0]
+        raise ValueError(f"{name}: {wrong}, expected {low} to {end - 1}")
+
+
+def _check_allowed(name: str, values: Any, allowed: tuple[int, ...], expected: str) -> None:
+    # NaN, a null, was checked before.
+    wrong = values[~(np.isin(values, allowed) | np.isnan(values))]
+    if len(wrong):
+        raise ValueError(f"{name}: {wrong[0]}, expected {expected}")
+
+
+def _check_strings(name: str, values: Any, *, allows_nulls: bool) -> None:
+    present = [value for value in values if value != MISSING_STRING] if allows_nulls else values
+    try:
+        # Decodes all strings at once. A multi-byte character contains no zero byte, so none can span two strings.
+        b"\0".join(present).decode()
+    except UnicodeDecodeError:
+        wrong = next(value for value in present if not _is_text(value))
+        raise ValueError(f"{name}: {wrong!r}, expected text in UTF-8") from None
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class OriginCheck:
+    """Checks that the records of a split belong to it and come from raw files that the manifest lists."""
+
+    def __init__(self, manifest: Manifest, split: str) -> None:
+        self._schema = manifest.record_schema
+        self._seed = manifest.seed
+        self._split = split
+        self._sources = frozenset(source.path for source in manifest.sources)
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError if the group, the split or the source of a row of the index is wrong."""
+        group, source = row["group"], row["source"]
+        if (group is None) != (self._schema.group is None):
+            raise ValueError(f"the index has the group {group!r}, but the schema has the group {self._schema.group!r}")
+        if not isinstance(self._schema.splits, SplitFromField):
+            key = row["id"] if group is None else group
+            expected = choose_split(key, self._schema.splits, seed=self._seed)
+            if expected != self._split:
+                kind = "id" if group is None else "group"
+                raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
+        # A dataset of records that came from no file lists no sources.
+        if self._sources and source is not None and source not in self._sources:
+            raise ValueError(f"the index has the source {source!r}, but the manifest does not list it")
