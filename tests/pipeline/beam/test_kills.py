@@ -13,6 +13,7 @@ import pytest
 from paths import ROOT
 from prepare_jobs import SCHEMA, load, read_whole, session_of, unlisted, write_parts
 
+from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.format.manifest import FILE_NAME
 
 MERGING, PUBLISHING, ANY = "merging", "publishing", "any"
@@ -38,6 +39,13 @@ def run(folder, **options):
     assert process.returncode == 0, told.decode()
 
 
+def run_here(folder, *, output="dataset", seed=1):
+    """Prepares the same dataset in this process, which starts no other."""
+    raw, schema = (str(folder / "raw"),), str(folder / "schema.yaml")
+    options = {"overwrite": True, "processes": 0, "num_shards": 8, "seed": seed, "max_rejected": 0.1}
+    prepare(PrepareOptions(raw, schema, str(folder / output), **options))
+
+
 @pytest.fixture(scope="session")
 def make_place(tmp_path_factory):
     """Makes a folder with raw files, an old dataset of them, and the fingerprint and seconds of the new one."""
@@ -46,7 +54,7 @@ def make_place(tmp_path_factory):
         folder = tmp_path_factory.mktemp("kills")
         write_parts(folder / "raw", num_bytes)
         (folder / "schema.yaml").write_text(SCHEMA)
-        run(folder, output="old", seed=0)
+        run_here(folder, output="old", seed=0)
         begin = time.monotonic()
         run(folder, output="new")
         seconds = time.monotonic() - begin
@@ -83,18 +91,24 @@ def kill_and_check(place, phases):
     chance = random.Random(0)
     dataset = folder / "dataset"
     found, killed, longest = collections.Counter(), 0, 0.0
-    for phase in phases:
+    waiting = collections.deque(phases)
+    # On a busy machine a run may end before its signal: then its phase is tried again.
+    while waiting and sum(found.values()) < 3 * len(phases):
+        phase = waiting.popleft()
         shutil.rmtree(dataset, ignore_errors=True)
         shutil.copytree(folder / "old", dataset)
         with start(folder, stderr=subprocess.DEVNULL) as process:
             wait_for(phase, dataset, process, seconds, chance)
             process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
+            if process.wait() == -signal.SIGKILL:
+                killed += 1
+            else:
+                waiting.append(phase)
             begin = time.monotonic()
             fingerprint = load(dataset).fingerprint
             assert fingerprint in (old, new)
             # Nobody told the workers.
-            while session_of(process.pid) and time.monotonic() < begin + 5:
+            while session_of(process.pid) and time.monotonic() < begin + 60:
                 time.sleep(0.01)
             longest = max(longest, time.monotonic() - begin)
             assert session_of(process.pid) == []
@@ -104,11 +118,11 @@ def kill_and_check(place, phases):
         run(folder)
         assert read_whole(dataset).fingerprint == new
         assert [path for path in unlisted(dataset) if not path.is_dir()] == []
-    print(f"\n{killed} of {len(phases)} runs of {seconds:.1f} s were killed; workers ended within {longest:.2f} s")
+    tried = sum(found.values())
+    print(f"\n{killed} of {tried} runs of {seconds:.1f} s were killed; workers ended within {longest:.2f} s")
     for key, count in sorted(found.items()):
         print(f"{count:3}", *key)
-    # A busy machine may let one or the other end before its signal.
-    assert killed >= 2 * len(phases) // 3
+    assert killed == len(phases)
     assert {phase for phase, *_ in found} == set(phases)
 
 
@@ -120,12 +134,12 @@ def test_the_folder_that_a_killed_run_made_goes_with_its_files(tmp_path):
     for name in (".rows", ".examples", ".rejects"):
         (killed / f"{'0' * 32}{name}").touch()
     (killed / f"train-00000-of-00001.tfrecord.{'0' * 32}.tmp").touch()
-    run(tmp_path)
+    run_here(tmp_path)
     assert unlisted(tmp_path / "dataset") == []
 
 
 def test_a_kill_in_each_phase_leaves_the_old_dataset_or_the_new_one(make_place):
-    kill_and_check(make_place(3e6), [ANY, MERGING, PUBLISHING])
+    kill_and_check(make_place(1e6), [MERGING, PUBLISHING])
 
 
 @pytest.mark.proof
