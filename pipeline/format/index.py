@@ -1,4 +1,4 @@
-"""The index of a shard: where each record lies and how long it is, one row a record, in the shard's order."""
+"""The index of a shard: a Parquet file with the place, length, id and label of each record, in the shard's order."""
 
 import io
 from collections.abc import Sequence
@@ -16,11 +16,16 @@ _COLUMNS = ("offset", "num_bytes", "num_steps", "id", "label", "part", "num_part
 
 
 def index_schema(label: Label) -> pa.Schema:
-    """The columns of an index.
+    """Returns the columns of an index.
 
-    `offset` is of the record's frame and `num_bytes` of its data, so the next record begins FRAME_BYTES + num_bytes
-    further on. `label` is the class, the list of classes, the probabilities or the number; null for labels per step.
-    `group` is null where the schema has none, and `source`, the raw file, where it is not known.
+    offset: Where the record's frame begins, in bytes.
+    num_bytes: Size of the record's data. The next frame begins at offset + FRAME_BYTES + num_bytes.
+    num_steps: Length of the record.
+    id: Id of the record.
+    label: Class, list of classes, probabilities or number, by the kind of the label; null for labels per step.
+    part, num_parts: Always 0 and 1: each record is complete.
+    group: Value of the schema's group field; null if the schema has no group.
+    source: Path of the raw file; null if it is unknown.
     """
     label_type = {
         "class": pa.string(),
@@ -44,7 +49,11 @@ def index_schema(label: Label) -> pa.Schema:
 
 
 def index_label(values: Any, label: Label) -> Any:
-    """What the index holds of a stored label, int64 or float32[numbers]; None for labels per step."""
+    """Returns the label of a record as the index stores it; None for labels per step.
+
+    Args:
+        values: int64[values] or float32[values], the label as the Example stores it.
+    """
     if label.per_step:
         return None
     if label.kind == "class":
@@ -64,11 +73,11 @@ def build_index(
     groups: Any,
     sources: Any,
 ) -> pa.Table:
-    """The index of records that lie one after the other from the start of a file; each is whole (part 0 of 1).
+    """Returns the index of a file whose records follow one another from its start.
 
     Args:
-        num_bytes, num_steps, ids, groups, sources: Arrow arrays, or what they can be made of.
-        labels: As `index_label` gives them.
+        num_bytes, num_steps, ids, groups, sources: Columns of the index: Arrow arrays, or values that convert to them.
+        labels: The result of `index_label` for each record.
     """
     sizes = np.asarray(num_bytes, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
@@ -83,24 +92,24 @@ def build_index(
 
 
 def serialize_index(table: pa.Table) -> bytes:
-    # The same rows are the same bytes, from one version of pyarrow.
+    """Returns the bytes of an index file. Equal tables give equal bytes with the same version of pyarrow."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def read_index(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The index in the bytes of its file, or only some of its columns.
+    """Returns the index in the bytes of its file, or only some of its columns.
 
     Raises:
-        ValueError: not a Parquet file, or not one with the columns of an index.
+        ValueError: The bytes are not a Parquet file, or a column of an index is missing.
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         missing = set(_COLUMNS) - set(file.schema_arrow.names)
         if missing:
             raise ValueError(f"has no column {', '.join(sorted(missing))}")
-        # Threads are no faster here, and each keeps memory of its own.
+        # Threads are not faster here, and each thread keeps its own memory.
         return file.read(columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None

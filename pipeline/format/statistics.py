@@ -1,7 +1,8 @@
-"""Count, mean, variance, minimum and maximum of each column of a feature, with the same bits on any runner.
+"""Count, mean, variance, minimum and maximum of each column of a feature, with the same bits on every runner.
 
-Records come in hash order, blocks are of a fixed number of records, and partial results are merged in a fixed order:
-Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+The bits are the same because records are in hash order, blocks have a fixed size, and the results of blocks are merged
+in a fixed order. Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+variances", 1979.
 """
 
 import dataclasses
@@ -12,21 +13,21 @@ import numpy as np
 from pipeline.format.manifest import FeatureStatistics
 from pipeline.schema.record import Array
 
-# Records summed at once, and the bytes at which no more are waited for: enough for NumPy to be fast, little enough for
-# a core's cache, and part of the result's bits.
+# A block of statistics ends at this number of records, or at this number of bytes: large enough for NumPy to be fast,
+# and small enough for the cache of a core. Other sizes would change the bits of the result.
 BLOCK_RECORDS, BLOCK_BYTES = 1024, 2**20
 
 
 @dataclasses.dataclass
 class Moments:
-    """Sums over rows of float64[width], of which NaN, a missing value, counts in nothing.
+    """Sums over rows of `width` values. NaN is a missing value, which counts in `rows` only.
 
     Attributes:
-        rows: All of them.
-        count: int64[width], the values that are not missing.
-        mean: Of these; 0 where there is none.
-        sum_squares: Of their distances from the mean.
-        minimum, maximum: Infinity and -infinity where there is none.
+        rows: Number of rows.
+        count: int64[width], the number of values that are not missing.
+        mean: float64[width], the mean of these values; 0 if there are none.
+        sum_squares: float64[width], the sum of the squared distances from the mean.
+        minimum, maximum: float64[width]; infinity and -infinity if there are no values.
     """
 
     rows: int
@@ -38,8 +39,8 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Array) -> "Moments":
-        """The moments of float[rows, width], at least one row."""
-        # NaN is the minimum of a column that has one.
+        """Returns the moments of float[rows, width]. There must be at least one row."""
+        # The minimum of a column with NaN is NaN.
         minimum, maximum = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
         values, count = rows.astype(np.float64), np.full(rows.shape[1], len(rows))
         missing = np.isnan(values) if np.isnan(minimum).any() else None
@@ -49,20 +50,20 @@ class Moments:
             maximum = np.where(missing, -np.inf, values).max(axis=0)
             values[missing] = 0.0
         mean = values.sum(axis=0) / np.maximum(count, 1)
-        # A constant column has a spread of exactly 0, whatever the rounding of its mean.
+        # A constant column gets a variance of exactly 0, although its mean may be rounded.
         mean = np.where(minimum == maximum, minimum, mean)
         values -= mean
         if missing is not None:
             values[missing] = 0.0
-        values *= values  # in place: a block fits a core's cache
+        values *= values  # in place, so that the block stays in the cache of the core
         return cls(len(rows), count, mean, values.sum(axis=0), minimum, maximum)
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets of rows together."""
+        """Returns the moments of the rows of both."""
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean
-        # Float64 before the product: that of two counts may be too large for int64.
+        # Converted to float64 before the product, because the product of two counts may be too large for int64.
         weight = self.count.astype(np.float64) * other.count / np.maximum(count, 1)
         return Moments(
             self.rows + other.rows,
@@ -74,21 +75,21 @@ class Moments:
         )
 
     def statistics(self) -> FeatureStatistics:
-        """As the manifest has them."""
+        """Returns the statistics that the manifest stores."""
         missing = self.rows - self.count
-        none = self.count == 0
+        all_missing = self.count == 0
         return FeatureStatistics(
             count=self.rows,
             missing=tuple(missing.tolist()) if missing.any() else (),
             mean=tuple(self.mean.tolist()),
             variance=tuple((self.sum_squares / np.maximum(self.count, 1)).tolist()),
-            min=tuple(np.where(none, 0.0, self.minimum).tolist()),
-            max=tuple(np.where(none, 0.0, self.maximum).tolist()),
+            min=tuple(np.where(all_missing, 0.0, self.minimum).tolist()),
+            max=tuple(np.where(all_missing, 0.0, self.maximum).tolist()),
         )
 
 
 def merge_moments(parts: Iterable[Moments | None]) -> Moments | None:
-    """All parts together, in their order; None where there is nothing."""
+    """Returns the moments of all parts, merged in their order; None if there is no part."""
     total: Moments | None = None
     for part in parts:
         if part is not None:

@@ -1,19 +1,19 @@
-"""The vocabulary of a string feature: the most frequent strings of the train split, each with a number of its own."""
+"""The vocabulary of a string feature: the most frequent strings of the train split, numbered by their position."""
 
 import collections
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Strings may hold line breaks; the file has a string a line.
+# A vocabulary file has one string on each line, so line breaks inside strings are escaped.
 _ESCAPES = {b"\\": rb"\\", b"\n": rb"\n", b"\r": rb"\r"}
 _UNESCAPES = {escaped: raw for raw, escaped in _ESCAPES.items()}
-# What may name a file anywhere.
+# Names that every file system allows.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def choose_terms(counts: Mapping[bytes, int], size: int) -> list[bytes]:
-    """The `size` most frequent strings, the most frequent first; those that are as frequent, in the order of bytes.
+    """Returns the `size` most frequent strings, the most frequent first. Equally frequent strings are sorted by bytes.
 
     >>> choose_terms({b"b": 2, b"a": 2, b"c": 7, b"d": 1}, 3)
     [b'c', b'a', b'b']
@@ -22,19 +22,23 @@ def choose_terms(counts: Mapping[bytes, int], size: int) -> list[bytes]:
 
 
 def serialize_terms(terms: Sequence[bytes]) -> bytes:
-    r"""The bytes of a vocabulary's file: a string a line, in which \\, \n and \r are written with a backslash."""
+    r"""Returns the bytes of a vocabulary file: one string on each line. \\, \n and \r are escaped with a backslash."""
     escaped = (re.sub(rb"[\\\n\r]", lambda found: _ESCAPES[found[0]], term) for term in terms)
     return b"".join(term + b"\n" for term in escaped)
 
 
 def parse_terms(data: bytes) -> list[bytes]:
-    """The strings in the bytes of a vocabulary's file; the number of a string is its position."""
+    """Returns the strings in the bytes of a vocabulary file."""
     lines = data.split(b"\n")[:-1]
     return [re.sub(rb"\\[\\nr]", lambda found: _UNESCAPES[found[0]], line) for line in lines]
 
 
 def count_unknown(counts: Mapping[bytes, int], terms: Iterable[bytes]) -> int:
-    """How many of the strings that were counted are not in the vocabulary.
+    """Returns the number of occurrences of strings that are not in the vocabulary.
+
+    Args:
+        counts: Number of occurrences of each string.
+        terms: The vocabulary.
 
     >>> count_unknown({b"a": 2, b"c": 7}, [b"c", b"d"])
     2
@@ -43,19 +47,19 @@ def count_unknown(counts: Mapping[bytes, int], terms: Iterable[bytes]) -> int:
 
 
 def vocabulary_file_names(features: Iterable[str]) -> dict[str, str]:
-    """The name of the file for the vocabulary of each feature.
+    """Returns the name of the vocabulary file of each feature.
 
-    A name that a file system might not take, or take for that of another feature, becomes a hash. A point in it keeps
-    it apart from a feature that is called like the hash.
+    A feature's name becomes a hash if a file system might refuse it, or confuse it with another feature's name. The dot
+    after `sha256` distinguishes a hash from the plain name of a feature.
 
     >>> vocabulary_file_names(["page", "../x"])
     {'page': 'page.txt', '../x': 'sha256.d6b96a97d147daaae49eb87a5ca7bfbc.txt'}
     """
     features = list(features)
-    alike = collections.Counter(name.lower() for name in features)
+    same_names = collections.Counter(name.lower() for name in features)
     return {
         name: f"{name}.txt"
-        if _PLAIN.fullmatch(name) and alike[name.lower()] == 1
+        if _PLAIN.fullmatch(name) and same_names[name.lower()] == 1
         else f"sha256.{hashlib.sha256(name.encode()).hexdigest()[:32]}.txt"
         for name in features
     }

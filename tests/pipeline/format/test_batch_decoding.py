@@ -1,4 +1,4 @@
-"""Examples of numbers as padded arrays: equal to what TensorFlow parses of the same bytes."""
+"""Decoding many Examples into padded arrays gives the arrays that TensorFlow parses from the same bytes."""
 
 import datasets
 import numpy as np
@@ -63,7 +63,7 @@ def test_arrays_equal_what_tensorflow_parses(kind):
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_examples_at_once_are_examples_one_by_one(kind):
+def test_decoding_columns_equals_decoding_each_example(kind):
     dataset = open_dataset(datasets.of_kind(kind).path)
     examples = examples_of(dataset)
     end = np.cumsum([len(example) for example in examples])
@@ -77,7 +77,7 @@ def test_examples_at_once_are_examples_one_by_one(kind):
         np.testing.assert_array_equal(values, np.concatenate([example[name] for example in expected]))
 
 
-def test_padding_goes_on_to_the_time_that_is_asked_for():
+def test_padding_fills_the_array_to_the_given_length():
     dataset = open_dataset(datasets.of_kind("step_class").path)
     examples = examples_of(dataset)[:5]
     lengths = tf.io.parse_example(examples, example_spec(dataset.schema))["length"].numpy()
@@ -88,7 +88,7 @@ def test_padding_goes_on_to_the_time_that_is_asked_for():
         assert set(found["y"][row, length:].tolist()) == {-1}
 
 
-def test_other_bytes_are_refused():
+def test_damaged_examples_are_refused():
     dataset = open_dataset(datasets.of_kind("class").path)
     example = examples_of(dataset)[0]
     lengths = tf.io.parse_example([example], example_spec(dataset.schema))["length"].numpy()
@@ -99,7 +99,7 @@ def test_other_bytes_are_refused():
             found = decode([bytes(changed)], dataset.schema, time=int(lengths[0]), lengths=lengths)
         except (UnexpectedLayout, ValueError):
             continue
-        assert found["x"].shape[1] == lengths[0]  # a number was changed, which the CRC of the frame finds
+        assert found["x"].shape[1] == lengths[0]  # a number changed, which only the CRC of the frame detects
     for cut in range(len(example)):
         with pytest.raises(UnexpectedLayout):
             decode([example[:cut]], dataset.schema, time=int(lengths[0]), lengths=lengths)

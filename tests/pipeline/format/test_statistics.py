@@ -1,4 +1,4 @@
-"""The manifest's statistics are those of NumPy over the raw values of the train split; its counts are exact."""
+"""The statistics of the manifest equal NumPy's over the raw values of the train split, and its counts are exact."""
 
 import collections
 import dataclasses
@@ -18,8 +18,8 @@ from pipeline.format.statistics import Moments, merge_moments
     st.lists(st.lists(st.none() | st.integers(-(10**6), 10**6), min_size=1, max_size=9), min_size=1, max_size=6),
     st.sampled_from([0, 1, 1e6, 1e12]),
 )
-def test_merged_moments_are_numpys_over_all_rows_that_are_not_missing(blocks, shift):
-    # A column where some are missing, one of their number, and one that misses what the first one has.
+def test_merged_moments_equal_numpys_over_all_values_that_are_not_missing(blocks, shift):
+    # A column with missing values, the same column without them, and a column that has values where the first has none.
     parts = [np.array(block, np.float64)[:, None] / 1000 + shift for block in blocks]
     parts = [np.concatenate([p, np.nan_to_num(p), np.where(np.isnan(p), 7.5, np.nan)], axis=1) for p in parts]
     rows = np.concatenate(parts)
@@ -35,12 +35,12 @@ def test_merged_moments_are_numpys_over_all_rows_that_are_not_missing(blocks, sh
             continue
         assert found[2:] == [present.min(), present.max()]
         np.testing.assert_allclose(found[0], present.mean(), rtol=1e-12, atol=1e-9)
-        # What the shift leaves of float64's digits bounds how well any algorithm can do.
+        # The shift uses up digits of float64, which limits the accuracy of every algorithm.
         np.testing.assert_allclose(found[1], present.var(), rtol=1e-9, atol=(1 + shift) * 1e-9)
 
 
 @given(st.lists(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_what_one_column_misses_changes_no_bit_of_another(blocks):
+def test_missing_values_in_one_column_change_no_bit_of_another(blocks):
     def beside(other):
         parts = [np.array(block, np.float64)[:, None] / 7 for block in blocks]
         return merge_moments(
@@ -55,7 +55,7 @@ def test_what_one_column_misses_changes_no_bit_of_another(blocks):
 
 
 def plain_moments(blocks):
-    """What the first datasets were made with, that knew no missing values: (mean, variance) by the same sums."""
+    """Returns (mean, variance) by the algorithm of the first version, which had no missing values."""
     count, mean, squares = 0, 0, 0
     for rows in blocks:
         here = np.where(rows.min(axis=0) == rows.max(axis=0), rows.min(axis=0), rows.mean(axis=0))
@@ -71,7 +71,7 @@ def plain_moments(blocks):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9), st.lists(st.integers(1, 2000), min_size=1, max_size=5))
-def test_where_nothing_is_missing_the_bits_are_those_of_the_first_datasets(seed, width, sizes):
+def test_without_missing_values_the_bits_are_those_of_the_first_version(seed, width, sizes):
     random = np.random.default_rng(seed)
     blocks = [random.normal(random.normal(0, 100), 1, (size, width)) for size in sizes]
     found = merge_moments(map(Moments.of, blocks)).statistics()
@@ -88,14 +88,14 @@ def test_the_counts_of_a_very_large_dataset_do_not_overflow():
 @pytest.mark.parametrize("constant", [0.1, -1e30, 1 / 3])
 def test_a_constant_column_has_a_variance_of_exactly_zero(constant):
     column = np.full((1000, 1), constant)
-    assert column[:7].mean() != constant or column[:99].mean() != constant  # what rounding does to a plain mean
+    assert column[:7].mean() != constant or column[:99].mean() != constant  # rounding changes a plain mean
     for width in (7, 99):
         total = merge_moments(Moments.of(column[start : start + width]) for start in range(0, 1000, width)).statistics()
         assert total.variance == (0.0,)
         assert total.mean == (constant,)
 
 
-def test_nothing_has_no_moments():
+def test_no_parts_have_no_moments():
     assert merge_moments([]) is None
     assert merge_moments([None]) is None
 
@@ -130,7 +130,7 @@ def test_the_counts_of_lengths_and_labels_are_exact(dataset, records, read_recor
         assert split["steps"] == sum(shard["steps"] for shard in split["shards"])
 
 
-def test_a_constant_feature_and_a_regression_have_statistics_and_steps_without_label_do_not_count(
+def test_constant_features_and_regressions_have_statistics_and_steps_without_a_label_do_not_count(
     write_raw, run_prepare
 ):
     rows = [
@@ -197,7 +197,7 @@ def every_record(number):
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
-    """(manifest, raw records) of a dataset whose features miss values; one record stands twice."""
+    """Returns (manifest, raw records) of a dataset with missing values in its features, and with nine duplicates."""
     from pipeline.beam.prepare import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("every")
@@ -218,7 +218,7 @@ def every(tmp_path_factory):
 
 
 def rows_of(records, name, width):
-    """float64[rows, width] with NaN for null, of a context feature or of the steps."""
+    """Returns float64[rows, width] of a context or step feature, with NaN for null."""
     values = [step for r in records for step in (r[name] if isinstance(r[name], list) else [r[name]])]
     values = [r["size"] for r in records] if name == "size" else values
     rows = [[None] * width if value is None else value if isinstance(value, list) else [value] for value in values]
@@ -226,7 +226,7 @@ def rows_of(records, name, width):
 
 
 @pytest.mark.parametrize(("name", "width"), [("x", 2), ("never", 1), ("age", 1), ("size", 3), ("y", 1)])
-def test_statistics_leave_out_what_is_missing(every, name, width):
+def test_statistics_ignore_missing_values(every, name, width):
     manifest, records = every
     rows = rows_of([r for r in records if r["split"] == "train"], name, width)
     found = manifest.statistics[name]
@@ -244,7 +244,7 @@ def test_statistics_leave_out_what_is_missing(every, name, width):
 
 
 def flat(value):
-    """All strings and nulls of a nested value; a null in the place of a row of words is two."""
+    """Returns all strings and nulls of a nested value. A null in place of a row of two words counts as two nulls."""
     return [one for inner in value for one in ([None, None] if inner is None else inner)]
 
 
@@ -283,7 +283,7 @@ def test_unknown_strings_are_counted_in_every_split_by_the_vocabulary_of_train(e
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "step_multilabel"])
-def test_the_labels_of_a_class_are_the_records_or_steps_that_name_it(write_raw, run_prepare, kind):
+def test_label_counts_are_the_records_or_steps_that_name_the_class(write_raw, run_prepare, kind):
     random = np.random.default_rng(3)
     records = []
     for number in range(60):

@@ -1,4 +1,4 @@
-"""A TFRecord file is walked byte by byte: what is not whole is refused with its offset, before anyone trusts it."""
+"""Every byte of a TFRecord file is checked, and a damaged record is refused with its offset."""
 
 import io
 import struct
@@ -43,7 +43,7 @@ def test_a_frame_is_what_tensorflow_writes(tmp_path):
         assert file.read() == frame(b"") + WHOLE
 
 
-def test_a_whole_file_gives_every_record_and_its_offset():
+def test_a_complete_file_gives_every_record_and_its_offset():
     records = read(WHOLE)
     assert [record.data for record in records] == PAYLOADS
     assert [record.offset for record in records] == OFFSETS
@@ -51,13 +51,13 @@ def test_a_whole_file_gives_every_record_and_its_offset():
 
 
 @DAMAGED
-def test_a_file_that_is_cut_inside_a_record_is_refused_at_its_offset(number):
+def test_a_file_that_is_cut_off_inside_a_record_is_refused_at_the_records_offset(number):
     offset = OFFSETS[number]
     for kept in range(1, FRAME_BYTES + len(PAYLOADS[number])):
         left = (
-            f"{kept} bytes are left, a record takes at least 16: cut off, or garbage"
+            f"{kept} bytes are left, but a record takes at least 16: the file is cut off, or has extra bytes"
             if kept < FRAME_BYTES
-            else f"claims {len(PAYLOADS[number])} bytes of data, where at most {kept - FRAME_BYTES} can be"
+            else f"its length is {len(PAYLOADS[number])} bytes, expected at most {kept - FRAME_BYTES}"
         )
         assert corrupt(WHOLE[: offset + kept]) == (offset, f"record at offset {offset}: {left}")
 
@@ -66,10 +66,10 @@ def test_a_file_that_is_cut_inside_a_record_is_refused_at_its_offset(number):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        (0, "the CRC of the length does not fit"),
-        (9, "the CRC of the length does not fit"),
-        (12, "the CRC of the data does not fit"),
-        (-1, "the CRC of the data does not fit"),
+        (0, "the CRC of the length does not match"),
+        (9, "the CRC of the length does not match"),
+        (12, "the CRC of the data does not match"),
+        (-1, "the CRC of the data does not match"),
     ],
 )
 def test_one_flipped_bit_is_found(number, place, message):
@@ -82,12 +82,12 @@ def test_one_flipped_bit_is_found(number, place, message):
 
 @DAMAGED
 @pytest.mark.parametrize("length", [2**30, 2**33, 2**40, 2**62, 2**64 - 1])
-def test_a_crafted_length_is_refused_before_it_is_believed(number, length):
+def test_a_crafted_length_is_refused_before_it_is_used(number, length):
     offset = OFFSETS[number]
     data = WHOLE[:offset] + header(length) + b"x" * 100
     found, message = corrupt(data)
     assert found == offset
-    assert f"claims {length:,} bytes of data, where at most 96 can be" in message
+    assert f"its length is {length:,} bytes, expected at most 96" in message
 
 
 def test_a_record_beyond_the_callers_limit_is_refused():
@@ -96,11 +96,11 @@ def test_a_record_beyond_the_callers_limit_is_refused():
 
 
 @pytest.mark.parametrize("tail", [b"x", b"garbage tail of a file", bytes(20)])
-def test_garbage_after_the_last_record_is_refused(tail):
+def test_extra_bytes_after_the_last_record_are_refused(tail):
     assert corrupt(WHOLE + tail)[0] == len(WHOLE)
 
 
-def test_a_file_that_is_shorter_than_its_size_says_is_refused():
+def test_a_file_that_is_shorter_than_its_given_size_is_refused():
     for stop, message in [(OFFSETS[8] + 5, "ends inside the header"), (len(WHOLE) - 6, "ends inside the data")]:
         with pytest.raises(CorruptRecord, match=f"{message}, expected {len(WHOLE)} bytes in all") as caught:
             list(walk(io.BytesIO(WHOLE[:stop]), num_bytes=len(WHOLE)))
@@ -109,24 +109,24 @@ def test_a_file_that_is_shorter_than_its_size_says_is_refused():
 
 @settings(max_examples=300)
 @given(st.integers(0, len(WHOLE)), st.integers(0, 30), st.binary(max_size=30))
-def test_any_damage_gives_a_prefix_of_the_records_and_then_an_error(start, width, junk):
+def test_a_damaged_file_gives_the_records_before_the_damage_and_then_an_error(start, width, junk):
     damaged = WHOLE[:start] + junk + WHOLE[start + width :]
     seen = []
     try:
         for record in walk(io.BytesIO(damaged), num_bytes=len(damaged)):
             seen.append(record.data)
     except CorruptRecord as error:
-        # A length and its CRC look like 8 bytes of data and theirs: cut out just what is between, and no one can tell.
+        # A length and its CRC look like a record of 8 bytes. Damage that turns one into the other cannot be detected.
         assume(not {struct.pack("<Q", len(data)) for data in PAYLOADS} & set(seen))
         assert seen == PAYLOADS[: len(seen)]
         assert error.offset == OFFSETS[len(seen)] if len(seen) < len(OFFSETS) else len(WHOLE)
     else:
-        # Whole records may be missing from a file that looks whole: only the manifest's count tells.
+        # A file without some of its records looks complete. Only the count in the manifest shows the loss.
         assume(not {struct.pack("<Q", len(data)) for data in PAYLOADS} & set(seen))
         assert all(data in PAYLOADS for data in seen)
 
 
-def test_frames_that_an_index_knows_are_checked_at_once_as_one_by_one():
+def test_check_frames_finds_the_same_damage_as_walk():
     begin, sizes = np.array(OFFSETS), np.array([len(payload) for payload in PAYLOADS])
     check_frames(WHOLE, begin, sizes)
     some = slice(None, None, 3)
@@ -138,5 +138,5 @@ def test_frames_that_an_index_knows_are_checked_at_once_as_one_by_one():
         with pytest.raises(CorruptRecord) as caught:
             check_frames(bytes(changed), begin, sizes)
         assert caught.value.offset == expected
-    with pytest.raises(CorruptRecord, match="its header claims another length than the index"):
+    with pytest.raises(CorruptRecord, match="its length differs from the index"):
         check_frames(WHOLE, begin, sizes + (sizes == 4))

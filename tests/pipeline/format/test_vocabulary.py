@@ -1,4 +1,4 @@
-"""A vocabulary is the most frequent strings of the train split, in a file that any string and any name fits into."""
+"""A vocabulary has the most frequent strings of the train split. Its file can hold every string and every name."""
 
 import collections
 import json
@@ -29,12 +29,12 @@ context:
 label: {name: y, kind: regression}
 splits: {train: 0.6, test: 0.4}
 """
-# Line breaks of every kind, the escapes themselves, NUL, and what is like the mark of a missing string.
+# Line breaks of every kind, the escapes themselves, NUL, and a string that resembles the mark of a missing string.
 NASTY = ["", " ", "\n", "\r\n", "\\", "\\n", "\\\\n", "\0", "a\0b", "\x85", "\u2028", "\xff", "[UNK]", "\t", "é", "#x"]
 STRINGS = st.text(max_size=5) | st.sampled_from(NASTY)
 
 
-def a_record(number):
+def make_record(number):
     rng = random.Random(number)
     words = rng.choices(["the", "of", "and", "rare", "a", "z", None, *NASTY], [9, 6, 6, 2, 2, 2, 3] + [1] * 16, k=6)
     tags = [[rng.choice(NASTY), rng.choice("xy")] for _ in words]
@@ -42,7 +42,7 @@ def a_record(number):
     return {"id": number, "word": words, "tag": tags, "hashed": ["h"] * len(words), "city": city, "y": number}
 
 
-RECORDS = [a_record(number) for number in range(120)]
+RECORDS = [make_record(number) for number in range(120)]
 
 
 def strings_of(records, name):
@@ -58,12 +58,12 @@ def make(run_prepare, write_raw, records=RECORDS, **options):
 
 
 def files_of(folder):
-    """Every file of a folder and its bytes."""
+    """Returns every file of a folder and its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
 
 
 def vocabularies(folder):
-    """The strings in the file of each vocabulary."""
+    """Returns the strings in the file of each vocabulary."""
     return {
         name: parse_terms(pathlib.Path(folder, vocabulary.path).read_bytes())
         for name, vocabulary in read_manifest(str(folder)).vocabularies.items()
@@ -76,7 +76,7 @@ def train_records(read_records, folder, records=RECORDS):
 
 
 @given(st.dictionaries(STRINGS.map(str.encode), st.integers(1, 3)), st.integers(1, 6))
-def test_the_most_frequent_are_chosen_and_ties_go_by_the_bytes(counts, size):
+def test_the_most_frequent_strings_are_chosen_and_ties_are_sorted_by_bytes(counts, size):
     terms = choose_terms(counts, size)
     assert len(terms) == len(set(terms)) == min(size, len(counts))
     left = [term for term in counts if term not in terms]
@@ -86,14 +86,14 @@ def test_the_most_frequent_are_chosen_and_ties_go_by_the_bytes(counts, size):
 
 
 @given(st.lists(STRINGS.map(str.encode) | st.binary(max_size=5)))
-def test_any_strings_come_back_from_the_file_each_on_its_line(terms):
+def test_a_vocabulary_file_has_each_string_on_its_line_and_parses_to_the_same_strings(terms):
     data = serialize_terms(terms)
     assert parse_terms(data) == terms
     assert data.count(b"\n") == len(terms)
     assert b"\r" not in data
 
 
-def test_a_vocabulary_file_is_as_people_expect_one():
+def test_a_vocabulary_file_is_plain_text():
     assert serialize_terms([b"the", b"of", "é".encode()]) == "the\nof\né\n".encode()
     assert serialize_terms([]) == b""
     assert parse_terms(rb"a\nb" + b"\n\n" + rb"c\\n" + b"\n") == [b"a\nb", b"", rb"c\n"]
@@ -115,14 +115,14 @@ def test_the_vocabularies_are_the_most_frequent_strings_of_the_train_split(
     assert verify(str(tmp_path / "dataset")).faults == []
 
 
-def test_records_that_stand_twice_are_counted_once(run_prepare, write_raw, read_records, tmp_path):
-    doubles = [record for record in RECORDS if record["city"] == "wells"] * 3
-    manifest = make(run_prepare, write_raw, [*doubles, *RECORDS])
-    assert manifest.rejected.by_reason == {"duplicate_id": len(doubles)}
+def test_strings_of_duplicates_are_counted_once(run_prepare, write_raw, read_records, tmp_path):
+    duplicates = [record for record in RECORDS if record["city"] == "wells"] * 3
+    manifest = make(run_prepare, write_raw, [*duplicates, *RECORDS])
+    assert manifest.rejected.by_reason == {"duplicate_id": len(duplicates)}
     train = train_records(read_records, tmp_path / "dataset")
     cities = collections.Counter(record["city"] for record in train)
     ranked = sorted(cities, key=lambda city: (-cities[city], city))
-    assert ranked[0] != "wells"  # which it would be if doubles counted
+    assert ranked[0] != "wells"  # it would be first if duplicates counted
     assert [city.decode() for city in vocabularies(tmp_path / "dataset")["city"]] == ranked[:3]
 
 
@@ -136,7 +136,7 @@ def test_records_that_stand_twice_are_counted_once(run_prepare, write_raw, read_
     ],
     ids=["plain", "multi_threading", "bundle_repeat", "older_runner"],
 )
-def test_vocabularies_and_counts_are_the_same_on_any_road(run_prepare, write_raw, tmp_path, beam):
+def test_vocabularies_and_counts_are_the_same_on_every_runner(run_prepare, write_raw, tmp_path, beam):
     manifest = make(run_prepare, write_raw)
     shuffled = random.Random(1).sample(RECORDS, len(RECORDS))
     write_raw(shuffled[:50], "raw/one.jsonl")
@@ -154,7 +154,7 @@ def test_vocabularies_and_counts_are_the_same_on_any_road(run_prepare, write_raw
     assert [v.sha256 for v in manifest.vocabularies.values()] == [v.sha256 for v in other.vocabularies.values()]
 
 
-def test_an_empty_train_split_has_empty_vocabularies_and_all_is_unknown(run_prepare, write_raw, tmp_path):
+def test_an_empty_train_split_has_empty_vocabularies_and_all_strings_are_unknown(run_prepare, write_raw, tmp_path):
     for splits in ("splits: {train: 0.0, test: 1.0}", "splits: {all: 1.0}"):
         schema = SCHEMA.replace("splits: {train: 0.6, test: 0.4}", splits)
         manifest = make(run_prepare, write_raw, schema=schema, overwrite=True)
@@ -186,8 +186,8 @@ HOSTILE = [
 ]
 
 
-def test_no_name_of_a_feature_leads_out_of_the_folder_or_to_the_file_of_another(run_prepare, write_raw, tmp_path):
-    # The last is called like the file of the first.
+def test_no_feature_name_leads_out_of_the_folder_or_to_the_file_of_another_feature(run_prepare, write_raw, tmp_path):
+    # The last name equals the file name of the first.
     names = [*HOSTILE, vocabulary_file_names([".."])[".."].removesuffix(".txt")]
     features = {name: {"dtype": "string", "vocabulary": 3} for name in names}
     schema = json.dumps({"id": "id", "steps": features, "label": {"name": "y", "kind": "regression"}})
@@ -207,7 +207,7 @@ def test_no_name_of_a_feature_leads_out_of_the_folder_or_to_the_file_of_another(
 
 
 @given(st.sets(st.text(min_size=1, max_size=70) | st.text("aAbB", min_size=1, max_size=2)))
-def test_every_feature_has_a_file_of_its_own(names):
+def test_every_feature_has_its_own_file(names):
     files = vocabulary_file_names(sorted(names))
     assert files.keys() == names
     assert len({file.lower() for file in files.values()}) == len(names)
@@ -215,7 +215,7 @@ def test_every_feature_has_a_file_of_its_own(names):
     assert vocabulary_file_names(["page", "next-page_2"]) == {"page": "page.txt", "next-page_2": "next-page_2.txt"}
 
 
-def test_older_vocabularies_go_and_what_is_someone_elses_stays(run_prepare, write_raw, tmp_path):
+def test_older_vocabularies_are_removed_and_other_files_remain(run_prepare, write_raw, tmp_path):
     dataset = tmp_path / "dataset"
     first = make(run_prepare, write_raw)
     theirs = ["vocabulary/mine.txt", "vocabulary/2026/page.txt", f"vocabulary/{first.generations[0]}/notes.md"]
@@ -237,7 +237,7 @@ def test_older_vocabularies_go_and_what_is_someone_elses_stays(run_prepare, writ
     assert [name for name in files_of(dataset) if name.startswith("vocabulary/")] == found
 
 
-def test_a_copy_for_people_is_that_of_the_dataset_as_it_is_now(run_prepare, write_raw, tmp_path):
+def test_the_copies_of_vocabularies_are_those_of_the_current_dataset(run_prepare, write_raw, tmp_path):
     dataset = tmp_path / "dataset"
     for overwrite in (False, True):
         manifest = make(run_prepare, write_raw, overwrite=overwrite)
@@ -250,10 +250,10 @@ def test_a_copy_for_people_is_that_of_the_dataset_as_it_is_now(run_prepare, writ
     assert (dataset / "vocabulary" / "word.txt").read_bytes() in (b"a\n", b"")
 
 
-def test_a_run_that_is_killed_before_its_last_step_leaves_what_the_next_one_removes(
+def test_a_job_that_is_killed_before_it_publishes_changes_no_dataset_and_the_next_job_cleans_up(
     run_prepare, write_raw, tmp_path, read_records
 ):
-    """Killed between the vocabularies and the manifest that lists them."""
+    """The job is killed after it wrote the vocabularies and before it writes the manifest that lists them."""
     before = make(run_prepare, write_raw)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     program = """
@@ -261,11 +261,11 @@ import os, sys
 import pipeline.build.publish
 from pipeline.beam.prepare import PrepareOptions, prepare
 replace = pipeline.build.publish.replace
-def dies(path):
+def kill_at_manifest(path):
     if path.endswith("manifest.json"):
         os.kill(os.getpid(), 9)
     return replace(path)
-pipeline.build.publish.replace = dies
+pipeline.build.publish.replace = kill_at_manifest
 prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, overwrite=True))
 """
     done = subprocess.run(

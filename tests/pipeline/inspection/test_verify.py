@@ -540,7 +540,7 @@ def test_no_signal_and_no_traceback_end_the_command(dataset):
     command = [sys.executable, "-m", "lengthwise", "verify", str(dataset)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert f"{shard.path}, offset 0: claims 1,099,511,627,776 bytes of data" in done.stderr
+    assert f"{shard.path}, offset 0: its length is 1,099,511,627,776 bytes" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -359,14 +359,14 @@ def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
     flags = ["--epochs", "1", "--units", "2"]
     with pytest.raises(tf.errors.DataLossError):
         read(path, "train", batching="bucket")
-    with pytest.raises(tf.errors.UnknownError, match="record at offset 0: the CRC of the data does not fit"):
+    with pytest.raises(tf.errors.UnknownError, match="record at offset 0: the CRC of the data does not match"):
         read(path, "train")
     status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--batching", "bucket")
     assert status == 1
     assert err[-1] == (f"lengthwise train: {path}: damaged: corrupted record at 12. `lengthwise verify` shows where.")
     status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
     assert status == 1
-    told = "record at offset 0: the CRC of the data does not fit. `lengthwise verify` lists all errors"
+    told = "record at offset 0: the CRC of the data does not match. `lengthwise verify` lists all errors"
     assert err[-1] == f"lengthwise train: {shard}: {told}; prepare the dataset again."
 
 

@@ -1,0 +1,65 @@
+"""The paths that a job writes are recognised, and no others."""
+
+import doctest
+
+import pytest
+
+from pipeline.build import paths
+from pipeline.build.paths import (
+    is_vocabulary,
+    is_written_by_prepare,
+    new_generation,
+    rejects_path,
+    runs_folder,
+    shard_paths,
+    vocabulary_copy_path,
+    vocabulary_path,
+)
+from pipeline.format.vocabulary import vocabulary_file_names
+
+# Not a new name: the names of tests must be the same in every process.
+GENERATION = "20260102T030405-0123abcd"
+FILE_NAMES = vocabulary_file_names(["page", "../x", "Page"]).values()
+VOCABULARIES = [vocabulary_path(GENERATION, name) for name in FILE_NAMES]
+REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), rejects_path(GENERATION, "raw.jsonl"), *VOCABULARIES]
+REPLACED.append(rejects_path(GENERATION, None))
+RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
+TEMPORARY = f".{'9a' * 16}.tmp"
+
+
+@pytest.mark.parametrize("path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects"])
+def test_every_path_that_a_job_writes_is_recognised(path):
+    assert is_written_by_prepare(path)
+    assert is_vocabulary(path) == (path in VOCABULARIES)
+
+
+@pytest.mark.parametrize("path", [*REPLACED, *map(vocabulary_copy_path, VOCABULARIES)])
+def test_an_incomplete_file_is_recognised(path):
+    assert is_written_by_prepare(path + TEMPORARY)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *map(vocabulary_copy_path, VOCABULARIES),
+        f"{RUN}.rows{TEMPORARY}",
+        f"x/{RUN}.rows",
+        f"{RUN}.rows.gz",
+        f"data/{GENERATION}/notes.txt",
+        "data/2026/train-00000-of-00001.tfrecord",
+        "data/raw.jsonl",
+        f"rejected/{GENERATION}.jsonl",
+        "vocabulary/2026/page.txt",
+        "manifest.json",
+    ],
+)
+def test_other_paths_are_not_recognised(path):
+    assert not is_written_by_prepare(path)
+
+
+def test_a_new_generation_has_the_form_of_a_generation():
+    assert is_written_by_prepare(rejects_path(new_generation(), "raw.jsonl"))
+
+
+def test_the_examples_in_docstrings_are_correct():
+    assert doctest.testmod(paths).failed == 0
