@@ -1,1 +1,1 @@
-"""From raw records of different lengths to a dataset: the schema, the Beam transforms, the files."""
+"""Raw records of different lengths become a dataset: the schema, the file formats and the Beam transforms."""

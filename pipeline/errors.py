@@ -1,13 +1,13 @@
-"""The one exception that a user can mend: the command prints it as a single line and exits with its status."""
+"""The error that a user can fix. The command prints it as a single line and exits with its status."""
 
 import json
 from typing import Any
 
 
 class UserError(Exception):
-    """Names the thing, the value received, what was expected and the way out, in one line."""
+    """An error in the input. The message has the thing, the value received, what was expected and the way out."""
 
-    # Exit status of the command; a kind that a script must tell from the others has its own.
+    # Exit status of the command. A subclass has another status if a script has to tell it from other errors.
     status = 1
 
 

@@ -1,4 +1,4 @@
-"""Opens, lists, moves and removes files on any file system that Beam knows; local ones without Beam."""
+"""Opens, lists, moves and removes files on any file system that Beam supports. Local files do not need Beam."""
 
 import contextlib
 import glob
@@ -13,20 +13,23 @@ from pipeline.errors import UserError
 
 
 def is_local(path: str) -> bool:
+    """Whether `path` is on the local file system: it has no scheme such as `gs://`."""
     return "://" not in path
 
 
 def absolute(path: str) -> str:
-    """`path` as it means the same on every machine and in every folder."""
+    """Returns a local path as an absolute path, and any other path unchanged."""
     return os.path.abspath(path) if is_local(path) else path
 
 
 def join(folder: str, *parts: str) -> str:
+    """Joins a folder and names with slashes, for local and remote paths."""
     return "/".join([folder.rstrip("/") or "/", *parts])
 
 
 def beam_filesystems() -> Any:
-    # Imported late: it costs a second, and only remote paths and workers need it.
+    """Returns Beam's class `FileSystems`."""
+    # Imported here because the import takes a second, and only remote paths and globs need it.
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems
@@ -34,23 +37,23 @@ def beam_filesystems() -> Any:
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of `path` as they are stored, for reading and seeking."""
+    """Opens the stored bytes of `path` for reading and seeking."""
     if is_local(path):
         with open(path, "rb") as file:
             yield file
     else:
         from apache_beam.io.filesystem import CompressionTypes
 
-        # AUTO would decompress by the name's ending; offsets are offsets of stored bytes here.
+        # AUTO would decompress by the ending of the name, but offsets here are offsets of stored bytes.
         with beam_filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
 
 
 def read_bytes(path: str) -> bytes:
-    """All of `path`.
+    """Returns the bytes of a file.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: The file does not exist or cannot be read.
     """
     try:
         with open_read(path) as file:
@@ -60,10 +63,12 @@ def read_bytes(path: str) -> bytes:
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or a folder at `path`."""
     return os.path.exists(path) if is_local(path) else bool(beam_filesystems().exists(path))
 
 
 def size(path: str) -> int:
+    """Returns the size of a file in bytes."""
     return (
         os.path.getsize(path)
         if is_local(path)
@@ -73,7 +78,7 @@ def size(path: str) -> int:
 
 @contextlib.contextmanager
 def create(path: str) -> Iterator[IO[bytes]]:
-    """A new file to write, of a name that no other has; gone if the block does not end well."""
+    """Opens a new file for writing. Removes a local file if the block raises. A local file must not exist yet."""
     if not is_local(path):
         with beam_filesystems().create(path, "application/octet-stream") as file:
             yield file
@@ -90,9 +95,9 @@ def create(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replace(path: str) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` at once when the block ends well, and is gone when it does not.
+    """Opens a temporary file for writing, which replaces `path` atomically after the block, or is removed if it raises.
 
-    The name is new for every attempt, so a bundle that is tried twice never writes into its twin's file.
+    Every call has its own temporary name, so a retried bundle never writes to the file of the first attempt.
     """
     if is_local(path):
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -101,15 +106,15 @@ def replace(path: str) -> Iterator[IO[bytes]]:
             with open(temporary, "xb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # a name that survives a power cut must not point to lost bytes
+                os.fsync(file.fileno())  # else a power failure may keep the new name and lose the bytes
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
     else:
-        # An object store shows an object when all of it is there, and renames by copying: so it is written in one go,
-        # and only when the block has ended well (closing a file there after an error would show half of it).
+        # An object store publishes an object when it is closed, even after an error, and renames it by copying it. So
+        # the bytes are collected locally and written at once, after the block.
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
@@ -118,7 +123,7 @@ def replace(path: str) -> Iterator[IO[bytes]]:
 
 
 def move(source: str, target: str) -> None:
-    """Renames a file within a file system; one that is at `target` is replaced."""
+    """Renames a file within a file system. Replaces a file at `target`."""
     if is_local(source):
         os.replace(source, target)
     else:
@@ -126,7 +131,7 @@ def move(source: str, target: str) -> None:
 
 
 def list_files(folder: str) -> list[str]:
-    """Every file below `folder`, sorted; none when there is no such folder."""
+    """Returns the paths of all files below `folder`, sorted. The list is empty if the folder does not exist."""
     if is_local(folder):
         return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
     matches = beam_filesystems().match([join(folder, "**")])
@@ -134,7 +139,7 @@ def list_files(folder: str) -> list[str]:
 
 
 def list_named(prefix: str, suffix: str) -> list[str]:
-    """The files whose paths begin with `prefix` and end with `suffix`, with no folder between, sorted."""
+    """Returns the paths that begin with `prefix` and end with `suffix`, without a slash in between, sorted."""
     if is_local(prefix):
         return sorted(glob.glob(f"{glob.escape(prefix)}*{suffix}"))
     return sorted(
@@ -143,12 +148,12 @@ def list_named(prefix: str, suffix: str) -> list[str]:
 
 
 def list_temporary(path: str) -> list[str]:
-    """The files that `replace(path)` left when its process was killed."""
+    """Returns the temporary files of `replace(path)` that a killed process left behind."""
     return list_named(f"{path}.", ".tmp")
 
 
 def remove(paths: list[str]) -> None:
-    """Removes files, and local folders that are empty then; one that is gone already is no error."""
+    """Removes files, and the local folders that become empty. A missing local file is not an error."""
     local = [path for path in paths if is_local(path)]
     for path in local:
         with contextlib.suppress(FileNotFoundError):
@@ -162,9 +167,10 @@ def remove(paths: list[str]) -> None:
 
 
 def remove_folder(folder: str) -> None:
+    """Removes a folder and its files, and its local parent folder if that becomes empty."""
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.rmdir(os.path.dirname(folder))  # where nothing else is in it
+            os.rmdir(os.path.dirname(folder))  # fails unless it is empty
     else:
         remove(list_files(folder))

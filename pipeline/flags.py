@@ -1,4 +1,4 @@
-"""The parser of a subcommand's flags: no abbreviations, and a wrong flag is answered with the nearest right one."""
+"""Parses the flags of a subcommand: abbreviations are errors, and an error names the most similar flag."""
 
 import argparse
 import difflib
@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse with our manners. Ends the process with status 2 for a wrong flag or value.
+    """An ArgumentParser that reports a wrong flag or value in one line, and then exits with status 2.
 
     Args:
-        planned: Flags that a later version has; said so, instead of "unknown".
+        planned: Flags of a later version. The error says so instead of "unknown flag".
     """
 
     def __init__(self, command: str, description: str, *, examples: str, planned: Iterable[str] = ()) -> None:
@@ -25,8 +25,8 @@ class FlagParser(argparse.ArgumentParser):
         self._planned = frozenset(planned)
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
-        """The values of all flags by name."""
-        # A misspelt flag is told first: argparse would say that the right one is missing.
+        """Returns the values of all flags by name."""
+        # A misspelt flag is reported first. argparse would report the required flag as missing instead.
         wrong = [word for word in arguments if word.startswith("--") and word.split("=")[0] not in self.flags]
         if wrong:
             self.refuse(wrong)
@@ -37,9 +37,11 @@ class FlagParser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> list[str]:
+        """Names of all flags, with their dashes."""
         return [option for action in self._actions for option in action.option_strings]
 
     def refuse(self, unknown: list[str]) -> NoReturn:
+        """Reports the first flag in `unknown`, or else the first argument, and exits."""
         flag = next((word for word in unknown if word.startswith("-")), None)
         if flag is None:
             self.error(f"unexpected argument {unknown[0]!r}")
@@ -48,34 +50,33 @@ class FlagParser(argparse.ArgumentParser):
             self.error(f"{name} is planned, but this version does not have it yet")
         words = [known for known in self.flags if known.startswith("--")]
         near = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
-        self.error(
-            f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are.")
-        )
+        self.error(f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else "see --help for all flags."))
 
     def error(self, message: str) -> NoReturn:
+        """Prints `message` to stderr in one line, without argparse's usage, and exits."""
         sys.stderr.write(f"{self.prog}: {message}\n")
         sys.exit(2)
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1, as a flag's type."""
+def fraction(text: str) -> float:
+    """Converts the text of a flag to a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share, expected a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a fraction, expected a number from 0 to 1")
     return value
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, as a flag's type."""
+    """Converts the text of a flag to an integer of at least 1."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small, expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least 1")
     return value
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0, as a flag's type."""
+    """Converts the text of a flag to an integer of at least 0."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is too small, expected a whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least 0")
     return value

@@ -1,25 +1,28 @@
-"""Flags of the commands on raw records and datasets: each parses them and calls one function."""
+"""The commands on raw records and datasets: each function parses its flags and calls one function."""
 
 import json
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.flags import FlagParser, natural, positive, share
+from pipeline.flags import FlagParser, fraction, natural, positive
 
 
 def sample(arguments: list[str]) -> None:
+    """Runs `lengthwise sample`."""
     parser = FlagParser(
         "sample",
-        "Makes the raw records of a classic benchmark with variable lengths, and their schema beside them.\n\n"
-        "  temporal_order  which two symbols came, in which order? (class; Hochreiter & Schmidhuber 1997)\n"
-        "  adding          the sum of the two marked numbers (regression; Hochreiter & Schmidhuber 1997)\n"
-        "  seed            random records of 50, 10 and then 60 steps with two-class distributions",
+        "Generates the raw records of a classic benchmark with variable lengths, and a schema for them.\n\n"
+        "  temporal_order  two marked symbols and their order (class; Hochreiter & Schmidhuber 1997)\n"
+        "  adding          the sum of two marked numbers (regression; Hochreiter & Schmidhuber 1997)\n"
+        "  seed            random records of 50, then 10, then 60 steps with distributions over two classes",
         examples="  lengthwise sample temporal_order --output raw.jsonl --num_records 2000",
     )
     parser.add_argument("name", metavar="NAME", choices=("temporal_order", "adding", "seed"))
-    parser.add_argument("--output", required=True, help="file to write, say raw.jsonl; raw.schema.yaml comes beside it")
-    parser.add_argument("--num_records", type=positive, help="default: 5,000 (seed: 3,000)")
-    parser.add_argument("--seed", type=int, default=0, help="other records for another seed; default: 0")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--output", required=True, help="file to write, for example raw.jsonl; the schema is written to raw.schema.yaml"
+    )
+    parser.add_argument("--num_records", type=positive, help="number of records; default: 5,000 (seed: 3,000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random generator; default: 0")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     values = parser.parse(arguments)
     from pipeline.raw.samples import write_sample
 
@@ -28,50 +31,54 @@ def sample(arguments: list[str]) -> None:
 
 
 def prepare(arguments: list[str]) -> None:
+    """Runs `lengthwise prepare`."""
     parser = FlagParser(
         "prepare",
-        "Turns raw records (JSON Lines, plain or .gz) into a dataset: shards of TFRecords, an index, a manifest.\n"
-        "Any flag of Beam's serves too, --runner for one; without it the job runs in this process.",
+        "Converts raw records (JSON Lines, plain or .gz) to a dataset: TFRecord shards, indexes and a manifest.\n"
+        "All flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite \\\n"
         "      --direct_running_mode=multi_processing --direct_num_workers=2",
     )
     parser.add_argument(
-        "raw", metavar="RAW", nargs="+", help="a file, a glob or a folder, on any file system of Beam's"
+        "raw", metavar="RAW", nargs="+", help="file, glob or folder, on any file system that Beam supports"
     )
-    parser.add_argument("--schema", required=True, help="YAML file that says what a record holds")
+    parser.add_argument("--schema", required=True, help="YAML file that describes the records")
     parser.add_argument("--output", required=True, help="folder of the dataset")
     parser.add_argument(
         "--num_shards",
         type=positive,
-        help="TFRecord files for each split; default: so many that those of the largest have about 64 MB",
+        help="number of TFRecord files per split; default: the shards of the largest split have about 64 MB each",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other splits and another order; default: 0"
+        "--seed", type=int, default=0, help="seed of the splits and of the order of the records; default: 0"
     )
     parser.add_argument(
         "--max_rejected",
-        type=share,
+        type=fraction,
         default=0.01,
-        help="share of the records, 0 to 1, that may be rejected; above it nothing is published; default: 0.01",
+        help="maximum fraction of rejected records, 0 to 1; above it, nothing is published; default: 0.01",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset that is there")
-    parser.add_argument("--keep_raw", action="store_true", help="rejects carry the raw record")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
     parser.add_argument(
         "--max_record_bytes",
         type=positive,
         default=64 * 2**20,
-        help="a raw record that has more is rejected as too_large; default: 67,108,864 (64 MiB)",
+        help="maximum bytes of a raw record; a larger one is rejected as too_large; default: 67,108,864 (64 MiB)",
     )
     parser.add_argument(
-        "--max_record_steps", type=positive, default=10_000_000, help="the same for its steps; default: 10,000,000"
+        "--max_record_steps",
+        type=positive,
+        default=10_000_000,
+        help="maximum steps of a record; a longer one is rejected as too_large; default: 10,000,000",
     )
     parser.add_argument(
         "--processes",
         type=natural,
-        help="that parse and write beside this one, up to 150 MB each; default: one for each core, at most 2, and none "
-        "where the input is small or Beam has workers",
+        help="number of additional processes that parse and write, up to 150 MB each; default: one per core, at most "
+        "2, and none if the input is small or Beam has its own workers",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values, beam_options = parse_with_beam(parser, arguments)
@@ -90,13 +97,14 @@ def prepare(arguments: list[str]) -> None:
 
 
 def inspect(arguments: list[str]) -> None:
+    """Runs `lengthwise inspect`."""
     parser = FlagParser(
         "inspect",
-        "Shows what is in a dataset: records, steps and lengths, labels and features by split, rejects by reason.",
+        "Shows a dataset: records, steps, lengths, labels and features by split, and rejects by reason.",
         examples="  lengthwise inspect dataset\n  lengthwise inspect dataset --json | python -m json.tool",
     )
-    parser.add_argument("dataset", metavar="DATASET")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     from pipeline.format.manifest import read_manifest
     from pipeline.inspection.inspect import print_details, summarize
@@ -109,13 +117,14 @@ def inspect(arguments: list[str]) -> None:
 
 
 def verify(arguments: list[str]) -> int:
+    """Runs `lengthwise verify`. Returns the exit status."""
     parser = FlagParser(
         "verify",
-        "Checks every byte of a dataset: sizes, SHA-256, both CRCs of every record, counts and index against the "
-        "manifest.\nExit status 1 if anything is off; each fault names its file and offset.",
+        "Checks every byte of a dataset against the manifest: sizes, SHA-256, both CRCs of every record, counts and "
+        "index.\nPrints each fault with its file and offset. The exit status is 1 if there is a fault.",
         examples="  lengthwise verify dataset",
     )
-    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     from pipeline.inspection.verify import verify as run

@@ -1,4 +1,4 @@
-"""Counts what this process has done, so that a command can show that it moves."""
+"""Counts the work of this process, and prints it to stderr while a command runs."""
 
 import collections
 import contextlib
@@ -7,70 +7,80 @@ import threading
 import time
 from collections.abc import Iterator
 
-# Plain numbers of this process: what a worker counts comes with its results, and Beam's own counters are exact.
+# Counts of this process since it started. A worker's counts arrive with its results. They are only for display: the
+# numbers in a manifest come from Beam.
 _counts: collections.Counter[str] = collections.Counter()
 _INTERVAL_SECONDS = 2.0
-# Of a job that reads records and then writes them, what reading takes. Measured.
+# Share of the time that reading takes in a job that reads and parses records, and then writes them. Measured.
 _SHARE_OF_READING = 0.7
 
 
 def add_records(count: int) -> None:
+    """Counts records that were read."""
     _counts["records"] += count
 
 
 def add_bytes(count: int) -> None:
+    """Counts bytes that were read."""
     _counts["bytes"] += count
 
 
 def add_rejects(count: int) -> None:
+    """Counts rejected records."""
     _counts["rejects"] += count
 
 
 def add_written(count: int) -> None:
-    """Records that were read before."""
+    """Counts records that were written after they were read."""
     _counts["written"] += count
 
 
 def add_counts(counts: dict[str, int]) -> None:
+    """Adds the counts that `take_counts` returned in another process."""
     _counts.update(counts)
 
 
 def take_counts() -> dict[str, int]:
-    """What was counted since the last time."""
+    """Returns the counts since the last call, and resets them."""
     counts = dict(_counts)
     _counts.clear()
     return counts
 
 
+# rich.progress cannot replace this. On a pipe, rich 15 prints nothing while the work runs, and a single bar of box
+# characters at the end (tried). A log needs lines in this form while the command runs.
 @contextlib.contextmanager
-def report(what: str, *, total_bytes: int = 0, total_records: int = 0, written: bool = False) -> Iterator[None]:
-    """Prints a line to stderr every two seconds while the block runs; nothing when it is faster than that.
+def report(command: str, *, total_bytes: int = 0, total_records: int = 0, second_pass: bool = False) -> Iterator[None]:
+    """Prints a line to stderr every two seconds while the block runs, on a terminal or not.
 
     Args:
-        total_bytes, total_records: What there is to do in all, in one of them, for the share and the time left.
-        written: What is read is written in a second pass.
+        command: First word of each line.
+        total_bytes: Bytes to read in all, to show the share that is done and the time left.
+        total_records: Records to read in all; has the same purpose where the bytes are unknown.
+        second_pass: Whether the records are written in a second pass after they are read.
     """
     ended = threading.Event()
     begin, before = time.monotonic(), _counts.copy()
 
-    def tell() -> None:
+    def print_lines() -> None:
         while not ended.wait(_INTERVAL_SECONDS):
             seconds = time.monotonic() - begin
-            done = {name: _counts[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
-            records = done["records"]
-            text = f"{what}: {records:,} records" if records else f"{what}: working"
-            if total_bytes and done["bytes"]:
-                text += f", {_mega(done['bytes'])} of {_mega(total_bytes)} MB"
-            if done["rejects"]:
-                text += f", {done['rejects']:,} rejected"
-            share = done["bytes"] / total_bytes if total_bytes else records / max(total_records, 1)
-            if written:
-                share = _SHARE_OF_READING * share + (1 - _SHARE_OF_READING) * done["written"] / max(records, 1)
+            counts = {name: _counts[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
+            records = counts["records"]
+            text = f"{command}: {records:,} records" if records else f"{command}: working"
+            if total_bytes and counts["bytes"]:
+                text += f", {_megabytes(counts['bytes'])} of {_megabytes(total_bytes)} MB"
+            if counts["rejects"]:
+                text += f", {counts['rejects']:,} rejected"
+            share = counts["bytes"] / total_bytes if total_bytes else records / max(total_records, 1)
+            if second_pass:
+                written = counts["written"] / max(records, 1)
+                share = _SHARE_OF_READING * share + (1 - _SHARE_OF_READING) * written
             if 0 < share < 1:
                 text += f", {share:.0%}, {seconds / share - seconds:,.0f} s left"
             print(f"{text}, {seconds:,.0f} s", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield
@@ -79,5 +89,5 @@ def report(what: str, *, total_bytes: int = 0, total_records: int = 0, written: 
         thread.join()
 
 
-def _mega(num_bytes: int) -> str:
+def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f}"

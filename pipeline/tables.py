@@ -1,4 +1,4 @@
-"""Prints tables: as wide as the terminal, plain and 100 columns wide where there is none."""
+"""Prints tables to stdout: as wide as the terminal, or 100 columns of plain text without a terminal."""
 
 import contextlib
 import sys
@@ -8,26 +8,26 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-# Columns where there is no terminal that says its own: rich would guess 80.
+# Columns of text without a terminal. The default of rich is 80.
 _PLAIN_WIDTH = 100
 
 
 @contextlib.contextmanager
 def buffered_console() -> Iterator[Console]:
-    """A console whose text goes to stdout when the block ends, without trailing blanks."""
-    # Names come from the user's data: `[b]` in a class is no mark-up.
+    """Returns a console that writes its text to stdout after the block, without trailing spaces."""
+    # Names come from the user's data, so `[b]` in the name of a class must not be markup.
     console = Console(
         width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False, emoji=False, highlight=False, soft_wrap=False
     )
     with console.capture() as capture:
         yield console
     text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-    # A terminal that knows fewer characters than a class name has is no reason to fail.
+    # A character that the terminal cannot encode is replaced instead of raising.
     sys.stdout.write(text.encode(console.encoding, "replace").decode(console.encoding))
 
 
 def print_table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table under its title, its first column left and numbers right; the title alone where there are no rows."""
+    """Prints a title and a table: the first column is aligned left, the others right. Without rows, only the title."""
     rows = list(rows)
     console.print()
     console.print(title, style="bold")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
-from pipeline.flags import FlagParser, positive, share
+from pipeline.flags import FlagParser, fraction, positive
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 
 
@@ -117,7 +117,7 @@ def predict(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--max_rejected",
-        type=share,
+        type=fraction,
         default=0.01,
         metavar="X",
         help="largest fraction of rejected records, 0 to 1; if more are rejected, nothing is published; default: 0.01",

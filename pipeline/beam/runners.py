@@ -67,7 +67,7 @@ def run_job(
         UserError: The job failed for a reason that the user can fix.
     """
     try:
-        with progress.report(command, total_bytes=total_bytes, written=written), _errors_not_logged():
+        with progress.report(command, total_bytes=total_bytes, second_pass=written), _errors_not_logged():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
         try:

@@ -1,9 +1,9 @@
-"""Makes the raw records of classic benchmarks, with variable lengths, and the schema that reads them."""
+"""Generates the raw records of classic benchmarks, with variable lengths, and their schemas."""
 
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -12,13 +12,13 @@ from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import replace
 
-Generator = np.random.Generator
-Record = dict[str, Any]
+Generator: TypeAlias = np.random.Generator
+Record: TypeAlias = dict[str, Any]
 
 _SPLITS = "splits: {train: 0.8, validation: 0.1, test: 0.1}\n"
 
 TEMPORAL_ORDER_SCHEMA = f"""\
-# Which two of the symbols X and Y came, in which order? Hochreiter & Schmidhuber, Long Short-Term Memory, 1997,
+# Which of the symbols X and Y occur, and in which order? Hochreiter & Schmidhuber, Long Short-Term Memory, 1997,
 # experiment 6a, with records of 20 to 50 steps.
 format: jsonl
 id: id
@@ -50,19 +50,26 @@ label: {{name: y, kind: distribution, classes: [a, b]}}
 def write_sample(
     name: str, output: str, *, num_records: int | None = None, seed: int = 0, overwrite: bool = False
 ) -> list[str]:
-    """Writes `output` (say raw.jsonl) and its schema (raw.schema.yaml) beside it, and returns both paths.
+    """Writes raw records to `output`, for example raw.jsonl, and their schema to raw.schema.yaml in the same folder.
+
+    Args:
+        name: temporal_order, adding or seed.
+        num_records: Number of records; None is the default of the sample.
+
+    Returns:
+        The paths of the records and of the schema.
 
     Raises:
-        UserError: one of the files is there already.
+        UserError: One of the files exists already, and `overwrite` is False.
     """
-    make, schema, default_records = _SAMPLES[name]
+    generate, schema, default_records = _SAMPLES[name]
     schema_path = f"{os.path.splitext(output)[0]}.schema.yaml"
     for path in (output, schema_path):
         if os.path.exists(path) and not overwrite:
-            raise UserError(f"{path}: is there already. Choose another --output, or replace it with --overwrite.")
+            raise UserError(f"{path}: already exists. Choose another --output, or replace it with --overwrite.")
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     total = num_records or default_records
-    records = make(total, np.random.default_rng(seed))
+    records = generate(total, np.random.default_rng(seed))
     with replace(os.path.abspath(output)) as file, progress.report("sample", total_records=total):
         for record in records:
             file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
@@ -72,8 +79,8 @@ def write_sample(
     return [output, schema_path]
 
 
-def make_temporal_order(num_records: int, random: Generator) -> Iterator[Record]:
-    """Records that begin with E and end with B; between them, among distractors, an X or Y early and one late."""
+def generate_temporal_order(num_records: int, random: Generator) -> Iterator[Record]:
+    """Yields records that begin with E and end with B, with an X or Y early and another one late among distractors."""
     for number in range(num_records):
         length = int(random.integers(20, 51))
         symbols = random.choice(list("abcd"), length)
@@ -84,8 +91,8 @@ def make_temporal_order(num_records: int, random: Generator) -> Iterator[Record]
         yield {"id": number, "symbol": symbols.tolist(), "order": symbols[first] + symbols[second]}
 
 
-def make_adding(num_records: int, random: Generator) -> Iterator[Record]:
-    """Steps of (number in [0, 1), marker): one marker in the first half, one in the second; the label is their sum."""
+def generate_adding(num_records: int, random: Generator) -> Iterator[Record]:
+    """Yields steps of (number in [0, 1), marker). Each half has one marked number; the label is the sum of the two."""
     for number in range(num_records):
         length = int(random.integers(10, 41))
         values, markers = random.random(length).round(6), np.zeros(length)
@@ -94,19 +101,19 @@ def make_adding(num_records: int, random: Generator) -> Iterator[Record]:
         yield {"id": number, "x": np.stack([values, markers], 1), "sum": float(values[marked].sum())}
 
 
-def make_seed(num_records: int, random: Generator) -> Iterator[Record]:
-    """The user's question: a third of the records has 50 steps, then a third 10, then a third 60."""
+def generate_seed(num_records: int, random: Generator) -> Iterator[Record]:
+    """Yields a third of the records with 50 steps, then a third with 10, then a third with 60."""
     counts = [len(part) for part in np.array_split(np.arange(num_records), 3)]
     lengths = itertools.chain.from_iterable([steps] * count for steps, count in zip((50, 10, 60), counts, strict=True))
     for number, length in enumerate(lengths):
-        # Four digits: the file is a third as large, and random numbers have no more to say.
+        # Four digits make the file a third as large, and are enough for random numbers.
         x = random.random((length, 100)).round(4)
         share = round(float(random.random()), 4)
         yield {"id": number, "x": x, "y": [share, round(1 - share, 4)]}
 
 
 _SAMPLES: dict[str, tuple[Callable[[int, Generator], Iterator[Record]], str, int]] = {
-    "temporal_order": (make_temporal_order, TEMPORAL_ORDER_SCHEMA, 5000),
-    "adding": (make_adding, ADDING_SCHEMA, 5000),
-    "seed": (make_seed, SEED_SCHEMA, 3000),
+    "temporal_order": (generate_temporal_order, TEMPORAL_ORDER_SCHEMA, 5000),
+    "adding": (generate_adding, ADDING_SCHEMA, 5000),
+    "seed": (generate_seed, SEED_SCHEMA, 3000),
 }

@@ -87,7 +87,7 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path, capsys):
     status, out, err = datasets.call(capsys, *arguments)
     assert (status, out) == (1, "")
     assert err == [
-        f"lengthwise sample: {tmp_path}/raw.schema.yaml: is there already. Choose another --output, or replace it with "
+        f"lengthwise sample: {tmp_path}/raw.schema.yaml: already exists. Choose another --output, or replace it with "
         "--overwrite."
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["raw.schema.yaml"]
@@ -101,7 +101,7 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path, capsys):
     [
         (["addding", "--output", "raw.jsonl"], "'addding'"),
         (["adding"], "--output"),
-        (["adding", "--output", "raw.jsonl", "--num_records", "0"], "0 is too small, expected a whole number of at"),
+        (["adding", "--output", "raw.jsonl", "--num_records", "0"], "0 is too small, expected an integer of at"),
         (["adding", "--output", "raw.jsonl", "--sed", "0"], "unknown flag --sed; did you mean --seed?"),
     ],
 )
