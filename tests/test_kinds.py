@@ -18,7 +18,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model, head_model
 from trainer.model.layers import MaxStep, MeanStep
 from trainer.model.losses import compute_losses
-from trainer.reading.batches import batches, numbered_batches
+from trainer.reading.batches import batches, planned_batches
 from trainer.training.train import train
 
 KINDS = [*datasets.LABELS, *datasets.NEXT_LABELS]
@@ -41,7 +41,7 @@ def rows_of(made, split="train", **options):
     ids = dataset.index(split)["id"].to_pylist()
     rows = {}
     plan = plan_epoch(dataset, split, **options)
-    for features, label, weight, row in numbered_batches(dataset, split, plan):
+    for features, label, weight, row in planned_batches(dataset, split, plan):
         for position, number in enumerate(row.numpy()):
             length = int(features["length"][position])
             cut = {n: v[position].numpy() for n, v in features.items()}

@@ -21,7 +21,7 @@ from trainer.devices.replicas import find_replicas
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.model.build import build_model, head_model
 from trainer.model.losses import column_scales, compute_losses
-from trainer.reading.batches import numbered_batches
+from trainer.reading.batches import planned_batches
 from trainer.runs.state import State
 from trainer.training.deal import BatchDealer
 from trainer.training.epoch_runner import plan_next_epoch
@@ -42,7 +42,7 @@ class OneByOne:
         self._columns = column_scales(make_target(dataset.schema, vocabularies), statistics)
         self.variables = [variable.value for variable in self.model.trainable_variables]
         self._head = head_model(self.model)
-        single = numbered_batches(
+        single = planned_batches(
             dataset, "train", plan_next_epoch(dataset, TrainConfig(batching="exact", batch_size=1), State())
         )
         self._records = {int(row[0]): (features, label, weight) for features, label, weight, row in single}

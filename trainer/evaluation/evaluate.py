@@ -18,7 +18,7 @@ from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion
 from trainer.model.build import build_model, head_model
 from trainer.model.losses import column_scales, compute_losses
-from trainer.reading.batches import numbered_batches
+from trainer.reading.batches import planned_batches
 from trainer.runs.checkpoints import restore_weights
 from trainer.runs.run import Run
 
@@ -81,7 +81,7 @@ class Evaluator:
         if split not in self._numbered:
             # The order is of no matter here, so the budget is not that of training: what is quick is best.
             plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
-            self._numbered[split] = numbered_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
+            self._numbered[split] = planned_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
         return self._numbered[split]
 
 

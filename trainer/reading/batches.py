@@ -1,4 +1,4 @@
-"""Reads a dataset as batches of like lengths: every record once an epoch, in an order that seed and epoch decide."""
+"""Reads one epoch of a split as padded batches of records of similar length."""
 
 import os
 from typing import Any, Literal
@@ -12,11 +12,11 @@ from trainer.batching.window import WindowPlan
 from trainer.config import Batching
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies
-from trainer.reading.bucket_reader import bucket_batches
+from trainer.reading.tf_data_reader import bucket_batches
 from trainer.reading.window_reader import window_batches
 
-# Batches that are ready before they are asked for.
-READY = 8
+# Number of batches that are ready before they are requested.
+PREFETCHED_BATCHES = 8
 
 
 def batches(
@@ -36,36 +36,50 @@ def batches(
     num_readers: int = 1,
     vocabularies: Vocabularies | None = None,
 ) -> tf.data.Dataset:
-    """One epoch of a split as a tf.data.Dataset of (features, label, weight), for `model.fit` or a loop of your own.
+    """Returns one epoch of a split as a tf.data.Dataset of (features, label, weight).
 
-    features: a dict of each step feature [batch, time, *shape] and each context feature [batch, *shape] (float32, int64
-    or string), and `length` int32[batch]. Steps at and after `length` are padding: 0 or "". A value that is missing is
-    NaN, -1 or b"\\xff". label: class int64[batch]; distribution and multilabel float32[batch, classes]; regression
-    float32[batch]; step_class int64[batch, time]; step_multilabel float32[batch, time, classes]; step_regression
-    float32[batch, time], or float32[batch, time, width] where a vector comes next. weight: float32[batch], or
-    float32[batch, time] for labels per step, where 0 marks padding and steps without a label.
+    The result suits `model.fit(..., shuffle=False)` or a loop of your own. Each record is yielded once per epoch, in an
+    order that depends on `seed` and `epoch` only. The batches are those of `lengthwise.plan_epoch` with the same
+    arguments.
 
-    The batches are those of `trainer.batching.plan_epoch.plan_epoch`, which takes the same arguments.
+    features: A dict with each step feature [batch, time, *shape] and each context feature [batch, *shape] (float32,
+    int64 or string), and `length` int32[batch]. Steps at and after `length` are padding: 0 or "". A missing value is
+    NaN, -1 or b"\\xff".
+
+    label: class: int64[batch]. distribution, multilabel: float32[batch, classes]. regression: float32[batch].
+    step_class: int64[batch, time]. step_multilabel: float32[batch, time, classes]. step_regression: float32[batch,
+    time], or float32[batch, time, width] if the label is the next value of a feature with several values per step.
+
+    weight: float32[batch], or float32[batch, time] for labels per step. It is 0 for padding and for steps without a
+    label.
 
     Args:
-        batching: `window` (windows of records sorted by length), `bucket` (tf.data's bucket_by_sequence_length), `pad`
-            (all to one length), `exact` (no padding).
-        batch_steps: Budget of padded steps a batch, for each reader. A record that is longer makes a batch of one.
-        batch_size: Records a batch, for each reader, at most; both limits hold where both are given. With neither, the
-            budget is such that an epoch has some batches at least.
-        pad_to_multiple: For `window` and `bucket`: steps to a multiple of which batches are padded; 8 suits half
-            precision on a GPU.
-        pad_length, truncate: For `pad`, as for `trainer.batching.plan.make_bucket_plan`.
-        first_batch: Batches of the epoch that are left out at its beginning, so (epoch, first_batch) is where a run
-            goes on. By `window` their records are not read; the others put them into batches and parse none.
-        reader_index, num_readers: The readers together yield every record once. By `window` they all have the same
-            number of batches, each of about as many steps as the others' of its number; where records do not divide, a
-            batch has rows of one step of padding, of weight 0. Otherwise reader i of n yields every n-th record.
-        vocabularies: Those by which the label `next_of` a string is numbered, if not the dataset's own.
+        dataset: An opened dataset, or its path.
+        split: Name of the split.
+        batching: The batching method: `window` (windows of records sorted by length), `bucket` (tf.data's
+            bucket_by_sequence_length), `pad` (all records padded to one length) or `exact` (no padding).
+        batch_steps: Budget of padded steps per batch, for each reader. A longer record makes a batch of one record.
+        batch_size: Maximum number of records per batch, for each reader. If both limits are given, both hold. If
+            neither is given, the budget is 6,400 steps, or less so that a small dataset has at least 20 batches.
+        pad_to_multiple: For `window` and `bucket`: batches are padded to a multiple of this number of steps; 8 suits
+            half precision on a GPU.
+        pad_length: For `pad`: steps to which all batches are padded; by default the longest length.
+        truncate: For `pad` with `pad_length`: cut off the head or the tail of longer records.
+        seed, epoch: Determine the order of the records and batches.
+        first_batch: Number of batches to skip at the beginning of the epoch; (epoch, first_batch) is the position at
+            which a run resumes. With `window`, the records of skipped batches are not read. The other methods read
+            them, but do not parse them.
+        reader_index: Index of this reader, from 0 to num_readers - 1.
+        num_readers: Number of readers that together yield each record once. With `window`, all readers have the same
+            number of batches, and batch i has about the same number of steps for all of them. If the records cannot be
+            divided evenly, a batch has filler rows: one step of padding with weight 0. With the other methods, reader i
+            of n yields every n-th record.
+        vocabularies: The strings of each feature by its name, if a label that is the next value of a string feature is
+            not to use the vocabularies of the dataset.
 
     Raises:
-        UserError: the dataset or the split is not there, or its files are not those that the manifest lists.
-        ValueError: a wrong argument.
+        UserError: The dataset or the split does not exist, or a file is not the one that the manifest lists.
+        ValueError: An argument is wrong. The message has its name, its value and what was expected.
     """
     if num_readers < 1:
         raise ValueError(f"num_readers is {num_readers}, expected at least 1.")
@@ -85,7 +99,7 @@ def batches(
         epoch=epoch,
         num_readers=num_readers,
     )
-    return numbered_batches(
+    return planned_batches(
         dataset,
         split,
         plan,
@@ -99,7 +113,7 @@ def batches(
     )
 
 
-def numbered_batches(
+def planned_batches(
     dataset: Dataset,
     split: str,
     plan: Plan,
@@ -112,12 +126,15 @@ def numbered_batches(
     vocabularies: Vocabularies | None = None,
     with_rows: bool = True,
 ) -> tf.data.Dataset:
-    """`batches` by a plan of the split, with one element more: `row` int64[batch], the place of each record in
-    `Dataset.index(split)`; -1 in a row that is no record.
+    """Returns the batches of a plan as a tf.data.Dataset of (features, label, weight, row).
+
+    `row` is int64[batch], the position of each record in `Dataset.index(split)`, or -1 for a filler row. All else is as
+    in `batches`.
 
     Args:
-        seed, epoch: Of the order; a plan in windows has it in itself.
-        with_rows: False leaves that element out again.
+        plan: A plan of the split.
+        seed, epoch: Determine the order. A plan by `window` already contains its order.
+        with_rows: False leaves out `row`.
     """
     options: dict[str, Any] = {
         "first_batch": first_batch,
@@ -126,8 +143,8 @@ def numbered_batches(
         "with_rows": with_rows,
     }
     if isinstance(plan, WindowPlan):
-        numbered = window_batches(dataset, split, plan, **options)
+        planned = window_batches(dataset, split, plan, **options)
     else:
         assert isinstance(plan, BucketPlan)
-        numbered = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, num_readers=num_readers, **options)
-    return numbered.prefetch(READY)
+        planned = bucket_batches(dataset, split, plan, seed=seed, epoch=epoch, num_readers=num_readers, **options)
+    return planned.prefetch(PREFETCHED_BATCHES)

@@ -15,7 +15,7 @@ from trainer.batching.window import WindowPlan, reader_of
 from trainer.data.dataset import Dataset
 from trainer.data.padding import add_filler_rows
 from trainer.devices.replicas import Replicas
-from trainer.reading.batches import READY, numbered_batches
+from trainer.reading.batches import PREFETCHED_BATCHES, planned_batches
 from trainer.reading.window_reader import WindowReader
 
 
@@ -52,13 +52,15 @@ class BatchDealer:
             for replica in range(replicas.first_replica, replicas.first_replica + replicas.num_local_replicas)
         ]
         self.element_spec = self._readers[0].dataset.element_spec
-        self._parts = tf.data.Dataset.zip(tuple(reader.dataset.prefetch(READY) for reader in self._readers))
+        self._parts = tf.data.Dataset.zip(
+            tuple(reader.dataset.prefetch(PREFETCHED_BATCHES) for reader in self._readers)
+        )
 
     def batches(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Iterator[GlobalBatch]:
         """Yields the batches of an epoch from `first_batch` on. Only one epoch can be read at a time."""
         if isinstance(plan, WindowPlan):
             return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch)
-        whole = numbered_batches(self._dataset, TRAIN, plan, seed=self._seed, epoch=epoch, first_batch=first_batch)
+        whole = planned_batches(self._dataset, TRAIN, plan, seed=self._seed, epoch=epoch, first_batch=first_batch)
         return self._dealt_batches(whole)
 
     def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[GlobalBatch]:

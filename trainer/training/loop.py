@@ -19,7 +19,7 @@ from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.model.build import build_model, count_parameters
 from trainer.model.losses import column_scales
-from trainer.reading.batches import numbered_batches
+from trainer.reading.batches import planned_batches
 from trainer.runs.checkpoints import (
     BEST,
     INPUTS_SHA256,
@@ -189,7 +189,7 @@ class Training:
         if self._config.truncate is None or not self._dataset.schema.label.per_step:
             return max(float(self._dataset.split(TRAIN).labels), 1.0)
         total = 0.0
-        for _, _, weight, _ in numbered_batches(self._dataset, TRAIN, plan):
+        for _, _, weight, _ in planned_batches(self._dataset, TRAIN, plan):
             total += float(tf.reduce_sum(weight))
             if self._replicas.num_workers == 1:  # several workers would not all stop here
                 raise_if_stopped(self._stop)

@@ -17,7 +17,7 @@ from pipeline.format.stored_fields import stored_fields
 from pipeline.format.tfrecord import walk
 from trainer.data.dataset import open_dataset
 from trainer.data.examples import example_spec
-from trainer.reading.memory import BatchMemory
+from trainer.reading.buffer_pool import BufferPool
 
 NUMBERS = sorted(set(datasets.LABELS) | {"next_x"} - {"next_x"})
 
@@ -42,7 +42,7 @@ def decode(examples, schema, *, time, lengths):
         if not field.per_step:
             found[field.name] = decode_record_values(field, data, start, stop)
             continue
-        found[field.name] = batch = BatchMemory().batch(field, len(examples), time)
+        found[field.name] = batch = BufferPool().allocate(field, len(examples), time)
         targets = [batch.reshape(-1).view(np.uint8).data] * len(examples)
         place = np.arange(len(examples)) * (batch.nbytes // len(examples))
         copy_steps(field, data, start, stop, lengths, targets=targets, place=place)

@@ -16,8 +16,8 @@ from pipeline.format.tfrecord import walk
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.window import make_window_plan
 from trainer.data.dataset import open_dataset
-from trainer.reading.batches import batches, numbered_batches
-from trainer.reading.memory import BatchMemory
+from trainer.reading.batches import batches, planned_batches
+from trainer.reading.buffer_pool import BufferPool
 from trainer.reading.window_reader import WindowReader
 
 MADE = [(datasets.of_kind, kind) for kind in datasets.LABELS]
@@ -57,7 +57,7 @@ def plain_batch(dataset, records, rows, *, time, num_rows):
 def check_equal(dataset, split, plan, *, reader_index=0, first_batch=0, records=None):
     """That the reader yields what the plan says, batch by batch; and returns the rows that it yielded."""
     records = records or records_of(dataset, split)
-    found = numbered_batches(
+    found = planned_batches(
         dataset, split, plan, reader_index=reader_index, num_readers=plan.num_readers, first_batch=first_batch
     )
     assert found.cardinality().numpy() == plan.num_batches - first_batch
@@ -215,7 +215,7 @@ def test_one_dataset_follows_plan_after_plan_from_anywhere_on():
                 dataset.indexes("train"), batch_size=batch_size, epoch=epoch, num_readers=num_readers
             )
             reader.follow(plan, first_batch=first_batch)
-            expected = numbered_batches(dataset, "train", plan, first_batch=first_batch, **place)
+            expected = planned_batches(dataset, "train", plan, first_batch=first_batch, **place)
             for found, wanted in zip(reader.dataset, expected, strict=True):
                 tf.nest.map_structure(np.testing.assert_array_equal, found, wanted)
 
@@ -229,21 +229,21 @@ def test_an_iterator_may_outlive_the_name_of_its_dataset():
 
 def test_memory_comes_back_blank_once_nobody_holds_it():
     field = StoredField("x", "float32", (2,), per_step=True)
-    memory = BatchMemory()
-    first = memory.batch(field, 30, 40)
+    memory = BufferPool()
+    first = memory.allocate(field, 30, 40)
     address = first.ctypes.data
     assert address % 64 == 0 and first.shape == (30, 40, 2) and not first.any()
     first.fill(7)
     part = first[3:]
     del first
-    assert memory.batch(field, 30, 40).ctypes.data != address  # a part of it is still held
+    assert memory.allocate(field, 30, 40).ctypes.data != address  # a part of it is still held
     del part
-    again = memory.batch(field, 41, 29)
+    again = memory.allocate(field, 41, 29)
     assert again.ctypes.data == address and not again.any()
     memory.close()
     del again
-    assert not memory.batch(StoredField("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
-    assert memory.batch(field, 0, 4).shape == (0, 4, 2)
+    assert not memory.allocate(StoredField("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
+    assert memory.allocate(field, 0, 4).shape == (0, 4, 2)
 
 
 def test_a_shard_that_is_replaced_between_epochs_is_told(tmp_path):

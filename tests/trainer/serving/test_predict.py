@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
 from trainer.data.target import make_target
 from trainer.model.build import build_model
-from trainer.reading.batches import numbered_batches
+from trainer.reading.batches import planned_batches
 from trainer.runs.checkpoints import restore_weights
 from trainer.runs.run import Run
 from trainer.serving import predict as job
@@ -65,7 +65,7 @@ def dataset_predictions(made, run_path):
     ids = dataset.index("test")["id"].to_pylist()
     found = {}
     plan = make_bucket_plan(dataset.split("test").length_counts, batching="exact")
-    for features, _, _, rows in numbered_batches(dataset, "test", plan):
+    for features, _, _, rows in planned_batches(dataset, "test", plan):
         for row, outputs in zip(rows.numpy(), model(features).numpy(), strict=True):
             found[ids[row]] = (target, outputs)
     return found

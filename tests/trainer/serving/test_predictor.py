@@ -9,7 +9,7 @@ from pipeline.format.examples import encode_record
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
 from trainer.batching.bucket import make_bucket_plan
-from trainer.reading.bucket_reader import parse_batch
+from trainer.reading.tf_data_reader import parse_batch
 from trainer.serving import padding, predictor
 
 

@@ -13,7 +13,7 @@ from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import BATCHING_METHODS
 from trainer.data.dataset import open_dataset
 from trainer.devices.replicas import Replicas
-from trainer.reading.batches import numbered_batches
+from trainer.reading.batches import planned_batches
 from trainer.training.deal import BatchDealer
 
 SEED, EPOCH = 3, 2
@@ -77,7 +77,7 @@ def whole(kind, way, **limits):
     """An epoch's plan for one reader, and the batches as that one yields them: rows, contents, padded length."""
     plan = plan_epoch(dataset_of(kind), "train", batching=way, seed=SEED, epoch=EPOCH, **limits)
     found = []
-    for features, label, weight, row in numbered_batches(dataset_of(kind), "train", plan, seed=SEED, epoch=EPOCH):
+    for features, label, weight, row in planned_batches(dataset_of(kind), "train", plan, seed=SEED, epoch=EPOCH):
         found.append((sorted(row.numpy().tolist()), contents_of((features, label, weight)), features["x"].shape[1]))
     return plan, found
 

@@ -33,7 +33,7 @@ from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model, head_model
 from trainer.model.losses import compute_losses
-from trainer.reading.batches import batches, numbered_batches
+from trainer.reading.batches import batches, planned_batches
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
 from trainer.runs.run import Run
@@ -481,7 +481,7 @@ def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named
     assert (told["epoch"], told["update"], told["records"]) == (1, 8, len(ids))
     assert sorted(told["ids"]) == sorted(ids)
     plan = plan_next_epoch(opened, CONFIG, State())
-    of_plan = list(numbered_batches(opened, "train", plan, seed=0, epoch=1))[7]
+    of_plan = list(planned_batches(opened, "train", plan, seed=0, epoch=1))[7]
     assert told["ids"] == opened.index("train")["id"].take(of_plan[3].numpy()).to_pylist()
     value = told["loss"] if what == "loss" else told["gradient_norm"]
     assert value in ("nan", "inf")

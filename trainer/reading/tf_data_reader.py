@@ -1,4 +1,4 @@
-"""Reads batches by tf.data's own means: records one by one, shuffled, each batch of one bucket of lengths."""
+"""Reads batches with the means of tf.data: records one by one, shuffled, each batch from one bucket of lengths."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from trainer.data.padding import pad_steps
 from trainer.data.shard_index import ShardIndex
 from trainer.data.target import Vocabularies
 
-# Bytes of serialized records among which the next one is drawn, and the most records: enough to mix neighbouring
-# shards, which are shuffled in themselves already, since a dataset lies in hash order.
+# Size of the shuffle buffer in bytes and records. It is enough to mix adjacent shards; each shard is already shuffled,
+# because the records of a dataset are in the order of their hashes.
 _SHUFFLE_BYTES = 64 * 2**20
 _SHUFFLE_RECORDS = 16_384
 
@@ -34,29 +34,29 @@ def bucket_batches(
     vocabularies: Vocabularies,
     with_rows: bool = True,
 ) -> tf.data.Dataset:
-    """The batches of a plan of the whole split, as `numbered_batches` gives them.
+    """Returns the batches of a plan of the whole split, as `planned_batches` describes them.
 
-    Reader i of n yields every n-th record; all of them read all bytes.
+    Reader i of n yields every n-th record, but each reader reads all bytes.
     """
     shards = dataset.header_checked_indexes(split)
     ends = np.cumsum([len(shard.num_steps) for shard in shards])
     rows = np.split(np.arange(ends[-1] if shards else 0), ends[:-1])
     order = np.random.default_rng([seed, epoch]).permutation(len(shards))
     shards, rows = [shards[i] for i in order], [rows[i] for i in order]
-    mine = slice(reader_index, None, num_readers)
-    lengths = np.concatenate([np.zeros(0, np.int32), *(shard.num_steps for shard in shards)])[mine]
+    own = slice(reader_index, None, num_readers)
+    lengths = np.concatenate([np.zeros(0, np.int32), *(shard.num_steps for shard in shards)])[own]
+    row = np.concatenate([np.zeros(0, np.int64), *rows])[own]
     plan = plan.with_lengths(lengths)
 
-    # The index knows the lengths, so records are batched as they lie in the file, and parsed a batch at a time.
+    # The lengths are known from the index. So serialized records are batched, and a whole batch is parsed at once.
     records = tf.data.TFRecordDataset([shard.path for shard in shards]).shard(num_readers, reader_index)
-    columns = lengths, np.concatenate([np.zeros(0, np.int64), *rows])[mine]
-    records = tf.data.Dataset.zip(records, *map(tf.data.Dataset.from_tensor_slices, columns))
-    draw_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
-    records = records.shuffle(_shuffle_size(shards), seed=draw_seed, reshuffle_each_iteration=False)
+    records = tf.data.Dataset.zip(records, *map(tf.data.Dataset.from_tensor_slices, (lengths, row)))
+    shuffle_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
+    records = records.shuffle(_shuffle_size(shards), seed=shuffle_seed, reshuffle_each_iteration=False)
     batched = _batch(records, plan)
     plan.check_first_batch(first_batch)
-    # At the end of an epoch all buckets give their rest, the shortest first: spread these few among their neighbours.
-    batched = batched.shuffle(max(1, len(plan.buckets)), seed=draw_seed, reshuffle_each_iteration=False)
+    # At the end of an epoch all buckets yield their last, partial batches, the shortest first. This mixes them.
+    batched = batched.shuffle(max(1, len(plan.buckets)), seed=shuffle_seed, reshuffle_each_iteration=False)
     schema, lookup = dataset.schema, make_label_lookup(dataset.schema, vocabularies)
 
     @tf.autograph.experimental.do_not_convert
@@ -71,7 +71,13 @@ def bucket_batches(
 def parse_batch(
     serialized: tf.Tensor, length: tf.Tensor, *, schema: Schema, plan: BucketPlan, lookup: LookupFn | None = None
 ) -> tuple[Values, tf.Tensor, tf.Tensor]:
-    """Serialized Examples string[batch], all of one bucket -> (features, label, weight), padded as the plan says."""
+    """Returns the (features, label, weight) of a batch, padded as the plan says.
+
+    Args:
+        serialized: string[batch], Examples of one bucket.
+        length: int32[batch], steps of each record by the index.
+        lookup: As for `label_and_weight`.
+    """
     values = parse_examples(serialized, length, schema)
     longest = plan.buckets[-1].pad_length if plan.buckets else 1
     if plan.truncate is not None:
@@ -88,26 +94,30 @@ def _shuffle_size(shards: list[ShardIndex]) -> int:
 
 
 def _batch(records: tf.data.Dataset, plan: BucketPlan) -> tf.data.Dataset:
-    """(serialized, length, row) -> the same in batches, each of one bucket."""
+    """Returns (serialized, length, row) in batches, each from one bucket."""
     if plan.batching == "pad":
         return records.batch(plan.batch_sizes[0])
     return records.bucket_by_sequence_length(
         lambda _, length, row: length,
-        # An empty split has no bucket, but tf.data wants a boundary.
+        # An empty split has no bucket, but tf.data requires a boundary.
         bucket_boundaries=plan.boundaries or [1],
         bucket_batch_sizes=plan.batch_sizes if plan.buckets else [1, 1],
     )
 
 
 def _pad_length(longest: tf.Tensor, plan: BucketPlan) -> tf.Tensor:
-    """The pad length of the bucket that a batch is of, by its longest record."""
+    """Returns the padded length of the bucket of a batch whose longest record has `longest` steps."""
     edges = tf.constant([bucket.pad_length for bucket in plan.buckets] or [1], tf.int32)
     return edges[tf.searchsorted(edges, [longest])[0]]
 
 
-def _truncate(value: tf.Tensor, length: tf.Tensor, limit: int, where: str) -> tf.Tensor:
-    """The first `limit` steps of each row (its tail is cut off), or the last real ones (its head is)."""
-    if where == "tail":
+def _truncate(value: tf.Tensor, length: tf.Tensor, limit: int, end: str) -> tf.Tensor:
+    """Returns `limit` steps of each row: the first ones if `end` is "tail", the last real ones if it is "head".
+
+    Args:
+        end: The end of the record that is cut off.
+    """
+    if end == "tail":
         return value[:, :limit]
     start = tf.maximum(length - limit, 0)
     positions = start[:, None] + tf.range(tf.minimum(limit, tf.shape(value)[1]))[None, :]
