@@ -1,1 +1,1 @@
-"""The Beam transforms, and the job that `lengthwise prepare` runs."""
+"""The Beam transforms, and the job of `lengthwise prepare`."""

@@ -1,40 +1,43 @@
-"""Parses the flags of a command that runs a Beam job: ours, and any of Beam's own."""
+"""Parses the flags of a command that runs a Beam job: its own flags and all flags of Beam.
+
+This module imports Beam only if a flag of Beam is given, so that the other commands start fast.
+"""
 
 import logging
 from typing import Any
 
 from pipeline.flags import FlagParser
 
-# Names under which people ask for the runner of this machine. Beam's own `DirectRunner` is a switch that downloads a
-# program before anything else; the runner that it falls back to is the one we take at once.
+# Names of the runner on this machine. Beam's `DirectRunner` first downloads a program to run the job, and falls back to
+# FnApiRunner. Here FnApiRunner is used immediately.
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "apache_beam.runners.direct.DirectRunner")
 
 
 def runs_in_this_process(beam_options: dict[str, Any]) -> bool:
-    """Whether a job with these options of Beam's runs here, and in one thread."""
+    """Returns whether a job with these Beam options runs in this process and in one thread."""
     parallel = {"direct_running_mode", "direct_num_workers"} & beam_options.keys()
     return beam_options.get("runner") in LOCAL_RUNNERS and not parallel
 
 
 def parse_with_beam(parser: FlagParser, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of the parser's flags, and those of Beam's that are not their defaults, by name.
+    """Returns the values of the parser's flags, and the values of Beam's flags that are not defaults, by name.
 
-    Ends the process with status 2 for a flag that neither has: Beam's own parser drops it with a warning.
+    A flag that neither has ends the process with status 2. Beam's own parser only logs a warning.
     """
     ours = {action.dest for action in parser._actions}
     if not {"-h", "--help"} & set(arguments):
         _add_beam_flags(parser, arguments)
     values = parser.parse(arguments)
-    # Beam complains of extras that are not installed and nobody asked for.
+    # Beam warns about extras that are not installed and not needed.
     logging.disable(logging.WARNING)
-    beams = {name: values.pop(name) for name in list(values) if name not in ours}
-    return values, {name: value for name, value in beams.items() if value != parser.get_default(name)}
+    beam_values = {name: values.pop(name) for name in list(values) if name not in ours}
+    return values, {name: value for name, value in beam_values.items() if value != parser.get_default(name)}
 
 
 def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
-    """Makes all of Beam's own flags known. Imports Beam, which takes a second, only if one is not ours."""
-    named = {word.split("=")[0] for word in arguments if word.startswith("--")}
-    if named <= set(parser.flags):
+    """Adds all flags of Beam to the parser if a flag is given that the parser does not have."""
+    given = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    if given <= set(parser.flags):
         return
     logging.disable(logging.WARNING)
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -45,15 +48,18 @@ def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
 
 
 class _BeamFlags:
-    """What Beam's option classes add their flags to: hidden in our help, and ours win where names meet."""
+    """Takes the place of the parser to which Beam's option classes add their flags.
+
+    Hides the flags in the help, and drops a flag whose name the parser already has.
+    """
 
     def __init__(self, parser: FlagParser) -> None:
         self._parser = parser
 
     def add_argument(self, *names: str, **details: Any) -> None:
-        new = [name for name in names if name not in self._parser.flags]
-        if new:
-            self._parser.add_argument(*new, **{**details, "help": "", "required": False})
+        new_names = [name for name in names if name not in self._parser.flags]
+        if new_names:
+            self._parser.add_argument(*new_names, **{**details, "help": "", "required": False})
 
     def add_value_provider_argument(self, *names: str, **details: Any) -> None:
         self.add_argument(*names, **details)
