@@ -1,4 +1,4 @@
-"""Runs `lengthwise prepare` as a process of its own, and reads the dataset that it left."""
+"""Runs `lengthwise prepare` in a process of its own, and reads the dataset that it left."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from paths import ROOT
 
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import FILE_NAME, read_manifest
 from pipeline.inspection.verify import verify
 
 SCHEMA = """\
@@ -29,7 +29,7 @@ label: {name: y, kind: class, classes: [a, b, c]}
 
 
 def write_parts(folder, num_bytes):
-    """Four files of records, doubles and what is no record."""
+    """Writes four files of records; some of them are duplicates or have an unknown class."""
     numbers = np.random.default_rng(0)
     pool = numbers.normal(size=100_000).astype(np.float32).round(4)
     words = [f"word-{n}" for n in range(60)]
@@ -51,18 +51,17 @@ def write_parts(folder, num_bytes):
 
 
 def load(folder):
-    path = pathlib.Path(folder, FILE_NAME)
-    return Manifest.parse(path.read_bytes(), origin=str(path))
+    return read_manifest(str(folder))
 
 
 def read_whole(folder):
-    """The manifest of a dataset of which every byte is as it says."""
+    """Returns the manifest of a dataset after checking every byte of it."""
     assert verify(str(folder)).faults == []
     return load(folder)
 
 
 def unlisted(folder):
-    """What is there that the manifest does not list, folders too."""
+    """Returns the files and folders in a dataset that its manifest does not list."""
     manifest = load(folder)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     listed = {FILE_NAME, *manifest.rejected.files, *(s.path for s in shards), *(s.index_path for s in shards)}
@@ -72,45 +71,56 @@ def unlisted(folder):
     return [path for path in folder.rglob("*") if str(path.relative_to(folder)) not in listed | folders]
 
 
+def without_progress(lines, command="prepare"):
+    """Returns the lines of stderr without the note on the runner and without progress lines.
+
+    A progress line is printed every two seconds, so their number depends on how busy the machine is.
+    """
+    return [line for line in lines if not line.startswith((f"{command}: ", "Running in "))]
+
+
 def session_of(leader):
-    """The processes of a session that have not ended."""
+    """Returns the ids of the processes of a session that have not ended."""
     alive = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process ended meanwhile
             continue
-        if int(session) == leader and state != "Z":  # one that nobody waited for holds nothing
+        if int(session) == leader and state != "Z":  # a zombie holds nothing
             alive.append(int(path.parent.name))
     return alive
 
 
 def resident(processes):
-    """Bytes that the processes hold, in all."""
+    """Returns the resident memory of processes in bytes, as a sum."""
     total = 0
     for process in processes:
         try:
             text = pathlib.Path(f"/proc/{process}/status").read_text()
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process ended meanwhile
             continue
-        # One that ends has no memory any more.
+        # A process that is ending has no line of its memory.
         total += sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmRSS:"))
     return total
 
 
 def prepare_measured(folder, *arguments, seconds=1200):
-    """Runs `lengthwise prepare` of folder/raw; gives (exit status, lines of stderr, peak of all bytes, seconds)."""
+    """Runs `lengthwise prepare` on folder/raw.
+
+    Returns (exit status, lines of stderr without progress, peak memory of all processes in bytes, seconds).
+    """
     command = [sys.executable, "-m", "lengthwise", "prepare", "raw", "--schema", "schema.yaml", "--output", "dataset"]
     begin, peak = time.monotonic(), 0
     with (
-        open(folder / "told", "w+") as told,
+        open(folder / "stderr", "w+") as stderr,
         subprocess.Popen(
             [*command, *arguments],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             start_new_session=True,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=stderr,
         ) as process,
     ):
         while process.poll() is None:
@@ -118,5 +128,5 @@ def prepare_measured(folder, *arguments, seconds=1200):
                 process.kill()
             peak = max(peak, resident(session_of(process.pid)))
             time.sleep(0.05)
-        told.seek(0)
-        return process.returncode, told.read().splitlines(), peak, time.monotonic() - begin
+        stderr.seek(0)
+        return process.returncode, without_progress(stderr.read().splitlines()), peak, time.monotonic() - begin

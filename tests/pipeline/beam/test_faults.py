@@ -1,4 +1,4 @@
-"""File systems that fail, and input that was made to do harm: one clear line, and the dataset as it was."""
+"""Failing file systems and malicious input end with one clear line, and the old dataset stays as it was."""
 
 import builtins
 import contextlib
@@ -13,25 +13,34 @@ import types
 import pytest
 from datasets import call
 from paths import ROOT
-from prepare_jobs import MOST_BYTES, PLAIN, SCHEMA, load, prepare_measured, read_whole, unlisted, write_parts
+from prepare_jobs import (
+    MOST_BYTES,
+    PLAIN,
+    SCHEMA,
+    load,
+    prepare_measured,
+    read_whole,
+    unlisted,
+    without_progress,
+    write_parts,
+)
 
-from pipeline import files as storage
+from pipeline import files
 from pipeline.format.manifest import FILE_NAME
 from pipeline.inspection.verify import verify
 
-NOTE = "Running in this process (FnApiRunner)."
 WRITES = ("makedirs", "open xb", "write", "fsync", "replace")
 
 
-class Watched(io.BufferedWriter):
-    """A file that tells of its writes first."""
+class WatchedFile(io.BufferedWriter):
+    """A file that calls `before_call` before each write."""
 
-    def __init__(self, path, mode, tell):
+    def __init__(self, path, mode, before_call):
         super().__init__(io.FileIO(path, mode.strip("b")))
-        self._tell = tell
+        self._before_call = before_call
 
     def write(self, data):
-        self._tell("write", None)
+        self._before_call("write", None)
         return super().write(data)
 
     def writelines(self, lines):
@@ -39,25 +48,25 @@ class Watched(io.BufferedWriter):
 
 
 @contextlib.contextmanager
-def watched(tell):
-    """Tells of each call that pipeline.files makes to the file system, with the path if it names one, before it."""
+def watch_file_system(before_call):
+    """Calls `before_call(name, path or None)` before each call that pipeline.files makes to the file system."""
 
-    def told(name, function):
-        def first(path, *arguments, **named):
-            tell(name, path if isinstance(path, str) else None)
+    def watched(name, function):
+        def call_watched(path, *arguments, **named):
+            before_call(name, path if isinstance(path, str) else None)
             return function(path, *arguments, **named)
 
-        return first
+        return call_watched
 
-    def opened(path, mode):
-        tell(f"open {mode}", path)
-        return builtins.open(path, mode) if mode == "rb" else Watched(path, mode, tell)
+    def open_watched(path, mode):
+        before_call(f"open {mode}", path)
+        return builtins.open(path, mode) if mode == "rb" else WatchedFile(path, mode, before_call)
 
-    calls = {name: told(name, getattr(os, name)) for name in ("makedirs", "replace", "unlink", "fsync")}
-    path = types.SimpleNamespace(**vars(os.path) | {"getsize": told("getsize", os.path.getsize)})
+    calls = {name: watched(name, getattr(os, name)) for name in ("makedirs", "replace", "unlink", "fsync")}
+    path = types.SimpleNamespace(**vars(os.path) | {"getsize": watched("getsize", os.path.getsize)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "os", types.SimpleNamespace(**vars(os) | calls | {"path": path}))
-        patch.setattr(storage, "open", opened, raising=False)
+        patch.setattr(files, "os", types.SimpleNamespace(**vars(os) | calls | {"path": path}))
+        patch.setattr(files, "open", open_watched, raising=False)
         yield
 
 
@@ -65,15 +74,15 @@ def snapshot(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def the_line(err):
-    """The one line that is not the note on the runner."""
-    (line,) = [line for line in err if line != NOTE]
+def only_line(stderr):
+    """Returns the only line of stderr besides progress."""
+    (line,) = without_progress(stderr)
     return line
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The folder of the process, with a raw file and a schema in it."""
+    """Makes a folder with a raw file and a schema the working folder, and returns it."""
     write_parts(tmp_path / "parts", 2e4)
     (tmp_path / "raw.jsonl").write_bytes((tmp_path / "parts/0.jsonl").read_bytes())
     (tmp_path / "schema.yaml").write_text(SCHEMA)
@@ -94,7 +103,7 @@ OPTIONS += ("--max_rejected", "0.6", "--num_shards", "1", "--processes", "0")
     ],
     ids=["a_call_is_refused", "the_disk_is_full_from_there_on"],
 )
-def test_whichever_call_fails_a_line_says_so_and_the_old_dataset_or_the_new_one_is_there(
+def test_whichever_call_fails_one_line_says_so_and_the_dataset_is_the_old_or_the_new_one(
     place, capsys, code, names, lasting, every
 ):
     dataset = place / "dataset"
@@ -102,32 +111,32 @@ def test_whichever_call_fails_a_line_says_so_and_the_old_dataset_or_the_new_one_
     expected = read_whole(dataset).fingerprint
     calls, failing, failed = 0, 1, None
 
-    def tell(name, path):
+    def before_call(name, path):
         nonlocal calls, failed
         calls += name in names
         if name in names and (calls == failing or (lasting and calls > failing)):
             failed = failed or (name, path)
-            # As the system does: what is open has no name any more.
+            # Like the system: an error of an open file names no path.
             raise OSError(code, os.strerror(code), *([path] if path else []))
 
     problems, rounds = [], 0
     while True:
         before, calls, failed = snapshot(dataset), 0, None
-        with watched(tell):
+        with watch_file_system(before_call):
             status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
         if failed is None:
             assert (status, calls < failing) == (0, True)
             break
         after, path = snapshot(dataset), failed[1] or ""
-        told = [line for line in err if line != NOTE]
-        if (status, len(told)) != (1, 1) or os.strerror(code) not in told[0] or path not in told[0]:
+        lines = without_progress(err)
+        if (status, len(lines)) != (1, 1) or os.strerror(code) not in lines[0] or path not in lines[0]:
             problems.append((failing, *failed, status, err))
         if before[FILE_NAME] == after[FILE_NAME]:
-            # The user is told of rejects: they stay.
+            # Rejects stay, because the message names them.
             more = {name for name in after.keys() - before.keys() if not name.startswith("rejected/")}
             if more or not before.items() <= after.items():
                 problems.append((failing, *failed, "left", more, "took", before.keys() - after.keys()))
-        elif ": was published, but " not in told[-1]:
+        elif ": was published, but " not in lines[-1]:
             problems.append((failing, *failed, "was published", err))
         if load(dataset).fingerprint != expected or verify(str(dataset)).faults:
             problems.append((failing, *failed, "mixed"))
@@ -143,24 +152,24 @@ def test_whichever_call_fails_a_line_says_so_and_the_old_dataset_or_the_new_one_
     assert rounds > 8
 
 
-def test_a_manifest_that_cannot_be_read_back_costs_no_file_that_it_lists(place, capsys):
+def test_a_manifest_that_cannot_be_read_back_keeps_all_files_that_it_lists(place, capsys):
     assert call(capsys, "prepare", "raw.jsonl", *OPTIONS)[0] == 0
     broken = False
 
-    def tell(name, path):
+    def before_call(name, path):
         nonlocal broken
-        broken = broken or name == "unlink"  # the first is of an older file: the new manifest is in its place
+        broken = broken or name == "unlink"  # the first removes an older file, after the new manifest is in place
         if broken and name in ("unlink", "open rb"):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
-    with watched(tell):
+    with watch_file_system(before_call):
         status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
-    assert (status, os.strerror(errno.EMFILE) in the_line(err)) == (1, True)
+    assert (status, os.strerror(errno.EMFILE) in only_line(err)) == (1, True)
     read_whole(place / "dataset")
 
 
-def test_a_file_that_may_not_grow_ends_the_job_with_a_line(place):
-    """The nearest to a full disk that needs no disk of its own."""
+def test_a_file_that_cannot_grow_ends_the_job_with_one_line(place):
+    """A limit on the size of files comes closest to a full disk without a disk of its own."""
     write_parts(place / "raw", 1e6)
     program = (
         "import resource, sys, lengthwise\n"
@@ -180,13 +189,13 @@ def test_a_file_that_may_not_grow_ends_the_job_with_a_line(place):
     before = snapshot(place / "dataset")
     for most_bytes, processes in ((1_000, "0"), (100_000, "2"), (180_000, "0")):
         done = run(most_bytes, "--processes", processes)
-        line = the_line(done.stderr.splitlines())
+        line = only_line(done.stderr.splitlines())
         assert (done.returncode, done.stdout) == (1, "")
         assert line.startswith("lengthwise prepare: A file could not be read or written: [Errno 27] File too large")
         assert snapshot(place / "dataset") == before
 
 
-def test_more_files_than_a_process_may_open_are_prepared(place):
+def test_more_files_than_a_process_can_open_are_prepared(place):
     records = [b'{"id": "%d", "x": [[1, 2, 3, 4]], "word": ["a"], "y": "a"}\n' % n for n in range(300)]
     records += [b"no record\n"] * 300
     (place / "many").mkdir()
@@ -207,14 +216,14 @@ def test_more_files_than_a_process_may_open_are_prepared(place):
 
 
 def bomb(piece, num_bytes):
-    """A gzip file of `piece` over and over, `num_bytes` in all."""
+    """Returns a gzip file that repeats `piece` up to `num_bytes` in all."""
     block = piece * (2**20 // len(piece))
     return gzip.compress(block) * (num_bytes // len(block))
 
 
 ZEROS = (b"0", "1 of 1 records (100.00%) were rejected: 1 too_large; at most 1.00% may be. ")
 BLANK = (b"\n", "{raw}: ")
-# Short records are parsed until they are too many, which takes a minute where cores are slow.
+# Short records are parsed until there are too many of them. This takes a minute on slow cores.
 RECORD = (b'{"id":"a","x":[[0,0,0,0,0,0,0,0]],"y":"a"}\n', "{raw}: ")
 WORKERS = ("--processes", "2")
 
@@ -230,15 +239,14 @@ WORKERS = ("--processes", "2")
         pytest.param(RECORD, WORKERS, id="records-workers", marks=pytest.mark.proof),
     ],
 )
-def test_a_gzip_bomb_ends_with_a_line_in_bounded_memory(tmp_path, bytes_and_message, processes):
+def test_a_gzip_bomb_ends_with_one_line_in_bounded_memory(tmp_path, bytes_and_message, processes):
     piece, message = bytes_and_message
     (tmp_path / "raw").write_bytes(bomb(piece, 2**30))
     assert os.path.getsize(tmp_path / "raw") < 8e6
     (tmp_path / "schema.yaml").write_text(PLAIN)
-    status, told, peak, seconds = prepare_measured(tmp_path, *processes)
-    told = [line for line in told if not line.startswith("prepare: ")]  # how it moves
-    assert (status, peak < MOST_BYTES) == (1, True), (told, peak, seconds)
-    line = the_line(told)
+    status, stderr, peak, seconds = prepare_measured(tmp_path, *processes)
+    assert (status, peak < MOST_BYTES) == (1, True), (stderr, peak, seconds)
+    line = only_line(stderr)
     assert line.startswith(f"lengthwise prepare: {message.format(raw=tmp_path / 'raw')}")
     if piece != b"0":
         assert " bytes of gzip expand to more than " in line
