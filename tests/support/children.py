@@ -164,7 +164,7 @@ def _between(evaluator_class, number, hit):
     count = 0
     measure = evaluator_class.measure
 
-    def measure_hit(evaluator, *arguments, between, **options):
+    def measure_hit(evaluator, *arguments, after_batch, **options):
         nonlocal count
         count += 1
         now = count == number
@@ -174,8 +174,8 @@ def _between(evaluator_class, number, hit):
             if now:
                 now = False
                 hit()
-            between()
+            after_batch()
 
-        return measure(evaluator, *arguments, between=told, **options)
+        return measure(evaluator, *arguments, after_batch=told, **options)
 
     evaluator_class.measure = measure_hit

@@ -1,1 +1,1 @@
-"""Outputs become measures: loss and metrics."""
+"""Evaluation: loss and metrics of a model's outputs."""

@@ -1,4 +1,4 @@
-"""Divides the records of a split into parts that are measured alone: by length, by group, by raw file."""
+"""Divides the records of a split into parts, by length, group or raw file, each of which is measured alone."""
 
 import dataclasses
 from typing import Any
@@ -9,22 +9,22 @@ import pyarrow.compute as pc
 
 from pipeline.schema.record import Array
 
-# Bands of length: as many records in each as can be.
+# Bands of length, of about equal numbers of records.
 MAX_BANDS = 8
-# Groups, or raw files: the largest are measured. Where there are very many classes fewer are, for every part has some
-# numbers for each class.
+# Only the largest groups or raw files are measured. With very many classes, fewer: a part holds several numbers for
+# each class.
 MAX_PARTS = 1000
 _MAX_NUMBERS = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
-    """Parts of a split's records.
+    """A division of a split's records into parts.
 
     Attributes:
-        titles: What names each part in a report, as {"group": "p17"}.
-        part: int64[records of the split]: the number of its part, or len(titles) for a record in none.
-        left_out: Parts there are beside these.
+        titles: The name of each part in a report, such as {"group": "p17"}.
+        part: int64[records of the split], the number of each record's part; len(titles) for a record in no part.
+        left_out: Number of further parts, which are not measured.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Breakdown:
 
 
 def break_down(index: pa.Table, *, num_classes: int) -> list[Breakdown]:
-    """By `length`, and where the index knows any, by `group`; by `source`, where it knows more than one raw file.
+    """Returns the breakdowns by length, by group if a record has one, and by source if there are several raw files.
 
     Args:
-        index: A row for each record of the split.
+        index: The split's index, a row for each record.
     """
     limit = max(1, min(MAX_PARTS, _MAX_NUMBERS // num_classes))
     found = [by_length(index["num_steps"].to_numpy())]
     for name, least in (("group", 1), ("source", 2)):
-        # A dataset that was written before there were such columns has none.
+        # The indexes of older datasets lack these columns.
         if name in index.column_names and index[name].null_count < len(index):
             parts = by_name(name, index[name], limit=limit)
             found += [parts] if len(parts.titles) + parts.left_out >= least else []
@@ -50,7 +50,7 @@ def break_down(index: pa.Table, *, num_classes: int) -> list[Breakdown]:
 
 
 def by_length(num_steps: Array) -> Breakdown:
-    """Bands of length, of int[records]; each with "min_steps" and "max_steps".
+    """Returns the breakdown of int[records] steps into bands of length, each with "min_steps" and "max_steps".
 
     >>> by_length(np.array([5, 5, 7])).titles
     ({'min_steps': 5, 'max_steps': 5}, {'min_steps': 7, 'max_steps': 7})
@@ -69,7 +69,7 @@ def by_length(num_steps: Array) -> Breakdown:
 
 
 def by_name(name: str, column: pa.ChunkedArray, *, limit: int) -> Breakdown:
-    """The `limit` names that most records have, then in the order of the names; null, which is unknown, is one too.
+    """Returns the breakdown by the `limit` most frequent names, ties in the names' order. Null counts as a name.
 
     >>> by_name("group", pa.chunked_array([["b", None, "c", "b", "a"]]), limit=2)
     Breakdown(name='group', titles=({'group': 'b'}, {'group': 'a'}), part=array([0, 2, 2, 0, 1]), left_out=2)

@@ -1,4 +1,4 @@
-"""Compares outputs of a model with their labels, by the kind of label: numbers to be added up, a row for each label."""
+"""Compares the outputs of a model with their labels, label by label; `metrics` sums the results."""
 
 import dataclasses
 
@@ -8,36 +8,40 @@ from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.record import Array
 from trainer.data.target import Target
 
-# Whether the label is among the k classes with the largest outputs.
-TOP = (3, 5)
+# The k of the top-k accuracies.
+TOP_K = (3, 5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What comes of each label.
+    """The comparison of a batch of labels with their outputs; a row for each label.
 
     Attributes:
-        means: By the name of a metric float64[rows], whose mean it is (of rmse: the root of the mean).
-        classes: (row, class) int64 each, wherever a class is `actual`, `predicted`, and both: `right`.
-        said: The probability float64[rows, n] of n things that were said of each label, that it is the class which was
-            predicted, or of every class that it is there; and bool[rows, n], whether that is so. None for numbers.
-        scores: float32[rows, classes], by which each class ranks the rows. None where a label is not several classes.
+        means: By metric, float64[rows], whose mean is the metric; for rmse, the metric is the root of the mean.
+        classes: The (row, class) pairs, int64[pairs] each, where a class is `actual`, `predicted`, or both: `right`.
+        confidence: float64[rows, n], the probabilities that the model gives to n claims about each label. One class:
+            that it is the predicted class (n = 1). Several classes: for each class, that it is in the label. None for
+            numbers.
+        correct: bool[rows, n], whether each claim is true.
+        scores: float32[rows, classes], the outputs that rank the rows for each class. None unless a label has several
+            classes.
     """
 
     means: dict[str, Array]
     classes: dict[str, tuple[Array, Array]] = dataclasses.field(default_factory=dict)
-    said: tuple[Array, Array] | None = None
+    confidence: Array | None = None
+    correct: Array | None = None
     scores: Array | None = None
 
 
 def compare(target: Target, outputs: Array, label: Array) -> Comparison:
-    """Outputs of `head_model`, so logits where there are classes, against labels that are all real.
+    """Returns the comparison of the outputs of `head_model` (logits, for classes) with labels.
 
     Args:
-        outputs: float32[rows, classes]; [rows] or [rows, width] of a regression.
-        label: int64[rows] of one class, else as outputs.
+        outputs: float32[rows, classes]; for a regression, [rows] or [rows, width].
+        label: int64[rows] if a label is one class, else the shape of `outputs`. Without padding or missing labels.
     """
-    # Weights that are no numbers show in the loss; nothing here should stop at them.
+    # Non-finite outputs appear in the loss; they must not fail here.
     with np.errstate(invalid="ignore"):
         if target.kind in REGRESSION:
             return _compare_numbers(outputs, label)
@@ -70,17 +74,18 @@ def _compare_one_class(target: Target, outputs: Array, label: Array) -> Comparis
             "accuracy": right.astype(np.float64),
             "cross_entropy": entropy,
             **({"nll": entropy} if target.per_step else {}),
-            **{f"top_{k}_accuracy": (place < k).astype(np.float64) for k in TOP if k < target.size},
+            **{f"top_{k}_accuracy": (place < k).astype(np.float64) for k in TOP_K if k < target.size},
         },
         {"actual": (rows, actual), "predicted": (rows, predicted), "right": (rows[right], actual[right])},
-        said=(1 / total[:, None], right[:, None]),
+        confidence=1 / total[:, None],
+        correct=right[:, None],
     )
 
 
 def _place(outputs: Array, actual: Array) -> Array:
-    """int64[rows]: how many classes lead the actual one. Of equal outputs the first leads, as it does for argmax."""
+    """Returns int64[rows], the number of classes ranked before the actual one. As in argmax, ties go to the first."""
     own = np.take_along_axis(outputs, actual[:, None], -1)
-    # Not "larger": what is no number is never right.
+    # Not `outputs > own`: a NaN must never count as right.
     place = np.count_nonzero(~(outputs < own), axis=-1) - 1
     tied = np.flatnonzero(np.count_nonzero(outputs == own, axis=-1) > 1)
     after = np.arange(outputs.shape[1]) > actual[tied, None]
@@ -90,9 +95,9 @@ def _place(outputs: Array, actual: Array) -> Array:
 
 def _compare_several_classes(outputs: Array, label: Array) -> Comparison:
     logits = outputs.astype(np.float64)
-    is_so, predicted = label > 0.5, logits > 0
-    right = is_so == predicted
-    # Neither of the two overflows: exp of nothing above 0.
+    actual, predicted = label > 0.5, logits > 0
+    right = actual == predicted
+    # Cannot overflow: the exponent is at most 0.
     small = np.exp(-abs(logits))
     entropy = np.maximum(logits, 0) - logits * label + np.log1p(small)
     return Comparison(
@@ -101,13 +106,14 @@ def _compare_several_classes(outputs: Array, label: Array) -> Comparison:
             "accuracy": right.mean(-1),
             "exact_match": right.all(-1).astype(np.float64),
         },
-        {"actual": _pairs(is_so), "predicted": _pairs(predicted), "right": _pairs(is_so & predicted)},
-        said=(np.where(predicted, 1, small) / (1 + small), is_so),
+        {"actual": _pairs(actual), "predicted": _pairs(predicted), "right": _pairs(actual & predicted)},
+        confidence=np.where(predicted, 1, small) / (1 + small),
+        correct=actual,
         scores=outputs,
     )
 
 
 def _pairs(chosen: Array) -> tuple[Array, Array]:
-    """(row, class) wherever bool[rows, classes] is so. Of one dimension, NumPy is several times as fast."""
+    """Returns the (row, class) pairs that are true in bool[rows, classes]. NumPy is several times faster in 1-D."""
     rows, classes = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
     return rows, classes

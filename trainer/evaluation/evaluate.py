@@ -1,4 +1,4 @@
-"""Measures a model on a split: loss and metrics over real steps and records, whole and by length, group and source."""
+"""Evaluates a model on a split: loss and metrics, of the whole split and by length, group and source."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ from trainer.runs.run import Run
 
 
 class Evaluator:
-    """Measures one model as often as it is asked to; compiled once.
+    """Measures a model on the splits of a dataset. The model is compiled once for all measurements.
 
     Args:
-        statistics, vocabularies: Those that the model was built with, if not the dataset's own.
+        statistics, vocabularies: The ones that the model was built with; by default the dataset's own.
     """
 
     def __init__(
@@ -58,28 +58,28 @@ class Evaluator:
         breakdowns: Sequence[Breakdown] = (),
         *,
         ranked: bool = False,
-        between: Callable[[], None] = lambda: None,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> Metrics:
-        """The metrics of a split, and of parts of it; of none where it holds no record.
+        """Returns the metrics of a split and of the parts in the breakdowns.
 
         Args:
-            ranked: With auc and average_precision, which may take as long as the model itself.
-            between: Called after each batch; may raise, to end it.
+            ranked: Compute auc and average_precision too, which may take as long as the model itself.
+            after_batch: Called after each batch; may raise an exception to stop.
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked)
         numbered = self._batches(split)
-        # Traced once with sizes and lengths open, and not for the first batches' own.
+        # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
         self._forward.get_concrete_function(*numbered.element_spec[:2])
         for features, label, weight, row in numbered:
             outputs, loss = self._forward(features, label)
             metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
             progress.add_records(len(label))
-            between()
+            after_batch()
         return metrics
 
     def _batches(self, split: str) -> tf.data.Dataset:
         if split not in self._numbered:
-            # The order is of no matter here, so the budget is not that of training: what is quick is best.
+            # The order of records does not matter here, so the fastest budget is used instead of that of training.
             plan = plan_epoch(self._dataset, split, batch_steps=DEFAULT_BATCH_STEPS)
             self._numbered[split] = planned_batches(self._dataset, split, plan, vocabularies=self._vocabularies)
         return self._numbered[split]
@@ -92,24 +92,27 @@ def evaluate(
     split: str = "test",
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Measures a run on a split, writes RUN/evaluation-<split>.json, and returns what it wrote.
+    """Evaluates a run on a split, writes RUN/evaluation-<split>.json and returns its contents.
 
-    That is {"split", "records", "steps", "loss", "metrics"}, the last four for each part too: `by_length`, and where
-    the records have a group or come from several raw files, `by_group` and `by_source`, the largest parts first (at
-    most 1,000: `groups_left_out`, `sources_left_out`). Where a label is one class, `confusion` is how often each was
-    taken for each; null above 256 classes.
+    The contents are {"split", "records", "steps", "loss", "metrics", …}. The last four of these are also given for each
+    part of the split in `by_length` and, if records have a group or come from several raw files, in `by_group` and
+    `by_source`. These two list the largest parts first, at most 1,000; `groups_left_out` and `sources_left_out` count
+    the others. If a label is one class, `confusion` counts the labels by actual and predicted class; it is None for
+    more than 256 classes. See `metric_names` for the metrics.
 
     Args:
-        checkpoint: `best` by validation loss, or `last`; by default the best where there is one.
+        checkpoint: `best` (by validation loss) or `last`; by default the best if there is one.
 
     Raises:
-        UserError: no run, no dataset, a split without a record, or data that this model cannot read.
+        UserError: There is no run or no dataset, the split has no record, or the data does not fit the model.
     """
     run, dataset = Run(os.fspath(run_path).rstrip("/")), open_dataset(dataset_path)
     config, trained_on = run.config(), run.manifest()
-    compare_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
+    check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
-        raise UserError(f"{dataset.path}: the split {split!r} holds no record. It has {_filled(dataset)}.")
+        raise UserError(
+            f"{dataset.path}: the split {split!r} has no record. Splits with records: {_splits_with_records(dataset)}."
+        )
     built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
@@ -132,6 +135,7 @@ def evaluate(
 
 
 def _parts(metrics: Metrics) -> dict[str, Any]:
+    """Returns the results of the breakdowns by their keys in the evaluation."""
     found: dict[str, Any] = {}
     for breakdown, parts in metrics.by_part():
         found[f"by_{breakdown.name}"] = parts
@@ -140,28 +144,36 @@ def _parts(metrics: Metrics) -> dict[str, Any]:
     return found
 
 
-def compare_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
-    """Refuses data whose features or label are not those of the model; how it was split and cut is of no matter."""
+def check_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
+    """Raises a UserError if the features or the label differ between a run's schema and a dataset's.
+
+    Other parts of the schemas, such as splits and length limits, may differ.
+
+    Args:
+        trained, found: The canonical schemas of the run and of the dataset.
+        run, dataset: Their paths.
+    """
     for key in ("steps", "context", "label"):
         names = trained[key].keys() | found[key].keys()
         for name in sorted(names):
             theirs, ours = found[key].get(name), trained[key].get(name)
             if theirs != ours:
                 raise UserError(
-                    f"{dataset}: its schema has {key}.{name} {_say(theirs)}, but {run} was trained on {_say(ours)}. "
-                    "Prepare the data with the schema of the run, or train a run on this data."
+                    f"{dataset}: its schema has {key}.{name} {_format(theirs)}, but {run} was trained on "
+                    f"{_format(ours)}. Prepare the data with the schema of the run, or train a run on this data."
                 )
 
 
-def _say(value: Any) -> str:
+def _format(value: Any) -> str:
     return "missing" if value is None else show(value)
 
 
 def _changed_vocabularies(trained_on: Manifest, found: Manifest) -> list[str]:
-    """The features whose strings are other ones in this dataset; the model goes by those that it was trained on."""
+    """Returns the features whose vocabulary differs from the run's; the model uses the run's vocabulary."""
     known = {name: vocabulary.sha256 for name, vocabulary in found.vocabularies.items()}
     return [name for name, vocabulary in trained_on.vocabularies.items() if known.get(name) != vocabulary.sha256]
 
 
-def _filled(dataset: Dataset) -> str:
+def _sizes(dataset: Dataset) -> str:
+    """Returns the splits that have records, with their number of records."""
     return ", ".join(f"{name} ({split.records:,})" for name, split in dataset.manifest.splits.items() if split.records)

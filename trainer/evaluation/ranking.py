@@ -1,42 +1,42 @@
-"""Area under the ROC curve, and average precision, of many rankings at once: exact within a bound of memory."""
+"""Computes the area under the ROC curve and the average precision of many rankings at once, in bounded memory."""
 
 import numpy as np
 
 from pipeline.schema.record import Array
 
 _SCORE_BITS = 32
-# Distinct scores that are kept, of all rankings together: 24 bytes each, and some times that while they are merged.
+# Largest number of distinct scores, over all rankings: 24 bytes each, and several times that while they are merged.
 _MAX_KEYS = 2**20
-# A float32 has 23 bits behind its leading one. With 3 of them there are still 8 scores for each power of two.
+# The fraction of a float32 has 23 bits. With 3 of them left, there are still 8 scores for each power of two.
 _MAX_DROPPED_BITS = 20
 
 
 class Ranking:
-    """Counts the positives and negatives of each score, for rankings numbered from 0 (at most 2**31 of them).
+    """Counts the positives and negatives of each score, for rankings numbered from 0 (at most 2**31 rankings).
 
-    With at most `max_keys` distinct scores both measures are exact. Where there are more, the lowest bits of all scores
-    are dropped, one after the other, and scores that are the same without them become ties: such scores lie closer to
-    each other than 2**(dropped_bits - 23) of their size. That changes no AUC by more than half the share of the ties
-    among all pairs of a positive and a negative. Where even 20 dropped bits do not suffice, there is no measure. How
-    many are dropped depends on the scores alone, not on their order.
+    With at most `max_keys` distinct scores, both measures are exact. With more, the lowest bits of all scores are
+    dropped one by one. Scores that are equal without these bits become ties; their relative difference is below
+    2**(dropped_bits - 23). The error of an AUC is at most half the share of ties among all pairs of a positive and a
+    negative. If 20 dropped bits do not suffice, the measures are undefined. The number of dropped bits depends only on
+    the scores, not on their order.
     """
 
     def __init__(self, num_rankings: int, *, max_keys: int = _MAX_KEYS) -> None:
         self._num_rankings, self._max_keys = num_rankings, max_keys
-        # Sorted and distinct: the number of a ranking, and below it the bits that are left of a score.
+        # Sorted and distinct. A key has the number of a ranking in its high bits, a score's remaining bits below.
         self._keys = np.zeros(0, np.int64)
         self._counts = np.zeros((2, 0), np.int64)  # negatives and positives
-        self._pending: list[tuple[Array, Array]] = []  # with all bits: keys of negatives, keys of positives
+        self._pending: list[tuple[Array, Array]] = []  # keys of negatives, keys of positives, with all bits
         self._num_pending = 0
         self.dropped_bits = 0
 
     @property
     def is_measured(self) -> bool:
-        """Whether memory sufficed."""
+        """Whether the scores fit into memory; otherwise both measures are NaN."""
         return self.dropped_bits <= _MAX_DROPPED_BITS
 
     def add(self, ranking: Array, score: Array, positive: Array) -> None:
-        """Adds to rankings int64[n] a score float32[n] each, which is that of a positive or not, bool[n]."""
+        """Adds the scores float32[n] to the rankings int64[n]; bool[n] says which scores are of positives."""
         if not self.is_measured:
             return
         keys = ranking.astype(np.int64) << _SCORE_BITS | _sortable_bits(score)
@@ -46,20 +46,20 @@ class Ranking:
             self._merge()
 
     def auc(self) -> Array:
-        """float64[num_rankings]: the chance that a positive scores above a negative, where a tie counts half.
+        """Returns float64[num_rankings], the probability that a positive scores above a negative; a tie counts half.
 
         NaN for a ranking without a positive or without a negative.
         """
         ranking, negatives, positives = self._merge()
-        # Whole numbers: the same bits in any order.
+        # Integers: the result does not depend on the order of the sums.
         twice = positives * (2 * _before(ranking, negatives) + negatives)
         pairs = self._sum(ranking, negatives) * self._sum(ranking, positives)
         return self._divide(self._sum(ranking, twice), 2 * pairs, where=pairs > 0)
 
     def average_precision(self) -> Array:
-        """float64[num_rankings]: the mean over the positives of the precision among all that score as high or higher.
+        """Returns float64[num_rankings], the mean over the positives of the precision at the positive's own score.
 
-        That is Σ over the distinct scores of step in recall × precision. NaN as for `auc`.
+        This is Σ over the distinct scores of (increase in recall) × precision. NaN as for `auc`.
         """
         ranking, negatives, positives = self._merge()
         total = [self._sum(ranking, counts) for counts in (negatives, positives)]
@@ -71,23 +71,23 @@ class Ranking:
         return self._divide(precision, total[1], where=(total[0] > 0) & (total[1] > 0))
 
     def _merge(self) -> tuple[Array, Array, Array]:
-        """Takes in what is pending. Of each distinct score: (ranking, negatives, positives), in ascending order."""
+        """Merges the pending scores; returns (ranking, negatives, positives) of each distinct score, ascending."""
         if self._pending:
             keys, counts = [self._keys], [self._counts]
             for kind, waiting in enumerate(zip(*self._pending, strict=True)):
-                # Sorted alone, which is several times as fast as with its counts.
+                # Sorting keys without counts is several times faster.
                 distinct, number = np.unique(np.concatenate(waiting) >> self.dropped_bits, return_counts=True)
                 keys.append(distinct)
                 counts.append(np.zeros((2, len(distinct)), np.int64))
                 counts[-1][kind] = number
             self._pending, self._num_pending = [], 0
-            self._unite(np.concatenate(keys), np.concatenate(counts, axis=1))
+            self._replace(np.concatenate(keys), np.concatenate(counts, axis=1))
             self._compact()
         return self._keys >> (_SCORE_BITS - self.dropped_bits), *self._counts
 
-    def _unite(self, keys: Array, counts: Array) -> None:
-        """Keeps these keys once each, with the sums of their counts."""
-        order = np.argsort(keys, kind="stable")  # merges parts that are sorted already
+    def _replace(self, keys: Array, counts: Array) -> None:
+        """Replaces the keys by the distinct ones of `keys`, with the sums of their counts."""
+        order = np.argsort(keys, kind="stable")  # merges the sorted parts
         keys = keys[order]
         starts = _starts(keys)
         self._keys, self._counts = keys[starts], _sums(counts[:, order], starts)
@@ -95,12 +95,12 @@ class Ranking:
     def _compact(self) -> None:
         while len(self._keys) > self._max_keys and self.is_measured:
             self.dropped_bits += 1
-            self._unite(self._keys >> 1, self._counts)
+            self._replace(self._keys >> 1, self._counts)
         if not self.is_measured:
             self._keys, self._counts = self._keys[:0], self._counts[:, :0]
 
     def _sum(self, ranking: Array, values: Array) -> Array:
-        """[num_rankings]: the sum of `values` over the scores of each."""
+        """Returns [num_rankings], the sum of `values` over the scores of each ranking."""
         found = np.zeros(self._num_rankings, values.dtype)
         starts = _starts(ranking)
         found[ranking[starts]] = _sums(values, starts)
@@ -111,7 +111,7 @@ class Ranking:
 
 
 def _sortable_bits(score: Array) -> Array:
-    """int64[n] in 0 … 2**32 - 1, ordered as the float32 scores are; 0.0 and -0.0 are the same.
+    """Returns int64[n] in 0 … 2**32 - 1 in the order of the float32 scores; 0.0 and -0.0 are equal.
 
     >>> _sortable_bits(np.array([-1, -0.0, 0, 2], np.float32)).tolist()
     [1082130431, 2147483648, 2147483648, 3221225472]
@@ -122,17 +122,17 @@ def _sortable_bits(score: Array) -> Array:
 
 
 def _starts(values: Array) -> Array:
-    """Where each run of equal values begins."""
+    """Returns the index at which each run of equal values starts."""
     return np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
 
 
 def _sums(values: Array, starts: Array) -> Array:
-    """Sums of values[..., n] from each start to the next; reduceat takes no empty list."""
+    """Returns the sums of values[..., n] from each start to the next; `reduceat` accepts no empty list."""
     return np.add.reduceat(values, starts, axis=-1) if len(starts) else values[..., :0]
 
 
 def _before(ranking: Array, counts: Array) -> Array:
-    """For each score the sum of `counts` over the lower ones of the same ranking."""
+    """Returns for each score the sum of `counts` over the lower scores of the same ranking."""
     before = np.cumsum(counts) - counts
     starts = _starts(ranking)
     return before - np.repeat(before[starts], np.diff(starts, append=len(ranking)))

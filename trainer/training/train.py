@@ -16,7 +16,7 @@ from trainer.data.target import make_target
 from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import make_deterministic
-from trainer.evaluation.evaluate import compare_schemas
+from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
 from trainer.runs.lock import lock_run
 from trainer.runs.run import CHECKPOINTS, Run
@@ -142,7 +142,7 @@ def _refuse_other_data(run: Run, dataset: Dataset) -> None:
     """Raises a UserError if the run was started on another dataset."""
     before = run.manifest()
     if before.fingerprint != dataset.manifest.fingerprint:
-        compare_schemas(before.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
+        check_schemas(before.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
         raise UserError(
             f"{run.path}: was started on a dataset with fingerprint {before.fingerprint}, but {dataset.path} has "
             f"{dataset.manifest.fingerprint}. Resume with the same data, or start over with --overwrite."

@@ -34,7 +34,7 @@ class Validation:
         measures, is_stopped = None, False
         if self._evaluator is not None:
             try:
-                result = self._evaluator.measure(VALIDATION, between=lambda: raise_if_stopped(self._stop)).result()
+                result = self._evaluator.measure(VALIDATION, after_batch=lambda: raise_if_stopped(self._stop)).result()
                 measures = {"loss": result["loss"], "metrics": result["metrics"]}
             except Preempted:
                 is_stopped = True

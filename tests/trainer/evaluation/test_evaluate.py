@@ -298,7 +298,9 @@ def test_a_split_without_a_record_is_refused(tmp_path, capsys):
     other = datasets.make(tmp_path, datasets.random_records([3, 4]))
     status, _, err = datasets.call(capsys, "evaluate", run_of("class"), other.path)
     assert (status, len(err)) == (1, 1)
-    assert err[0] == f"lengthwise evaluate: {other.path}: the split 'test' holds no record. It has train (2)."
+    assert (
+        err[0] == f"lengthwise evaluate: {other.path}: the split 'test' has no record. Splits with records: train (2)."
+    )
     with pytest.raises(UserError, match="has no split 'dev'; it has train, validation, test"):
         evaluate(run_of("class"), other.path, split="dev")
 
