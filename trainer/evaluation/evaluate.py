@@ -110,9 +110,7 @@ def evaluate(
     config, trained_on = run.config(), run.manifest()
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
-        raise UserError(
-            f"{dataset.path}: the split {split!r} has no record. Splits with records: {_splits_with_records(dataset)}."
-        )
+        raise UserError(f"{dataset.path}: the split {split!r} has no record. Splits with records: {_sizes(dataset)}.")
     built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
