@@ -1,11 +1,14 @@
-"""The error that a user can fix. The command prints it as a single line and exits with its status."""
+"""The error that a user can fix, and the form of a value in a message."""
 
 import json
 from typing import Any
 
 
 class UserError(Exception):
-    """An error in the input. The message has the thing, the value received, what was expected and the way out."""
+    """An error that a user can fix. The command prints it as a single line and exits with its status.
+
+    The message has the thing, the value received, what was expected and the way out.
+    """
 
     # Exit status of the command. A subclass has another status if a script has to tell it from other errors.
     status = 1

@@ -1,4 +1,4 @@
-"""Shared fixtures: a schema, raw records of many lengths, and the dataset that the real pipeline makes of them."""
+"""Shared fixtures: a schema, raw records of many lengths, and the dataset that the pipeline writes from them."""
 
 import json
 import pathlib
@@ -33,11 +33,11 @@ def schema_text() -> str:
 
 @pytest.fixture(scope="session")
 def records() -> list[dict[str, Any]]:
-    """200 records of 1 to 40 steps; the numbers are float32 ones, so that JSON gives them back exactly."""
+    """200 records of 1 to 40 steps. The numbers are exact in float32, so that a round trip through JSON keeps them."""
     random = np.random.default_rng(7)
-    made = []
+    result = []
     for i, num_steps in enumerate(random.integers(1, 41, 200)):
-        made.append(
+        result.append(
             {
                 "id": f"record-{i}",
                 "x": random.normal(size=(num_steps, 3)).astype(np.float32).tolist(),
@@ -46,7 +46,7 @@ def records() -> list[dict[str, Any]]:
                 "y": "a b no".split()[i % 3],
             }
         )
-    return made
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def raw_file(shared_folder: pathlib.Path, records: list[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="session")
 def dataset(shared_folder: pathlib.Path, raw_file: str, schema_file: str) -> str:
-    """The folder of a dataset of `records`, four shards a split. Do not change it."""
+    """Folder of a dataset of `records` with four shards per split. Tests must not change it."""
     from pipeline.beam.prepare import PrepareOptions, prepare
 
     output = str(shared_folder / "dataset")
@@ -80,7 +80,7 @@ def dataset(shared_folder: pathlib.Path, raw_file: str, schema_file: str) -> str
 
 @pytest.fixture
 def write_raw(tmp_path: pathlib.Path) -> Callable[..., str]:
-    """Writes records, or lines as they are, to a file of JSON Lines and gives its path."""
+    """Returns a function that writes records or raw lines to a JSON Lines file and returns its path."""
 
     def write(rows: Iterable[dict[str, Any] | str | bytes], name: str = "raw.jsonl") -> str:
         lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
@@ -94,7 +94,7 @@ def write_raw(tmp_path: pathlib.Path) -> Callable[..., str]:
 
 @pytest.fixture
 def run_prepare(tmp_path: pathlib.Path) -> Callable[..., Any]:
-    """Runs the real pipeline in this process on raw files with a schema given as text; gives the manifest."""
+    """Returns a function that runs the pipeline in this process on raw files, and returns the manifest."""
 
     def run(*raw: str, schema: str = SCHEMA, output: str = "dataset", beam: Any = None, **options: Any) -> Any:
         from pipeline.beam.prepare import PrepareOptions, prepare
@@ -108,7 +108,7 @@ def run_prepare(tmp_path: pathlib.Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def read_records() -> Callable[..., list[dict[str, Any]]]:
-    """The decoded examples of a dataset or of one split, in the order of the manifest, each file checked."""
+    """Returns a function that checks and decodes the examples of a dataset or a split, in the order of the manifest."""
 
     def read(folder: str | pathlib.Path, split: str | None = None) -> list[dict[str, Any]]:
         from pipeline.format.examples import decode_example

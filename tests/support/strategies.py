@@ -1,4 +1,4 @@
-"""Schemas and records of every kind for property tests, and a parser that is slow and obvious."""
+"""Schemas and records of every kind for property tests, and a simple, slow parser to compare with."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.schema.schema import Schema
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-# Names that begin with one another, too: protobuf's own order of those is not the plain one.
+# Includes names that are prefixes of others: protobuf sorts those in an order of its own.
 NAMES = st.sampled_from(["x", "x2", "x20", "page", "page_type", "i", "idx", "lengths", "label-of"]) | st.text(
     st.characters(categories=["L", "N", "P"], exclude_characters="/"), min_size=1, max_size=12
 ).filter(lambda name: name not in ("length", "id", LABEL))
@@ -32,7 +32,7 @@ def features(draw):
 
 
 def values_of(feature):
-    """Values of one step (or record), with nulls at any level where there may be some."""
+    """Draws the values of one step (or record), with nulls at any level if they are allowed."""
     value = VALUES[feature["dtype"]]
     allows_nulls = feature["missing"] != "reject"
     value = st.none() | value if allows_nulls else value
@@ -56,7 +56,7 @@ def labels_of(kind, classes, num_steps):
 
 @st.composite
 def schemas_and_records(draw):
-    """A schema, and a record that fits it."""
+    """Draws a schema, and a record that fits it."""
     num_steps = draw(st.integers(1, 6))
     record = {"id": draw(st.text(max_size=8) | st.integers(-(2**63), 2**63 - 1))}
     names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
@@ -69,7 +69,7 @@ def schemas_and_records(draw):
         if position < num_context:
             record[name] = draw(value)
             if record[name] is None and draw(st.booleans()):
-                del record[name]  # one that is left out is null
+                del record[name]  # a field that is left out is null
         else:
             record[name] = draw(st.lists(value, min_size=num_steps, max_size=num_steps))
     kind = draw(st.sampled_from(KINDS))
@@ -80,7 +80,7 @@ def schemas_and_records(draw):
 
 
 def plain_values(value, feature, shape=None):
-    """All values of one step (or record) in a row, as they are stored: one by one."""
+    """Returns all values of one step (or record) as a flat list of stored values."""
     shape = list(feature.shape) if shape is None else shape
     if shape:
         inner = [None] * shape[0] if value is None else value
@@ -93,11 +93,11 @@ def plain_values(value, feature, shape=None):
 
 
 def plain_label(label, kind, classes):
-    """All numbers of a label in a row, as they are stored."""
+    """Returns all values of a label as a flat list of stored values."""
     if kind.startswith("step_"):
         one = kind.removeprefix("step_")
-        nothing = {"class": [-1], "multilabel": [-1] * len(classes), "regression": [np.float32(math.nan)]}
-        return [n for y in label for n in (nothing[one] if y is None else plain_label(y, one, classes))]
+        no_label = {"class": [-1], "multilabel": [-1] * len(classes), "regression": [np.float32(math.nan)]}
+        return [n for y in label for n in (no_label[one] if y is None else plain_label(y, one, classes))]
     return {
         "class": lambda: [classes.index(label)],
         "distribution": lambda: [np.float32(p) for p in label],
@@ -107,7 +107,7 @@ def plain_label(label, kind, classes):
 
 
 def plain_example(record, schema):
-    """Everything that is stored of a record, by name, as flat lists."""
+    """Returns everything that is stored of a record: flat lists by name."""
     (num_steps,) = {len(record[name]) for name in schema.steps}
     stored = {
         name: [one for value in record[name] for one in plain_values(value, feature)]
@@ -121,7 +121,7 @@ def plain_example(record, schema):
 
 
 def same_values(found, expected):
-    """Whether an array or a list of strings holds what a flat list says, bit for bit: -0.0 is not 0.0, NaN is NaN."""
+    """Whether an array or a list of strings equals a flat list bit by bit: -0.0 is not 0.0, and NaN equals NaN."""
     if isinstance(found, list):
         return found == expected
     dtype = np.float32 if found.dtype.kind == "f" else np.int64

@@ -1,4 +1,4 @@
-"""Numbers that never become Python objects: the same bytes and the same rejects as by the exact way."""
+"""The fast parser, which creates arrays, gives the same bytes and the same rejects as the slow parser."""
 
 import contextlib
 import json
@@ -39,8 +39,8 @@ GOOD = {
 
 LABEL = "label: {name: y, kind: regression}\n"
 ROWS = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}, w: {dtype: float32, shape: [3]}}\n" + LABEL)
-# Schemas, each with a record that fits it: what beside the steps is read of a record, and how labels and nulls are met.
-HOSTED = [
+# Schemas, each with a record that fits it. They cover the fields besides the steps, the kinds of labels, and nulls.
+SCHEMAS_AND_RECORDS = [
     (SCHEMA, GOOD),
     (
         Schema.parse(
@@ -73,22 +73,23 @@ DTYPES = {"float32": np.float64, "int64": np.int64}
 
 
 def outcome(line, schema):
-    """What becomes of a line: its bytes and where it goes, or why it does not."""
+    """Returns the encoded record of a line with its place in the shuffle, or (reason, message, id) of the reject."""
     try:
         return encode_for_shuffle(parse_line(line, schema), NOWHERE, schema, seed=0)
     except RecordError as error:
         return error.reason, error.message, error.id
 
 
-def exact(line, schema):
+def slow_outcome(line, schema):
+    """Returns the outcome without the fast parser."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "read_object", lambda line, steps: None)
         return outcome(line, schema)
 
 
-def both(line, schema):
-    """What becomes of a line by both ways, of which the first reads large lines in pieces too."""
-    expected = exact(line, schema)
+def same_outcome(line, schema):
+    """Checks that both parsers give the same outcome, also when large lines are read in pieces, and returns it."""
+    expected = slow_outcome(line, schema)
     assert outcome(line, schema) == expected
     assert outcome(bytearray(line), schema) == expected
     check_object(line, schema)
@@ -99,12 +100,12 @@ def both(line, schema):
         assert outcome(bytearray(line), schema) == expected
     with contextlib.suppress(UnicodeDecodeError):
         text = line.decode()
-        assert outcome(text, schema) == exact(text, schema)
+        assert outcome(text, schema) == slow_outcome(text, schema)
     return expected
 
 
 def check_object(line, schema):
-    """What `read_object` gives is the record as the other parser has it, fields that nothing reads too."""
+    """Checks that `read_object` returns the same record as orjson, including fields that the schema does not have."""
     found = read_object(line, schema.steps)
     if found is None:
         return
@@ -118,7 +119,7 @@ def check_object(line, schema):
             assert value.tobytes() == np.array(expected[name], value.dtype).tobytes()
         else:
             pairs.append((value, expected[name]))
-    while pairs:  # not by recursion: lines nest deep
+    while pairs:  # without recursion: lines are nested deeply
         one, other = pairs.pop()
         assert type(one) is type(other)
         if isinstance(one, dict):
@@ -130,14 +131,14 @@ def check_object(line, schema):
             assert repr(one) == repr(other)
 
 
-def test_plain_records_come_as_arrays():
+def test_numbers_of_plain_records_become_arrays():
     found = read_object(json.dumps(GOOD).encode(), SCHEMA.steps)
     for name, feature in SCHEMA.steps.items():
         assert found[name].dtype == DTYPES[feature.dtype]
         assert found[name].shape == (2, *feature.shape)
         assert found[name].tolist() == GOOD[name]
     assert (found["id"], found["y"]) == ("r", ["a", None])
-    # Also where other lists stand beside them, and brackets in strings.
+    # Also with other lists in the line, and brackets in strings.
     found = read_object(json.dumps(GOOD | {"id": "[[", "more": [[], {"a": [1]}]}).encode(), SCHEMA.steps)
     assert all(isinstance(found[name], np.ndarray) for name in SCHEMA.steps)
     assert found["more"] == [[], {"a": [1]}]
@@ -145,7 +146,7 @@ def test_plain_records_come_as_arrays():
 
 @pytest.mark.parametrize("value", ["[[1,2,[3]]]", "[[[1],2]]", "[[[1],2,3]]", "[[1,2,true]]", "[[1,2,null]]", "[[1,2]]",
                                    "[1,2,3]", '["abc"]', '[[1,2,"3"]]', '[{"a":1,"b":2,"c":3}]'])  # fmt: skip
-def test_what_is_no_list_of_numbers_comes_as_a_list(value):
+def test_a_list_with_other_values_stays_a_list(value):
     for more in ("", ',"more":[],"z":"["', ',"w":["abc"]', ',"w":[{"a":1,"b":2,"c":3}]'):
         line = f'{{"x":{value}{more}}}'.encode()
         found = read_object(line, ROWS.steps)
@@ -162,49 +163,49 @@ def test_what_is_no_list_of_numbers_comes_as_a_list(value):
         b"{'x':[]}", b'{"x":["\t"]}', b"[" * 300, b'{"x":' * 1100 + b"1" + b"}" * 1100,
     ],
 )  # fmt: skip
-def test_what_only_the_exact_way_can_read_is_left_to_it(line):
+def test_lines_for_the_slow_parser_return_none(line):
     assert read_object(line, ROWS.steps) is None
-    both(line, ROWS)
+    same_outcome(line, ROWS)
 
 
 @pytest.mark.parametrize("depth", [253, 254, 255, 1021, 1022, 1023, 1024])
 @pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
 @pytest.mark.parametrize("place", ['"x":%s', '"x":[[1,2,%s]]', '"x":[[1,2,3]],"more":%s'])
-def test_deep_nesting_has_the_same_end_either_way(depth, brackets, place):
+def test_deep_nesting_gives_the_same_outcome(depth, brackets, place):
     deep = brackets[0] * depth + "1" + brackets[1] * depth
-    both(('{"id":"r","y":1,"w":[[1,2,3]],' + place % deep + "}").encode(), ROWS)
+    same_outcome(('{"id":"r","y":1,"w":[[1,2,3]],' + place % deep + "}").encode(), ROWS)
 
 
-# A list hides among numbers, and something else has the length of a row, or of a list, but no bracket that opens it.
+# A list is hidden among numbers, and another value has the length of a row or of a list without an opening bracket.
 @pytest.mark.parametrize("more", ['"w":["abc"]', '"w":[{"a":1,"b":2,"c":3}]', '"w":[[0,1,2]],"q":[],"q\\u0000":5'])
-def test_a_list_among_numbers_is_found_whatever_stands_beside_it(more):
-    result = both(f'{{"id":"r","x":[[[1],2,3]],{more},"y":1}}'.encode(), ROWS)
+def test_a_list_among_numbers_is_found_whatever_other_fields_hold(more):
+    result = same_outcome(f'{{"id":"r","x":[[[1],2,3]],{more},"y":1}}'.encode(), ROWS)
     assert result == ("wrong_shape", "x[0][0]: [1], expected a number", "r")
 
 
 @pytest.mark.parametrize("key", ["q\\u0000r", "\\u0000", "x\\u0000", "id\\u0000", "y\\u0000z", "\\u0078x"])
-def test_a_key_is_taken_as_a_whole(key):
-    record = json.dumps(HOSTED[-1][1])[1:-1]
+def test_a_key_with_escapes_is_compared_as_a_whole(key):
+    record = json.dumps(SCHEMAS_AND_RECORDS[-1][1])[1:-1]
     for line in (f'{{{record},"{key}":[5]}}', f'{{"{key}":[[5,5,5]],{record}}}'):
-        assert both(line.encode(), ROWS).id == "a"
+        assert same_outcome(line.encode(), ROWS).id == "a"
 
 
 @pytest.mark.parametrize("keys", ["group: x\nid: id", "splits: {from: x}\nid: id", "id: x"])
-def test_a_key_that_is_a_step_feature_is_shown_as_it_was_written(keys):
+def test_a_step_feature_that_is_also_a_key_is_shown_as_written(keys):
     schema = Schema.parse(f"{keys}\nsteps: {{x: {{dtype: float32, shape: [3]}}}}\n{LABEL}")
-    assert both(b'{"id":"r","x":[[1,2,3]],"y":1}', schema)[1].startswith("x: [[1, 2, 3]], expected ")
+    assert same_outcome(b'{"id":"r","x":[[1,2,3]],"y":1}', schema)[1].startswith("x: [[1, 2, 3]], expected ")
 
 
 @pytest.mark.parametrize(
     "text", ['"}[[1,2,3]]"', '\\"}[[1,2,3]]\\"', "[[1,2,3]]", '"x":[[1,2,3]]', '"}, "x":[[1,2,3]]']
 )
-def test_a_list_in_a_string_is_none(text):
-    record = HOSTED[-1][1] | {"x": {"b": text}}
-    assert both(json.dumps(record).encode(), ROWS)[0] == "wrong_type"
+def test_a_list_in_a_string_is_not_a_list(text):
+    record = SCHEMAS_AND_RECORDS[-1][1] | {"x": {"b": text}}
+    assert same_outcome(json.dumps(record).encode(), ROWS)[0] == "wrong_type"
 
 
 @contextlib.contextmanager
-def within(seconds):
+def time_limit(seconds):
     def stop(number, frame):
         pytest.fail(f"takes more than {seconds} seconds")
 
@@ -217,13 +218,13 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-# Each in a line that is cut off, as the last one of a file may be, and takes some hundredths of a second.
+# Each line is truncated, as the last line of a file may be. It takes some hundredths of a second.
 @pytest.mark.parametrize("part", ['\\"', '\\"h', "\\\\", '\\\\\\"', '","', '":[1,"', '":["', "[", "{", "]", " ", "],"])
 @pytest.mark.parametrize("start", ['{"id":"', '{"x":[[1,2,3', '{"x":[['])
-def test_a_large_line_that_is_cut_off_takes_no_longer_than_its_size_says(start, part, monkeypatch):
+def test_a_large_truncated_line_is_parsed_in_linear_time(start, part, monkeypatch):
     monkeypatch.setattr(arrays, "_LARGE_BYTES", 2**18)
     line = (start + part * ((2**18 + 9) // len(part))).encode()
-    with within(10):
+    with time_limit(10):
         assert outcome(line, ROWS)[0] == "not_json"
 
 
@@ -240,7 +241,7 @@ def test_a_large_record_is_read_in_pieces(monkeypatch):
 
 @st.composite
 def schemas_and_records_of_all_kinds(draw):
-    """Those that fit, with what may stand beside the features: a longest length, a group, a split, what comes next."""
+    """Draws a schema and a record that fits it, with the other keys of a schema: max_length, group, splits, next_of."""
     schema, record = draw(schemas_and_records())
     document = schema.canonical()
     if draw(st.booleans()):
@@ -253,18 +254,18 @@ def schemas_and_records_of_all_kinds(draw):
             {"from": "a split"},
             draw(st.sampled_from(["train", "validation", "test"])),
         )
-    # Numbers whose next is one number, or a row of two or more.
-    may_come_next = [
+    # Features whose next value is one number, or a row of two or more.
+    next_of_names = [
         name for name, f in schema.steps.items() if f.dtype == "float32" and len(f.shape) < 2 and f.shape != (1,)
     ]
-    if may_come_next and draw(st.booleans()):
-        document["label"] = {"next_of": draw(st.sampled_from(may_come_next))}
+    if next_of_names and draw(st.booleans()):
+        document["label"] = {"next_of": draw(st.sampled_from(next_of_names))}
     return Schema.parse(json.dumps(document, ensure_ascii=False)), record
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(schemas_and_records_of_all_kinds())
-def test_records_of_every_kind_give_the_same_bytes_either_way(schema_and_record):
+def test_records_of_every_kind_give_the_same_bytes(schema_and_record):
     schema, record = schema_and_record
     for separators in ((",", ":"), (" , ", ": ")):
         text = json.dumps(record, separators=separators, ensure_ascii=separators == (",", ":"))
@@ -272,7 +273,7 @@ def test_records_of_every_kind_give_the_same_bytes_either_way(schema_and_record)
             line = text.encode()
         except UnicodeEncodeError:
             continue
-        result = both(line, schema)
+        result = same_outcome(line, schema)
         if schema.over_length == "reject" and len(result) == 3:
             assert result[0] == "over_length"
         else:
@@ -282,7 +283,7 @@ def test_records_of_every_kind_give_the_same_bytes_either_way(schema_and_record)
             )
 
 
-ODD = [
+REPLACEMENTS = [
     b"null", b"true", b"false", b'"a"', b'"["', b'"]"', b'"\\u005b"', b'"\\ud800"', b"[]", b"[1]", b"[[1]]", b"{}",
     b'{"a":[1]}',     b"-0", b"-0.0", b"1e400", b"-1e400", b"1e39", b"3.4028235677973366e38", b"3.4028235e38",
     b"1e-46", b"1e-400",
@@ -297,66 +298,69 @@ ODD = [
     b"[" * 300 + b"]" * 300,
     b"[" * 1022 + b"]" * 1022, b"[" * 1023 + b"]" * 1023, b"[" * 1100 + b"]" * 1100,
 ]  # fmt: skip
-PLACES = [b"1", b"2.5", b"[", b"]", b",", b'"a"', b"null", b":", b'"x"', b"{", b"}", b"0", b"8"]
+REPLACED = [b"1", b"2.5", b"[", b"]", b",", b'"a"', b"null", b":", b'"x"', b"{", b"}", b"0", b"8"]
 
 
-def damaged(chance, record):
-    """A good line in which something odd stands instead of something, or before it."""
+def damage(chance, record):
+    """Returns the line of a record in which up to three parts are replaced, or have an unusual value before them."""
     line = json.dumps(record, separators=(",", ":")).encode()
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         if chance.random() < 0.2:
             place = chance.randrange(len(line))
             start, stop = place, place + chance.randrange(4)
         else:
-            part = chance.choice(PLACES)
+            part = chance.choice(REPLACED)
             places = [at for at in range(len(line)) if line.startswith(part, at)] or [0]
             start = chance.choice(places)
             stop = start + chance.choice([0, len(part), len(part)])
-        line = line[:start] + chance.choice(ODD) + line[stop:]
+        line = line[:start] + chance.choice(REPLACEMENTS) + line[stop:]
     return line
 
 
-def agree_on(number, seed):
+def check_damaged_lines(number, seed):
+    """Checks `number` damaged lines. Returns their reasons, and "good" for records that are still valid."""
     chance = random.Random(seed)
     reasons = set()
     for count in range(number):
-        schema, record = chance.choice(HOSTED)
-        line = damaged(chance, record)
+        schema, record = chance.choice(SCHEMAS_AND_RECORDS)
+        line = damage(chance, record)
         try:
-            result = both(line, schema)
+            result = same_outcome(line, schema)
         except Exception as error:
             raise AssertionError(
-                f"seed {seed}, line {count} of schema {HOSTED.index((schema, record))}: {line!r}"
+                f"seed {seed}, line {count} of schema {SCHEMAS_AND_RECORDS.index((schema, record))}: {line!r}"
             ) from error
         reasons.add(result[0] if len(result) == 3 else "good")
     return reasons
 
 
-def test_hostile_lines_have_the_same_end_either_way():
-    reasons = agree_on(4000, 0)
+def test_damaged_lines_give_the_same_outcome():
+    reasons = check_damaged_lines(4000, 0)
     assert {"good", "not_json", "missing_field", "wrong_type", "wrong_shape", "not_finite", "unknown_class"} <= reasons
     assert {"uneven_lengths", "bad_id"} <= reasons
 
 
-# Where something is replaced, as a share of the line; how many bytes of it; by what.
-EDITS = st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(ODD) | st.binary(max_size=3))
+# Position of the replaced part as a fraction of the line; number of its bytes; the replacement.
+EDITS = st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(REPLACEMENTS) | st.binary(max_size=3))
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(HOSTED) | schemas_and_records_of_all_kinds(), st.lists(EDITS, min_size=1, max_size=3))
-def test_edited_records_of_every_kind_have_the_same_end_either_way(schema_and_record, edits):
+@given(
+    st.sampled_from(SCHEMAS_AND_RECORDS) | schemas_and_records_of_all_kinds(), st.lists(EDITS, min_size=1, max_size=3)
+)
+def test_edited_records_of_every_kind_give_the_same_outcome(schema_and_record, edits):
     schema, record = schema_and_record
     line = json.dumps(record).encode()
     for share, width, odd in edits:
         start = round(share * len(line))
         line = line[:start] + odd + line[start + width :]
-    both(line, schema)
+    same_outcome(line, schema)
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_a_hundred_thousand_hostile_lines_have_the_same_end_either_way(seed):
-    agree_on(100_000, seed)
+def test_a_hundred_thousand_damaged_lines_give_the_same_outcome(seed):
+    check_damaged_lines(100_000, seed)
 
 
 @pytest.mark.parametrize(
@@ -368,15 +372,15 @@ def test_a_hundred_thousand_hostile_lines_have_the_same_end_either_way(seed):
         "[[1,2,3]]]", "[[1,2,3e]]",
     ],
 )  # fmt: skip
-def test_what_is_no_list_of_rows_has_the_same_end_either_way(x):
+def test_a_feature_that_is_not_a_list_of_rows_gives_the_same_outcome(x):
     schema = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}}\nlabel: {name: y, kind: regression}\n")
     for more in ("", ',"more":[[1],2]', ',"x":[[1,2,3]]'):
-        both(b'{"id":"r","x":%b,"y":1%b}' % (x.encode(), more.encode()), schema)
+        same_outcome(b'{"id":"r","x":%b,"y":1%b}' % (x.encode(), more.encode()), schema)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=9), st.integers(0, 3))
-def test_lists_that_are_cut_into_pieces_are_one_list(rows, spaces):
+def test_a_list_read_in_pieces_is_one_list(rows, spaces):
     schema = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}}\nlabel: {name: y, kind: regression}\n")
     text = json.dumps({"id": 1, "x": rows, "y": 2}).replace("Infinity", "1e999").replace(",", " " * spaces + ",")
-    both(text.encode(), schema)
+    same_outcome(text.encode(), schema)

@@ -1,4 +1,4 @@
-"""Files come as lines that know their place, wherever a file is cut into chunks."""
+"""Lines are read once and with their place, whatever the chunks of a file; patterns give the files to read."""
 
 import gzip
 import hashlib
@@ -20,22 +20,22 @@ from pipeline.shuffle.reject_runs import write_reject_run
 
 
 def read(path, width=None):
-    """All items of a file, cut into chunks of `width` bytes."""
+    """Returns the batches and summaries of a file that is split into chunks of `width` bytes."""
     size = os.path.getsize(path)
     starts = range(0, size, width or size or 1)
     chunks = [Chunk(str(path), start, min(start + (width or size), size), False) for start in starts]
     return [item for chunk in chunks for item in read_chunk(chunk)]
 
 
-def located(items):
-    """(byte offset, line) of every line."""
+def offsets_and_lines(items):
+    """Returns (byte offset, line) for every line."""
     return [
         row for batch in items if isinstance(batch, LineBatch) for row in zip(batch.offsets, batch.lines, strict=True)
     ]
 
 
 def expected_lines(content):
-    """(number from 1, byte offset, line) of the lines that are not blank, said as plainly as can be."""
+    """Returns (number from 1, byte offset, line) for the lines that are not blank, in the simplest way."""
     rows, offset = [], 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         text = line.removesuffix(b"\r")
@@ -53,18 +53,18 @@ CONTENTS = st.lists(PIECES, max_size=30).map(b"".join)
 
 @settings(max_examples=150, deadline=None)
 @given(CONTENTS, st.integers(1, 60))
-def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path_factory, content, width):
+def test_every_line_is_read_once_with_its_place_whatever_the_chunks(tmp_path_factory, content, width):
     folder = tmp_path_factory.getbasetemp() / "cut"
     folder.mkdir(exist_ok=True)
     path = folder / "raw.jsonl"
     path.write_bytes(content)
     items = read(path, width)
     expected = expected_lines(content)
-    assert located(items) == [(offset, line) for _, offset, line in expected]
+    assert offsets_and_lines(items) == [(offset, line) for _, offset, line in expected]
     chunks = [item for item in items if isinstance(item, ChunkSummary)]
     assert sum(chunk.num_bytes for chunk in chunks) == len(content)
 
-    # A reject names its line by the lines of the chunks before it, in whichever order all of it arrives.
+    # The line number of a reject counts the lines of the chunks before it, whatever the order of chunks and rejects.
     rejects = [
         Reject(
             "not_json", "m", None, Origin(str(path), batch.chunk, offset, number, hashlib.sha256(line).digest(), None)
@@ -86,7 +86,7 @@ def test_every_line_is_read_once_with_its_place_however_the_file_is_cut(tmp_path
     ]
 
 
-def test_the_cut_into_chunks_covers_a_file(tmp_path):
+def test_the_chunks_cover_a_file(tmp_path):
     path = tmp_path / "raw.jsonl"
     with open(path, "wb") as file:
         file.truncate(2 * lines.CHUNK_BYTES + 5)
@@ -97,19 +97,19 @@ def test_the_cut_into_chunks_covers_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["raw.jsonl.gz", "raw.jsonl", "raw"])
-def test_gzip_is_known_by_its_bytes_whatever_the_name(tmp_path, name):
+def test_gzip_is_recognized_by_its_bytes_whatever_the_name(tmp_path, name):
     content = b"".join(b'{"n": %d}\r\n' % n for n in range(1000))
     path = tmp_path / name
-    # Two members, as `cat a.gz b.gz` makes them.
+    # Two members, as `cat a.gz b.gz` writes them.
     path.write_bytes(gzip.compress(content[:100]) + gzip.compress(content[100:]))
     (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
     items = list(read_chunk(chunk))
-    assert located(items) == [(offset, line) for _, offset, line in expected_lines(content)]
+    assert offsets_and_lines(items) == [(offset, line) for _, offset, line in expected_lines(content)]
     assert (items[-1].num_lines, items[-1].num_bytes) == (1000, len(content))
 
 
 @pytest.mark.parametrize("kept", [3, 11, -9, -8, -1])
-def test_a_gzip_file_that_is_cut_off_is_named(tmp_path, kept):
+def test_an_incomplete_gzip_file_is_named(tmp_path, kept):
     path = tmp_path / "raw.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"n": 1}\n' * 1000)[:kept])
     (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
@@ -127,19 +127,19 @@ def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path):
         list(read_chunk(chunk))
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/gone: cannot be read: No such file or directory"):
         list(read_chunk(Chunk(f"{tmp_path}/gone", 0, 10, False)))
 
 
-def test_a_line_beyond_the_limit_is_cut_off_and_the_next_one_found(tmp_path):
+def test_a_line_above_the_limit_is_truncated_and_the_next_line_is_read(tmp_path):
     path = tmp_path / "raw.jsonl"
     with open(path, "wb") as file:
         file.write(b"first\n")
         file.truncate(6 + LIMITS.record_bytes + 10)
         file.seek(0, 2)
         file.write(b"\nlast")
-    first, large, last = located(read(path, lines.CHUNK_BYTES))
+    first, large, last = offsets_and_lines(read(path, lines.CHUNK_BYTES))
     assert (first, last) == ((0, b"first"), (6 + LIMITS.record_bytes + 11, b"last"))
     assert large[0] == 6
     assert LIMITS.record_bytes < len(large[1]) <= LIMITS.record_bytes + 2
@@ -176,7 +176,7 @@ def folder(tmp_path):
         (["/b.ndjson", "/a.jsonl", "/a.jsonl"], ["a.jsonl", "b.ndjson"]),
     ],
 )
-def test_a_file_a_glob_or_a_folder_gives_its_files_sorted_and_once(folder, patterns, found):
+def test_files_globs_and_folders_give_their_files_sorted_and_without_duplicates(folder, patterns, found):
     files = find_files([f"{folder}{pattern}" for pattern in patterns])
     assert files == [RawFile(f"{folder}/{name}", 3) for name in found]
 
@@ -187,7 +187,7 @@ def test_an_input_that_matches_no_file_is_an_error(folder, pattern):
         find_files([f"{folder}/a.jsonl", f"{folder}{pattern}"])
 
 
-def test_another_compression_is_refused(folder):
+def test_an_unsupported_compression_is_an_error(folder):
     (folder / "a.jsonl.zst").write_bytes(b"x")
     with pytest.raises(
         UserError, match=r"a\.jsonl\.zst: this compression is not supported; expected plain JSON Lines or"

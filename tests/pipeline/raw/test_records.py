@@ -1,4 +1,4 @@
-"""A raw record becomes a sequence, or is refused with a reason, the place, the value and what was expected."""
+"""A raw record is parsed, or rejected with a reason, the place, the value and what was expected."""
 
 import json
 import math
@@ -39,25 +39,26 @@ KINDS = {
         "step_regression": "",
     }.items()
 }
-# Nulls may be anywhere, and the label is a feature.
+# Nulls are allowed everywhere, and the label is the next value of a feature.
 WITH_NULLS = Schema.parse(
     "id: id\nlabel: {next_of: x}\n"
     + STEPS.replace("shape: [2]", "shape: [2], missing: fill")
     + "context: {who: {dtype: string, vocabulary: 3, missing: indicator}}\n"
 )
-# A feature of every shape in which values are nested.
+# A feature with nested lists.
 DEEP = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [2, 3]}}\n" + CLASS)
 ALL_SCHEMAS = [SCHEMA, GROUPED, FROM_FIELD, WITHOUT_ID, DEEP, WITH_NULLS, *KINDS.values()]
 
 
-def refusal(record, schema=SCHEMA):
+def reject(record, schema=SCHEMA):
+    """Parses a record that must be rejected. Returns (reason, message, id)."""
     parse = parse_line if isinstance(record, str | bytes) else parse_record
     with pytest.raises(RecordError) as caught:
         parse(record, schema)
     return caught.value.reason, caught.value.message, caught.value.id
 
 
-def test_a_good_record_is_a_sequence():
+def test_a_valid_record_is_parsed():
     sequence = parse_line(json.dumps(GOOD), SCHEMA)
     assert (sequence.id, sequence.num_steps, sequence.truncated) == ("r", 2, False)
     assert (sequence.group, sequence.split) == (None, None)
@@ -88,8 +89,8 @@ def test_a_good_record_is_a_sequence():
         (b"[" + b" " * LIMITS.record_bytes, "too_large", "larger than 67,108,864 bytes"),
     ],
 )
-def test_a_line_that_is_no_record_says_why(line, reason, message):
-    found_reason, found_message, record_id = refusal(line)
+def test_a_line_that_is_not_a_record_is_rejected_with_the_cause(line, reason, message):
+    found_reason, found_message, record_id = reject(line)
     assert (found_reason, record_id) == (reason, None)
     assert message in found_message
     assert found_message.isprintable()
@@ -133,50 +134,50 @@ def test_a_line_that_is_no_record_says_why(line, reason, message):
         ({"y": ["a"]}, "wrong_type", 'y: ["a"], expected the name of a class'),
     ],
 )
-def test_a_bad_field_says_why_and_where(change, reason, message):
-    found_reason, found_message, record_id = refusal(GOOD | change)
+def test_a_wrong_value_is_rejected_with_its_place_and_the_cause(change, reason, message):
+    found_reason, found_message, record_id = reject(GOOD | change)
     assert (found_reason, record_id) == (reason, "r")
     assert message in found_message
     assert found_message.isprintable()
 
 
 @pytest.mark.parametrize("field", ["x", "page", "word", "y"])
-def test_a_missing_field_says_which_and_what_is_there(field):
+def test_a_missing_field_is_rejected_with_its_name_and_the_fields_of_the_record(field):
     record = {name: value for name, value in GOOD.items() if name != field}
-    reason, message, record_id = refusal(record)
+    reason, message, record_id = reject(record)
     assert (reason, record_id) == ("missing_field", "r")
     assert message.startswith(f'{field}: this field is missing; the record has ["id", ')
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999", "1e39", "-1e39", "1" + "0" * 400])
-def test_a_number_that_is_not_finite_is_found_however_it_is_written(word):
+def test_a_non_finite_number_is_rejected_in_every_notation(word):
     line = json.dumps(GOOD).replace("4.5", word)
-    reason, message, record_id = refusal(line)
+    reason, message, record_id = reject(line)
     assert (reason, record_id) == ("not_finite", "r")
     assert message.startswith("x[1][1]: ")
 
 
-def test_a_number_that_is_not_finite_does_no_harm_where_nothing_reads_it():
+def test_a_non_finite_number_in_a_field_outside_the_schema_is_ignored():
     line = json.dumps(GOOD)[:-1] + f', "note": [NaN, -Infinity, 1e999, 1{"0" * 5000}]}}'
     assert parse_line(line, SCHEMA).features["x"].tolist() == GOOD["x"]
 
 
-def test_the_places_of_a_deeply_shaped_feature_are_told():
+def test_the_place_in_a_nested_feature_has_every_index():
     record = {"id": "r", "y": "a", "x": [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, None, 6]]]}
-    assert refusal(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (set missing: ")
+    assert reject(record, DEEP)[1].startswith("x[1][1][1]: null, expected a number (set missing: ")
     record["x"][1][1] = [4, 5]
-    assert refusal(record, DEEP)[:2] == ("wrong_shape", "x[1][1]: [4, 5], expected 3 values, not 2")
+    assert reject(record, DEEP)[:2] == ("wrong_shape", "x[1][1]: [4, 5], expected 3 values, not 2")
 
 
 @pytest.mark.parametrize("bad", [None, True, 1.5, ["a"], {"a": 1}, "\ud800", float("nan")])
-def test_an_id_that_is_no_string_or_integer_is_refused(bad):
-    reason, message, record_id = refusal(GOOD | {"id": bad})
+def test_an_id_that_is_not_a_string_or_an_integer_is_rejected(bad):
+    reason, message, record_id = reject(GOOD | {"id": bad})
     assert (reason, record_id) == ("bad_id", None)
     assert message.startswith("id: ")
 
 
-def test_a_missing_id_is_refused():
-    assert refusal({"x": []}) == (
+def test_a_missing_id_is_rejected():
+    assert reject({"x": []}) == (
         "bad_id",
         "id: this field is missing; expected a string or an integer of up to 64 bits",
         None,
@@ -184,11 +185,12 @@ def test_a_missing_id_is_refused():
 
 
 @pytest.mark.parametrize("record_id", [1, "1", np.int64(1), np.str_("1")])
-def test_one_and_the_word_1_are_the_same_id(record_id):
+def test_the_integer_1_and_the_string_1_are_the_same_id(record_id):
     assert parse_record(GOOD | {"id": record_id}, SCHEMA).id == "1"
 
 
 def shuffled(value, rng):
+    """Returns `value` with the keys of all objects in random order."""
     if isinstance(value, dict):
         items = list(value.items())
         rng.shuffle(items)
@@ -197,7 +199,7 @@ def shuffled(value, rng):
 
 
 @pytest.mark.parametrize("extra", [{}, {"big": 10**30}, {"deep": {"b": [{"d": 1, "c": 2}], "a": 0.1}}])
-def test_without_an_id_it_is_a_hash_that_ignores_white_space_and_the_order_of_keys(extra):
+def test_without_an_id_field_the_id_is_a_hash_that_ignores_white_space_and_key_order(extra):
     rng = random.Random(1)
     record = {name: value for name, value in GOOD.items() if name != "id"} | extra
     lines = [json.dumps(shuffled(record, rng), indent=rng.choice([None, 2])) for _ in range(6)]
@@ -206,20 +208,20 @@ def test_without_an_id_it_is_a_hash_that_ignores_white_space_and_the_order_of_ke
     assert parse_record(record | {"x": [[1, 2], [3, 4]]}, WITHOUT_ID).id != parse_line(lines[0], WITHOUT_ID).id
 
 
-def test_the_hash_of_a_record_with_arrays_is_over_all_their_values():
+def test_the_hash_of_a_record_depends_on_every_value_of_its_arrays():
     def record(value):
         x = np.zeros((2, 4000), np.float32)
         x[0, 2000] = value
-        # Not contiguous, and an integer beyond 64 bits: what orjson does not write itself.
+        # An array that is not contiguous, and an integer of more than 64 bits: orjson cannot write either.
         return {"x": x.T, "page": np.zeros(4000, int), "word": ["u"] * 4000, "y": "a", "big": 10**30, 3: "key"}
 
     assert parse_record(record(1), WITHOUT_ID).id != parse_record(record(2), WITHOUT_ID).id
     assert parse_record(record(1), WITHOUT_ID).id == parse_record(record(1), WITHOUT_ID).id
 
 
-def test_a_record_without_id_that_is_nested_too_deep_is_refused():
+def test_a_record_without_id_that_is_nested_too_deeply_is_rejected():
     line = json.dumps(GOOD)[:-1] + ', "note": ' + "[" * 1000 + "]" * 1000 + "}"
-    assert refusal(line, WITHOUT_ID) == ("not_json", "nested deeper than 254 levels", None)
+    assert reject(line, WITHOUT_ID) == ("not_json", "nested deeper than 254 levels", None)
     assert parse_line(line, SCHEMA).id == "r"
 
 
@@ -231,21 +233,21 @@ def test_a_record_without_id_that_is_nested_too_deep_is_refused():
         ([[np.float32(1), np.int8(2)], [np.float64(3), 4.5]], GOOD["x"]),
     ],
 )
-def test_numpy_arrays_and_scalars_serve_as_lists_and_numbers(given_values, plain):
+def test_numpy_arrays_and_scalars_are_parsed_like_lists_and_numbers(given_values, plain):
     record = GOOD | {"x": given_values, "page": np.array([0, 4], np.int32), "y": np.str_("a")}
     sequence = parse_record(record, SCHEMA)
     assert sequence.features["x"].tolist() == plain
     assert sequence.features["page"].tolist() == [0, 4]
-    assert refusal(GOOD | {"x": [np.array([1, 2]), np.array([3, np.nan])]})[0] == "not_finite"
-    assert refusal(GOOD | {"x": [np.array([1, 2]), np.array([3])]})[:2] == (
+    assert reject(GOOD | {"x": [np.array([1, 2]), np.array([3, np.nan])]})[0] == "not_finite"
+    assert reject(GOOD | {"x": [np.array([1, 2]), np.array([3])]})[:2] == (
         "wrong_shape",
         "x[1]: [3], expected 2 values, not 1",
     )
-    assert refusal(GOOD | {"x": np.array([1, 2])})[0] == "wrong_shape"
+    assert reject(GOOD | {"x": np.array([1, 2])})[0] == "wrong_shape"
 
 
 @pytest.mark.parametrize(("value", "index"), [("a", 0), (1, 1), ("1", 1), (True, 2), ("true", 2)])
-def test_a_class_may_be_a_word_a_number_or_a_boolean(value, index):
+def test_a_class_may_be_a_string_an_integer_or_a_boolean(value, index):
     assert parse_record(GOOD | {"y": value}, SCHEMA).label.tolist() == [index]
 
 
@@ -261,7 +263,7 @@ def test_a_distribution_is_a_probability_for_each_class():
         ([0.5, "0.5"], "wrong_type", 'y[1]: "0.5", expected a number'),
         (0.5, "wrong_type", "y: 0.5, expected a list"),
     ]:
-        found_reason, found_message, _ = refusal(GOOD | {"y": bad}, schema)
+        found_reason, found_message, _ = reject(GOOD | {"y": bad}, schema)
         assert found_reason == reason
         assert found_message.startswith(message)
 
@@ -269,17 +271,17 @@ def test_a_distribution_is_a_probability_for_each_class():
 def test_a_regression_is_a_finite_number():
     schema = KINDS["regression"]
     assert parse_record(GOOD | {"y": 3}, schema).label.tolist() == [3.0]
-    assert refusal(GOOD | {"y": 1e39}, schema)[:1] == ("not_finite",)
-    assert refusal(GOOD | {"y": "3"}, schema)[:2] == ("wrong_type", 'y: "3", expected a number')
-    assert refusal(GOOD | {"y": True}, schema)[:2] == ("wrong_type", "y: true, expected a number")
+    assert reject(GOOD | {"y": 1e39}, schema)[:1] == ("not_finite",)
+    assert reject(GOOD | {"y": "3"}, schema)[:2] == ("wrong_type", 'y: "3", expected a number')
+    assert reject(GOOD | {"y": True}, schema)[:2] == ("wrong_type", "y: true, expected a number")
 
 
-def test_a_class_for_each_step_may_be_null_and_is_as_long_as_the_features():
+def test_step_classes_may_be_null_and_have_the_length_of_the_features():
     schema = KINDS["step_class"]
     assert parse_record(GOOD | {"y": ["b", None]}, schema).label.tolist() == [1, NO_LABEL]
-    assert refusal(GOOD | {"y": ["b"]}, schema)[0] == "uneven_lengths"
-    assert refusal(GOOD | {"y": ["b", "c"]}, schema)[1] == 'y[1]: "c", expected one of ["a", "b"]'
-    assert refusal(GOOD | {"y": None}, schema)[0] == "wrong_type"
+    assert reject(GOOD | {"y": ["b"]}, schema)[0] == "uneven_lengths"
+    assert reject(GOOD | {"y": ["b", "c"]}, schema)[1] == 'y[1]: "c", expected one of ["a", "b"]'
+    assert reject(GOOD | {"y": None}, schema)[0] == "wrong_type"
 
 
 @pytest.mark.parametrize(("over_length", "kept"), [("truncate_head", [2, 3, 4]), ("truncate_tail", [0, 1, 2])])
@@ -303,23 +305,23 @@ def test_truncate_head_drops_the_first_steps_and_truncate_tail_the_last(over_len
 
 def test_a_group_is_a_key_like_an_id():
     assert parse_record(GOOD | {"who": 7}, GROUPED).group == "7"
-    assert refusal(GOOD | {"who": None}, GROUPED)[:2] == (
+    assert reject(GOOD | {"who": None}, GROUPED)[:2] == (
         "wrong_type",
         "who: null, expected a string or an integer of up to 64 bits",
     )
-    assert refusal({k: v for k, v in GOOD.items() if k != "who"}, GROUPED)[0] == "missing_field"
+    assert reject({k: v for k, v in GOOD.items() if k != "who"}, GROUPED)[0] == "missing_field"
 
 
-def test_a_record_may_name_its_split():
+def test_a_field_of_the_record_may_name_its_split():
     assert parse_record(GOOD, FROM_FIELD).split == "test"
     assert parse_record(GOOD | {"part": np.str_("train")}, FROM_FIELD).split == "train"
-    assert refusal(GOOD | {"part": "dev"}, FROM_FIELD)[:2] == (
+    assert reject(GOOD | {"part": "dev"}, FROM_FIELD)[:2] == (
         "unknown_class",
         'part: "dev", expected one of train, validation, test',
     )
     for bad in (None, ["train"], np.array(["train", "test"])):
-        assert refusal(GOOD | {"part": bad}, FROM_FIELD)[0] == "wrong_type"
-    assert refusal({k: v for k, v in GOOD.items() if k != "part"}, FROM_FIELD)[0] == "missing_field"
+        assert reject(GOOD | {"part": bad}, FROM_FIELD)[0] == "wrong_type"
+    assert reject({k: v for k, v in GOOD.items() if k != "part"}, FROM_FIELD)[0] == "missing_field"
 
 
 JSON_VALUES = st.recursive(
@@ -336,6 +338,7 @@ JSON_VALUES = st.recursive(
 
 
 def check_outcome(parse, record, schema):
+    """Checks that `parse` returns a valid record, or raises a RecordError with a known reason."""
     try:
         sequence = parse(record, schema)
     except RecordError as error:
@@ -353,7 +356,7 @@ def check_outcome(parse, record, schema):
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(ALL_SCHEMAS), st.dictionaries(st.sampled_from(list(GOOD)), JSON_VALUES, max_size=3))
 @example(WITHOUT_ID, {"x": [[1, 10**400], [3, 4]]})
-def test_any_json_value_in_any_place_gives_a_sequence_or_a_reason(schema, change):
+def test_any_json_value_in_any_field_gives_a_record_or_a_reason(schema, change):
     record = GOOD | change
     check_outcome(parse_record, record, schema)
     check_outcome(parse_line, json.dumps(record), schema)
@@ -361,14 +364,14 @@ def test_any_json_value_in_any_place_gives_a_sequence_or_a_reason(schema, change
 
 @settings(max_examples=300, deadline=None)
 @given(JSON_VALUES | st.text(), st.sampled_from(ALL_SCHEMAS))
-def test_any_json_at_all_gives_a_sequence_or_a_reason(value, schema):
+def test_any_json_gives_a_record_or_a_reason(value, schema):
     check_outcome(parse_record, value, schema)
     check_outcome(parse_line, json.dumps(value), schema)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | st.text(st.characters(), max_size=60), st.integers(0, 150), st.integers(0, 5))
-def test_any_damage_to_a_line_gives_a_sequence_or_a_reason(junk, start, width):
+def test_any_damage_to_a_line_gives_a_record_or_a_reason(junk, start, width):
     line = json.dumps(GOOD)
     if isinstance(junk, bytes):
         line = line.encode()
@@ -376,8 +379,8 @@ def test_any_damage_to_a_line_gives_a_sequence_or_a_reason(junk, start, width):
     check_outcome(parse_line, line[:start] + junk + line[start + width :], SCHEMA)
 
 
-def test_tuples_serve_as_lists():
-    """Beam's own transforms make them."""
+def test_tuples_are_parsed_like_lists():
+    """Beam's own transforms return tuples."""
     record = GOOD | {"x": ((1, 2), [3, 4.5]), "page": (0, 4), "word": ("u", "ü")}
     ours, theirs = parse_record(record, SCHEMA), parse_record(GOOD, SCHEMA)
     assert ours.features["x"].tolist() == theirs.features["x"].tolist()
@@ -385,7 +388,7 @@ def test_tuples_serve_as_lists():
     assert ours.features["word"] == theirs.features["word"]
 
 
-def test_a_record_beyond_a_limit_of_ones_own_is_too_large():
+def test_a_record_above_custom_limits_is_too_large():
     line = json.dumps(GOOD)
     assert parse_line(line, SCHEMA, limits=Limits(len(line), len(GOOD["x"]))).id == GOOD["id"]
     for limits, message in [

@@ -1,4 +1,4 @@
-"""The samples: records that their schema reads, with labels that are right, the same from the same seed."""
+"""The samples fit their schemas, have correct labels, and depend only on the seed."""
 
 import json
 import pathlib
@@ -15,16 +15,16 @@ from pipeline.schema.schema import Schema
 NAMES = ["temporal_order", "adding", "seed"]
 
 
-def written(name, folder, **arguments):
-    """(raw records, the sequences they parse to, schema)"""
+def write_and_parse(name, folder, **arguments):
+    """Writes a sample and returns (raw records, parsed records, schema)."""
     raw, schema_path = write_sample(name, str(folder / "raw.jsonl"), **arguments)
     schema = Schema.read(schema_path)
     lines = pathlib.Path(raw).read_bytes().splitlines()
     return [json.loads(line) for line in lines], [parse_line(line, schema) for line in lines], schema
 
 
-def test_the_order_is_that_of_the_two_marked_symbols(tmp_path):
-    records, sequences, schema = written("temporal_order", tmp_path, num_records=400)
+def test_the_temporal_order_label_is_the_order_of_the_two_marked_symbols(tmp_path):
+    records, sequences, schema = write_and_parse("temporal_order", tmp_path, num_records=400)
     assert [record["id"] for record in records] == list(range(400))
     for record, sequence in zip(records, sequences, strict=True):
         symbols = "".join(record["symbol"])
@@ -37,8 +37,8 @@ def test_the_order_is_that_of_the_two_marked_symbols(tmp_path):
     assert {len(record["symbol"]) for record in records} == set(range(20, 51))
 
 
-def test_the_sum_is_that_of_the_two_marked_numbers(tmp_path):
-    records, sequences, _ = written("adding", tmp_path, num_records=400)
+def test_the_adding_label_is_the_sum_of_the_two_marked_numbers(tmp_path):
+    records, sequences, _ = write_and_parse("adding", tmp_path, num_records=400)
     for record, sequence in zip(records, sequences, strict=True):
         values, markers = np.array(record["x"]).T
         assert 10 <= len(values) <= 40
@@ -49,8 +49,8 @@ def test_the_sum_is_that_of_the_two_marked_numbers(tmp_path):
     assert {len(record["x"]) for record in records} == set(range(10, 41))
 
 
-def test_the_seed_has_records_of_50_then_10_then_60_steps_and_random_distributions(tmp_path):
-    records, sequences, schema = written("seed", tmp_path, num_records=31)
+def test_the_seed_sample_has_50_then_10_then_60_steps_and_random_distributions(tmp_path):
+    records, sequences, schema = write_and_parse("seed", tmp_path, num_records=31)
     assert [len(record["x"]) for record in records] == [50] * 11 + [10] * 10 + [60] * 10
     assert {len(step) for record in records for step in record["x"]} == {100}
     labels = np.array([record["y"] for record in records])
@@ -62,12 +62,12 @@ def test_the_seed_has_records_of_50_then_10_then_60_steps_and_random_distributio
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_bytes(tmp_path, name):
-    def made(folder, seed):
+    def write(folder, seed):
         paths = write_sample(name, str(tmp_path / folder / "raw.jsonl"), num_records=20, seed=seed)
         return [pathlib.Path(path).read_bytes() for path in paths]
 
-    assert made("a", 3) == made("b", 3)
-    assert made("a2", 3)[0] != made("c", 4)[0]
+    assert write("a", 3) == write("b", 3)
+    assert write("a2", 3)[0] != write("c", 4)[0]
 
 
 @pytest.mark.parametrize(("name", "records"), [("temporal_order", 5000), ("adding", 5000), ("seed", 3000)])
@@ -81,7 +81,7 @@ def test_the_command_writes_records_and_schema(tmp_path, capsys, name, records):
     assert (tmp_path / "deep" / "raw.jsonl").read_bytes().count(b"\n") == records
 
 
-def test_what_is_there_is_replaced_only_when_told(tmp_path, capsys):
+def test_existing_files_are_replaced_only_with_overwrite(tmp_path, capsys):
     (tmp_path / "raw.schema.yaml").write_text("mine")
     arguments = ["sample", "adding", "--num_records", 3, "--output", tmp_path / "raw.jsonl"]
     status, out, err = datasets.call(capsys, *arguments)
@@ -105,7 +105,7 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path, capsys):
         (["adding", "--output", "raw.jsonl", "--sed", "0"], "unknown flag --sed; did you mean --seed?"),
     ],
 )
-def test_a_wrong_flag_is_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+def test_a_wrong_flag_is_an_error_of_one_line(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = datasets.call(capsys, "sample", *arguments)
     assert (status, out, len(err)) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""Nulls, context and every kind of label: what the fast parser makes of them is what an obvious one does."""
+"""The parser gives the same nulls, context and labels as a simple parser."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from pipeline.schema.labels import Label
 from pipeline.schema.record import NO_LABEL, is_missing, named_classes, num_labels
 from pipeline.schema.schema import Schema
 
-WAY_OUT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
+NULL_HINT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
 EVERY = Schema.parse(
     """
 id: id
@@ -55,7 +55,8 @@ GOOD = {
 }
 
 
-def refusal(record, schema=EVERY):
+def reject(record, schema=EVERY):
+    """Parses a record that must be rejected. Returns (reason, message)."""
     with pytest.raises(RecordError) as caught:
         parse_record(record, schema)
     assert caught.value.message == str(caught.value)
@@ -64,7 +65,7 @@ def refusal(record, schema=EVERY):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schemas_and_records())
-def test_any_record_with_nulls_is_what_an_obvious_parser_makes_of_it(drawn):
+def test_any_record_with_nulls_is_parsed_as_by_a_simple_parser(drawn):
     schema, record = drawn
     expected = plain_example(record, schema)
     for sequence in (parse_record(record, schema), parse_line(json.dumps(record), schema)):
@@ -82,7 +83,7 @@ def test_any_record_with_nulls_is_what_an_obvious_parser_makes_of_it(drawn):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schemas_and_records(), st.data())
-def test_a_null_where_none_may_be_is_told_with_its_place_and_the_way_out(drawn, data):
+def test_a_null_that_is_not_allowed_is_rejected_with_its_place_and_a_hint(drawn, data):
     schema, record = drawn
     strict = [name for name, feature in schema.features.items() if not feature.allows_nulls]
     if not strict:
@@ -98,10 +99,10 @@ def test_a_null_where_none_may_be_is_told_with_its_place_and_the_way_out(drawn, 
     for key in path:
         inner = inner[key]
     inner[last] = None
-    reason, message = refusal(record, schema)
+    reason, message = reject(record, schema)
     assert reason == "wrong_type"
     assert message.startswith(f"{name}{''.join(f'[{position}]' for position in place)}: null, expected ")
-    assert message.endswith(WAY_OUT)
+    assert message.endswith(NULL_HINT)
     assert "\n" not in message
 
 
@@ -130,26 +131,26 @@ def test_a_record_of_every_kind_of_feature_is_stored_with_its_nulls():
     }
 
 
-def test_a_context_field_that_is_left_out_is_null_where_that_may_be():
+def test_a_missing_context_field_is_null_if_nulls_are_allowed():
     short = {name: value for name, value in GOOD.items() if name not in ("age", "city", "plan")}
     sequence = parse_record(short, EVERY)
     assert np.isnan(sequence.context["age"])
     assert (sequence.context["city"], sequence.context["plan"].tolist()) == ([b"\xff"], [-1, -1])
-    reason, message = refusal({name: value for name, value in GOOD.items() if name != "size"})
+    reason, message = reject({name: value for name, value in GOOD.items() if name != "size"})
     assert (reason, message.split(";")[0]) == ("missing_field", "size: this field is missing")
 
 
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ({"strict": [1, None]}, "wrong_type", f"strict[1]: null, expected a number{WAY_OUT}"),
-        ({"size": [1, None]}, "wrong_type", f"size[1]: null, expected a number{WAY_OUT}"),
-        ({"size": None}, "wrong_type", f"size: null, expected a list of 2 values{WAY_OUT}"),
-        ({"kind": None}, "wrong_type", f"kind: null, expected a string{WAY_OUT}"),
-        ({"code": None}, "wrong_type", f"code: null, expected an integer{WAY_OUT}"),
-        # Nothing says how many steps there would be.
+        ({"strict": [1, None]}, "wrong_type", f"strict[1]: null, expected a number{NULL_HINT}"),
+        ({"size": [1, None]}, "wrong_type", f"size[1]: null, expected a number{NULL_HINT}"),
+        ({"size": None}, "wrong_type", f"size: null, expected a list of 2 values{NULL_HINT}"),
+        ({"kind": None}, "wrong_type", f"kind: null, expected a string{NULL_HINT}"),
+        ({"code": None}, "wrong_type", f"code: null, expected an integer{NULL_HINT}"),
+        # A null instead of all steps does not say how many steps there are.
         ({"x": None}, "wrong_type", "x: null, expected a list with one value per step"),
-        # A place of nulls may hold no other wrong thing.
+        # Values that are wrong for another reason are still rejected where nulls are allowed.
         ({"x": [[1, "a"], None]}, "wrong_type", 'x[0][1]: "a", expected a number'),
         ({"x": [[1], None]}, "wrong_shape", "x[0]: [1], expected 2 values, not 1"),
         ({"x": [None, 3]}, "wrong_shape", "x[1]: 3, expected a list of 2 values"),
@@ -171,14 +172,14 @@ def test_a_context_field_that_is_left_out_is_null_where_that_may_be():
         ({"y": None}, "wrong_type", "y: null, expected a list with one value per step"),
     ],
 )
-def test_what_is_wrong_beside_nulls_is_told_with_its_place(change, reason, message):
-    found = refusal(GOOD | change)
+def test_a_wrong_value_among_nulls_is_rejected_with_its_place(change, reason, message):
+    found = reject(GOOD | change)
     assert found[0] == reason
     assert found[1].startswith(message)
-    assert message.endswith(WAY_OUT) == found[1].endswith(WAY_OUT)
+    assert message.endswith(NULL_HINT) == found[1].endswith(NULL_HINT)
 
 
-def test_arrays_may_hold_nulls_where_lists_may():
+def test_arrays_may_hold_nulls_like_lists():
     as_arrays = GOOD | {"x": [np.array([1, 2], np.float32), None], "page": np.array([4, None], object)}
     sequence = parse_record(as_arrays, EVERY)
     np.testing.assert_array_equal(sequence.features["x"], [[1, 2], [math.nan, math.nan]])
@@ -192,7 +193,7 @@ def labels(kind):
     )
 
 
-def test_several_labels_are_a_list_of_class_names():
+def test_a_multilabel_is_a_list_of_class_names():
     schema = labels("multilabel")
     record = {"id": 1, "n": [0, 0]}
     assert parse_record(record | {"y": []}, schema).label.tolist() == [0, 0, 0]
@@ -205,10 +206,10 @@ def test_several_labels_are_a_list_of_class_names():
         ([["a"]], "wrong_type", 'y: ["a"], expected the name of a class'),
         (["b"], "unknown_class", 'y: "b", expected one of ["a", "1", "true"]'),
     ]:
-        assert refusal(record | {"y": bad}, schema) == (reason, message)
+        assert reject(record | {"y": bad}, schema) == (reason, message)
 
 
-def test_several_labels_of_a_step_are_a_list_or_null():
+def test_a_multilabel_of_a_step_is_a_list_or_null():
     schema = labels("step_multilabel")
     record = {"id": 1, "n": [0, 0, 0]}
     assert parse_record(record | {"y": [["a"], None, []]}, schema).label.tolist() == [
@@ -216,19 +217,19 @@ def test_several_labels_of_a_step_are_a_list_or_null():
         [-1, -1, -1],
         [0, 0, 0],
     ]
-    assert refusal(record | {"y": [["a"], "1", []]}, schema) == (
+    assert reject(record | {"y": [["a"], "1", []]}, schema) == (
         "wrong_type",
         'y[1]: "1", expected a list of class names',
     )
-    assert refusal(record | {"y": [["a"], None]}, schema)[0] == "uneven_lengths"
-    assert refusal(record | {"y": [["a"], None, ["b"]]}, schema)[1] == 'y[2]: "b", expected one of ["a", "1", "true"]'
+    assert reject(record | {"y": [["a"], None]}, schema)[0] == "uneven_lengths"
+    assert reject(record | {"y": [["a"], None, ["b"]]}, schema)[1] == 'y[2]: "b", expected one of ["a", "1", "true"]'
 
 
-def test_one_regression_is_never_null():
+def test_a_label_of_a_record_is_never_null():
     schema = Schema.parse("id: id\nsteps: {n: {dtype: float32}}\nlabel: {name: y, kind: regression}")
-    assert refusal({"id": 1, "n": [0], "y": None}, schema) == ("wrong_type", "y: null, expected a number")
+    assert reject({"id": 1, "n": [0], "y": None}, schema) == ("wrong_type", "y: null, expected a number")
     shares = labels("distribution")
-    assert refusal({"id": 1, "n": [0], "y": [1, 0, None]}, shares)[1] == "y[2]: null, expected a number"
+    assert reject({"id": 1, "n": [0], "y": [1, 0, None]}, shares)[1] == "y[2]: null, expected a number"
 
 
 NEXT = "id: id\nsteps: {{f: {{{0}}}}}\nlabel: {{next_of: f{1}}}\n"
@@ -246,7 +247,7 @@ NEXT = "id: id\nsteps: {{f: {{{0}}}}}\nlabel: {{next_of: f{1}}}\n"
         ("dtype: float32", "", [1], 0),
     ],
 )
-def test_a_step_is_labelled_where_the_next_is_there_and_misses_nothing(feature, kind, values, expected):
+def test_a_step_has_a_next_of_label_if_the_next_step_exists_without_missing_values(feature, kind, values, expected):
     schema = Schema.parse(NEXT.format(feature, kind))
     sequence = parse_record({"id": 1, "f": values}, schema)
     assert sequence.label is None
@@ -254,30 +255,30 @@ def test_a_step_is_labelled_where_the_next_is_there_and_misses_nothing(feature, 
     assert sorted(decode_example(encode_record(sequence, schema))) == ["f", "id", "length"]
 
 
-def test_what_comes_next_as_multilabel_is_of_zeros_and_ones():
+def test_a_multilabel_next_of_feature_holds_zeros_and_ones():
     schema = Schema.parse(NEXT.format("dtype: float32, shape: [2], missing: fill", ", kind: multilabel"))
     assert parse_record({"id": 1, "f": [[0, 1], None]}, schema).num_steps == 2
-    assert refusal({"id": 1, "f": [[0, 1], [0, 0.5]]}, schema) == (
+    assert reject({"id": 1, "f": [[0, 1], [0, 0.5]]}, schema) == (
         "wrong_type",
         "f: 0.5, expected 0 or 1 for a multilabel next_of",
     )
 
 
-def test_a_record_that_is_only_to_be_predicted_needs_no_label_group_or_split():
+def test_a_record_to_predict_needs_no_label_group_or_split():
     schema = Schema.parse(
         "id: id\ngroup: who\nsteps: {n: {dtype: float32}}\ncontext: {age: {dtype: float32}}\n"
         "label: {name: y, kind: step_class, classes: [a]}"
     )
     sequence = parse_record({"id": 1, "n": [1, 2], "age": 3}, schema, labelled=False)
     assert (sequence.label, sequence.group, sequence.num_steps) == (None, None, 2)
-    # Nor does a wrong one, of another length, do any harm.
+    # A wrong label of another length is ignored too.
     assert parse_record({"id": 1, "n": [1, 2], "age": 3, "y": [7], "who": []}, schema, labelled=False).num_steps == 2
     with pytest.raises(ValueError, match="Record '1' has no label, but the schema has one: y"):
         encode_record(sequence, schema)
 
 
 @pytest.mark.parametrize(("over_length", "kept"), [("truncate_head", slice(1, 3)), ("truncate_tail", slice(0, 2))])
-def test_records_that_are_cut_keep_their_context_and_their_own_steps_labels(over_length, kept):
+def test_truncated_records_keep_their_context_and_the_labels_of_their_steps(over_length, kept):
     schema = Schema.parse(
         f"id: id\nmax_length: 2\nover_length: {over_length}\nsteps: {{n: {{dtype: float32, missing: fill}}}}\n"
         "context: {pair: {dtype: string, num_values: 3, shape: [2]}}\n"
@@ -291,13 +292,13 @@ def test_records_that_are_cut_keep_their_context_and_their_own_steps_labels(over
     assert (sequence.num_steps, num_labels(sequence, schema)) == (2, 1)
 
 
-def test_a_text_of_one_strange_character_is_not_taken_for_a_null():
+def test_a_string_of_one_unusual_character_is_not_a_null():
     schema = Schema.parse(NEXT.format("dtype: string, vocabulary: 2, missing: fill", ""))
     sequence = parse_record({"id": 1, "f": ["\xff", "", "\x00", None]}, schema)
     assert is_missing(sequence.features["f"]).tolist() == [False, False, False, True]
 
 
-def test_the_classes_that_a_label_names_are_counted_once_for_each_step():
+def test_the_classes_of_a_label_are_returned_once_for_each_step():
     label = Label(name="y", kind="step_class", classes=("a", "b"))
     assert named_classes(np.array([1, NO_LABEL, 0, 1]), label).tolist() == [1, 0, 1]
     assert named_classes(np.array([0.5]), Label(name="y", kind="regression")).tolist() == []

@@ -1,4 +1,4 @@
-"""A schema is refused before any work, with the path of the key, the value and what was expected."""
+"""A wrong schema is an error before any work, with the path of the key, the value and what was expected."""
 
 import json
 
@@ -232,7 +232,7 @@ def next_of(text: str, more: str = "") -> str:
             next_of("{dtype: float32}", ", kind: multilabel"),
             "has the shape []; expected [classes]: 0 or 1 for each class",
         ),
-        # What is wrong with the feature is told of the feature.
+        # An error in the feature is reported instead of an error of the label.
         (next_of("float32"), 'steps.x: "float32": should be keys and values: {key: value}.'),
         (next_of("{dtype: float32, shape: 3}"), "steps.x.shape: 3: should be a list: [a, b]."),
         (next_of("{dtype: [1]}"), "steps.x.dtype: [1]: should be 'float32', 'int64' or 'string'."),
@@ -240,7 +240,7 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "over_length: chunk", 'over_length: "chunk": is planned, but this version does not have it yet.'),
     ],
 )
-def test_a_wrong_schema_is_refused_with_key_value_and_expectation(text, message):
+def test_a_wrong_schema_is_an_error_with_key_value_and_what_was_expected(text, message):
     with pytest.raises(UserError) as caught:
         Schema.parse(text, origin="my.yaml")
     assert str(caught.value).startswith("my.yaml: ")
@@ -267,7 +267,7 @@ def test_a_wrong_schema_is_refused_with_key_value_and_expectation(text, message)
         ("", "my.yaml: contains null, expected keys and values (key: value)."),
     ],
 )
-def test_what_is_no_yaml_is_refused_with_its_place(text, message):
+def test_invalid_yaml_is_an_error_with_line_and_column(text, message):
     with pytest.raises(UserError) as caught:
         Schema.parse(text, origin="my.yaml")
     assert message in str(caught.value)
@@ -275,7 +275,7 @@ def test_what_is_no_yaml_is_refused_with_its_place(text, message):
 
 
 @pytest.mark.parametrize("content", [None, b"\x80"])
-def test_a_schema_file_that_cannot_be_read_is_named(tmp_path, content):
+def test_an_unreadable_schema_file_is_named(tmp_path, content):
     path = tmp_path / "my.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -283,20 +283,20 @@ def test_a_schema_file_that_cannot_be_read_is_named(tmp_path, content):
         Schema.read(str(path))
 
 
-def test_words_that_old_yaml_takes_for_booleans_numbers_or_dates_stay_strings():
+def test_booleans_numbers_and_dates_of_yaml_1_1_stay_strings():
     text = label("{name: y, kind: class, classes: [yes, no, on, Off, y, 010, 1_000, 0x1A, 1:30, 2020-01-01]}")
     assert Schema.parse(text).label.classes == tuple(
         "yes no on Off y 010 1_000 0x1A 1:30 2020-01-01".split(),
     )
 
 
-def test_classes_may_be_whole_numbers_and_booleans():
+def test_classes_may_be_integers_and_booleans():
     classes = Schema.parse(label("{name: y, kind: class, classes: [0, -12, true, False, b]}")).label.classes
     assert list(map(repr, classes)) == ["0", "-12", "True", "False", "'b'"]
     assert [class_name(c) for c in classes] == ["0", "-12", "true", "false", "b"]
 
 
-def test_group_may_stand_at_the_top_or_inside_splits():
+def test_group_is_read_at_the_top_level_and_inside_splits():
     top = Schema.parse(GOOD + "group: person\nsplits: {train: 0.5, test: 0.5}")
     inside = Schema.parse(GOOD + "splits: {train: 0.5, test: 0.5, group: person}")
     assert top == inside
@@ -325,14 +325,14 @@ def test_splits_from_a_field_are_train_validation_and_test():
         label("{name: y, kind: step_multilabel, classes: [a, true]}"),
     ],
 )
-def test_the_canonical_form_is_the_schema_again(text):
+def test_the_canonical_form_parses_to_an_equal_schema(text):
     schema = Schema.parse(text)
     again = Schema.parse(json.dumps(schema.canonical()))
     assert again == schema
     assert again.fingerprint == schema.fingerprint
 
 
-def test_the_fingerprint_ignores_how_the_yaml_is_written_and_nothing_else():
+def test_the_fingerprint_depends_on_the_values_and_not_on_the_yaml():
     reordered = "label: {classes: [a, b], kind: class, name: y}\nformat: jsonl\nsteps:\n  x:\n    dtype: float32\n"
     assert Schema.parse(reordered).fingerprint == Schema.parse(GOOD).fingerprint
     assert Schema.parse(GOOD + "max_length: 9").fingerprint != Schema.parse(GOOD).fingerprint
@@ -354,7 +354,7 @@ def test_the_width_of_a_feature_is_the_product_of_its_shape():
         ("missing: reject", "shape: []"),
     ],
 )
-def test_what_means_the_same_is_the_same_schema(one, other):
+def test_equivalent_notations_give_equal_schemas(one, other):
     schemas = [Schema.parse(feature(f"{{dtype: float32, {text}}}")) for text in (one, other)]
     assert schemas[0] == schemas[1]
     assert schemas[0].fingerprint == schemas[1].fingerprint
@@ -370,13 +370,13 @@ def test_what_means_the_same_is_the_same_schema(one, other):
         (next_of("{dtype: float32, shape: [4]}", ", kind: step_multilabel"), "step_multilabel"),
     ],
 )
-def test_the_kind_of_what_comes_next_follows_from_the_feature(text, kind):
+def test_the_kind_of_a_next_of_label_follows_from_the_feature(text, kind):
     schema = Schema.parse(text)
     assert (schema.label.kind, schema.label.per_step, schema.label.title) == (kind, True, "next x")
     assert Schema.parse(json.dumps(schema.canonical())) == schema
 
 
-def test_a_label_that_is_made_in_python_is_checked_against_the_features_too():
+def test_a_label_built_in_python_is_checked_against_the_features():
     steps = {"x": Feature(dtype="float32")}
     with pytest.raises(ValueError, match="'z': expected the name of a step feature; there are x"):
         Schema(steps=steps, label=Label(next_of="z", kind="step_class"))
@@ -387,7 +387,7 @@ def test_a_label_that_is_made_in_python_is_checked_against_the_features_too():
     assert Schema(steps=steps, label=Label(next_of="x", kind="step_regression")) == Schema.parse(label("{next_of: x}"))
 
 
-def test_features_are_those_of_the_steps_and_of_the_context():
+def test_features_are_the_step_features_then_the_context_features():
     schema = Schema.parse(
         "steps: {a: {dtype: float32, shape: [2]}, b: {dtype: int64, num_values: 3}}\n"
         "context: {c: {dtype: float32}, d: {dtype: string, vocabulary: 4, missing: indicator}}\n"
