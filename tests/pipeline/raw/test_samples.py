@@ -76,7 +76,8 @@ def test_the_command_writes_records_and_schema(tmp_path, capsys, name, records):
         records = 60
     count = [] if records == 5000 else ["--num_records", records]
     status, _, err = datasets.call(capsys, "sample", name, "--output", tmp_path / "deep" / "raw.jsonl", *count)
-    assert (status, err) == (0, [])
+    others = [line for line in err if not re.match("sample: [0-9,]+ records, ", line)]  # progress on a busy machine
+    assert (status, others) == (0, [])
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["raw.jsonl", "raw.schema.yaml"]
     assert (tmp_path / "deep" / "raw.jsonl").read_bytes().count(b"\n") == records
 
