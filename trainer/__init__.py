@@ -1,1 +1,1 @@
-"""From a dataset to a trained LSTM: the plan of an epoch, the tf.data reader, the model, the loop."""
+"""Reads the batches of a dataset, and trains, evaluates, exports and applies a masked LSTM."""

@@ -1,4 +1,4 @@
-"""The former place of `batches`, kept for one more version: use `lengthwise.batches`."""
+"""Forwards `batches` from its former module for one more version. Use `lengthwise.batches`."""
 
 from trainer.reading.batches import batches
 

@@ -1,1 +1,1 @@
-"""An opened dataset, and the meaning of the values that it stores."""
+"""An opened dataset, and the tensors made from its stored values."""

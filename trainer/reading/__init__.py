@@ -1,1 +1,1 @@
-"""Readers that turn the files of a dataset into padded batches."""
+"""Readers that yield the records of a dataset as padded batches."""

@@ -1,10 +1,10 @@
-"""Reads TFRecords that are not ours, given a schema: Example or SequenceExample, batched by length."""
+"""Reads TFRecord files that other programs wrote, given a schema, in batches of similar lengths."""
 
 import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from trainer.data.examples import DTYPES, context_spec, step_spec
 from trainer.data.labels import label_and_weight, make_label_lookup
 from trainer.data.target import Vocabularies
 
-# Records from which the boundaries are taken where none are given.
+# Number of records whose lengths determine the boundaries, if none are given.
 _SAMPLE_RECORDS = 10_000
 _SHUFFLE_RECORDS = 4096
 
@@ -40,24 +40,30 @@ def foreign_batches(
     epoch: int = 0,
     vocabularies: Vocabularies | None = None,
 ) -> tf.data.Dataset:
-    """One epoch of TFRecord files as a tf.data.Dataset of (features, label, weight), as `batches` gives.
+    """Returns one epoch of TFRecord files as a tf.data.Dataset of (features, label, weight), as `batches` does.
 
-    Records are tf.train.Example (each step feature a flat list) or tf.train.SequenceExample (step features, and labels
-    per step, are feature lists; all else is in the context); which of them is seen from the first record. A class is
-    its index, or its name; a multilabel is 0 or 1 for each class, or (one a record) a list of names. A step without a
-    label has -1, "" or NaN. There is no manifest, so lengths are what the records turn out to have: batches are
-    padded to their longest record, and the number of batches is unknown.
+    Records are tf.train.Example (each step feature is a flat list) or tf.train.SequenceExample (step features and
+    labels per step are feature lists, everything else is in the context). The first record decides which. A class is
+    stored as its index or its name; a multilabel as 0 or 1 for each class, or (one label per record) as a list of
+    names. A step without a label has -1, "" or NaN.
+
+    There is no manifest, so the lengths are not known before the records are read: batches are padded to their longest
+    record, and the number of batches is unknown.
 
     Args:
-        files: Paths or globs, local or on any file system that TensorFlow knows.
-        boundaries: Exclusive upper edges of the buckets, in steps, rising. A record at or beyond the last makes a batch
-            of one. By default they are taken from the lengths of the first 10,000 records.
-        batch_steps: Budget of padded steps a batch; default 6,400 unless batch_size is given.
-        batch_size: Records a batch, at most.
-        vocabularies: By which the label `next_of` a string is numbered.
+        files: Paths or globs, on a local disk or on any file system that TensorFlow supports.
+        schema: The schema of the records.
+        boundaries: Exclusive upper edges of the buckets in steps, ascending. A record at or beyond the last one makes a
+            batch of one record. By default they are chosen from the lengths of the first 10,000 records.
+        batch_steps: Budget of padded steps per batch; by default 6,400, unless batch_size is given.
+        batch_size: Maximum number of records per batch.
+        seed, epoch: Determine the order.
+        vocabularies: The strings of each feature by its name. Needed if the label is the next value of a string
+            feature.
 
     Raises:
-        UserError: no file, a file that is not whole, a first record that does not fit the schema, wrong boundaries.
+        UserError: There is no file, a file is damaged, the first record does not fit the schema, or an argument is
+            wrong.
     """
     for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
         if limit is not None and limit < 1:
@@ -65,23 +71,13 @@ def foreign_batches(
     lookup = make_label_lookup(schema, vocabularies or {})
     if lookup is None and schema.label.next_of is not None and schema.steps[schema.label.next_of].dtype == "string":
         raise UserError(f"next_of {schema.label.next_of}: needs its vocabulary, in the argument vocabularies.")
-    paths = _find(files)
+    paths = _find_files(files)
     for path in paths:
         _check_frames(path, _stamp(path))
     parse = tf.autograph.experimental.do_not_convert(_make_parser(paths, schema))
     if batch_steps is None and batch_size is None:
         batch_steps = DEFAULT_BATCH_STEPS
-    if boundaries is None:
-        sample = tf.data.TFRecordDataset(paths).take(_SAMPLE_RECORDS).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-        lengths = Counter(int(features["length"]) for features, _ in sample)
-        boundaries, sizes = plan_buckets(
-            lengths, num_buckets=MIN_BUCKETS, batch_steps=batch_steps, batch_size=batch_size
-        )
-    elif list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
-        raise UserError(f"boundaries are {list(boundaries)}, expected rising numbers of steps, at least 1.")
-    else:
-        limits = BatchLimits(batch_steps, batch_size)
-        sizes = [*(limits.rows(max(boundary - 1, 1)) for boundary in boundaries), 1]
+    bucket_boundaries, bucket_sizes = _choose_buckets(paths, parse, boundaries, BatchLimits(batch_steps, batch_size))
 
     order = np.random.default_rng([seed, epoch])
     records = tf.data.TFRecordDataset([paths[position] for position in order.permutation(len(paths))])
@@ -89,8 +85,8 @@ def foreign_batches(
     parsed = records.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batched = parsed.bucket_by_sequence_length(
         lambda features, _: features["length"],
-        bucket_boundaries=list(boundaries),
-        bucket_batch_sizes=sizes,
+        bucket_boundaries=bucket_boundaries,
+        bucket_batch_sizes=bucket_sizes,
         padding_values=_padding_values(schema),
     )
 
@@ -102,7 +98,7 @@ def foreign_batches(
     return batched.map(finish).prefetch(tf.data.AUTOTUNE)
 
 
-def _find(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+def _find_files(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     paths = []
     for path in [files] if isinstance(files, str | os.PathLike) else files:
         pattern = os.fspath(path)
@@ -114,14 +110,18 @@ def _find(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> l
 
 
 def _stamp(path: str) -> tuple[int, float]:
-    return (
-        (os.path.getsize(path), os.path.getmtime(path)) if os.path.exists(path) else (tf.io.gfile.stat(path).length, 0)
-    )
+    """Returns the size and the time of the last change of a file, by which a changed file is checked again."""
+    if os.path.exists(path):
+        return os.path.getsize(path), os.path.getmtime(path)
+    return tf.io.gfile.stat(path).length, 0
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _check_frames(path: str, stamp: tuple[int, float]) -> None:
-    """Walks a file, once a process: TensorFlow dies by a signal on some lengths, and takes some cuts for an end."""
+    """Raises a UserError if a frame of a file is damaged. A file is checked once per process.
+
+    TensorFlow crashes on some crafted lengths, and takes some truncated files for complete ones.
+    """
     with tf.io.gfile.GFile(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise UserError(f"{path}: is compressed; decompress it first.")
@@ -133,8 +133,30 @@ def _check_frames(path: str, stamp: tuple[int, float]) -> None:
             raise UserError(f"{path}: {error}.") from None
 
 
-def _make_parser(paths: list[str], schema: Schema) -> Any:
-    """serialized -> ({step features, length}, label), after a look at the first record."""
+def _choose_buckets(
+    paths: list[str], parse: Callable[[tf.Tensor], Any], boundaries: Sequence[int] | None, limits: BatchLimits
+) -> tuple[list[int], list[int]]:
+    """Returns the boundaries and batch sizes of the buckets, as `bucket_by_sequence_length` takes them.
+
+    Args:
+        boundaries: If None, the lengths of the first records determine them.
+    """
+    if boundaries is None:
+        sample = tf.data.TFRecordDataset(paths).take(_SAMPLE_RECORDS).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        lengths = Counter(int(features["length"]) for features, _ in sample)
+        return plan_buckets(
+            lengths, num_buckets=MIN_BUCKETS, batch_steps=limits.batch_steps, batch_size=limits.batch_size
+        )
+    if list(boundaries) != sorted(set(boundaries)) or not boundaries or boundaries[0] < 1:
+        raise UserError(f"boundaries are {list(boundaries)}, expected ascending numbers of steps, at least 1.")
+    return list(boundaries), [*(limits.rows(max(boundary - 1, 1)) for boundary in boundaries), 1]
+
+
+def _make_parser(paths: list[str], schema: Schema) -> Callable[[tf.Tensor], Any]:
+    """Returns a function from a serialized record to ({features and length}, label).
+
+    Its format follows from the first record.
+    """
     first = next(iter(tf.data.TFRecordDataset(paths).take(1).as_numpy_iterator()), None)
     if first is None:
         raise UserError(f"{', '.join(paths[:3])}: no record.")
@@ -143,24 +165,30 @@ def _make_parser(paths: list[str], schema: Schema) -> Any:
     except DecodeError:
         raise UserError(f"{paths[0]}: the first record is neither an Example nor a SequenceExample.") from None
     in_lists = bool(sequence.feature_lists.feature_list)
-    known = set(sequence.feature_lists.feature_list) if in_lists else set(sequence.context.feature)
-    known |= set(sequence.context.feature)
+    found = set(sequence.feature_lists.feature_list) if in_lists else set(sequence.context.feature)
+    found |= set(sequence.context.feature)
     label = schema.label
     expected = [*schema.features, *([] if label.name is None else [label.name])]
-    missing = [name for name in expected if name not in known]
+    missing = [name for name in expected if name not in found]
     if missing:
-        raise UserError(f"{paths[0]}: the first record has no {', '.join(missing)}; it has {', '.join(sorted(known))}.")
+        raise UserError(f"{paths[0]}: the first record has no {', '.join(missing)}; it has {', '.join(sorted(found))}.")
     named = False
     if label.name is not None:
         lists = sequence.feature_lists.feature_list
         stored = lists[label.name].feature[0] if in_lists and label.per_step else sequence.context.feature[label.name]
         named = stored.HasField("bytes_list")
     if named and label.kind not in (*ONE_CLASS, "multilabel"):
-        raise UserError(f"{paths[0]}: the label {label.title} holds names; a {label.kind} is given in numbers.")
+        raise UserError(f"{paths[0]}: the label {label.title} holds names, expected numbers for a {label.kind}.")
     return functools.partial(_parse, schema=schema, in_lists=in_lists, named=named)
 
 
 def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool) -> tuple[dict[str, Any], tf.Tensor]:
+    """Returns ({features and length}, label) of a serialized record.
+
+    Args:
+        in_lists: Whether it is a SequenceExample.
+        named: Whether the label holds names of classes.
+    """
     specs: dict[str, Any] = {name: step_spec(feature) for name, feature in schema.steps.items()}
     specs |= {name: context_spec(feature) for name, feature in schema.context.items()}
     label = schema.label
@@ -176,12 +204,14 @@ def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool
     else:
         parsed = tf.io.parse_single_example(serialized, specs)
     length = tf.shape(parsed[next(iter(schema.steps))])[0]
-    checks = [tf.debugging.assert_positive(length, "A record has no step: is the name of a feature right?")]
+    checks = [tf.debugging.assert_positive(length, "A record has no step. Check the names of the features.")]
     for name in per_step:
-        checks.append(tf.debugging.assert_equal(tf.shape(parsed[name])[0], length, f"{name} has other steps"))
+        checks.append(
+            tf.debugging.assert_equal(tf.shape(parsed[name])[0], length, f"{name} has another number of steps.")
+        )
     with tf.control_dependencies(checks):
         features = {name: tf.identity(parsed[name]) for name in schema.features}
-        # A label that is the next value of a feature is taken from the batch; something must stand here meanwhile.
+        # A label that is the next value of a feature is made from the batch. Until then the length takes its place.
         stored = length if label.name is None else _read_label(parsed[label.name], label, named)
         return {**features, "length": length}, stored
 
@@ -197,7 +227,7 @@ def _label_spec(label: Label, named: bool) -> Any:
 
 
 def _read_label(stored: Any, label: Label, named: bool) -> tf.Tensor:
-    """A label as a dataset of ours stores it: classes as indices, a multilabel as 0 and 1, -1 where there is none."""
+    """Returns a label as our datasets store it: classes as indexes, a multilabel as 0 and 1, -1 if there is none."""
     if not label.classes or label.kind == "distribution":
         return stored
     end = len(label.classes)
@@ -208,15 +238,15 @@ def _read_label(stored: Any, label: Label, named: bool) -> tf.Tensor:
     elif label.kind in MULTILABEL:
         end = 2
     fits = tf.reduce_all((indices >= lowest) & (indices < end))
-    with tf.control_dependencies([tf.debugging.Assert(fits, ["A label is no class of the schema:", indices])]):
+    with tf.control_dependencies([tf.debugging.Assert(fits, ["A label is not a class of the schema:", indices])]):
         if label.kind == "multilabel" and named:
-            # Not the maximum, which of no name at all is the smallest integer.
+            # The maximum would not do: for a record without names it is the smallest integer.
             return tf.minimum(tf.reduce_sum(tf.one_hot(indices, end, dtype=tf.int64), axis=0), 1)
         return tf.identity(indices)
 
 
 def _class_table(label: Label) -> tf.lookup.StaticHashTable:
-    """The index of a class by its name; NO_LABEL for the "" of a step without one; -2 for what is no class."""
+    """Returns a table from names to class indexes: NO_LABEL for the "" of a step without a label, -2 for no class."""
     names = [class_name(c) for c in label.classes]
     keys = tf.constant([*names, ""] if label.per_step else names)
     values = tf.constant([*range(len(names)), NO_LABEL] if label.per_step else [*range(len(names))], tf.int64)
@@ -224,6 +254,8 @@ def _class_table(label: Label) -> tf.lookup.StaticHashTable:
 
 
 def _padding_values(schema: Schema) -> tuple[dict[str, Any], Any]:
+    """Returns the padding of the features and of the label, as `bucket_by_sequence_length` takes it."""
+
     def zero(feature: Feature) -> Any:
         dtype = DTYPES[feature.dtype]
         return tf.constant("" if dtype == tf.string else 0, dtype)

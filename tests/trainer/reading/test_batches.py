@@ -1,4 +1,4 @@
-"""Batches: what the plan says is what comes, every record once, its values unchanged, damaged files refused."""
+"""Batches: as planned, every record once, its values unchanged; damaged files are rejected."""
 
 import collections
 import json
@@ -34,7 +34,7 @@ LENGTHS = {
     "one_length": [7] * 23,
     "single_record": [5],
     "one_step": [1] * 17,
-    # Every length there is, so that there is a record at, below and above each boundary.
+    # All lengths, so that there are records at, below and above each boundary.
     "outlier": [*range(1, 61)] * 2 + [300],
     "none": [],
 }
@@ -53,8 +53,8 @@ def with_all_features(record, random):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The distributions of length, each in a split of one of two datasets: {name: (dataset, split)}."""
+def split_of(tmp_path_factory):
+    """Each distribution of lengths as a split of one of two datasets: {name: (dataset, split)}."""
     places = {}
     for names in (("mixed", "one_length", "none"), ("outlier", "single_record", "one_step")):
         random, records = np.random.default_rng(1), []
@@ -69,10 +69,10 @@ def made(tmp_path_factory):
 
 
 def plain(features, label, weight):
-    """The rows of a batch as plain values without padding, after a look at the padding and at rows that fill it up."""
+    """Returns the records of a batch as plain values, after a check of the padding and of the filler rows."""
     rows = []
     for row, length in enumerate(features["length"].numpy().tolist()):
-        if not np.any(features["x"][row]):  # of a record, none is 0
+        if not np.any(features["x"][row]):  # a filler row: no value of a record is 0
             assert length == 1
             assert not np.any(weight[row])
             continue
@@ -99,7 +99,7 @@ def read(path, split, **arguments):
 
 
 def expected(record):
-    """What `plain` should find of a raw record."""
+    """Returns what `plain` should return for a raw record."""
     values = {name: record[name] for name in record if name not in ("id", "split", "y")}
     label, weight = record["y"], 1.0
     index = {None: 0, "a": 0, "b": 1, "c": 2}
@@ -114,16 +114,16 @@ def as_text(rows):
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
-@pytest.mark.parametrize("way", BATCHING_METHODS)
+@pytest.mark.parametrize("method", BATCHING_METHODS)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_the_reader_yields_what_the_plan_says(made, name, way):
-    dataset, split = made[name]
+def test_the_reader_yields_the_planned_batches(split_of, name, method):
+    dataset, split = split_of[name]
     opened = open_dataset(dataset.path)
     assert opened.split(split).length_counts == collections.Counter(LENGTHS[name])
-    multiples = [{"pad_to_multiple": 8}] if way in ("window", "bucket") else []
+    multiples = [{"pad_to_multiple": 8}] if method in ("window", "bucket") else []
     for limits in LIMITS + multiples if name in ("mixed", "outlier") else LIMITS[-1:]:
-        plan = plan_epoch(opened, split, batching=way, **limits)
-        found = batches(dataset.path, split, batching=way, **limits)
+        plan = plan_epoch(opened, split, batching=method, **limits)
+        found = batches(dataset.path, split, batching=method, **limits)
         assert found.cardinality().numpy() == plan.num_batches
         shapes = [tuple(features["x"].shape[:2]) for features, _, _ in found]
         steps = sum(int(features["length"].numpy().sum()) for features, _, _ in found)
@@ -137,24 +137,24 @@ def test_the_reader_yields_what_the_plan_says(made, name, way):
         assert largest == plan.largest_batch[0] * plan.largest_batch[1]
 
 
-@pytest.mark.parametrize("way", BATCHING_METHODS)
+@pytest.mark.parametrize("method", BATCHING_METHODS)
 @pytest.mark.parametrize("name", ["mixed", "one_step", "outlier"])
-def test_every_record_comes_once_as_it_was(made, name, way):
-    dataset, split = made[name]
-    rows = read(dataset.path, split, batching=way, batch_steps=150)
+def test_every_record_is_yielded_once_with_its_values(split_of, name, method):
+    dataset, split = split_of[name]
+    rows = read(dataset.path, split, batching=method, batch_steps=150)
     assert as_text(rows) == as_text(map(expected, dataset.of(split)))
 
 
 @pytest.mark.parametrize("kind", ["class", "distribution", "regression", "step_class"])  # others: test_kinds.py
-def test_every_kind_of_label_comes_as_it_was_and_a_null_weighs_nothing(kind):
+def test_every_kind_of_label_is_unchanged_and_null_has_weight_0(kind):
     dataset = datasets.of_kind(kind)
     for arguments in ({"batch_size": 6}, {"batching": "pad", "pad_length": 20, "batch_size": 9}):
         rows = read(dataset.path, "train", **arguments)
         assert as_text(rows) == as_text(map(expected, dataset.of("train")))
 
 
-def test_records_at_below_and_above_each_boundary_are_in_the_batch_that_the_plan_says(made):
-    dataset, split = made["outlier"]
+def test_records_at_below_and_above_each_boundary_are_in_the_planned_bucket(split_of):
+    dataset, split = split_of["outlier"]
     plan = make_bucket_plan(collections.Counter(LENGTHS["outlier"]), batching="bucket", batch_steps=200)
     assert len(plan.boundaries) > 10 and plan.boundaries[-1] == 301
     where = collections.defaultdict(set)
@@ -162,35 +162,35 @@ def test_records_at_below_and_above_each_boundary_are_in_the_batch_that_the_plan
         for length in features["length"].numpy().tolist():
             where[length].add(features["x"].shape[1])
     for boundary, above in zip(plan.boundaries, plan.boundaries[1:], strict=False):
-        # Exclusive: at `boundary` a record is one bucket up, padded to the next boundary less 1.
+        # Boundaries are exclusive: a record of `boundary` steps is in the next bucket.
         assert where[boundary - 1] == {boundary - 1}
         assert boundary not in where or where[boundary] == {above - 1}
         assert boundary + 1 not in where or boundary + 1 >= above or where[boundary + 1] == {above - 1}
 
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
-def test_the_total_loss_is_the_same_whichever_way(kind):
+def test_the_total_loss_is_the_same_for_every_batching_method(kind):
     dataset = open_dataset(datasets.of_kind(kind).path)
     keras.utils.set_random_seed(3)
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
     head = tf.function(head_model(model), reduce_retracing=True)
     totals = {}
-    for way in BATCHING_METHODS:
+    for method in BATCHING_METHODS:
         total = 0.0
-        for features, label, weight in batches(dataset, "train", batching=way, batch_steps=40):
+        for features, label, weight in batches(dataset, "train", batching=method, batch_steps=40):
             total += float(tf.reduce_sum(weight * compute_losses(head(features), label, kind)))
-        totals[way] = total
+        totals[method] = total
     assert totals["pad"] > 0
     assert totals == pytest.approx(dict.fromkeys(BATCHING_METHODS, totals["pad"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("way", ["window", "bucket", "pad"])
+@pytest.mark.parametrize("method", ["window", "bucket", "pad"])
 @pytest.mark.parametrize("num_shards", datasets.some([1, 3], [3]))
-def test_the_order_hangs_on_seed_and_epoch_alone(tmp_path, way, num_shards):
-    made = datasets.make(tmp_path, datasets.random_records([7] * 20), num_shards=num_shards)
+def test_the_order_depends_only_on_seed_and_epoch(tmp_path, method, num_shards):
+    written = datasets.make(tmp_path, datasets.random_records([7] * 20), num_shards=num_shards)
 
     def order(**arguments):
-        return [row[1]["x"] for row in read(made.path, "train", batching=way, batch_size=5, **arguments)]
+        return [row[1]["x"] for row in read(written.path, "train", batching=method, batch_size=5, **arguments)]
 
     assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
     assert order(seed=1, epoch=2) != order(seed=1, epoch=3)
@@ -198,13 +198,19 @@ def test_the_order_hangs_on_seed_and_epoch_alone(tmp_path, way, num_shards):
     assert sorted(order(seed=1, epoch=2)) == sorted(order(seed=5, epoch=9))
 
 
-@pytest.mark.parametrize("way", BATCHING_METHODS)
+@pytest.mark.parametrize("method", BATCHING_METHODS)
 @pytest.mark.parametrize("num_readers", datasets.some([1, 2, 3], [3]))
-def test_several_readers_share_the_records_out(made, way, num_readers):
-    dataset, split = made["mixed"]
+def test_several_readers_together_yield_each_record_once(split_of, method, num_readers):
+    dataset, split = split_of["mixed"]
     together = []
     for reader in range(num_readers):
-        arguments = {"batching": way, "batch_steps": 60, "reader_index": reader, "num_readers": num_readers, "epoch": 4}
+        arguments = {
+            "batching": method,
+            "batch_steps": 60,
+            "reader_index": reader,
+            "num_readers": num_readers,
+            "epoch": 4,
+        }
         found = batches(dataset.path, split, **arguments)
         rows = [plain(*batch) for batch in found]
         assert found.cardinality().numpy() == len(rows)
@@ -213,10 +219,10 @@ def test_several_readers_share_the_records_out(made, way, num_readers):
     assert as_text(together) == as_text(map(expected, dataset.of(split)))
 
 
-def test_more_readers_than_records_leave_some_with_nothing(made):
-    dataset, split = made["single_record"]
-    for way, rows_each in (("window", 1), ("bucket", None)):
-        found = [list(batches(dataset.path, split, batching=way, reader_index=i, num_readers=3)) for i in range(3)]
+def test_with_more_readers_than_records_some_yield_none(split_of):
+    dataset, split = split_of["single_record"]
+    for method, rows_each in (("window", 1), ("bucket", None)):
+        found = [list(batches(dataset.path, split, batching=method, reader_index=i, num_readers=3)) for i in range(3)]
         assert sorted(sum(len(plain(*batch)) for batch in part) for part in found) == [0, 0, 1]
         if rows_each is not None:
             assert [[len(weight) for _, _, weight in part] for part in found] == [[rows_each]] * 3
@@ -226,7 +232,7 @@ def test_more_readers_than_records_leave_some_with_nothing(made):
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
 @pytest.mark.parametrize("truncate", ["head", "tail"])
-def test_a_record_beyond_pad_length_loses_its_head_or_its_tail(kind, truncate):
+def test_a_record_longer_than_pad_length_loses_its_head_or_its_tail(kind, truncate):
     dataset = datasets.of_kind(kind)
     rows = read(dataset.path, "train", batching="pad", pad_length=5, truncate=truncate, batch_size=7)
 
@@ -241,7 +247,7 @@ def test_a_record_beyond_pad_length_loses_its_head_or_its_tail(kind, truncate):
     assert max(row[0] for row in rows) == 5
 
 
-def test_pad_length_pads_all_and_never_cuts_unasked():
+def test_pad_length_pads_all_records_and_truncates_only_if_requested():
     path = datasets.of_kind("class").path
     found = batches(path, "train", batching="pad", pad_length=20, batch_size=8)
     assert {features["x"].shape[1] for features, _, _ in found} == {20}
@@ -249,9 +255,9 @@ def test_pad_length_pads_all_and_never_cuts_unasked():
         batches(path, "train", batching="pad", pad_length=5)
 
 
-def test_a_batch_is_padded_to_its_bucket_not_to_its_longest_record(made):
-    """Few shapes: a shape that is new costs a compilation on some devices."""
-    dataset, split = made["outlier"]
+def test_a_batch_is_padded_to_its_bucket_and_not_to_its_longest_record(split_of):
+    """So there are few shapes. A new shape needs a compilation on some devices."""
+    dataset, split = split_of["outlier"]
     found = batches(dataset.path, split, batching="bucket", batch_size=3)
     shapes = {features["x"].shape[1] for features, _, _ in found}
     assert shapes == {bucket.pad_length for bucket in make_bucket_plan(LENGTHS_OF_OUTLIER, batching="bucket").buckets}
@@ -260,7 +266,7 @@ def test_a_batch_is_padded_to_its_bucket_not_to_its_longest_record(made):
 LENGTHS_OF_OUTLIER = collections.Counter(LENGTHS["outlier"])
 
 
-def test_batches_fit_into_keras_own_fit():
+def test_keras_fit_takes_the_batches():
     dataset = open_dataset(datasets.of_kind("step_class").path)
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
     model.compile("rmsprop", "sparse_categorical_crossentropy", jit_compile=False)
@@ -287,7 +293,7 @@ def cut_between_records(path):
 
 
 def claim_a_terabyte(path):
-    """A record's header with a length that is wrong and a CRC that fits: TensorFlow dies of it by a signal."""
+    """Writes a record's header with a wrong length and its correct CRC, which crashes TensorFlow."""
     shard = files(path, "train-*.tfrecord")[0]
     data = bytearray(shard.read_bytes())
     length = struct.pack("<Q", 2**40)
@@ -319,7 +325,11 @@ def miscount_lengths(path):
     values = json.loads(manifest.read_text())
     counts = values["splits"]["train"]["length_counts"]
     middle = next(int(length) for length, count in counts.items() if count > 2 and int(length) > 1)
-    for length, change in ((middle - 1, 1), (middle, -2), (middle + 1, 1)):  # as many records and steps
+    for length, change in (
+        (middle - 1, 1),
+        (middle, -2),
+        (middle + 1, 1),
+    ):  # the numbers of records and steps stay the same
         counts[str(length)] = counts.get(str(length), 0) + change
     manifest.write_text(json.dumps(values))
 
@@ -340,7 +350,7 @@ def miscount_lengths(path):
         (lambda path: pathlib.Path(path, "manifest.json").unlink(), r"not a dataset: it has no manifest\.json"),
     ],
 )
-def test_damaged_files_are_refused_before_tensorflow_opens_them(tmp_path, capsys, damage, message):
+def test_damaged_files_are_rejected_before_tensorflow_opens_them(tmp_path, capsys, damage, message):
     path = datasets.copy(datasets.of_kind("class"), tmp_path)
     damage(path)
     with pytest.raises(UserError, match=message):
@@ -350,7 +360,7 @@ def test_damaged_files_are_refused_before_tensorflow_opens_them(tmp_path, capsys
     assert err[-1].startswith(f"lengthwise train: {path}")
 
 
-def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
+def test_a_flipped_bit_is_an_error_of_one_line(tmp_path, capsys):
     path = datasets.copy(datasets.of_kind("class"), tmp_path)
     shard = files(path, "train-*.tfrecord")[0]
     data = bytearray(shard.read_bytes())
@@ -366,11 +376,11 @@ def test_a_flipped_bit_is_told_in_one_line(tmp_path, capsys):
     assert err[-1] == (f"lengthwise train: {path}: damaged: corrupted record at 12. `lengthwise verify` shows where.")
     status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
     assert status == 1
-    told = "record at offset 0: the CRC of the data does not match. `lengthwise verify` lists all errors"
-    assert err[-1] == f"lengthwise train: {shard}: {told}; prepare the dataset again."
+    problem = "record at offset 0: the CRC of the data does not match. `lengthwise verify` lists all errors"
+    assert err[-1] == f"lengthwise train: {shard}: {problem}; prepare the dataset again."
 
 
-def test_a_split_or_an_argument_that_is_not_there_is_told():
+def test_a_missing_split_or_a_wrong_argument_is_an_error():
     path = datasets.of_kind("class").path
     with pytest.raises(UserError, match="has no split 'dev'; it has train, validation, test"):
         batches(path, "dev")
@@ -382,16 +392,16 @@ def test_a_split_or_an_argument_that_is_not_there_is_told():
         batches(path, "train", batch_size=9, first_batch=99)
 
 
-def test_a_schema_may_call_its_features_anything_that_prints(tmp_path):
-    """Names that the model gives its own layers, and names that TensorFlow takes for no operation."""
+def test_features_may_have_any_printable_name(tmp_path):
+    """Also names of the model's own layers, and names that TensorFlow does not accept for an operation."""
     names = ["value", "head", "features", "x y", "größe", "lstm_0", "x", "x_steps", "#"]
     steps = "\n  ".join(f"{json.dumps(name, ensure_ascii=False)}: {{dtype: float32}}" for name in names)
     records = [
         {"id": i, "split": "train", "y": 1.5, **{name: [float(j)] * (i + 1) for j, name in enumerate(names)}}
         for i in range(3)
     ]
-    made = datasets.make(tmp_path, records, datasets.schema_text("regression", steps))
-    dataset = open_dataset(made.path)
+    written = datasets.make(tmp_path, records, datasets.schema_text("regression", steps))
+    dataset = open_dataset(written.path)
     features, _, _ = next(iter(batches(dataset, "train", batching="pad", batch_size=3)))
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
     assert model(features).shape == (3,)

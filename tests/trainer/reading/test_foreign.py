@@ -1,4 +1,4 @@
-"""TFRecords that others wrote are read by a schema, batched by length, or refused with a clear word."""
+"""TFRecords of other programs are read by a schema and batched by length, or rejected with a clear message."""
 
 import gzip
 import struct
@@ -68,7 +68,7 @@ def _write(path, serialized):
 
 
 def _rows(batches):
-    """Every record of all batches without its padding, sorted."""
+    """Returns every record of all batches without its padding, sorted."""
     rows = []
     for features, label, weight in batches:
         for row, length in enumerate(features["length"].numpy()):
@@ -86,14 +86,14 @@ def _rows(batches):
 
 @pytest.mark.parametrize("encode", [_as_example, _as_sequence_example])
 @pytest.mark.parametrize("classes", [lambda label: label, lambda label: [b"a", b"b"][label]])
-def test_every_record_comes_once_with_its_values(tmp_path, encode, classes):
+def test_every_record_is_yielded_once_with_its_values(tmp_path, encode, classes):
     path = _write(tmp_path / "their.tfrecord", [encode(x, w, classes(y)) for x, w, y in _records()])
     expected = sorted((x.tolist(), words, label, 1.0) for x, words, label in _records())
     assert _rows(foreign_batches(path, CLASS, batch_size=4)) == expected
     assert _rows(foreign_batches([path], CLASS, boundaries=[3, 5], batch_size=4, seed=3)) == expected
 
 
-def test_labels_per_step_have_no_weight_where_there_is_none(tmp_path):
+def test_a_step_without_a_label_has_weight_0(tmp_path):
     records = [_as_sequence_example(x, w, [b"b"] + [b""] * (len(x) - 1)) for x, w, _ in _records(5)]
     for _, label, weight in foreign_batches(_write(tmp_path / "t", records), STEP_CLASS, batch_steps=30):
         assert label.numpy()[:, 0].tolist() == [1] * len(label)
@@ -101,7 +101,7 @@ def test_labels_per_step_have_no_weight_where_there_is_none(tmp_path):
 
 
 def _all_values(batches, per_step):
-    """Every record of all batches, each value as text, without padding; sorted."""
+    """Returns every record of all batches as text without its padding, sorted."""
     rows = []
     for features, label, weight in batches:
         for row, length in enumerate(features["length"].numpy()):
@@ -123,7 +123,7 @@ CONTEXT = ("age", "city", "plan", "length")
         ["distribution", "step_multilabel", "next_word"],
     ),
 )
-def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):
+def test_the_shards_of_a_dataset_give_the_same_records_as_the_dataset(kind):
     dataset = open_dataset(datasets.of_every_feature(kind).path)
     per_step, vocabularies = dataset.schema.label.per_step, dataset.vocabularies()
     files = [shard.path for shard in dataset.header_checked_indexes("train")]
@@ -133,7 +133,7 @@ def test_files_of_ours_read_as_anyones_give_what_the_dataset_gives(kind):
 
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("in_lists", [False, True])
-def test_several_labels_are_names_or_a_number_for_each_class(tmp_path, named, in_lists):
+def test_a_multilabel_is_a_list_of_names_or_a_number_for_each_class(tmp_path, named, in_lists):
     schema = Schema.parse(
         "steps: {x: {dtype: float32}}\ncontext: {age: {dtype: float32}}\n"
         "label: {name: y, kind: multilabel, classes: [a, b, c]}"
@@ -160,7 +160,7 @@ def test_several_labels_are_names_or_a_number_for_each_class(tmp_path, named, in
     assert weight.numpy().tolist() == [1.0] * 3
 
 
-def test_strings_that_come_next_need_their_vocabulary(tmp_path):
+def test_a_label_that_is_the_next_string_needs_its_vocabulary(tmp_path):
     schema = Schema.parse("steps: {w: {dtype: string, vocabulary: 3}}\nlabel: {next_of: w}")
     with pytest.raises(UserError, match="next_of w: needs its vocabulary"):
         foreign_batches(str(tmp_path / "t"), schema)
@@ -173,14 +173,14 @@ def test_boundaries_are_exclusive_upper_edges(tmp_path):
     assert sorted(features["length"].numpy().tolist() for features, _, _ in theirs) == [[2, 2], [3, 3], [4], [4]]
 
 
-def test_an_outlier_makes_a_batch_of_one(tmp_path):
+def test_a_record_beyond_the_last_boundary_makes_a_batch_of_one(tmp_path):
     records = [(np.ones((n, 2), np.float32), [b"w"] * n, 0) for n in [3] * 40 + [500]]
     path = _write(tmp_path / "t", [_as_example(*record) for record in records])
     theirs = foreign_batches(path, CLASS, boundaries=[4], batch_steps=60)
     assert sorted(len(features["length"]) for features, _, _ in theirs) == [1, 20, 20]
 
 
-def test_what_does_not_fit_is_refused_with_a_clear_word(tmp_path):
+def test_files_or_arguments_that_do_not_fit_give_a_clear_error(tmp_path):
     record = _as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)
     path = _write(tmp_path / "t", [record])
     other = Schema.parse("steps: {z: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a]}")
@@ -188,19 +188,19 @@ def test_what_does_not_fit_is_refused_with_a_clear_word(tmp_path):
         foreign_batches(path, other)
     with pytest.raises(UserError, match="nothing.*: matches no file"):
         foreign_batches(str(tmp_path / "nothing*"), CLASS)
-    with pytest.raises(UserError, match=r"boundaries are \[5, 3\], expected rising"):
+    with pytest.raises(UserError, match=r"boundaries are \[5, 3\], expected ascending"):
         foreign_batches(path, CLASS, boundaries=[5, 3])
     with pytest.raises(UserError, match="no record"):
         foreign_batches(_write(tmp_path / "empty", []), CLASS)
 
 
-def test_a_label_that_is_no_class_stops_the_epoch(tmp_path):
+def test_a_label_that_is_not_a_class_stops_the_epoch(tmp_path):
     path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 7)])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="A label is no class of the schema"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="A label is not a class of the schema"):
         list(foreign_batches(path, CLASS, boundaries=[9]))
 
 
-def test_paths_may_be_path_objects_and_what_is_no_example_is_named(tmp_path):
+def test_paths_may_be_path_objects_and_unreadable_files_give_a_clear_error(tmp_path):
     path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)])
     assert (
         len(_rows(foreign_batches(tmp_path / "t", CLASS))) == len(_rows(foreign_batches([tmp_path / "t"], CLASS))) == 1

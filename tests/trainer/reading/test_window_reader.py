@@ -1,4 +1,4 @@
-"""The window reader: the batches of its plan as a plain loop over the records makes them, from anywhere on."""
+"""The window reader yields the same batches as a plain loop over the records, from any batch on."""
 
 import gc
 import os
@@ -20,12 +20,12 @@ from trainer.reading.batches import batches, planned_batches
 from trainer.reading.buffer_pool import BufferPool
 from trainer.reading.window_reader import WindowReader
 
-MADE = [(datasets.of_kind, kind) for kind in datasets.LABELS]
-MADE += [(datasets.of_every_feature, kind) for kind in datasets.LABELS | datasets.NEXT_LABELS]
+CASES = [(datasets.of_kind, kind) for kind in datasets.LABELS]
+CASES += [(datasets.of_every_feature, kind) for kind in datasets.LABELS | datasets.NEXT_LABELS]
 
 
 def records_of(dataset, split):
-    """Every record as its stored values, shard after shard."""
+    """Returns the stored values of every record, shard after shard."""
     found = []
     for shard in dataset.split(split).shards:
         with open(f"{dataset.path}/{shard.path}", "rb") as file:
@@ -34,7 +34,7 @@ def records_of(dataset, split):
 
 
 def plain_batch(dataset, records, rows, *, time, num_rows):
-    """The features of a batch, by lists and one value after the other; and the lengths, fillers included."""
+    """Returns the features of a batch, built from lists value by value, with the lengths of filler rows."""
     schema, features = dataset.schema, {}
     for name, feature in schema.features.items():
         kind = {"float32": np.float32, "int64": np.int64, "string": object}[feature.dtype]
@@ -55,7 +55,7 @@ def plain_batch(dataset, records, rows, *, time, num_rows):
 
 
 def check_equal(dataset, split, plan, *, reader_index=0, first_batch=0, records=None):
-    """That the reader yields what the plan says, batch by batch; and returns the rows that it yielded."""
+    """Checks that the reader yields the planned batches, and returns the records that it yielded."""
     records = records or records_of(dataset, split)
     found = planned_batches(
         dataset, split, plan, reader_index=reader_index, num_readers=plan.num_readers, first_batch=first_batch
@@ -80,7 +80,7 @@ def check_equal(dataset, split, plan, *, reader_index=0, first_batch=0, records=
     return seen
 
 
-@pytest.mark.parametrize(("make", "kind"), MADE)
+@pytest.mark.parametrize(("make", "kind"), CASES)
 def test_the_reader_equals_a_plain_loop(make, kind):
     dataset = open_dataset(make(kind).path)
     plan = make_window_plan(dataset.indexes("train"), batch_steps=40, window_records=11, pad_to_multiple=4)
@@ -96,7 +96,9 @@ def test_the_reader_equals_a_plain_loop(make, kind):
     st.floats(0, 1),
     st.integers(0, 3),
 )
-def test_any_windows_from_anywhere_for_any_readers(window_records, num_readers, limits, begin, epoch):
+def test_the_reader_equals_a_plain_loop_for_any_windows_readers_and_first_batch(
+    window_records, num_readers, limits, begin, epoch
+):
     dataset = open_dataset(datasets.of_kind("step_class").path)
     records = records_of(dataset, "train")
     plan = make_window_plan(
@@ -111,7 +113,7 @@ def test_any_windows_from_anywhere_for_any_readers(window_records, num_readers, 
 
 
 def test_shards_of_very_different_size_wide_features_and_strings_of_any_kind(tmp_path):
-    """Splits of one record beside many, 1,000 numbers a step, strings that are empty, long, or hold a NUL."""
+    """Also 1,000 values per step, and strings that are empty, long, or contain a NUL character."""
     random = np.random.default_rng(0)
     words = ["", "\0", "a\0b\0", "wörd", "\U0001f600" * 50, "x" * 20_000, "\x7f\n\t"]
     for shape, extra in (("[1000]", ""), ("[2]", "\n  word: {dtype: string, num_values: 9}")):
@@ -139,7 +141,7 @@ def test_a_record_of_200_000_steps_is_a_batch_of_one(tmp_path):
 
 @pytest.fixture
 def bytes_read(monkeypatch):
-    """How many bytes of each file were asked for."""
+    """The number of bytes requested from each file."""
     counts, pread, paths, opened = {}, os.pread, {}, os.open
 
     def counting_open(path, flags, *more, **options):
@@ -157,7 +159,7 @@ def bytes_read(monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_a_reader_that_goes_on_reads_only_what_it_yields(bytes_read, share):
+def test_a_reader_that_resumes_reads_only_the_records_that_it_yields(bytes_read, share):
     dataset = open_dataset(datasets.of_kind("class").path)
     plan = plan_epoch(dataset, "train", batch_size=2, epoch=3)
     first = round(share * plan.num_batches)
@@ -177,7 +179,7 @@ def test_a_reader_that_goes_on_reads_only_what_it_yields(bytes_read, share):
 def test_each_reader_reads_only_its_records(bytes_read):
     dataset = open_dataset(datasets.of_kind("class").path)
     sizes = np.concatenate([shard.num_bytes + 16 for shard in dataset.indexes("train")])
-    for num_readers in (1, 2, 4):  # as it may change from epoch to epoch
+    for num_readers in (1, 2, 4):  # may differ between epochs
         plan = plan_epoch(dataset, "train", batch_steps=50, epoch=num_readers, num_readers=num_readers)
         seen = []
         for reader in range(num_readers):
@@ -191,7 +193,7 @@ def test_each_reader_reads_only_its_records(bytes_read):
         assert sorted(seen) == list(range(40))
 
 
-def test_a_dataset_may_be_iterated_again_and_twice_at_once():
+def test_a_dataset_may_be_iterated_again_and_by_two_iterators_at_once():
     dataset = open_dataset(datasets.of_kind("class").path)
     found = batches(dataset, "train", batch_size=3)
     once = [features["x"].numpy() for features, _, _ in found]
@@ -204,7 +206,7 @@ def test_a_dataset_may_be_iterated_again_and_twice_at_once():
     assert len(list(found.repeat(2))) == 2 * len(once)
 
 
-def test_one_dataset_follows_plan_after_plan_from_anywhere_on():
+def test_one_dataset_follows_several_plans_from_any_batch_on():
     dataset = open_dataset(datasets.of_every_feature("step_class").path)
     vocabularies = dataset.vocabularies()
     for num_readers, reader_index in ((1, 0), (2, 1)):
@@ -227,26 +229,26 @@ def test_an_iterator_may_outlive_the_name_of_its_dataset():
     assert len(list(iterator)) == plan_epoch(dataset, "train", batch_size=3).num_batches
 
 
-def test_memory_comes_back_blank_once_nobody_holds_it():
+def test_memory_is_reused_and_cleared_once_nobody_references_it():
     field = StoredField("x", "float32", (2,), per_step=True)
-    memory = BufferPool()
-    first = memory.allocate(field, 30, 40)
+    pool = BufferPool()
+    first = pool.allocate(field, 30, 40)
     address = first.ctypes.data
     assert address % 64 == 0 and first.shape == (30, 40, 2) and not first.any()
     first.fill(7)
     part = first[3:]
     del first
-    assert memory.allocate(field, 30, 40).ctypes.data != address  # a part of it is still held
+    assert pool.allocate(field, 30, 40).ctypes.data != address  # a part of it is still referenced
     del part
-    again = memory.allocate(field, 41, 29)
+    again = pool.allocate(field, 41, 29)
     assert again.ctypes.data == address and not again.any()
-    memory.close()
+    pool.close()
     del again
-    assert not memory.allocate(StoredField("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
-    assert memory.allocate(field, 0, 4).shape == (0, 4, 2)
+    assert not pool.allocate(StoredField("y", "float32", (), per_step=True, padding=5.0), 3, 4).std()
+    assert pool.allocate(field, 0, 4).shape == (0, 4, 2)
 
 
-def test_a_shard_that_is_replaced_between_epochs_is_told(tmp_path):
+def test_a_shard_that_is_replaced_between_epochs_is_an_error(tmp_path):
     path = datasets.copy(datasets.of_kind("class"), tmp_path)
     dataset = open_dataset(path)
     assert list(batches(dataset, "train"))
