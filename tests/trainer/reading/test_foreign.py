@@ -219,5 +219,5 @@ def test_a_crafted_length_is_refused_before_tensorflow_opens_the_file(tmp_path, 
     length = struct.pack("<Q", claimed)
     path = tmp_path / "crafted"
     path.write_bytes(length + struct.pack("<I", masked_crc(length)) + bytes(100))
-    with pytest.raises(UserError, match="record at offset 0: claims"):
+    with pytest.raises(UserError, match="record at offset 0: its length is"):
         foreign_batches(str(path), CLASS)
