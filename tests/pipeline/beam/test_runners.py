@@ -1,0 +1,64 @@
+"""A job's errors: an error that the user can fix becomes a UserError, any other exception stays what it is."""
+
+import pytest
+
+from pipeline.beam.runners import user_error
+from pipeline.errors import UserError
+
+FRAMES = 'Traceback (most recent call last):\n  File "common.py", line 1, in process\n    function(element)\n'
+HANDLED = "\nDuring handling of the above exception, another exception occurred:\n\n"
+STEP = " [while running 'Prepare/MakeRuns']"
+USER_ERROR = "pipeline.errors.UserError: raw.jsonl: the value is 3, expected 4."
+NO_FILE = "FileNotFoundError: [Errno 2] No such file or directory: 'raw.jsonl'"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("raw.jsonl: the value is 3, expected 4."),
+        UserError(f"raw.jsonl: the value is 3, expected 4.{STEP}"),
+        RuntimeError(f"{FRAMES}{USER_ERROR}\n"),
+        RuntimeError(f"{FRAMES}{USER_ERROR}\n{HANDLED}{FRAMES}{USER_ERROR}{STEP}\n"),
+        RuntimeError(f"{FRAMES}KeyError: 'x'\n{HANDLED}{FRAMES}{USER_ERROR}\n\n\tat Worker.run(Worker.java:3)\n"),
+    ],
+    ids=["exception", "exception_of_a_step", "traceback", "chained_traceback", "inside_another_log"],
+)
+def test_a_user_error_of_a_worker_keeps_its_message(error):
+    found = user_error(error)
+    assert isinstance(found, UserError)
+    assert str(found) == "raw.jsonl: the value is 3, expected 4."
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "raw.jsonl"),
+        RuntimeError(f"{NO_FILE}{STEP}"),
+        RuntimeError(f"{FRAMES}{NO_FILE}\n"),
+        RuntimeError(f"{FRAMES}{NO_FILE}\n{HANDLED}{FRAMES}RuntimeError: {NO_FILE}{STEP}\n"),
+    ],
+    ids=["exception", "exception_of_a_step", "traceback", "chained_traceback"],
+)
+def test_a_file_error_of_a_worker_becomes_a_user_error(error):
+    assert str(user_error(error)) == (
+        "A file could not be read or written: [Errno 2] No such file or directory: 'raw.jsonl'. Nothing was published."
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        RuntimeError(""),
+        RuntimeError(f"{FRAMES}KeyError: 'x'\n"),
+        # The bug was raised after an OSError was handled.
+        RuntimeError(f'{FRAMES}{NO_FILE}\n{HANDLED}{FRAMES}KeyError: "x{STEP}"\n'),
+        RuntimeError(f"{FRAMES}{USER_ERROR}\n{HANDLED}{FRAMES}TypeError: not a number{STEP}\n"),
+        # A message quotes a line that looks like another exception.
+        ValueError(f"cannot parse\n{NO_FILE}\nas a number"),
+        RuntimeError(f"{FRAMES}ValueError: cannot parse\n{NO_FILE}\nas a number\n"),
+    ],
+    ids=["exception", "empty", "traceback", "after_a_file_error", "after_a_user_error", "message", "traceback_message"],
+)
+def test_any_other_exception_is_not_a_user_error(error):
+    assert user_error(error) is None
