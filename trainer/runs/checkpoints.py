@@ -1,4 +1,4 @@
-"""Keeps what a run needs to go on: weights, optimizer, random states and counts, the last of them and the best."""
+"""Saves and restores checkpoints: weights, optimizer, states of random generators, and the training state."""
 
 import hashlib
 import os
@@ -12,27 +12,34 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.schema.record import Array
 from trainer.devices.tensorflow_setup import first_line
-from trainer.runs.run import CHECKPOINTS, RESULT, Run
+from trainer.runs.contents import CHECKPOINTS, RESULT
+from trainer.runs.run import Run
 from trainer.runs.state import State
 
 LAST, BEST = "last", "best"
-# Where result.json keeps the digest of what the model is built from, and of each checkpoint's weights.
+# Keys in result.json: the SHA-256 of everything that the model is built from, and of each checkpoint's weights.
 INPUTS_SHA256 = "inputs_sha256"
 WEIGHTS_SHA256 = {LAST: "weights_sha256", BEST: "best_weights_sha256"}
 
-# What TensorFlow raises for a checkpoint that is cut off, or of another model.
+# Errors that TensorFlow raises for a checkpoint that is damaged or belongs to another model.
 _RESTORE_ERRORS = (AssertionError, IndexError, RuntimeError, ValueError, tf.errors.OpError)
 
 
 class Checkpoints:
-    """Saves and restores a run: weights, optimizer, random states and where it stands.
+    """The checkpoints of a run: the last ones, and the best by validation loss.
 
-    `tf.train.CheckpointManager` writes beside and renames, so a checkpoint is whole or not there (Keras's own files are
-    not: a kill while one is written leaves a broken one). A number is never used twice, for two files make a checkpoint
-    and only one of them can be replaced at once.
+    `tf.train.CheckpointManager` writes a checkpoint under another name and renames it, so a checkpoint is never
+    incomplete. (If a process is killed while Keras writes one of its own files, that file is damaged.) Each checkpoint
+    has a new number: it consists of two files, and only one file can be replaced atomically.
+
+    Create this outside of the scope of a strategy, which would copy the variable that holds text to other devices.
 
     Args:
-        optimizer: Built. Not in the scope of a strategy: it would send what is text to other devices.
+        optimizer: An optimizer that is built.
+        keep: Number of last checkpoints to keep.
+
+    Attributes:
+        state: The training state that is saved next and that was restored last.
     """
 
     def __init__(self, run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, keep: int) -> None:
@@ -40,7 +47,8 @@ class Checkpoints:
         self._number = -1
         self._text = tf.Variable("", dtype=tf.string)
         weights = {id(weight) for weight in model.weights}
-        # What model.weights leaves out: the states of the random generators, without which dropout would replay.
+        # States of the random generators, which are not in model.weights. Without them, a resumed run would draw the
+        # same dropout masks again.
         self._random = [variable.value for variable in model.variables if id(variable) not in weights]
         self._checkpoint = tf.train.Checkpoint(
             weights=[weight.value for weight in model.weights],
@@ -53,23 +61,23 @@ class Checkpoints:
 
     @property
     def latest(self) -> str | None:
-        """The path of the last checkpoint."""
+        """Path of the last checkpoint, or None."""
         return self._last.latest_checkpoint
 
     def restore(self, path: str) -> None:
-        """Takes up a checkpoint.
+        """Restores a checkpoint.
 
         Raises:
-            UserError: it is damaged, or not of this model.
+            UserError: The checkpoint is damaged or belongs to another model.
         """
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()
             self.state = State.model_validate_json(self._text.numpy())
         except _RESTORE_ERRORS as error:
-            raise UserError(f"{path}: cannot be taken up: {first_line(error)}. Begin anew with --overwrite.") from None
+            raise UserError(f"{path}: cannot be restored: {first_line(error)}. Train again with --overwrite.") from None
 
     def clean(self) -> None:
-        """Removes what a kill left of a checkpoint that was being written or removed."""
+        """Removes the incomplete files that a killed process left while it wrote or removed a checkpoint."""
         for manager in (self._last, self._best):
             known = {os.path.basename(path) for path in manager.checkpoints}
             folder = manager.directory
@@ -80,13 +88,14 @@ class Checkpoints:
                     (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
     def save(self, *, best: bool = False) -> None:
-        """Saves the run as it stands; as the best, too, if told."""
+        """Saves a last checkpoint, and with `best` also a best one."""
         self._text.assign(self.state.model_dump_json())
         for manager in [self._best, self._last] if best else [self._last]:
             self._number = 1 + max(self._number, *map(_number, self._last.checkpoints + self._best.checkpoints), -1)
             manager.save(checkpoint_number=self._number)
 
     def random_states(self) -> list[Array]:
+        """Returns the states of the model's random generators."""
         return [variable.numpy() for variable in self._random]
 
     def set_random_states(self, values: list[Array]) -> None:
@@ -94,14 +103,17 @@ class Checkpoints:
             variable.assign(value)
 
 
-def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
-    """Gives `model` the weights of a checkpoint and returns which: the best where there is one, unless told.
+def restore_weights(run: Run, model: keras.Model, checkpoint: str | None) -> str:
+    """Assigns the weights in a checkpoint to `model`, and returns "best" or "last".
+
+    Args:
+        checkpoint: "best" or "last". By default the best one, or the last one if there is no best one.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged or of another model, or its weights are not those that a
-            finished run says it ended with.
+        UserError: There is no such checkpoint, it is damaged or belongs to another model, or its weights differ from
+            those in the result of a finished run.
     """
-    name, path = _choose(run, which)
+    name, path = _choose(run, checkpoint)
     values = _read_weights(path, model)
     _check_digest(run, name, path, values)
     for weight, value in zip(model.weights, values, strict=True):
@@ -109,68 +121,70 @@ def restore_weights(run: Run, model: keras.Model, which: str | None) -> str:
     return name
 
 
-def check_shapes(run: Run, model: keras.Model, which: str | None) -> None:
-    """Compares the shapes in a checkpoint with those of `model`, whose weights need not be in memory.
+def check_shapes(run: Run, model: keras.Model, checkpoint: str | None) -> None:
+    """Checks that the weights in a checkpoint have the shapes of those of `model`, which may not be in memory.
 
     Raises:
-        UserError: as `restore_weights` does.
+        UserError: There is no such checkpoint, it is damaged or belongs to another model.
     """
-    _open_weights(_choose(run, which)[1], model)
+    _open_weights(_choose(run, checkpoint)[1], model)
 
 
-def checkpoint_sha256(run: Run, model: keras.Model, which: str) -> str | None:
-    """`weights_sha256` of what a checkpoint holds; None where there is none.
+def checkpoint_sha256(run: Run, model: keras.Model, checkpoint: str) -> str | None:
+    """Returns the SHA-256 of the weights in a checkpoint, or None if there is no such checkpoint.
 
     Raises:
-        UserError: it is damaged or of another model.
+        UserError: The checkpoint is damaged or belongs to another model.
     """
-    path = _find(run, which)
+    path = _find(run, checkpoint)
     return None if path is None else sha256(_read_weights(path, model))
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """SHA-256 of the weights' bytes in the order of `model.weights`."""
+    """Returns the SHA-256 of the bytes of all weights in the order of `model.weights`, in hexadecimal."""
     return sha256(weight.numpy() for weight in model.weights)
 
 
 def sha256(values: Iterable[Array]) -> str:
-    """SHA-256 of the bytes of arrays, as hexadecimal digits."""
+    """Returns the SHA-256 of the bytes of arrays, in hexadecimal."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(value.tobytes())
     return digest.hexdigest()
 
 
-def _choose(run: Run, which: str | None) -> tuple[str, str]:
-    """Which checkpoint, and its path."""
-    for name in [which] if which else [BEST, LAST]:
+def _choose(run: Run, checkpoint: str | None) -> tuple[str, str]:
+    """Returns "best" or "last", and the path of that checkpoint."""
+    for name in [checkpoint] if checkpoint else [BEST, LAST]:
         path = _find(run, name)
         if path is not None:
             return name, path
     raise UserError(
-        f"{run.path}: has no {which or LAST} checkpoint yet. Train it to the end of an epoch first"
-        + (", with a validation split for a best one." if which == BEST else ".")
+        f"{run.path}: has no {checkpoint or LAST} checkpoint yet. Train it for at least one epoch"
+        + (", on a dataset with a validation split." if checkpoint == BEST else ".")
     )
 
 
 def _find(run: Run, name: str) -> str | None:
-    """The path of a checkpoint, without the endings of its files."""
+    """Returns the path of a checkpoint without the suffixes of its files, or None if there is none."""
     folder = _folder(run, name)
-    # Not latest_checkpoint: it takes the folder's name for a pattern.
+    # Not latest_checkpoint, which interprets the name of the folder as a pattern.
     state = tf.train.get_checkpoint_state(folder)
     if state is None:
         if tf.io.gfile.exists(f"{folder}/checkpoint"):
             raise UserError(f"{folder}/checkpoint: names no checkpoint. Is this file damaged?")
         return None
     path = str(state.model_checkpoint_path)
-    # The file may name any path: only what a run writes is opened.
+    # The file could name any path, so only one that a run writes is opened.
     if os.path.dirname(path) != folder or not re.fullmatch(r"ckpt-\d+", os.path.basename(path)):
-        raise UserError(f"{folder}/checkpoint: names {path!r}, expected a checkpoint beside it. Was this file edited?")
+        raise UserError(
+            f"{folder}/checkpoint: names {path!r}, expected a checkpoint in the same folder. Was this file edited?"
+        )
     return path
 
 
 def _read_weights(path: str, model: keras.Model) -> list[Array]:
-    """The weights in a checkpoint, in the order of `model.weights`."""
+    """Returns the weights in a checkpoint, in the order of `model.weights`."""
     reader, keys = _open_weights(path, model)
     try:
         return [reader.get_tensor(key) for key in keys]
@@ -179,9 +193,9 @@ def _read_weights(path: str, model: keras.Model) -> list[Array]:
 
 
 def _open_weights(path: str, model: keras.Model) -> tuple[Any, list[str]]:
-    """What reads a checkpoint, and the keys of the weights there, once their shapes are those of `model`.
+    """Returns a reader of a checkpoint and the keys of its weights, after their shapes were checked.
 
-    Not `tf.train.Checkpoint.restore`: it reads what the checkpoint names, however large, before anyone looks at it.
+    `tf.train.Checkpoint.restore` would read the arrays, of any size, before their shapes can be checked.
     """
     try:
         reader = tf.train.load_checkpoint(path)
@@ -200,24 +214,24 @@ def _open_weights(path: str, model: keras.Model) -> tuple[Any, list[str]]:
     return reader, keys
 
 
-def _damaged(path: str, what: str) -> UserError:
-    return UserError(f"{path}: not a checkpoint of this run's model: {what}.")
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(f"{path}: not a checkpoint of this run's model: {reason}.")
 
 
 def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
     result = run.result()
-    if result is None:  # the run goes on, and its weights change
+    if result is None:  # the run is not finished, so its weights still change
         return
     if run.inputs_sha256() != result.get(INPUTS_SHA256):
         raise UserError(
-            f"{run.path}: its manifest.json or config.yaml are not those that the run ended with: was one edited? "
-            "Train anew with --overwrite."
+            f"{run.path}: its manifest.json or config.yaml has changed since the run ended. Was one of them edited? "
+            "Train again with --overwrite."
         )
     found, expected = sha256(values), result.get(WEIGHTS_SHA256[name])
     if found != expected:
         raise UserError(
             f"{path}: its weights have the SHA-256 {found}, but {run.file(RESULT)} says {expected}: they are not those "
-            "that the run ended with. Train anew with --overwrite."
+            "that the run ended with. Train again with --overwrite."
         )
 
 

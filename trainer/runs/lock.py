@@ -1,4 +1,4 @@
-"""Keeps a second process out of a run's folder for as long as one trains into it."""
+"""Locks a run's folder, so that only one process trains into it."""
 
 import contextlib
 import fcntl
@@ -20,12 +20,13 @@ class RunLocked(UserError):
 
 @contextlib.contextmanager
 def lock_run(folder: str) -> Iterator[None]:
-    """Holds the folder's lock, which the system gives back however this process ends.
+    """Holds the lock of a run's folder inside the block.
 
-    Not on an object store: none has a lock that a killed process gives back.
+    The operating system releases the lock when the process ends, even if it is killed. A folder on an object store is
+    not locked: an object store has no lock that is released when its holder is killed.
 
     Raises:
-        RunLocked: another process holds it; says which.
+        RunLocked: Another process holds the lock; the message has its process id and host.
     """
     if "://" in folder:
         yield
@@ -42,24 +43,25 @@ def lock_run(folder: str) -> Iterator[None]:
 
 
 def _acquire(path: str) -> int:
+    """Returns the descriptor of the locked file at `path`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it may have removed the file after we had opened it.
-            if _is_at(descriptor, path):
+            # The previous holder may have removed the file after this process opened it. Then try again.
+            if _is_file_at(descriptor, path):
                 return descriptor
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
             raise RunLocked(
-                f"{os.path.dirname(path)}: another process trains into it ({holder or 'just begun'}). Wait for its "
-                "end, stop it, or choose another --output."
+                f"{os.path.dirname(path)}: another process trains into it ({holder or 'just started'}). Wait until it "
+                "ends, stop it, or choose another --output."
             ) from None
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: str) -> bool:
+def _is_file_at(descriptor: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where a run stands, beside its weights: what a checkpoint keeps of it, so that it goes on from there to the bit."""
+"""The training state that a checkpoint stores besides the weights, so that a resumed run gives identical results."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ import pydantic
 
 
 class Totals(pydantic.BaseModel):
-    """Sums over the updates of an epoch, of all replicas.
+    """Sums over the updates of an epoch and over all replicas.
 
     Attributes:
-        loss, weight: Σ weight × loss, and Σ weight.
-        seconds: That they took.
+        loss: Σ weight × loss.
+        weight: Σ weight.
+        records: Number of records.
+        steps: Number of time steps, without padding.
+        padded_steps: Number of time steps, with padding.
+        seconds: Time that the updates took.
     """
 
     loss: float = 0.0
@@ -21,7 +25,10 @@ class Totals(pydantic.BaseModel):
     seconds: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        """Of the line of an epoch; its loss is over all records, or labelled steps."""
+        """Returns the entry `train` of an epoch's line in metrics.jsonl.
+
+        Its loss is the mean over all records, or over all steps with a label. It is 0 if the total weight is 0.
+        """
         return {
             "loss": self.loss / self.weight if self.weight else 0.0,
             "records": self.records,
@@ -32,15 +39,20 @@ class Totals(pydantic.BaseModel):
 
 
 class State(pydantic.BaseModel):
-    """A moment between two updates.
+    """The position of a run between two updates, and its results so far.
 
     Attributes:
-        epoch: Whole epochs behind.
-        batch: Batches of the next epoch behind, where its reader goes on.
-        update: Updates behind, those of the epoch that was begun too.
-        batch_steps, batch_size: The limits with which the epoch was begun; others hold from the next one on.
-        totals: Of the epoch that was begun.
-        steps, padded_steps: Of all epochs that are behind.
+        epoch: Number of complete epochs.
+        batch: Number of batches of the current epoch that were trained on. A resumed run reads on from there.
+        update: Number of updates since the start of the run.
+        batch_steps: Limit of padded steps with which the current epoch was planned. A new limit applies from the next
+            epoch on.
+        batch_size: The same for the limit of records.
+        totals: Sums over the current epoch.
+        steps: Time steps of all complete epochs, without padding.
+        padded_steps: Time steps of all complete epochs, with padding.
+        best_epoch: Number of the epoch with the lowest validation loss, from 1.
+        best_loss: Lowest validation loss.
     """
 
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""Begins a run with the weights of another, where names and shapes agree and mean the same."""
+"""Initializes a run with the weights of another run, if they have the same name, shape and meaning."""
 
 import keras
 
@@ -11,55 +11,63 @@ from trainer.runs.run import Run
 
 
 def warm_start(path: str, model: keras.Model, schema: Schema, vocabularies: Vocabularies) -> str:
-    """Gives `model` what fits of the weights of the run at `path`, and says what was taken and what not.
+    """Assigns the matching weights of another run to `model`, and returns one line that lists which.
+
+    Args:
+        path: Folder of the other run; its best checkpoint is used, or its last one if there is no best one.
+        schema, vocabularies: Those of the dataset that `model` was built for.
 
     Raises:
-        UserError: there is no such run, or nothing in it fits.
+        UserError: There is no such run, or none of its weights match.
     """
     run = Run(path.rstrip("/"))
-    manifest, theirs_by_name = run.manifest(), run.vocabularies()
-    theirs = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=theirs_by_name)
-    which = restore_weights(run, theirs, None)
-    known = {weight.path: weight for weight in theirs.weights}
-    others = _of_another_meaning(manifest.record_schema, theirs_by_name, schema, vocabularies)
-    taken, left = [], []
+    manifest, source_vocabularies = run.manifest(), run.vocabularies()
+    source = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=source_vocabularies)
+    checkpoint = restore_weights(run, source, None)
+    source_weights = {weight.path: weight for weight in source.weights}
+    mismatches = _find_mismatches(manifest.record_schema, source_vocabularies, schema, vocabularies)
+    loaded, skipped = [], []
     for weight in model.weights:
-        found = known.get(weight.path)
+        found = source_weights.get(weight.path)
         layer = weight.path.split("/")[0]
         if found is None:
-            left.append(f"{weight.path} (not there)")
-        elif layer in others:
-            left.append(f"{weight.path} ({others[layer]})")
+            skipped.append(f"{weight.path} (not in that run)")
+        elif layer in mismatches:
+            skipped.append(f"{weight.path} ({mismatches[layer]})")
         elif found.shape != weight.shape:
-            left.append(f"{weight.path} (there {_shape(found)}, here {_shape(weight)})")
+            skipped.append(f"{weight.path} ({_shape(found)} in that run, {_shape(weight)} in this one)")
         else:
             weight.assign(found.value)
-            taken.append(weight.path)
-    if not taken:
-        raise UserError(f"warm_start: {run.path} has no weight that fits this model: {', '.join(left)}.")
-    text = f"Warm start from {run.path} (its {which} checkpoint): took {', '.join(taken)}"
-    return f"{text}; began anew {', '.join(left)}." if left else f"{text}: all there is."
+            loaded.append(weight.path)
+    if not loaded:
+        raise UserError(f"warm_start: {run.path} has no weight that fits this model: {', '.join(skipped)}.")
+    text = f"Warm start from {run.path} ({checkpoint} checkpoint): loaded {', '.join(loaded)}"
+    return f"{text}; not loaded: {', '.join(skipped)}." if skipped else f"{text}, which are all weights."
 
 
-def _of_another_meaning(
-    their_schema: Schema, their_terms: Vocabularies, schema: Schema, terms: Vocabularies
+def _find_mismatches(
+    source_schema: Schema, source_vocabularies: Vocabularies, schema: Schema, vocabularies: Vocabularies
 ) -> dict[str, str]:
-    """By the first part of a weight's path, why it means something else there, though its shape may be the same."""
+    """Returns the layers whose weights have another meaning in the source, even if their shapes agree.
+
+    Returns:
+        Name of the layer, which is the first part of a weight's path: the reason.
+    """
     found = {}
-    theirs, ours = list(their_schema.features), list(schema.features)
-    for number, name in enumerate(ours):
-        if theirs[number : number + 1] != [name]:
-            found[f"embedding_{number}"] = f"there of another feature than {name}"
-        elif their_terms.get(name) != terms.get(name):
-            found[f"embedding_{number}"] = f"the vocabulary of {name} is another"
-    if list(their_schema.steps) != list(schema.steps):
+    source_features, features = list(source_schema.features), list(schema.features)
+    for number, name in enumerate(features):
+        if source_features[number : number + 1] != [name]:
+            found[f"embedding_{number}"] = f"in that run for another feature than {name}"
+        elif source_vocabularies.get(name) != vocabularies.get(name):
+            found[f"embedding_{number}"] = f"the vocabulary of {name} differs"
+    if list(source_schema.steps) != list(schema.steps):
         found |= {
-            f"{cell}_0{side}": "there of other features" for cell in ("lstm", "gru") for side in ("", "_backward")
+            f"{cell}_0{side}": "the step features differ" for cell in ("lstm", "gru") for side in ("", "_backward")
         }
-    if list(their_schema.context) != list(schema.context):
-        found["head"] = "there of other context"
-    if make_target(their_schema, their_terms).names != make_target(schema, terms).names:
-        found["head"] = "the classes are others"
+    if list(source_schema.context) != list(schema.context):
+        found["head"] = "the context features differ"
+    if make_target(source_schema, source_vocabularies).names != make_target(schema, vocabularies).names:
+        found["head"] = "the classes differ"
     return found
 
 

@@ -23,7 +23,8 @@ from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
-from trainer.runs.run import VOCABULARY, Run
+from trainer.runs.contents import VOCABULARY
+from trainer.runs.run import Run
 from trainer.serving.export import unfinished
 from trainer.serving.golden import make_golden, save_golden
 from trainer.serving.signatures import input_names, make_signatures, output_name

@@ -29,7 +29,8 @@ from trainer.runs.checkpoints import (
     checkpoint_sha256,
     weights_sha256,
 )
-from trainer.runs.run import ENVIRONMENT, LOGS, RESULT, Run
+from trainer.runs.contents import ENVIRONMENT, LOGS, RESULT
+from trainer.runs.run import Run
 from trainer.runs.state import State
 from trainer.runs.warm_start import warm_start
 from trainer.training.callbacks import Callbacks

@@ -7,7 +7,8 @@ from pipeline.errors import UserError
 from pipeline.format.manifest import TRAIN
 from pipeline.schema.record import Array
 from trainer.data.dataset import Dataset
-from trainer.runs.run import FAILED_UPDATE, Run
+from trainer.runs.contents import FAILED_UPDATE
+from trainer.runs.run import Run
 
 # Number of ids in a message; RUN/failed-update.json has all ids of the batch.
 _MAX_IDS = 10

@@ -18,8 +18,9 @@ from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import make_deterministic
 from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
+from trainer.runs.contents import CHECKPOINTS
 from trainer.runs.lock import lock_run
-from trainer.runs.run import CHECKPOINTS, Run
+from trainer.runs.run import Run
 from trainer.runs.state import State
 from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.loop import Training

@@ -114,7 +114,7 @@ DAMAGES = {
     "no checkpoint state": (overwrite("checkpoints/best/checkpoint", b"?"), "best/checkpoint: names no checkpoint"),
     "a checkpoint elsewhere": (
         edit("checkpoints/best/checkpoint", b'"ckpt-1"', b'"../../../../elsewhere/ckpt-1"'),
-        "elsewhere/ckpt-1', expected a checkpoint beside it",
+        "elsewhere/ckpt-1', expected a checkpoint in the same folder",
     ),
     "another checkpoint": (put_another_checkpoint, "best/ckpt-0: its weights have the SHA-256"),
     "huge tensors": (huge_tensors, "is float32[1024, 1024], expected float32[5, "),

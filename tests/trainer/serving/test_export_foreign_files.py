@@ -64,7 +64,7 @@ def linked_folder(run):
 def pipe(run):
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
-    return "metrics.jsonl (no file)"
+    return "metrics.jsonl (not a regular file)"
 
 
 def dots(run):
@@ -101,7 +101,7 @@ def test_a_run_that_holds_what_no_run_writes_is_refused_and_nothing_created(tmp_
     before = sorted(os.listdir(tmp_path))
     status, out, (line,) = datasets.call(capsys, "export", run, "--output", tmp_path / "made" / "export")
     assert (status, out) == (1, "")
-    assert line.startswith(f"lengthwise export: {run}: holds what no run of ours writes: {listed}. Move it ")
+    assert line.startswith(f"lengthwise export: {run}: holds files that no run writes: {listed}. Move them ")
     assert sorted(os.listdir(tmp_path)) == before
 
 

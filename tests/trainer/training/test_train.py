@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, path):
     run = pathlib.Path(shutil.copytree(finished()[0], tmp_path / "run"))
     for file in (run / "checkpoints" / "last").glob("ckpt-*.data-*"):
         file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"checkpoints/last/ckpt-\d+: cannot be taken up: .*anew with --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoints/last/ckpt-\d+: cannot be restored: .*again with --overwrite"):
         train(path, run, change(SMALL, epochs=4))
 
 
