@@ -14,11 +14,11 @@ class UserError(Exception):
     status = 1
 
 
-def show(value: Any) -> str:
-    """Returns `value` as JSON for a message: at most 60 characters, without control characters."""
+def show(value: Any, *, max_characters: int = 60) -> str:
+    """Returns `value` as JSON for a message: at most `max_characters`, without control characters."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=repr)
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__} that cannot be shown"
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= max_characters else text[: max_characters - 3] + "..."

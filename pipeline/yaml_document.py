@@ -1,7 +1,6 @@
 """Parses a YAML document into a pydantic model, and reports an error in the document as one line."""
 
 import difflib
-import json
 import re
 from typing import Any, TypeVar
 
@@ -9,7 +8,7 @@ import pydantic
 import pydantic_core
 import yaml
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, show
 
 # For values that a later version will support. It explains more than "unknown key", and ignoring them would be worse.
 PLANNED = "is planned, but this version does not have it yet"
@@ -165,8 +164,4 @@ def _show_key(key: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return show(value, max_characters=80)

@@ -99,7 +99,8 @@ def resolve_next_of(label: dict[str, Any], steps: Mapping[str, Feature]) -> dict
     if kind not in kinds:
         allowed = " or ".join(k.removeprefix("step_") for k in kinds)
         raise error_with_path(
-            f"label.kind: {label['kind']!r}: expected {allowed}, to predict the next value of a {feature.dtype} feature"
+            f"label.kind: {label['kind']!r}: expected {allowed}, to predict the next value of a feature of dtype "
+            f"{feature.dtype}"
         )
     expected = None
     if categorical and shape:

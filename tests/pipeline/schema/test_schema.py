@@ -202,15 +202,15 @@ def next_of(text: str, more: str = "") -> str:
         ),
         (
             next_of("{dtype: string, vocabulary: 3}", ", kind: regression"),
-            "'regression': expected class, to predict the next value of a string feature.",
+            "'regression': expected class, to predict the next value of a feature of dtype string.",
         ),
         (
             next_of("{dtype: int64, num_values: 3}", ", kind: multilabel"),
-            "'multilabel': expected class, to predict the next value of a int64 feature.",
+            "'multilabel': expected class, to predict the next value of a feature of dtype int64.",
         ),
         (
             next_of("{dtype: float32}", ", kind: class"),
-            "expected regression or multilabel, to predict the next value of a float32 feature.",
+            "expected regression or multilabel, to predict the next value of a feature of dtype float32.",
         ),
         (
             next_of("{dtype: string, num_values: 3}"),
@@ -381,7 +381,7 @@ def test_a_label_built_in_python_is_checked_against_the_features():
     with pytest.raises(ValueError, match="'z': expected the name of a step feature; there are x"):
         Schema(steps=steps, label=Label(next_of="z", kind="step_class"))
     with pytest.raises(
-        ValueError, match="expected regression or multilabel, to predict the next value of a float32 feature"
+        ValueError, match="expected regression or multilabel, to predict the next value of a feature of dtype float32"
     ):
         Schema(steps=steps, label=Label(next_of="x", kind="step_class"))
     assert Schema(steps=steps, label=Label(next_of="x", kind="step_regression")) == Schema.parse(label("{next_of: x}"))
