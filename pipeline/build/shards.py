@@ -32,7 +32,7 @@ class ShardSummary:
     Attributes:
         number: Number of the shard within its split.
         labels: Number of labels.
-        truncated: Number of records of which steps were removed.
+        truncated: Number of records that were shortened to max_length.
         length_counts: Number of records of each length.
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.

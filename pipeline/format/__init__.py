@@ -1,1 +1,1 @@
-"""The bytes of a dataset, written and read: Examples, TFRecord files, indexes, the manifest."""
+"""The files of a dataset, written and read: Examples, TFRecord files, indexes, vocabularies and the manifest."""

@@ -26,7 +26,7 @@ class EncodedRecord(NamedTuple):
         split: Name of the split.
         num_steps: Number of steps.
         num_labels: Number of labelled steps, or 1 if the record has one label.
-        truncated: Whether steps beyond `max_length` were removed.
+        truncated: Whether the record was shortened to max_length.
         example: The serialized tf.train.Example.
     """
 

@@ -1,4 +1,4 @@
-"""Merges a range of keys from any number of runs: the second half of an external sort, of which `runs` is the first."""
+"""Merges a range of keys from any number of sorted runs: the second half of an external sort."""
 
 import contextlib
 import heapq

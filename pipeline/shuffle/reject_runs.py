@@ -93,7 +93,7 @@ def merge_reject_runs(reject_runs: Iterable[RejectRun]) -> Iterator[Iterator[dic
 
 @contextlib.contextmanager
 def _merge_open(reject_runs: Sequence[RejectRun]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Merges runs of which all files are open at the same time."""
+    """Merges runs, with all of their files open at the same time."""
     with contextlib.ExitStack() as files:
         parts = [map(json.loads, files.enter_context(open_read(run.path))) for run in reject_runs]
         yield heapq.merge(*parts, key=_sort_key)
