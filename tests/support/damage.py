@@ -1,4 +1,4 @@
-"""Changes to the files of a dataset, such as a fault or a hand may make, for the tests of `verify`."""
+"""Changes the files of a dataset, as a fault or a person may do, for the tests of `verify`."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from pipeline.format.tfrecord import frame, walk
 
 
 def frames_of(data):
-    """(start, end) of each record of a shard."""
-    with_lengths = []
+    """Returns (start, end) of each record in the bytes of a shard."""
+    frames = []
     position = 0
     while position < len(data):
         end = position + 16 + struct.unpack_from("<Q", data, position)[0]
-        with_lengths.append((position, end))
+        frames.append((position, end))
         position = end
-    return with_lengths
+    return frames
 
 
 def walk_file(path):
@@ -29,24 +29,25 @@ def walk_file(path):
 
 
 def at_row(dataset, shard, row):
+    """Returns the offset of a record of a shard."""
     return frames_of((dataset / shard.path).read_bytes())[row][0]
 
 
 def edit_manifest(dataset, change):
-    """Changes the values in manifest.json, and its fingerprint with them."""
+    """Calls `change` with the values of manifest.json, and updates the fingerprint."""
     path = dataset / "manifest.json"
     values = json.loads(path.read_bytes())
     change(values)
     path.write_text(json.dumps(values))
     try:
         values["fingerprint"] = Manifest.model_validate(values).computed_fingerprint()
-    except ValueError:  # a change that no manifest may have
+    except ValueError:  # the change makes the manifest invalid
         return
     path.write_text(json.dumps(values))
 
 
 def edit(*keys, by=None, to=None):
-    """A change of one value of the manifest."""
+    """Returns a function that changes one value of the manifest, by a difference or to a new value."""
 
     def change(values):
         *path, last = keys
@@ -59,7 +60,7 @@ def edit(*keys, by=None, to=None):
 
 
 def change_record(dataset, change, *, split="train", row=0):
-    """Changes a decoded Example, and all that vouches for its bytes: shard, index and manifest."""
+    """Changes a decoded Example, and makes shard, index and manifest match its new bytes. Returns the shard."""
     shard = read_manifest(str(dataset)).splits[split].shards[0]
     records = [record.data for record in walk_file(dataset / shard.path)]
     example = decode_example(records[row])
@@ -74,10 +75,10 @@ def change_record(dataset, change, *, split="train", row=0):
     index = serialize_index(pa.table(table, rows.schema))
     (dataset / shard.index_path).write_bytes(index)
 
-    def tell(values):
-        told = values["splits"][split]["shards"][0]
-        told["sha256"], told["bytes"] = hashlib.sha256(data).hexdigest(), len(data)
-        told["index_sha256"] = hashlib.sha256(index).hexdigest()
+    def update(values):
+        entry = values["splits"][split]["shards"][0]
+        entry["sha256"], entry["bytes"] = hashlib.sha256(data).hexdigest(), len(data)
+        entry["index_sha256"] = hashlib.sha256(index).hexdigest()
 
-    edit_manifest(dataset, tell)
+    edit_manifest(dataset, update)
     return shard

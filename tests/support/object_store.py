@@ -1,4 +1,4 @@
-"""An object store for tests, under store://: objects by name in this process, no folders, rename by copying."""
+"""An object store in this process for tests, under store://. It has no folders, and renames by copying."""
 
 import io
 import time
@@ -11,7 +11,7 @@ OBJECTS: dict[str, bytes] = {}
 
 
 class _Writer(io.BytesIO):
-    """An object is there when all of it was written."""
+    """Stores the object when it is closed."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Writer(io.BytesIO):
 
 
 class ObjectStore(FileSystem):
-    """What Beam finds for paths that begin with store://."""
+    """The file system that Beam uses for paths that begin with store://."""
 
     @classmethod
     def scheme(cls) -> str:

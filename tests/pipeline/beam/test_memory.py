@@ -1,4 +1,4 @@
-"""The memory of `prepare`, of all its processes together, hangs on no size of the input and on no shape of it."""
+"""The memory of all processes of `prepare` depends neither on the size of the input nor on its shape."""
 
 import gzip
 import os
@@ -13,7 +13,7 @@ ONE_SPLIT = PLAIN + "splits: {train: 1}\n"
 
 
 def rendered(num_records, mean_length, label=None):
-    """The text of records after their ids."""
+    """Returns the JSON text of records without their ids."""
     random = np.random.default_rng(0)
     lengths = np.exp(random.normal(np.log(mean_length), 0.8, num_records)).round().clip(1, 400).astype(int)
     return [
@@ -27,7 +27,7 @@ def rendered(num_records, mean_length, label=None):
 
 
 def write_lines(path, num_bytes, texts, num_ids=None):
-    """Records of these texts, in turn, each with an id of its own unless there are but `num_ids`."""
+    """Writes records with these texts in turn. Each has a new id, or one of `num_ids` ids."""
     written, number = 0, 0
     with open(path, "wb") as file:
         while written < num_bytes:
@@ -39,7 +39,7 @@ def write_lines(path, num_bytes, texts, num_ids=None):
 
 
 def write_huge(path, num_records, num_bytes):
-    """Records as large as they may be, nearly."""
+    """Writes records that are almost as large as the limit."""
     rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32).round(4)
     text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
     times = num_bytes // (len(text) + 1)
@@ -50,14 +50,14 @@ def write_huge(path, num_records, num_bytes):
 
 @pytest.fixture
 def measure(tmp_path):
-    """Measures a run on a raw file, prints the peak, and removes all of it."""
+    """Returns a function that runs `prepare` on a raw file and prints its peak memory. Removes all files afterwards."""
 
     def run(name, schema, *arguments):
         (tmp_path / "schema.yaml").write_text(schema)
         num_bytes = os.path.getsize(tmp_path / "raw")
-        status, told, peak, seconds = prepare_measured(tmp_path, *arguments)
+        status, stderr, peak, seconds = prepare_measured(tmp_path, *arguments)
         print(f"\n{name:<44}{num_bytes / 1e6:>8,.0f} MB raw {peak / 1e6:>7,.0f} MB peak {seconds:>7.1f} s")
-        return status, told, peak
+        return status, stderr, peak
 
     yield run
     shutil.rmtree(tmp_path)
@@ -65,55 +65,55 @@ def measure(tmp_path):
 
 def test_sixty_megabytes_are_prepared_in_bounded_memory(tmp_path, measure):
     write_lines(tmp_path / "raw", 60e6, rendered(2000, 24))
-    status, told, peak = measure("records around 24 steps", PLAIN)
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure("records around 24 steps", PLAIN)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("gigabytes", [1, 4])
 def test_memory_does_not_grow_with_the_input(tmp_path, measure, gigabytes):
     write_lines(tmp_path / "raw", gigabytes * 1e9, rendered(5000, 24))
-    status, told, peak = measure("records around 24 steps", PLAIN)
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure("records around 24 steps", PLAIN)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
 @pytest.mark.proof
-def test_all_in_one_shard_takes_no_more_memory(tmp_path, measure):
+def test_one_large_shard_takes_no_more_memory(tmp_path, measure):
     write_lines(tmp_path / "raw", 1e9, rendered(5000, 24))
-    status, told, peak = measure("all in one shard", ONE_SPLIT, "--num_shards", "1")
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure("all in one shard", ONE_SPLIT, "--num_shards", "1")
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
 @pytest.mark.proof
-def test_records_as_large_as_they_may_be_take_no_more_memory(tmp_path, measure):
+def test_the_largest_records_take_no_more_memory(tmp_path, measure):
     write_huge(tmp_path / "raw", 16, 60_000_000)
-    status, told, peak = measure("16 records of 60 MB", ONE_SPLIT)
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure("16 records of 60 MB", ONE_SPLIT)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("mean_length", [24, 2])
-def test_rejects_of_every_record_take_no_more_memory(tmp_path, measure, mean_length):
+def test_rejecting_every_record_takes_no_more_memory(tmp_path, measure, mean_length):
     write_lines(tmp_path / "raw", 500e6, rendered(5000, mean_length, label="no class"))
-    status, told, peak = measure(f"rejects around {mean_length} steps", PLAIN, "--max_rejected", "1")
-    assert (status, "lengthwise prepare: All " in told[-1]) == (1, True), told
+    status, stderr, peak = measure(f"rejects around {mean_length} steps", PLAIN, "--max_rejected", "1")
+    assert (status, "lengthwise prepare: All " in stderr[-1]) == (1, True), stderr
     assert peak < MOST_BYTES
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("mean_length", [24, 2])
-def test_doubles_of_a_few_ids_take_no_more_memory(tmp_path, measure, mean_length):
+def test_duplicates_of_a_few_ids_take_no_more_memory(tmp_path, measure, mean_length):
     write_lines(tmp_path / "raw", 500e6, rendered(5000, mean_length), num_ids=7)
-    status, told, peak = measure(f"doubles of 7 ids, around {mean_length} steps", PLAIN, "--max_rejected", "1")
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure(f"duplicates of 7 ids, around {mean_length} steps", PLAIN, "--max_rejected", "1")
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
 @pytest.mark.proof
-@pytest.mark.xfail(reason="674 MB with two workers: short records are hundreds of runs, each with rows in memory")
+@pytest.mark.xfail(reason="674 MB with two workers: short records make hundreds of runs, and each holds rows in memory")
 def test_short_records_in_gzip_take_no_more_memory(tmp_path, measure):
     write_lines(tmp_path / "plain", 200e6, [b'"x":[[0,0,0,0,0,0,0,%d]],"y":"a"}\n' % n for n in range(1000)])
     with open(tmp_path / "plain", "rb") as plain, gzip.open(tmp_path / "raw", "wb", compresslevel=1) as file:
         shutil.copyfileobj(plain, file)
     os.unlink(tmp_path / "plain")
-    status, told, peak = measure("gzip of records of 45 bytes", PLAIN)
-    assert (status, peak < MOST_BYTES) == (0, True), told
+    status, stderr, peak = measure("gzip of records of 45 bytes", PLAIN)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr

@@ -1,4 +1,4 @@
-"""The transforms fit into anyone's own Beam pipeline."""
+"""The transforms work in any Beam pipeline."""
 
 import datetime
 import json
@@ -38,9 +38,9 @@ def write(elements, schema, output, **options):
         _ = pipeline | beam.Create(elements) | ParseRecords(schema) | WriteDataset(schema, str(output), **options)
 
 
-def test_records_of_someones_own_become_the_dataset_that_prepare_makes(dataset, records, schema, tmp_path):
+def test_records_from_a_pipeline_give_the_dataset_that_prepare_makes(dataset, records, schema, tmp_path):
     def as_arrays(record):
-        # What a pipeline of one's own has at hand: an array, a list of arrays, a list of NumPy's numbers.
+        # Values as a pipeline may have them: a list of arrays, an array, a list of lists.
         return record | {
             "x": [np.array(row, np.float32) for row in record["x"]],
             "page": np.array(record["page"]),
@@ -62,14 +62,14 @@ def test_records_of_someones_own_become_the_dataset_that_prepare_makes(dataset, 
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_lines_serve_as_records_and_blank_ones_are_none(dataset, records, schema, tmp_path, as_bytes):
+def test_lines_are_parsed_as_records_and_blank_lines_are_skipped(dataset, records, schema, tmp_path, as_bytes):
     lines = ["", *(json.dumps(record) for record in records), " \t"]
     write([line.encode() if as_bytes else line for line in lines], schema, tmp_path / "out", num_shards=4)
     assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
     assert load(tmp_path / "out").rejected.total == 0
 
 
-def test_sequences_can_be_written_as_they_are(dataset, records, schema, tmp_path):
+def test_sequences_can_be_written_directly(dataset, records, schema, tmp_path):
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = (
             pipeline
@@ -79,7 +79,7 @@ def test_sequences_can_be_written_as_they_are(dataset, records, schema, tmp_path
     assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
 
 
-def test_any_element_is_a_sequence_or_a_reject(records, schema, tmp_path):
+def test_any_element_becomes_a_sequence_or_a_reject(records, schema, tmp_path):
     odd = [
         3,
         None,
@@ -108,7 +108,7 @@ def test_any_element_is_a_sequence_or_a_reject(records, schema, tmp_path):
     assert sum(split.records for split in load(tmp_path / "out").splits.values()) == 1
 
 
-def test_doubles_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
+def test_duplicates_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
     from pipeline.raw.find_files import find_files
 
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
@@ -127,7 +127,7 @@ def test_too_many_rejects_fail_the_pipeline(records, schema, tmp_path):
     assert not (tmp_path / "out" / FILE_NAME).exists()
 
 
-def test_a_dataset_that_is_there_is_refused_when_the_pipeline_is_built(dataset, records, schema):
+def test_an_existing_dataset_is_an_error_when_the_pipeline_is_built(dataset, records, schema):
     with pytest.raises(Exception, match="a dataset is there already"):
         write(records, schema, dataset)
 
@@ -139,12 +139,12 @@ def test_a_dataset_that_is_there_is_refused_when_the_pipeline_is_built(dataset, 
         ({"max_rejected": 1.5}, "max_rejected is 1.5, expected a share from 0 to 1"),
     ],
 )
-def test_a_wrong_option_is_refused_when_it_is_given(schema, options, message):
+def test_a_wrong_option_is_an_error_when_the_transform_is_made(schema, options, message):
     with pytest.raises(ValueError, match=message):
         WriteDataset(schema, "out", **options)
 
 
-def test_a_relative_output_is_made_absolute_where_the_pipeline_is_built(schema, tmp_path, monkeypatch):
+def test_a_relative_output_becomes_absolute_when_the_transform_is_made(schema, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert WriteDataset(schema, "out").output == str(tmp_path / "out")
     assert WriteDataset(schema, "gs://bucket/out").output == "gs://bucket/out"
@@ -159,7 +159,7 @@ splits: {train: 0.8, test: 0.2}
 
 
 @pytest.mark.parametrize(("target", "expected"), [(2**26, 1), (20_000, 4)])
-def test_the_shards_of_the_largest_split_have_about_the_bytes_that_they_should(tmp_path, monkeypatch, target, expected):
+def test_the_default_number_of_shards_depends_on_the_largest_split(tmp_path, monkeypatch, target, expected):
     schema = Schema.parse(SCHEMA_OF_SIZES)
     records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
     monkeypatch.setattr("pipeline.beam.write_dataset.SHARD_BYTES", target)
@@ -168,6 +168,6 @@ def test_the_shards_of_the_largest_split_have_about_the_bytes_that_they_should(t
     splits = load(str(tmp_path / "out")).splits
     assert {name: len(split.shards) for name, split in splits.items()} == {"train": expected, "test": expected}
     assert sum(split.records for split in splits.values()) == 200
-    # What lay on disk meanwhile is gone.
+    # The sorted runs were removed.
     left = [path.name for path in tmp_path.glob("out/data/**/*") if path.is_file()]
     assert len(left) == 4 * expected and not any(name.endswith((".rows", ".examples")) for name in left)

@@ -1,4 +1,4 @@
-"""What `prepare` and `inspect` tell of a dataset is what is in it, on any terminal."""
+"""The summaries that `prepare` and `inspect` print match the dataset, on any terminal."""
 
 import collections
 import json
@@ -27,7 +27,7 @@ splits: {from: part}
 max_length: 30
 over_length: truncate_head
 """
-# No record of the test split, no label of class `never`.
+# The test split has no records, and no record has the class `never`.
 RECORDS = [
     {
         "id": n,
@@ -41,7 +41,7 @@ RECORDS = [
 
 
 def make(folder, schema, lines, **options):
-    """The folder of a dataset of these lines."""
+    """Prepares a dataset from lines and returns its folder."""
     (folder / "schema.yaml").write_text(schema)
     (folder / "raw.jsonl").write_text("".join(line + "\n" for line in lines))
     output = str(folder / "dataset")
@@ -68,13 +68,13 @@ def details(capsys, dataset):
 
 
 def rows(text, title):
-    """The cells of the table under a title."""
+    """Returns the cells of the table under a title."""
     lines = text.split(f"\n{title}", 1)[1].splitlines()[3:]
     table = lines[: lines.index("")] if "" in lines else lines
     return [line.split() for line in table]
 
 
-def test_a_summary_counts_what_the_raw_records_hold(dataset):
+def test_a_summary_has_the_counts_of_the_raw_records(dataset):
     summary = summarize(read_manifest(dataset))
     for name in ("train", "validation"):
         records = [record for record in RECORDS if record["part"] == name]
@@ -125,7 +125,7 @@ def test_the_json_of_both_commands_is_the_summary(capsys, dataset):
     assert (summary["seed"], summary["format_version"]) == (0, 1)
 
 
-def test_prepare_tells_the_result_in_a_few_lines(capsys, dataset):
+def test_prepare_prints_the_result_in_a_few_lines(capsys, dataset):
     manifest = read_manifest(dataset)
     print_summary(manifest, dataset)
     assert capsys.readouterr().out.splitlines() == [
@@ -140,7 +140,7 @@ def test_prepare_tells_the_result_in_a_few_lines(capsys, dataset):
     ]
 
 
-def test_prepare_tells_of_one_record_in_the_singular(capsys, one_record):
+def test_prepare_prints_one_record_in_the_singular(capsys, one_record):
     print_summary(read_manifest(one_record), one_record)
     out = capsys.readouterr().out.splitlines()
     assert out[:4] == [
@@ -168,14 +168,14 @@ def test_inspect_shows_splits_lengths_classes_features_and_rejects(capsys, datas
     assert manifest.fingerprint in text
 
 
-def test_the_histogram_of_inspect_holds_every_record(capsys, dataset):
+def test_the_histogram_of_inspect_counts_every_record(capsys, dataset):
     histogram = rows(details(capsys, dataset), "Lengths")
     assert sum(int(row[3] if row[1] == "to" else row[1]) for row in histogram) == 100
     longest = max(histogram, key=lambda row: len(row[-1]))
     assert longest[-1] == "█" * 40
 
 
-def test_inspect_shows_one_record_and_a_number_as_label(capsys, one_record):
+def test_inspect_shows_a_single_record_with_a_regression_label(capsys, one_record):
     text = details(capsys, one_record)
     assert rows(text, "Splits")[1][:6] == ["test", "1", "3", "3", "3", "3"]
     assert rows(text, "Lengths") == [["3", "1", "█" * 40]]
@@ -184,14 +184,14 @@ def test_inspect_shows_one_record_and_a_number_as_label(capsys, one_record):
     assert text.endswith("Rejected: 0\n")
 
 
-def test_lines_of_inspect_are_no_wider_than_100_where_there_is_no_terminal(capsys, dataset):
+def test_without_a_terminal_inspect_prints_at_most_100_columns(capsys, dataset):
     text = details(capsys, dataset)
     assert max(len(line) for line in text.splitlines() if dataset not in line) <= 100
     assert all(line == line.rstrip() for line in text.splitlines())
     assert "\x1b" not in text
 
 
-def test_inspect_works_where_only_ascii_can_be_printed_and_needs_neither_beam_nor_tensorflow(dataset):
+def test_inspect_prints_ascii_where_needed_and_loads_neither_beam_nor_tensorflow(dataset):
     code = (
         "import lengthwise, sys; status = lengthwise.main(['inspect', sys.argv[1]]); "
         "sys.exit(status or [name for name in ('apache_beam', 'tensorflow', 'keras') if name in sys.modules] or 0)"
@@ -227,7 +227,7 @@ def test_many_classes_are_cut_to_the_most_frequent(capsys, tmp_path):
 
 @pytest.mark.parametrize(("name", "why"), [("", "has no manifest.json"), ("/none", "there is no such folder")])
 @pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_what_is_no_dataset_is_said_in_one_line(capsys, tmp_path, command, name, why):
+def test_a_folder_that_is_no_dataset_is_an_error_of_one_line(capsys, tmp_path, command, name, why):
     assert lengthwise.main([command, f"{tmp_path}{name}"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -237,14 +237,14 @@ def test_what_is_no_dataset_is_said_in_one_line(capsys, tmp_path, command, name,
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "\xff", "null", '{"format_version": 1}', '{"format_version": 9}'])
-def test_a_manifest_that_is_none_is_said_in_one_line(capsys, tmp_path, text):
+def test_an_invalid_manifest_is_an_error_of_one_line(capsys, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     assert lengthwise.main(["inspect", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"lengthwise inspect: {tmp_path}/manifest.json: ")
 
 
-def test_a_manifest_whose_counts_do_not_add_up_is_refused(tmp_path, dataset):
+def test_a_manifest_with_contradicting_counts_is_an_error(tmp_path, dataset):
     values = json.loads(pathlib.Path(dataset, "manifest.json").read_bytes())
     values["splits"]["train"]["records"] = 81
     (tmp_path / "manifest.json").write_text(json.dumps(values))
@@ -266,7 +266,8 @@ context:
 label: LABEL
 splits: {from: part}
 """
-# Two words that are not among the two most frequent, the second in the test only; every third value is missing.
+# Two words are not among the two most frequent ones; one of them occurs in the test split only. Every third value is
+# missing.
 WORDS = ["a", "a", "a", "b", "b", "c"]
 EVERY_RECORDS = [
     {
@@ -285,7 +286,7 @@ EVERY_RECORDS = [
 
 @pytest.fixture(scope="module")
 def make_every(tmp_path_factory):
-    """A function that makes the dataset of these records with a label."""
+    """Returns a function that prepares these records with a label and returns the folder."""
 
     def of(label):
         folder = tmp_path_factory.mktemp("every")
@@ -369,7 +370,7 @@ def test_inspect_shows_context_vocabularies_missing_and_unknown(capsys, every):
     assert not any(line.endswith("\u2026") for line in text.splitlines())
 
 
-def test_inspect_shows_how_many_steps_have_a_label_and_how_many_name_each_class(capsys, every):
+def test_inspect_shows_the_number_of_labelled_steps_and_of_steps_per_class(capsys, every):
     text = details(capsys, every)
     assert rows(text, "Label y: step_multilabel, 3 classes") == [
         ["p", "90", "0", "30", "120", "75.0%"],
@@ -386,7 +387,7 @@ def test_inspect_shows_how_many_steps_have_a_label_and_how_many_name_each_class(
         ("{next_of: x}", "Label next x: step_regression", ["steps", "100", "0", "30", "130", "54.2%"]),
     ],
 )
-def test_inspect_shows_how_many_steps_have_a_next_value(capsys, make_every, label, title, steps):
+def test_inspect_shows_the_number_of_steps_with_a_next_value(capsys, make_every, label, title, steps):
     dataset = make_every(label)
     text = details(capsys, dataset)
     assert f"\n{title}\n\nSteps with a label\n" in text
@@ -396,7 +397,7 @@ def test_inspect_shows_how_many_steps_have_a_next_value(capsys, make_every, labe
     assert "name" not in summary["label"]
 
 
-def test_inspect_shows_the_numbers_of_a_regression_of_steps(capsys, tmp_path):
+def test_inspect_shows_the_statistics_of_a_regression_per_step(capsys, tmp_path):
     schema = "{steps: {x: {dtype: float32}}, label: {name: y, kind: step_regression}, splits: {train: 1.0}}"
     text = details(capsys, make(tmp_path, schema, ['{"x": [1, 2, 3], "y": [2, null, 4]}']))
     assert rows(text, "Label y: step_regression") == [["y", "float32", "-", "-", "3", "1", "2", "4"]]

@@ -1,4 +1,4 @@
-"""`lengthwise verify` knows every kind of feature and label, nulls, vocabularies and where records come from."""
+"""`lengthwise verify` checks every kind of feature and label, nulls, vocabularies and the origins of records."""
 
 import hashlib
 import json
@@ -67,11 +67,11 @@ def every_record(number, label):
 
 @pytest.fixture(scope="module")
 def prepared_kinds(tmp_path_factory):
-    """A function that gives the dataset of a kind of label, with every kind of feature; not to be changed."""
-    made = {}
+    """Returns a function that returns the dataset of a label kind with every kind of feature. Do not change it."""
+    datasets = {}
 
     def of(kind):
-        if kind not in made:
+        if kind not in datasets:
             folder = tmp_path_factory.mktemp(kind)
             schema, label = EVERY_LABEL[kind]
             records = [every_record(number, label) for number in range(60)]
@@ -79,15 +79,15 @@ def prepared_kinds(tmp_path_factory):
             (folder / "schema.yaml").write_text(EVERY.replace("{LABEL}", schema))
             paths = [str(folder / name) for name in ("raw.jsonl", "schema.yaml", "dataset")]
             prepare(PrepareOptions((paths[0],), *paths[1:], num_shards=2))
-            made[kind] = folder / "dataset"
-        return made[kind]
+            datasets[kind] = folder / "dataset"
+        return datasets[kind]
 
     return of
 
 
 @pytest.fixture
-def spoilt(prepared_kinds, tmp_path):
-    """A function that gives a copy of the dataset of a kind of label."""
+def copy_dataset(prepared_kinds, tmp_path):
+    """Returns a function that returns a copy of the dataset of a label kind, which a test may change."""
     return lambda kind: pathlib.Path(shutil.copytree(prepared_kinds(kind), tmp_path / kind))
 
 
@@ -103,7 +103,7 @@ def test_a_dataset_of_every_kind_has_no_fault(prepared_kinds, kind):
 
 
 def put(name, position, value):
-    """A change of one value of a record."""
+    """Returns a function that changes one value of a record."""
 
     def change(example):
         values = example[name] if isinstance(example[name], list) else np.array(example[name])
@@ -130,58 +130,58 @@ def put(name, position, value):
         ("next_word", lambda example: example.pop("age"), "has the features "),
     ],
 )
-def test_a_value_that_the_schema_does_not_allow_is_found_at_its_record(spoilt, kind, change, message):
-    dataset = spoilt(kind)
+def test_a_value_that_the_schema_does_not_allow_is_found_at_its_record(copy_dataset, kind, change, message):
+    dataset = copy_dataset(kind)
     shard = change_record(dataset, change)
     (fault,) = verify(str(dataset)).faults
     assert (fault.file, fault.offset) == (shard.path, 0)
     assert fault.message.startswith(message)
 
 
-def is_there(values, wanted):
+def positions(values, wanted):
     return [position for position, value in enumerate(values) if wanted(value)]
 
 
-def a_word_more_is_missing(example):
-    put("word", is_there(example["word"], lambda word: word != b"\xff")[-1], b"\xff")(example)
+def remove_a_word(example):
+    put("word", positions(example["word"], lambda word: word != b"\xff")[-1], b"\xff")(example)
 
 
-def a_number_more_is_missing(example):
-    put("x", is_there(example["x"], np.isfinite)[0], np.nan)(example)
+def remove_a_number(example):
+    put("x", positions(example["x"], np.isfinite)[0], np.nan)(example)
 
 
-def another_class(example):
+def change_the_class(example):
     put("y", 0, 1 - example["y"][0])(example)
 
 
 @pytest.mark.parametrize(
     ("kind", "change", "messages"),
     [
-        ("step_class", a_word_more_is_missing, ["splits.test.missing.word is "]),
-        ("step_class", a_number_more_is_missing, ["splits.test.missing.x is "]),
-        ("next_word", a_word_more_is_missing, ["splits.test.labels is ", "splits.test.missing.word is "]),
+        ("step_class", remove_a_word, ["splits.test.missing.word is "]),
+        ("step_class", remove_a_number, ["splits.test.missing.x is "]),
+        ("next_word", remove_a_word, ["splits.test.labels is ", "splits.test.missing.word is "]),
         ("step_class", put("page", 0, -1), ["splits.test.missing.page is "]),
         ("step_class", put("city", 0, b"bath"), ["splits.test.unknown.city is 0, but the shards hold 1"]),
         ("step_class", put("y", 0, -1), ["splits.test.labels is ", "splits.test.label_counts.a is "]),
         ("step_regression", put("y", 0, np.nan), ["splits.test.labels is "]),
-        ("step_multilabel", another_class, ["splits.test.label_counts.a is "]),
+        ("step_multilabel", change_the_class, ["splits.test.label_counts.a is "]),
     ],
 )
-def test_a_value_that_the_counts_do_not_hold_is_found(spoilt, kind, change, messages):
-    dataset = spoilt(kind)
+def test_a_value_that_changes_the_counts_is_found(copy_dataset, kind, change, messages):
+    dataset = copy_dataset(kind)
     shard = read_manifest(str(dataset)).splits["test"].shards[0]
-    # A record in which the change is one.
+    # A record whose value is not what the change sets.
     records = [decode_example(record.data) for record in walk_file(dataset / shard.path)]
     row = next(n for n, example in enumerate(records) if example["page"][0] >= 0 and example["word"][-1] != b"\xff")
     change_record(dataset, change, split="test", row=row)
     found = faults_of(dataset)
     assert {file for file, _ in found} == {"manifest.json"}
-    for message in messages:
-        assert any(told.startswith(message) for _, told in found), found
+    for expected in messages:
+        assert any(message.startswith(expected) for _, message in found), found
 
 
-def test_statistics_that_miss_otherwise_than_the_records_are_found(spoilt):
-    dataset = spoilt("step_class")
+def test_statistics_with_wrong_missing_counts_are_found(copy_dataset):
+    dataset = copy_dataset("step_class")
 
     def change(values):
         missing = values["statistics"]["x"]["missing"]
@@ -192,14 +192,14 @@ def test_statistics_that_miss_otherwise_than_the_records_are_found(spoilt):
 
 
 def replace_vocabulary(dataset, name, data, *, size=None):
-    """Another file for a vocabulary, with what the manifest says of it."""
+    """Replaces the file of a vocabulary, and its digest and size in the manifest."""
     path = read_manifest(str(dataset)).vocabularies[name].path
     (dataset / path).write_bytes(data)
 
     def change(values):
-        told = values["vocabularies"][name]
-        told["sha256"] = hashlib.sha256(data).hexdigest()
-        told["size"] = data.count(b"\n") if size is None else size
+        vocabulary = values["vocabularies"][name]
+        vocabulary["sha256"] = hashlib.sha256(data).hexdigest()
+        vocabulary["size"] = data.count(b"\n") if size is None else size
 
     edit_manifest(dataset, change)
     return path
@@ -215,8 +215,8 @@ def replace_vocabulary(dataset, name, data, *, size=None):
         (b"a\nb\nc\n", 2, "has 3 strings, but the manifest says 2"),
     ],
 )
-def test_a_vocabulary_of_other_strings_is_found_though_the_manifest_lists_it(spoilt, data, size, message):
-    dataset = spoilt("next_word")
+def test_a_vocabulary_of_other_strings_is_found_though_its_digest_fits(copy_dataset, data, size, message):
+    dataset = copy_dataset("next_word")
     original = (dataset / read_manifest(str(dataset)).vocabularies["word"].path).read_bytes()
     assert original == b"a\nb\nc\n"
     path = replace_vocabulary(dataset, "word", data, size=size)
@@ -224,8 +224,8 @@ def test_a_vocabulary_of_other_strings_is_found_though_the_manifest_lists_it(spo
     assert found[path].startswith(message)
 
 
-def test_a_vocabulary_that_is_not_the_file_that_was_written_is_found(spoilt):
-    dataset = spoilt("next_word")
+def test_a_changed_or_missing_vocabulary_file_is_found(copy_dataset):
+    dataset = copy_dataset("next_word")
     path = read_manifest(str(dataset)).vocabularies["word"].path
     (dataset / path).write_bytes(b"a\nb\nd\n")
     ((file, message),) = faults_of(dataset)
@@ -237,8 +237,8 @@ def test_a_vocabulary_that_is_not_the_file_that_was_written_is_found(spoilt):
     assert faults_of(dataset) == [(path, "cannot be read: Is a directory")]
 
 
-def test_a_record_of_a_group_of_another_split_is_found(spoilt):
-    dataset = spoilt("step_class")
+def test_a_record_whose_group_belongs_to_another_split_is_found(copy_dataset):
+    dataset = copy_dataset("step_class")
     shard = read_manifest(str(dataset)).splits["test"].shards[1]
     index = read_index((dataset / shard.index_path).read_bytes())
     train = read_index((dataset / read_manifest(str(dataset)).splits["train"].shards[0].index_path).read_bytes())
@@ -348,8 +348,8 @@ def test_a_record_of_a_group_of_another_split_is_found(spoilt):
         ),
     ],
 )
-def test_a_manifest_that_contradicts_itself_or_its_schema_is_refused(spoilt, kind, change, message):
-    dataset = spoilt(kind)
+def test_a_manifest_that_contradicts_itself_or_its_schema_is_an_error(copy_dataset, kind, change, message):
+    dataset = copy_dataset(kind)
     edit_manifest(dataset, change)
     with pytest.raises(UserError) as caught:
         verify(str(dataset))

@@ -1,4 +1,4 @@
-"""A decoded record holds what the schema says, or it is said what is wrong."""
+"""A decoded record that does not match the schema is an error that names the feature and the values."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def example_of(kind):
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_a_record_that_fits_has_its_number_of_steps(kind):
+def test_the_check_returns_the_number_of_steps(kind):
     assert check_example(example_of(kind), schema_of(kind)) == 3
 
 
@@ -54,14 +54,14 @@ def test_a_record_that_fits_has_its_number_of_steps(kind):
         ({"id": [b"\xe4"]}, r"id: b'\\xe4', expected text in UTF-8"),
         ({"x": np.array([0, 1, 2, np.inf, 4, 5], np.float32)}, "x: inf, expected a finite number$"),
         ({"word": [b"a", b"\xff", b"c"]}, r"word: b'\\xff', expected text in UTF-8"),
-        # Two halves of one character.
+        # The two bytes of one character.
         ({"word": [b"a", b"\xc3", b"\xa9"]}, r"word: b'\\xc3', expected text in UTF-8"),
         ({"y": np.array([2])}, "y: 2, expected 0 to 1"),
         ({"y": np.array([-1])}, "y: -1, expected 0 to 1"),
         ({"z": [b"more"]}, "has the features .*'z'.*, expected "),
     ],
 )
-def test_a_record_that_does_not_fit_says_why(change, message):
+def test_a_value_that_does_not_match_the_schema_is_named(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check_example(example_of("class") | change, schema_of("class"))
 
@@ -90,7 +90,7 @@ def test_a_record_that_does_not_fit_says_why(change, message):
         ),
     ],
 )
-def test_a_label_that_does_not_fit_its_kind_says_why(kind, label, message):
+def test_a_label_that_does_not_match_its_kind_is_named(kind, label, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check_example(example_of(kind) | {"y": label}, schema_of(kind))
 
@@ -131,7 +131,7 @@ WHOLE = {
 }
 
 
-def test_a_record_with_nulls_and_context_and_no_label_of_its_own_fits():
+def test_nulls_context_and_a_next_of_label_match_the_schema():
     assert check_example(WHOLE, EVERY) == 2
 
 
@@ -151,6 +151,6 @@ def test_a_record_with_nulls_and_context_and_no_label_of_its_own_fits():
         ({"y": np.array([0])}, "has the features .*'y'"),
     ],
 )
-def test_what_does_not_fit_beside_nulls_says_why(change, message):
+def test_a_wrong_value_beside_nulls_is_named(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         check_example(WHOLE | change, EVERY)
