@@ -42,13 +42,18 @@ class Child:
             raise TimeoutError(f"not ended after {seconds} s: {self.lines}")
         return self._process.exitcode
 
-    def wait_until(self, come, seconds=120):
-        """Waits until `come()` or the process has ended; gives which."""
+    def wait_until(self, condition, seconds=300):
+        """Waits until the condition holds or the process has ended; returns whether it is still alive."""
         end = time.monotonic() + seconds
-        while self.is_alive and not come():
+        while self.is_alive and not condition():
             assert time.monotonic() < end, self.lines
             time.sleep(0.002)
         return self.is_alive
+
+
+def is_stopped(pid):
+    """Returns whether SIGSTOP has stopped a process."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def lengthwise(told, *arguments, spot=None, number=1, hit_by=signal.SIGKILL, pause=0.0):

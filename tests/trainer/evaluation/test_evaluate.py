@@ -40,6 +40,12 @@ def run_of(kind):
     return str(output)
 
 
+def call_evaluate(capsys, *arguments):
+    """Calls the command; returns its status, stdout, and the lines of stderr without progress."""
+    status, out, err = datasets.call(capsys, "evaluate", *arguments)
+    return status, out, [line for line in err if not line.startswith("evaluate: ")]
+
+
 def model_of(run):
     manifest = run.manifest()
     return build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=run.vocabularies())
@@ -122,14 +128,14 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_and_the_defau
 
 def test_the_command_writes_and_prints_what_it_measured(capsys):
     dataset, run = datasets.of_kind("class"), pathlib.Path(run_of("class"))
-    status, out, err = datasets.call(capsys, "evaluate", run, dataset.path, "--split", "validation", "--json")
+    status, out, err = call_evaluate(capsys, run, dataset.path, "--split", "validation", "--json")
     assert (status, err) == (0, [])
     found = json.loads(out)
     assert json.loads((run / "evaluation-validation.json").read_text()) == found
     assert found == evaluate(run, dataset.path, split="validation")
     assert (found["split"], found["records"], found["dataset_changed"]) == ("validation", 20, False)
     assert set(found) >= {"split", "records", "steps", "loss", "metrics", "by_length"}
-    status, out, err = datasets.call(capsys, "evaluate", f"{run}/", f"{dataset.path}/", "--checkpoint", "last")
+    status, out, err = call_evaluate(capsys, f"{run}/", f"{dataset.path}/", "--checkpoint", "last")
     assert (status, err) == (0, [])
     found = json.loads((run / "evaluation-test.json").read_text())
     lines = [line.split() for line in out.splitlines()]
@@ -215,7 +221,7 @@ def test_groups_and_raw_files_are_each_measured_alone(grouped):
 
 def test_the_largest_groups_are_printed(grouped, capsys):
     dataset, run, _ = grouped
-    status, out, _ = datasets.call(capsys, "evaluate", run, dataset)
+    status, out, _ = call_evaluate(capsys, run, dataset)
     found = json.loads((run / "evaluation-test.json").read_text())
     assert status == 0 and len(found["by_group"]) > 20
     assert f"By group, the 20 of {len(found['by_group'])} with the most records" in out
@@ -245,7 +251,7 @@ def test_the_vocabulary_of_the_run_serves_and_another_in_the_data_is_a_note(tmp_
     for name in ("loss", "metrics"):
         assert after[name] == pytest.approx(before[name], rel=1e-6)
     assert after["confusion"] == before["confusion"]
-    status, _, err = datasets.call(capsys, "evaluate", run_of(kind), changed.path)
+    status, _, err = call_evaluate(capsys, run_of(kind), changed.path)
     assert status == 0
     assert "Note: the dataset has a different vocabulary for word; the vocabulary of the run was used." in err
 
@@ -259,7 +265,7 @@ def test_a_run_is_evaluated_wherever_it_was_moved(tmp_path):
 def test_a_changed_dataset_is_a_note(tmp_path, capsys):
     records = datasets.random_records([3, 4, 5], split="test")
     other = datasets.make(tmp_path, records).path
-    status, _, err = datasets.call(capsys, "evaluate", run_of("class"), other)
+    status, _, err = call_evaluate(capsys, run_of("class"), other)
     assert status == 0
     assert err == ["Note: this is not the dataset that the run was trained on (the fingerprints differ)."]
     assert evaluate(run_of("class"), other)["dataset_changed"] is True
@@ -287,7 +293,7 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
 )
 def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, schema, change, said):
     other = datasets.make(tmp_path, [{"id": 1, "split": "test", "x": [change], "y": "a", "z": 1.0}], schema).path
-    status, out, err = datasets.call(capsys, "evaluate", run_of("class"), other)
+    status, out, err = call_evaluate(capsys, run_of("class"), other)
     assert (status, out, len(err)) == (1, "", 1)
     assert err[0].startswith(f"lengthwise evaluate: {other}: {said}")
     assert f"but {run_of('class')} was trained on " in err[0]
@@ -296,7 +302,7 @@ def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, 
 
 def test_a_split_without_a_record_is_refused(tmp_path, capsys):
     other = datasets.make(tmp_path, datasets.random_records([3, 4]))
-    status, _, err = datasets.call(capsys, "evaluate", run_of("class"), other.path)
+    status, _, err = call_evaluate(capsys, run_of("class"), other.path)
     assert (status, len(err)) == (1, 1)
     assert (
         err[0] == f"lengthwise evaluate: {other.path}: the split 'test' has no record. Splits with records: train (2)."
@@ -306,7 +312,7 @@ def test_a_split_without_a_record_is_refused(tmp_path, capsys):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
-    status, out, err = datasets.call(capsys, "evaluate", tmp_path, datasets.of_kind("class").path)
+    status, out, err = call_evaluate(capsys, tmp_path, datasets.of_kind("class").path)
     assert (status, out) == (1, "")
     assert err == [
         f"lengthwise evaluate: {tmp_path}: not a run: it has no config.yaml that can be read. Make one with "
@@ -317,10 +323,10 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
 def test_a_checkpoint_that_is_not_there_or_not_whole_is_one_line(tmp_path, capsys):
     run, path = pathlib.Path(shutil.copytree(run_of("class"), tmp_path / "run")), datasets.of_kind("class").path
     shutil.rmtree(run / "checkpoints" / "best")
-    status, _, err = datasets.call(capsys, "evaluate", run, path, "--checkpoint", "best")
+    status, _, err = call_evaluate(capsys, run, path, "--checkpoint", "best")
     assert (status, len(err)) == (1, 1) and f"{run}: has no best checkpoint yet." in err[0]
     assert evaluate(run, path)["checkpoint"] == "last"
     for file in (run / "checkpoints" / "last").glob("*.data-*"):
         file.write_bytes(file.read_bytes()[:100])
-    status, _, err = datasets.call(capsys, "evaluate", run, path)
+    status, _, err = call_evaluate(capsys, run, path)
     assert (status, len(err)) == (1, 1) and "checkpoints/last/ckpt-4: not a checkpoint of this run's model" in err[0]

@@ -242,45 +242,49 @@ def test_checkpoints_can_be_restored_after_fifty_kills_while_they_are_saved(tmp_
     kill_while_saving(tmp_path, 50)
 
 
+# Runs the command, but stops the process where TensorFlow would start.
+HELD_AT_THE_START = """
+import os, signal, sys, lengthwise, trainer.main
+trainer.main.start_tensorflow = lambda **_: os.kill(os.getpid(), signal.SIGSTOP)
+sys.exit(lengthwise.main(sys.argv[1:]))
+"""
+
+
 def test_sigterm_while_the_command_starts_ends_it_at_once(tmp_path):
-    arguments = [sys.executable, "-m", "lengthwise", *map(str, command(tmp_path / "run", 2))]
+    arguments = [sys.executable, "-c", HELD_AT_THE_START, *map(str, command(tmp_path / "run", 2))]
     with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        status = pathlib.Path(f"/proc/{process.pid}/status")
-
-        def listens():
-            caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
-            return int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1
-
-        while process.poll() is None and not listens():
+        while process.poll() is None and not children.is_stopped(process.pid):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (
         75,
         "lengthwise train: SIGTERM came before the first or after the last update: nothing to save. Run the same "
         "command again to continue.\n",
     )
 
 
-def test_sigterm_saves_and_stops_with_its_own_status_wherever_the_run_is(tmp_path):
-    """Before the first update, amid an epoch, and amid the validation; then it ends with the same bits."""
-    run, told = tmp_path / "run", tmp_path / "told"
-    for spot, update, epoch in (("probe", 1, 1), (None, None, 1), ("validation", UPDATES, 1)):
-        child = children.lengthwise(told, *command(run, 2), spot=spot, hit_by=signal.SIGTERM, pause=0.05)
-        if spot is None:
-            assert child.wait_until(lambda: saved_update(run) >= 4)
-            begin = time.monotonic()
+def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path):
+    """Before the first update, within an epoch, and during the validation; then the run ends with the same bits."""
+    run, output = tmp_path / "run", tmp_path / "output"
+    for spot, update in (("probe", 1), ("update", 5), ("validation", UPDATES)):
+        # At an update, the signal comes from this process while the child is stopped, so that its moment is known.
+        hit_by = signal.SIGSTOP if spot == "update" else signal.SIGTERM
+        number = update if spot == "update" else 1
+        child = children.lengthwise(output, *command(run, 2), spot=spot, number=number, hit_by=hit_by)
+        if spot == "update":
+            assert child.wait_until(lambda child=child: children.is_stopped(child.pid))
+            assert saved_update(run) == 4
             child.send(signal.SIGTERM)
-            assert child.wait() == 75
-            assert time.monotonic() - begin < 10
-            update = saved_update(run)
-            assert 4 <= update < UPDATES
+            child.send(signal.SIGCONT)
         assert child.wait() == 75
         assert child.lines[-1] == (
-            f"lengthwise train: SIGTERM: saved after update {update} (epoch {epoch}) and stopped. The same command "
-            "resumes from there."
+            f"lengthwise train: SIGTERM: saved after update {update} (epoch 1) and stopped. The same command resumes "
+            "from there."
         )
         assert sum("SIGTERM" in line for line in child.lines) == 1
+        # No update follows the one at which the signal came.
         assert saved_update(run) == update == last_update(run)
         assert not (run / "result.json").exists() and not (run / LOCK).exists()
     result = train(dataset(), run, change(CONFIG, epochs=2))
@@ -289,9 +293,12 @@ def test_sigterm_saves_and_stops_with_its_own_status_wherever_the_run_is(tmp_pat
 
 
 def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_went(tmp_path, capsys):
-    run, told = tmp_path / "run", tmp_path / "told"
-    child = children.lengthwise(told, *command(run, 2), pause=0.2)
-    assert child.wait_until(lambda: (saved_update(run) or 0) >= EVERY)
+    run = tmp_path / "run"
+    child = children.lengthwise(
+        tmp_path / "output", *command(run, 2), spot="update", number=EVERY + 1, hit_by=signal.SIGSTOP
+    )
+    assert child.wait_until(lambda: children.is_stopped(child.pid))
+    assert saved_update(run) == EVERY
     for more in ([], ["--overwrite"]):
         status, out, err = datasets.call(capsys, *command(run, 2), *more)
         assert (status, out, len(err)) == (69, "", 1)

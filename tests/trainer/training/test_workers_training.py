@@ -92,7 +92,7 @@ def test_a_killed_worker_ends_the_others_and_the_same_command_ends_where_one_pro
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
         begin = time.monotonic()
-        ended = process.wait(60)
+        ended = process.wait()
         print(f"\nended {time.monotonic() - begin:.1f} s after the kill")
     assert ended.status == 128 + signal.SIGKILL
     assert ended.err.splitlines()[-1] == (
@@ -170,7 +170,7 @@ def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_goes
         wait_for_update(processes[0], run, 20)
         processes[killed].send(signal.SIGKILL)
         begin = time.monotonic()
-        survivor = processes[1 - killed].wait(60)
+        survivor = processes[1 - killed].wait()
         print(f"\nended {time.monotonic() - begin:.1f} s after the kill, with {survivor.status}")
     assert survivor.status == 1
     assert "Another worker was lost" in survivor.err.splitlines()[-1]
@@ -187,7 +187,7 @@ def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
     with under_way(run, LONG, 20) as process:
         workers = process.workers()
         os.kill(workers[0], signal.SIGKILL)
-        ended = process.wait(60)
+        ended = process.wait()
     assert ended.status == 128 + signal.SIGKILL
     assert "worker 0 of 2 was killed by SIGKILL" in ended.err.splitlines()[-1]
     assert not any(map(cluster.is_alive, workers))
@@ -202,7 +202,7 @@ def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_
     with under_way(run, LONG, 20) as process:
         process.send(signal.SIGTERM)
         begin = time.monotonic()
-        ended = process.wait(60)
+        ended = process.wait()
         seconds = time.monotonic() - begin
     print(f"\nended {seconds:.1f} s after SIGTERM")
     assert (ended.status, seconds < 10) == (75, True), ended.err
@@ -232,7 +232,7 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
         assert len(workers) == 2
         process.send(signal.SIGKILL)
         process.wait()
-        seconds = cluster.wait_until(lambda: not any(map(cluster.is_alive, workers)), 10, what="the workers' end")
+        seconds = cluster.wait_until(lambda: not any(map(cluster.is_alive, workers)), what="the workers' end")
         print(f"\nended {seconds:.1f} s after the launcher")
 
 
@@ -320,20 +320,30 @@ def test_workers_know_each_other_by_ports_of_their_own_and_share_the_cores(worke
     assert {threads for _, threads in told} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
-@pytest.mark.parametrize("seconds", [0, 0.5])
-def test_what_the_chief_ends_with_is_what_the_launcher_ends_with(worker_program, seconds):
-    """Also where another, who only heard of it, is gone first: a locked folder is 69, not 1."""
-    worker_program(f"time.sleep({seconds} if number == 0 else {0.5 - seconds}); sys.exit(69 if number == 0 else 1)")
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_launcher_ends_with_the_status_of_the_chief(worker_program, tmp_path, monkeypatch, first):
+    """Also if another worker, to which the chief passed its error, ends first: a locked folder is 69, not 1."""
+    monkeypatch.setattr(local_workers, "_GRACE_SECONDS", 300.0)
+    ended = tmp_path / "ended"
+    worker_program(
+        f"""if number == {first}:
+    open({str(ended)!r}, "w").close()
+else:
+    while not os.path.exists({str(ended)!r}):
+        time.sleep(0.01)
+    time.sleep(0.3)
+sys.exit(69 if number == 0 else 1)"""
+    )
     assert local_workers.run_local_workers(2, ["train"]) == 69
 
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, capfd, monkeypatch, killed):
     monkeypatch.setattr(local_workers, "_GRACE_SECONDS", 0.3)
-    worker_program(f"os.kill(os.getpid(), signal.SIGKILL) if number == {killed} else time.sleep(60)")
+    worker_program(f"os.kill(os.getpid(), signal.SIGKILL) if number == {killed} else time.sleep(600)")
     begin = time.monotonic()
     assert local_workers.run_local_workers(3, ["train"]) == 128 + signal.SIGKILL
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 600  # the others did not end by themselves
     assert capfd.readouterr().err.splitlines() == [
         f"lengthwise train: worker {killed} of 3 was killed by SIGKILL, and the others were stopped. Run the same "
         "command to resume from the last checkpoint."
@@ -343,7 +353,7 @@ def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, c
 def test_sigterm_is_passed_on_and_their_status_comes_back(worker_program, tmp_path):
     worker_program(
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        f"open(os.path.join({str(tmp_path)!r}, f'ready-{{number}}'), 'w').close()\ntime.sleep(60)"
+        f"open(os.path.join({str(tmp_path)!r}, f'ready-{{number}}'), 'w').close()\ntime.sleep(600)"
     )
     before = signal.getsignal(signal.SIGTERM)
 
@@ -361,7 +371,7 @@ def test_sigterm_is_passed_on_and_their_status_comes_back(worker_program, tmp_pa
 def test_no_worker_outlives_a_launcher_that_is_killed(worker_program, tmp_path):
     program = worker_program(
         "from trainer.devices.local_workers import exit_with_parent\nexit_with_parent()\n"
-        f"open(os.path.join({str(tmp_path)!r}, f'pid-{{os.getpid()}}'), 'w').close()\ntime.sleep(60)"
+        f"open(os.path.join({str(tmp_path)!r}, f'pid-{{os.getpid()}}'), 'w').close()\ntime.sleep(600)"
     )
     text = (
         f"import pathlib, sys; sys.path.insert(0, {str(cluster.ROOT)!r}); "
@@ -373,7 +383,7 @@ def test_no_worker_outlives_a_launcher_that_is_killed(worker_program, tmp_path):
         cluster.wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
         pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
         launcher.send(signal.SIGKILL)
-        cluster.wait_until(lambda: not any(map(cluster.is_alive, pids)), 10)
+        cluster.wait_until(lambda: not any(map(cluster.is_alive, pids)))
     finally:
         launcher.end()
 
@@ -451,7 +461,7 @@ def test_ctrl_c_in_a_terminal_is_one_line_and_no_traceback(tmp_path):
     """A terminal sends SIGINT to the workers too."""
     with under_way(tmp_path / "run", LONG, 5) as process:
         os.killpg(process.pid, signal.SIGINT)
-        ended = process.wait(60)
+        ended = process.wait()
     assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err
 
 
@@ -465,7 +475,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_records_by_several_workers_t
         found = [cluster.launch(cluster.uneven(), run, config)]
     else:
         with cluster.joined(cluster.uneven(), run, config) as processes:
-            found = [process.wait(120) for process in processes]
+            found = [process.wait() for process in processes]
     assert [one.status for one in found] == [1] * len(found), [one.err for one in found]
     for one in found:
         assert "Traceback" not in one.err
@@ -478,7 +488,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_records_by_several_workers_t
 def test_an_output_that_the_chief_cannot_make_ends_the_others_of_a_cluster(tmp_path):
     (tmp_path / "file").write_text("")
     with cluster.joined(cluster.uneven(), tmp_path / "file" / "run", cluster.UNEVEN) as processes:
-        found = [process.wait(90) for process in processes]
+        found = [process.wait() for process in processes]
     print(f"\nended after {[round(one.seconds, 1) for one in found]} s")
     assert [one.status for one in found] == [1, 1], [one.err for one in found]
     assert not any("Traceback" in one.err for one in found), [one.err for one in found]
