@@ -133,15 +133,14 @@ def predict(arguments: list[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values, beam_options = parse_with_beam(parser, arguments)
-    as_json, values["raw"] = values.pop("json"), tuple(values["raw"])
+    as_json = values.pop("json")
     begin = time.monotonic()
     start_tensorflow()
-    from trainer.serving.predict import PredictOptions
     from trainer.serving.predict import predict as run
     from trainer.serving.publish import print_summary
 
     with explain_tensorflow_errors(values["run"]):
-        summary = run(PredictOptions(**values), beam_options)
+        summary = run(**values, beam_options=beam_options)
     summary |= {"seconds": time.monotonic() - begin}
     if as_json:
         print(json.dumps(summary))

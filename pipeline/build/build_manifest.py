@@ -8,13 +8,12 @@ from importlib import metadata
 from typing import TypeAlias, TypeVar
 
 from pipeline.build.paths import vocabulary_path
-from pipeline.build.rejects import RejectsFile
+from pipeline.build.rejects import RejectsFile, count_rejects
 from pipeline.build.shards import ShardSummary
 from pipeline.format.manifest import (
     TRAIN,
     FeatureStatistics,
     Manifest,
-    Rejected,
     Source,
     Split,
     Vocabulary,
@@ -61,8 +60,6 @@ def build_manifest(
         name: _build_split(schema, [shard for shard in shards if shard.split == name], vocabularies)
         for name in schema.split_names
     }
-    rejects = list(rejects)
-    by_reason = _sum_counts(file.by_reason for file in rejects)
     return Manifest(
         record_schema=schema,
         seed=seed,
@@ -75,9 +72,7 @@ def build_manifest(
         splits=splits,
         statistics=_build_statistics(shards),
         vocabularies=_build_vocabularies(vocabularies, generation),
-        rejected=Rejected(
-            total=sum(by_reason.values()), by_reason=by_reason, files=tuple(sorted(file.path for file in rejects))
-        ),
+        rejected=count_rejects(rejects),
         sources=_build_sources(chunks),
         software=_software_versions(),
     )

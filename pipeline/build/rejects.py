@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pipeline.build.paths import rejects_path
 from pipeline.files import join, replace
+from pipeline.format.manifest import Rejected
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.reject_runs import RejectRun, merge_reject_runs
 
@@ -48,6 +49,19 @@ def write_rejects(
                     file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
             written.append(RejectsFile(path, dict(reasons)))
     return written
+
+
+def count_rejects(files: Iterable[RejectsFile]) -> Rejected:
+    """Returns the number of rejects in all files, in total and for each reason, and the paths of the files."""
+    files = list(files)
+    by_reason: collections.Counter[str] = collections.Counter()
+    for file in files:
+        by_reason.update(file.by_reason)
+    return Rejected(
+        total=by_reason.total(),
+        by_reason=dict(sorted(by_reason.items())),
+        files=tuple(sorted(file.path for file in files)),
+    )
 
 
 class _LineNumbers:

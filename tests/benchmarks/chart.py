@@ -1,4 +1,4 @@
-"""Draws the ratios of all benchmarks, each beside its floor and its aim, into a PNG."""
+"""Draws the ratios of all benchmarks as a chart, with the floor and the aim of each, into a PNG file."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import matplotlib
 from measure import Row
 
-matplotlib.use("Agg")  # no screen
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen before)
+matplotlib.use("Agg")  # needs no screen
+from matplotlib import pyplot  # noqa: E402  (the backend must be chosen first)
 
 
 def draw(path: pathlib.Path, title: str, rows: Sequence[Row]) -> None:
-    """A bar for each row, as long as its floor is reached: 1 is the floor, and a mark is the aim."""
+    """Draws a bar for each row. The length of a bar is its ratio divided by its floor; a mark shows the aim."""
     figure, axes = pyplot.subplots(figsize=(11, 1.5 + 0.5 * len(rows)), layout="constrained")
     reached = [row.floor / row.ratio if row.at_most else row.ratio / row.floor for row in rows]
     aims = [row.floor / row.aim if row.at_most else row.aim / row.floor for row in rows]

@@ -1,8 +1,8 @@
-"""Makes the records of the benchmarks, as a dataset of ours and as the SequenceExamples that one would write by hand.
+"""Makes the records of the benchmarks: as a Lengthwise dataset, and as SequenceExamples as in a textbook.
 
-Lengths are log-normal around 24 with a tail to 400; a step is so many numbers; the label is one of three classes. Both
-hold the same numbers. The dataset is written by the functions of `prepare`, without its Beam job: a benchmark of
-reading need not wait for it. What was made is kept for the next run.
+Lengths are log-normal with a median of 24 steps and at most 400. Each step has `num_features` numbers. The label is one
+of three classes. Both forms contain the same numbers. The functions of `prepare` write the dataset without its Beam
+job, so that a benchmark of reading does not wait for it. Files are kept and used again in the next run.
 """
 
 import pathlib
@@ -25,11 +25,12 @@ from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle, 
 from pipeline.shuffle.hashing import choose_shard
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
-# Numbers are drawn from a pool, which is faster than drawing each.
+# Values are slices of one array of random numbers, which is faster than drawing the values of each record.
 _POOL = 1_000_003
 
 
 def draw_lengths(num_records: int, *, seed: int = 0) -> np.ndarray:
+    """Returns the number of steps of each record: int64[num_records]."""
     random = np.random.default_rng(seed)
     return np.exp(random.normal(np.log(24), 0.8, num_records)).round().clip(1, MAX_LENGTH).astype(int)
 
@@ -42,7 +43,7 @@ def schema_text(num_features: int) -> str:
 
 
 def records(num_features: int, num_records: int) -> Iterator[tuple[str, np.ndarray, str]]:
-    """(id, float32[steps, num_features], label) of each record; of another number of them, the first are the same."""
+    """Yields (id, float32[steps, num_features], label) for each record. More records start with the same ones."""
     pool = np.random.default_rng(1).normal(size=_POOL + MAX_LENGTH * num_features).astype(np.float32)
     for number, length in enumerate(draw_lengths(num_records).tolist()):
         begin = number * 7919 % _POOL
@@ -51,7 +52,7 @@ def records(num_features: int, num_records: int) -> Iterator[tuple[str, np.ndarr
 
 
 def write_raw(path: pathlib.Path, num_features: int, num_records: int) -> None:
-    """The records as JSON Lines."""
+    """Writes the records as JSON Lines."""
     with open(path, "wb") as file:
         for key, x, label in records(num_features, num_records):
             record = {"id": key, "x": x.round(4), "y": label}
@@ -59,7 +60,7 @@ def write_raw(path: pathlib.Path, num_features: int, num_records: int) -> None:
 
 
 def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
-    """A dataset of ours, unless it is there."""
+    """Makes a Lengthwise dataset if it does not exist, and returns its folder."""
     path = folder / f"dataset-{num_features}-{num_records}"
     if (path / "manifest.json").exists():
         return path
@@ -83,7 +84,10 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
 
 
 def make_sequence_examples(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
-    """TFRecord files of SequenceExamples, unless they are there: `label` and `length` in the context, `x` by step."""
+    """Makes TFRecord files of SequenceExamples if they do not exist, and returns their folder.
+
+    `label` and `length` are in the context, `x` is the feature list.
+    """
     path = folder / f"sequence-examples-{num_features}-{num_records}"
     if path.exists():
         return path
@@ -101,13 +105,13 @@ def make_sequence_examples(folder: pathlib.Path, num_features: int, num_records:
 
 
 def sequence_example(x: np.ndarray, label: int) -> bytes:
-    """What tf.train.SequenceExample(…).SerializeToString() would give, sooner: all steps are one array of bytes."""
+    """Returns the bytes of tf.train.SequenceExample(…).SerializeToString(), faster: all steps are one byte array."""
     num_bytes = 4 * x.shape[1]
     feature = _delimited(b"\x12", _delimited(b"\x0a", bytes(num_bytes)))
     step = np.frombuffer(_delimited(b"\x0a", feature), np.uint8)
     steps = np.tile(step, (len(x), 1))
     steps[:, -num_bytes:] = np.ascontiguousarray(x, "<f4").view(np.uint8)
-    # An Example is its features as field 1, and so is the context.
+    # A SequenceExample has its context in field 1, where an Example has its features: the encoding is the same.
     context = encode_example({"label": np.array([label]), "length": np.array([len(x)])})
     entry = _delimited(b"\x0a", b"x") + _delimited(b"\x12", steps.tobytes())
     return context + _delimited(b"\x12", _delimited(b"\x0a", entry))

@@ -1,4 +1,4 @@
-"""Runs programs, times what is done alternately, and says what was found against the floor and the aim of it."""
+"""Runs programs, measures them alternately, and compares the results with a floor and an aim."""
 
 import dataclasses
 import importlib.metadata
@@ -19,7 +19,7 @@ from rich.table import Table
 
 SOFTWARE = ("lengthwise", "tensorflow-cpu", "keras", "apache-beam", "numpy")
 
-# A program's peak memory begins with what the process held that started it, so a small one starts it.
+# The peak memory of a program is at least the memory of the process that started it, so a small process starts it.
 _LAUNCHER = """
 import resource, subprocess, sys, time
 begin = time.perf_counter()
@@ -28,21 +28,26 @@ usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print("\\0", time.perf_counter() - begin, usage.ru_maxrss, flush=True)
 sys.exit(status)
 """
-# Columns of a table, wherever it is printed.
+# Width of a table in characters, on every terminal.
 _WIDTH = 180
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measure: ours, what it is compared with, and their ratio.
+    """One measurement of Lengthwise, the measurement it is compared with, and their ratio.
 
     Attributes:
-        twin: What is measured beside it in the same run; "" where there is nothing.
-        ratio: Ours by the twin's, or the measure itself where there is no twin.
-        floor, aim: What the ratio should reach, or stay below where `at_most`.
+        measure: Name of the measurement.
+        unit: Unit of `ours` and `theirs`.
+        ours: Result of Lengthwise, the median of the repeats.
+        twin: Name of the program that is measured in the same run for comparison; "" if there is none.
+        theirs: Result of that program, the median of the repeats; None if there is none.
+        ratio: `ours` divided by `theirs`, the median of the repeats, or `ours` if there is no comparison.
+        floor, aim: Goals of the ratio: it must be at least the floor, and should be at least the aim.
+        at_most: Whether the ratio should be at most the goals instead.
         spread: The smallest and the largest ratio of the repeats.
-        note: What else one should know of it.
-        command: What measures it again; `run.py` fills it in.
+        note: Additional information.
+        command: The command that repeats the measurement; `run.py` sets it.
     """
 
     measure: str
@@ -67,7 +72,12 @@ class Row:
 
 
 def compare(measure: str, unit: str, twin: str, measured: Sequence[Sequence[float]], **goals: Any) -> Row:
-    """A row of the medians of speeds that were measured in turn: all of ours, and beside each of them one of theirs."""
+    """Returns a row of medians.
+
+    Args:
+        measured: Our results and their results, both with one number for each repeat.
+        goals: Further attributes of the row: `floor`, `aim`, `at_most`.
+    """
     ours, theirs = measured
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Row(
@@ -83,27 +93,33 @@ def compare(measure: str, unit: str, twin: str, measured: Sequence[Sequence[floa
 
 
 def alternate(repeats: int, *runs: Callable[[], Any]) -> list[list[Any]]:
-    """What each of the runs gave, of so many rounds: each once a round, so that a busy machine is busy for all."""
+    """Calls each function once per round, and returns the results of each function.
+
+    The functions alternate, so that other load on the machine affects all of them.
+    """
     rounds = [[run() for run in runs] for _ in range(repeats)]
     return [list(results) for results in zip(*rounds, strict=True)]
 
 
-def tell(rows: Sequence[Row]) -> None:
-    """A table for people on stderr, and on stdout what `run.py` reads."""
-    show(rows, Console(stderr=True, width=_WIDTH))
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints a table for people on stderr, and JSON for `run.py` on stdout."""
+    print_table(rows, Console(stderr=True, width=_WIDTH))
     print(json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
-def show(rows: Sequence[Row], console: Console | None = None) -> None:
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Prints the rows as a table, and their notes."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("measure", "ours", "compared with", "theirs", "ratio", "floor", "aim", "reached"):
         table.add_column(column, justify="left" if column in ("measure", "compared with", "reached") else "right")
     for row in rows:
-        theirs = "" if row.theirs is None else number(row.theirs, row.unit)
-        ratio = number(row.ratio, "" if row.theirs is not None else row.unit)
-        spread = f" ({number(row.spread[0])} to {number(row.spread[1])})" if row.spread else ""
-        goals = [("at most " if row.at_most else "") + number(goal) for goal in (row.floor, row.aim)]
-        table.add_row(row.measure, number(row.ours, row.unit), row.twin, theirs, ratio + spread, *goals, row.verdict)
+        theirs = "" if row.theirs is None else format_number(row.theirs, row.unit)
+        ratio = format_number(row.ratio, "" if row.theirs is not None else row.unit)
+        spread = f" ({format_number(row.spread[0])} to {format_number(row.spread[1])})" if row.spread else ""
+        goals = [("at most " if row.at_most else "") + format_number(goal) for goal in (row.floor, row.aim)]
+        table.add_row(
+            row.measure, format_number(row.ours, row.unit), row.twin, theirs, ratio + spread, *goals, row.verdict
+        )
     console = console or Console(width=_WIDTH)
     console.print(table)
     for row in rows:
@@ -111,11 +127,13 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
             console.print(f"{row.measure}: {row.note}", markup=False, highlight=False)
 
 
-def number(value: float, unit: str = "") -> str:
+def format_number(value: float, unit: str = "") -> str:
+    """Returns a number with three digits, or without decimals from 100 on, and its unit."""
     return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + (f" {unit}" if unit else "")
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Returns the processor, the number of cores and the versions of the software."""
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
@@ -132,17 +150,18 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def call(command: str, *arguments: Any) -> dict[str, Any]:
-    """Runs a command of Lengthwise."""
-    return execute(command_line(command, *arguments))
+def run_command(command: str, *arguments: Any) -> dict[str, Any]:
+    """Runs a command of Lengthwise, as `run_program` does."""
+    return run_program(command_line(command, *arguments))
 
 
 def command_line(command: str, *arguments: Any) -> list[Any]:
+    """Returns the command line of a command of Lengthwise."""
     return [sys.executable, "-m", "lengthwise", command, *arguments]
 
 
-def peak_of_all(command: Sequence[Any]) -> float:
-    """Runs a program: the most mebibytes that it and the processes it starts held together. Needs /proc."""
+def peak_of_all_processes(command: Sequence[Any]) -> float:
+    """Runs a program, and returns the peak memory in MiB of it and its child processes together. Needs /proc."""
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -151,25 +170,25 @@ def peak_of_all(command: Sequence[Any]) -> float:
         peak = max(peak, sum(_resident(path, process.pid) for path in pathlib.Path("/proc").glob("[0-9]*/stat")))
         time.sleep(0.05)
     if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}.")
+        raise SystemExit(f"{' '.join(map(str, command))} ended with status {process.returncode}.")
     return peak
 
 
 def _resident(stat: pathlib.Path, session: int) -> float:
-    """Mebibytes of a process, if it is of the session."""
+    """Returns the memory of a process in MiB, or 0 if the process is not in the session."""
     try:
         fields = stat.read_text().rpartition(")")[2].split()
-    except OSError:  # gone meanwhile
+    except OSError:  # the process has ended
         return 0.0
     return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if int(fields[3]) == session else 0.0
 
 
-def execute(command: Sequence[Any]) -> dict[str, Any]:
-    """Runs a program: what it said, how long it took from its start to its end, the most memory it held."""
+def run_program(command: Sequence[Any]) -> dict[str, Any]:
+    """Runs a program, and returns its stdout, its seconds from start to end, and its peak memory in MiB."""
     program = [sys.executable, "-c", _LAUNCHER, *map(str, command)]
     done = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}.")
-    said, _, measured = done.stdout.rpartition(b"\0")
+        raise SystemExit(f"{' '.join(map(str, command))} ended with status {done.returncode}.")
+    stdout, _, measured = done.stdout.rpartition(b"\0")
     seconds, kibibytes = map(float, measured.split())
-    return {"stdout": said, "seconds": seconds, "peak_mebibytes": kibibytes / 1024}
+    return {"stdout": stdout, "seconds": seconds, "peak_mebibytes": kibibytes / 1024}

@@ -1,11 +1,13 @@
-"""Measures `lengthwise prepare` as a whole process against a textbook Beam pipeline into SequenceExamples.
+"""Measures `lengthwise prepare` as a whole process against a textbook Beam pipeline that writes SequenceExamples.
 
     python tests/benchmarks/prepare.py [--quick] [--scale 1.0]
 
-Both read the same JSON Lines on Beam's in-process runner, and write TFRecords; the twin neither checks, splits,
-shuffles nor indexes them. At scale 1 there are 200,000 records of 8 features, and 20,000 of 100. The limit is what one
-thread can do of it, times the cores: parse, encode and sum of lines that are in memory, without reading, sorting,
-statistics or writing, and without the start of a program.
+Both read the same JSON Lines on Beam's in-process runner and write TFRecords. The textbook pipeline does not check,
+split, shuffle or index the records. Scale 1 means 200,000 records of 8 features, and 20,000 records of 100 features.
+
+The rows named "the limit" compare with an upper bound: the speed of one thread that parses, encodes and checksums lines
+in memory, times the number of cores. This thread does not read, sort or write, computes no statistics, and its start is
+not timed.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import time
 from typing import Any
 
 from data import CLASSES, schema_text, write_raw
-from measure import Row, alternate, call, command_line, compare, execute, peak_of_all, tell
+from measure import Row, alternate, command_line, compare, peak_of_all_processes, print_rows, run_command, run_program
 
 from pipeline.beam.workers import count_cores
 from pipeline.format.examples import encode_record
@@ -46,28 +48,28 @@ def main() -> None:
     for num_features, num_records in ((8, int(200_000 * scale)), (100, int(20_000 * scale))):
         rows += measure(folder, num_features, num_records, repeats)
     rows.append(measure_growth(folder, int(100_000 * scale)))
-    tell(rows)
+    print_rows(rows)
 
 
 def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int) -> list[Row]:
     raw, schema = make_raw(folder, num_features, num_records)
 
     def ours() -> dict[str, Any]:
-        return call("prepare", raw, "--schema", schema, "--output", folder / "dataset", "--overwrite")
+        return run_command("prepare", raw, "--schema", schema, "--output", folder / "dataset", "--overwrite")
 
     def twin() -> dict[str, Any]:
         shutil.rmtree(folder / "twin", ignore_errors=True)
-        return execute([sys.executable, __file__, "--twin", raw, folder / "twin/part"])
+        return run_program([sys.executable, __file__, "--twin", raw, folder / "twin/part"])
 
-    measured = alternate(repeats, ours, twin, functools.partial(reach, raw, schema))
+    measured = alternate(repeats, ours, twin, functools.partial(single_thread_speed, raw, schema))
     name = f"prepare, {num_features} features, {num_records:,} records"
-    book = "ReadFromText, json.loads, SequenceExample"
-    speeds = [[num_records / one["seconds"] for one in side] for side in measured[:2]]
+    textbook = "ReadFromText, json.loads, SequenceExample"
+    speeds = [[num_records / result["seconds"] for result in side] for side in measured[:2]]
     cores = count_cores()
     limits = [cores * speed for speed in measured[2]]
-    memory = [[peak(raw, schema, folder) for _ in range(repeats)], [one["peak_mebibytes"] for one in measured[1]]]
+    memory = [[peak(raw, schema, folder) for _ in range(repeats)], [result["peak_mebibytes"] for result in measured[1]]]
     return [
-        compare(name, "records/s", book, speeds, floor=3.0, aim=6.0),
+        compare(name, "records/s", textbook, speeds, floor=3.0, aim=6.0),
         compare(
             f"{name}, the limit",
             "records/s",
@@ -76,24 +78,25 @@ def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: 
             floor=0.6,
             aim=0.8,
         ),
-        compare(f"{name}, memory", "MiB", book, memory, floor=1.0, aim=0.5, at_most=True),
+        compare(f"{name}, memory", "MiB", textbook, memory, floor=1.0, aim=0.5, at_most=True),
     ]
 
 
 def measure_growth(folder: pathlib.Path, num_records: int) -> Row:
-    """Whether memory grows with the data."""
+    """Returns the peak memory for ten times the records, against the peak memory for the records."""
     one, ten = (peak(*make_raw(folder, 8, number), folder) for number in (num_records, 10 * num_records))
     name = f"prepare, memory of all processes, {10 * num_records:,} records"
     return compare(name, "MiB", f"{num_records:,} records", [[ten], [one]], floor=1.2, aim=1.05, at_most=True)
 
 
 def peak(raw: pathlib.Path, schema: pathlib.Path, folder: pathlib.Path) -> float:
+    """Returns the peak memory in MiB of all processes of `lengthwise prepare`."""
     output = folder / "dataset"
-    return peak_of_all(command_line("prepare", raw, "--schema", schema, "--output", output, "--overwrite"))
+    return peak_of_all_processes(command_line("prepare", raw, "--schema", schema, "--output", output, "--overwrite"))
 
 
-def reach(raw: pathlib.Path, schema_path: pathlib.Path) -> float:
-    """Records a second of the first lines, with the functions of `prepare`."""
+def single_thread_speed(raw: pathlib.Path, schema_path: pathlib.Path) -> float:
+    """Returns the records per second that one thread parses and encodes, with the functions of `prepare`."""
     schema = Schema.read(str(schema_path))
     with open(raw, "rb") as file:
         lines = file.readlines(_LIMIT_BYTES)
@@ -104,7 +107,7 @@ def reach(raw: pathlib.Path, schema_path: pathlib.Path) -> float:
 
 
 def make_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple[pathlib.Path, pathlib.Path]:
-    """JSON Lines and their schema, unless they are there."""
+    """Makes a file of JSON Lines and its schema if they do not exist, and returns their paths."""
     raw, schema = folder / f"raw-{num_features}-{num_records}.jsonl", folder / f"schema-{num_features}.yaml"
     if not raw.exists():
         print(f"making {raw}", file=sys.stderr, flush=True)
@@ -116,7 +119,7 @@ def make_raw(folder: pathlib.Path, num_features: int, num_records: int) -> tuple
 
 
 def run_twin(raw: str, output: str) -> None:
-    """As one would write it today."""
+    """Runs the textbook pipeline."""
     import apache_beam as beam
     import tensorflow as tf
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner

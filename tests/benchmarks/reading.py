@@ -1,8 +1,8 @@
-"""Measures reading by `window` against the textbook way, and against reading the bare files.
+"""Measures reading with window batching against the textbook way, and against reading the files without parsing.
 
     python tests/benchmarks/reading.py [--quick]
 
-Either side's batches are added up, so that every value is read, and the sums are compared.
+Both sides add up all values of their batches, so that every value is read. The sums are compared.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 from data import MAX_LENGTH, draw_lengths, make_dataset, make_sequence_examples
-from measure import Row, alternate, compare, tell
+from measure import Row, alternate, compare, print_rows
 from textbook import sequence_example_batches
 
 from trainer.batching.plan_epoch import plan_epoch
@@ -24,22 +24,23 @@ from trainer.data.dataset import open_dataset
 from trainer.reading.batches import batches
 
 BATCH_STEPS = 6400
-# How often ours reads all records before the clock is looked at: once is over too soon.
+# Our side reads several epochs, because one epoch is too short to measure.
 EPOCHS = range(4)
 TEXTBOOK = "parse_single_…, bucket_by_sequence_length"
 
 
 @tf.function(reduce_retracing=True, autograph=False)
 def add_up(x: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Returns the sum of the values and the sum of the lengths: float32[2]."""
     return tf.stack([tf.reduce_sum(x), tf.cast(tf.reduce_sum(length), tf.float32)])
 
 
-def consume(found: tf.data.Dataset, take: Callable[..., tuple[tf.Tensor, tf.Tensor]]) -> tuple[float, np.ndarray]:
-    """Seconds from the first batch's asking to the last one's end, and the sums of values and lengths."""
+def consume(found: tf.data.Dataset, select: Callable[..., tuple[tf.Tensor, tf.Tensor]]) -> tuple[float, np.ndarray]:
+    """Reads all batches, and returns the seconds and the sums of values and lengths."""
     begin = time.perf_counter()
     total = np.zeros(2)
     for batch in found:
-        total += add_up(*take(*batch)).numpy()
+        total += add_up(*select(*batch)).numpy()
     return time.perf_counter() - begin, total
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     for num_features, num_records, floor, aim in ((8, 200_000, 5.0, 8.0), (100, 20_000, 2.2, 4.0)):
         rows += measure(options.output / "data", num_features, num_records // scale, repeats, floor=floor, aim=aim)
     rows.append(useful_share(options.output / "data", 200_000 // scale))
-    tell(rows)
+    print_rows(rows)
 
 
 def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: int, **goals: float) -> list[Row]:
@@ -78,31 +79,33 @@ def measure(folder: pathlib.Path, num_features: int, num_records: int, repeats: 
         sums["textbook"].append(total)
         return num_records / seconds
 
-    ours(), textbook()  # so that files are in memory, and functions are traced
+    ours(), textbook()  # reads the files into the page cache, and traces the functions
     name = f"reading, {num_features} features"
     rows = [compare(name, "records/s", TEXTBOOK, alternate(repeats, ours, textbook), **goals)]
     check_sums(sums, num_records)
     if num_features == 100:
-        # Nothing is added up here, for neither leaves anything undone: bytes are read, checked, and in tensors.
+        # Without sums: both sides read all bytes into tensors and check them.
         def speed(make: Callable[[], tf.data.Dataset]) -> float:
-            return len(EPOCHS) * num_bytes / 2**20 / sum(drain(make()) for _ in EPOCHS)
+            return len(EPOCHS) * num_bytes / 2**20 / sum(read_all(make()) for _ in EPOCHS)
 
-        def bare() -> float:
-            return max(speed(functools.partial(raw, shards, parallel)) for parallel in (None, tf.data.AUTOTUNE))
+        def without_parsing() -> float:
+            return max(
+                speed(functools.partial(serialized_records, shards, parallel)) for parallel in (None, tf.data.AUTOTUNE)
+            )
 
-        measured = alternate(repeats, lambda: speed(read), bare)
+        measured = alternate(repeats, lambda: speed(read), without_parsing)
         goals = {"floor": 0.35, "aim": 0.6}
         rows.append(compare(f"{name}, in bytes", "MiB/s", "TFRecordDataset alone", measured, **goals))
     return rows
 
 
-def raw(files: list[str], parallel: int | None) -> tf.data.Dataset:
-    """All records of files; batched, since the way out of tf.data would cost more than the reading."""
+def serialized_records(files: list[str], parallel: int | None) -> tf.data.Dataset:
+    """Returns all records of files, in batches: to get them from tf.data one by one takes longer than to read them."""
     return tf.data.TFRecordDataset(files, num_parallel_reads=parallel).batch(256).prefetch(2)
 
 
-def drain(found: tf.data.Dataset) -> float:
-    """Seconds that all of it takes."""
+def read_all(found: tf.data.Dataset) -> float:
+    """Reads all elements, and returns the seconds."""
     begin = time.perf_counter()
     for _ in found:
         pass
@@ -113,10 +116,11 @@ def check_sums(sums: dict[str, list[np.ndarray]], num_records: int) -> None:
     steps = draw_lengths(num_records).sum()
     found = np.array(sums["ours"] + sums["textbook"])
     if (found[:, 1] != steps).any() or np.ptp(found[:, 0]) > 1e-4 * np.abs(found[:, 0]).max() + 1:
-        raise SystemExit(f"The two did not read the same values: {found}.")
+        raise SystemExit(f"The two sides did not read the same values: {found}.")
 
 
 def useful_share(folder: pathlib.Path, num_records: int) -> Row:
+    """Compares the useful share of window batching with that of batches cut from all records sorted by length."""
     dataset = open_dataset(make_dataset(folder, 8, num_records))
     plans = [plan_epoch(dataset, "train", batch_steps=BATCH_STEPS, epoch=epoch) for epoch in range(3)]
     lengths = np.sort(draw_lengths(num_records))[::-1]

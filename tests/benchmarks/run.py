@@ -1,8 +1,8 @@
-"""Measures what is claimed of speed and memory, each against the textbook way in the same run.
+"""Runs the benchmarks of speed and memory, each against the textbook way in the same run.
 
     python tests/benchmarks/run.py [--quick] [--only reading planning training loop workers prepare predict]
 
-Writes benchmark.json and benchmark.png into build/benchmarks; `--quick` takes less than a minute, and says less.
+Writes benchmark.json and benchmark.png into build/benchmarks; `--quick` takes less than a minute, and is less exact.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import time
 
 from chart import draw
-from measure import Row, machine, show
+from measure import Row, describe_machine, print_table
 
 HERE = pathlib.Path(__file__).parent
 BENCHMARKS = ("reading", "planning", "training", "loop", "workers", "prepare", "predict")
@@ -32,25 +32,27 @@ def main() -> None:
     for name in options.only:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += run(name, options)
-    about = machine()
-    result = {"quick": options.quick, "machine": about, "rows": [dataclasses.asdict(row) for row in rows]}
+    machine = describe_machine()
+    result = {"quick": options.quick, "machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
     (options.output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(options.output / "benchmark.png", f"Lengthwise on {about['cores']} cores of {about['processor']}", rows)
-    show(rows)
+    draw(options.output / "benchmark.png", f"Lengthwise on {machine['cores']} cores of {machine['processor']}", rows)
+    print_table(rows)
     for command in dict.fromkeys(row.command for row in rows):
-        print(f"Again: {command}")
-    software = ", ".join(f"{name} {version}" for name, version in about["software"].items())
-    print(f"{about['cores']} cores, {about['processor']}, Python {about['python']}, {software}")
-    print(f"Medians; in brackets the smallest and the largest ratio. {time.monotonic() - begin:,.0f} s.")
+        print(f"To repeat: {command}")
+    software = ", ".join(f"{name} {version}" for name, version in machine["software"].items())
+    print(f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, {software}")
+    print(
+        f"Numbers are medians; the smallest and the largest ratio are in brackets. {time.monotonic() - begin:,.0f} s."
+    )
 
 
 def run(name: str, options: argparse.Namespace) -> list[Row]:
-    """The rows of a benchmark, in a process of its own."""
+    """Runs a benchmark in a process of its own, and returns its rows."""
     arguments = ["--output", str(options.output), *(["--quick"] if options.quick else [])]
     begin = time.monotonic()
     done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{name} ended with {done.returncode}.")
+        raise SystemExit(f"{name} ended with status {done.returncode}.")
     print(f"{name}: {time.monotonic() - begin:,.0f} s", file=sys.stderr, flush=True)
     command = shlex.join(["python", f"tests/benchmarks/{name}.py", *arguments])
     return [Row(**values | {"command": command}) for values in json.loads(done.stdout.splitlines()[-1])]

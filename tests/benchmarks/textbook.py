@@ -1,4 +1,4 @@
-"""The textbook ways, written as one would write them today: tf.data's own means, and Keras's `fit`."""
+"""The textbook ways to read and train: with the functions of tf.data, and with Keras's `fit`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ BOUNDARIES = (16, 32, 64, 128, 256)
 def sequence_example_batches(
     files: Sequence[str], *, num_features: int, batch_steps: int, longest: int
 ) -> tf.data.Dataset:
-    """(x, length, label): records parsed one by one, then batched by bucket_by_sequence_length."""
+    """Returns batches of (x, length, label): records are parsed one by one, then put into buckets by length."""
 
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         context, steps = tf.io.parse_single_sequence_example(
@@ -40,7 +40,7 @@ def sequence_example_batches(
 
 
 def model(num_features: int) -> keras.Model:
-    """Two masked LSTM layers of 100 units."""
+    """Returns a compiled model of two masked LSTM layers of 100 units."""
     layers = keras.layers
     built = keras.Sequential(
         [
@@ -51,24 +51,26 @@ def model(num_features: int) -> keras.Model:
             layers.Dense(3, activation="softmax"),
         ]
     )
-    # Without XLA, which compiles anew for every shape of a batch: slower by far for lengths that vary.
+    # Without XLA, which compiles again for every shape of a batch, and is far slower for variable lengths.
     built.compile("rmsprop", "sparse_categorical_crossentropy", jit_compile=False)
     return built
 
 
 def padded_to_longest(xs: Sequence[np.ndarray], labels: Sequence[int], *, longest: int) -> tf.data.Dataset:
+    """Returns shuffled batches of 32 records, all padded to `longest` steps."""
     padded = keras.utils.pad_sequences(xs, maxlen=longest, dtype="float32", padding="post")
     return tf.data.Dataset.from_tensor_slices((padded, np.array(labels))).shuffle(len(xs)).batch(32)
 
 
 def padded_batches(xs: Sequence[np.ndarray], labels: Sequence[int]) -> tf.data.Dataset:
-    """Batches at random, each padded to its longest record."""
+    """Returns shuffled batches of 64 records, each padded to its longest record."""
     return _elements(xs, labels).shuffle(len(xs)).padded_batch(64)
 
 
 def bucket_batches(
     xs: Sequence[np.ndarray], labels: Sequence[int], *, batch_steps: int, longest: int
 ) -> tf.data.Dataset:
+    """Returns shuffled batches from `bucket_by_sequence_length`, with a budget of padded steps."""
     return (
         _elements(xs, labels)
         .shuffle(len(xs))
@@ -85,5 +87,5 @@ def _elements(xs: Sequence[np.ndarray], labels: Sequence[int]) -> tf.data.Datase
         yield from zip(xs, labels, strict=True)
 
     spec = tf.TensorSpec([None, xs[0].shape[1]], tf.float32), tf.TensorSpec([], tf.int64)
-    # In memory: what is measured is training.
+    # The elements are cached in memory, because the benchmark measures training.
     return tf.data.Dataset.from_generator(generate, output_signature=spec).cache()

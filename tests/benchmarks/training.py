@@ -1,9 +1,9 @@
-"""Measures training of the seed model in useful steps a second against Keras's `fit`, and the memory that it takes.
+"""Measures training in useful steps per second against Keras's `fit`, and the memory of training.
 
     python tests/benchmarks/training.py [--quick]
 
-Two LSTM layers of 100 units on 8 features. Each side trains for two epochs, of which the second is timed, on so many
-of the same records that it takes some seconds.
+The model has two LSTM layers of 100 units on 8 features. Each side trains for two epochs, and the second one is timed.
+All sides use the same records, but only as many of them as take some seconds.
 """
 
 import argparse
@@ -18,14 +18,14 @@ import keras
 import numpy as np
 import textbook
 from data import CLASSES, MAX_LENGTH, make_dataset, records
-from measure import Row, alternate, call, compare, tell
+from measure import Row, alternate, compare, print_rows, run_command
 
 from trainer.config import TrainConfig
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.training.train import train
 
 NUM_FEATURES, BATCH_STEPS = 8, 6400
-# name, floor, aim, part of the records that it trains on: they differ in speed by an order of magnitude.
+# Name, floor, aim, share of the records to train on: the speeds differ by an order of magnitude.
 TWINS = (
     ("padded to the longest", 8.0, 10.0, 0.1),
     ("padded_batch at random", 4.0, 5.0, 0.3),
@@ -40,15 +40,16 @@ def main() -> None:
     options = parser.parse_args()
     num_records, repeats = (600, 1) if options.quick else (6000, 3)
     rows = speed(options.output, num_records, repeats)
-    tell([*rows, memory(options.output, 600 if options.quick else 20_000)])
+    print_rows([*rows, memory(options.output, 600 if options.quick else 20_000)])
 
 
 def speed(output: pathlib.Path, num_records: int, repeats: int) -> list[Row]:
+    """Compares the speed of `lengthwise train` with that of `fit` on batches of several kinds."""
     start_tensorflow()
     dataset = make_dataset(output / "data", NUM_FEATURES, num_records)
     found = list(records(NUM_FEATURES, num_records))
     xs, labels = [x for _, x, _ in found], [CLASSES.index(label) for _, _, label in found]
-    # The dimmer the light on one's own code, the better: as one would train by it, journal, checkpoints and all.
+    # Our side trains as a user does, and also writes metrics and checkpoints.
     ours = functools.partial(useful_steps_of_train, dataset, output / "run")
     twins = [
         functools.partial(useful_steps_of_fit, name, xs[: int(part * num_records)], labels[: int(part * num_records)])
@@ -62,6 +63,7 @@ def speed(output: pathlib.Path, num_records: int, repeats: int) -> list[Row]:
 
 
 def useful_steps_of_train(dataset: pathlib.Path, run: pathlib.Path) -> float:
+    """Trains with Lengthwise, and returns the useful steps per second of the second epoch."""
     shutil.rmtree(run, ignore_errors=True)
     train(dataset, run, TrainConfig(epochs=2, batch_steps=BATCH_STEPS))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -70,7 +72,7 @@ def useful_steps_of_train(dataset: pathlib.Path, run: pathlib.Path) -> float:
 
 
 class Clock(keras.callbacks.Callback):
-    """Seconds of the last epoch."""
+    """Measures the seconds of the last epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         self.begin = time.perf_counter()
@@ -80,6 +82,7 @@ class Clock(keras.callbacks.Callback):
 
 
 def useful_steps_of_fit(name: str, xs: list[np.ndarray], labels: list[int]) -> float:
+    """Trains with `fit`, and returns the useful steps per second of the second epoch."""
     batches = {
         "padded to the longest": functools.partial(textbook.padded_to_longest, longest=MAX_LENGTH),
         "padded_batch at random": textbook.padded_batches,
@@ -93,16 +96,16 @@ def useful_steps_of_fit(name: str, xs: list[np.ndarray], labels: list[int]) -> f
 
 
 def memory(output: pathlib.Path, num_records: int) -> Row:
-    """The most that `lengthwise train` holds, of some records and of ten times as many, in as many updates.
+    """Compares the peak memory of `lengthwise train` for ten times the records with that for the records.
 
-    (Updates on batches of ever other shapes make malloc's heap grow for a while, however many records there are.) A
-    small model, for the sake of time.
+    Both have the same number of updates: on batches of many shapes, malloc's heap grows for a while with the updates,
+    not with the records. The model is small to save time.
     """
     flags = ["--units", 24, 24, "--batch_steps", BATCH_STEPS, "--overwrite"]
     peaks = []
     for count, epochs in ((num_records, 10), (10 * num_records, 1)):
         dataset = make_dataset(output / "data", NUM_FEATURES, count)
-        found = call("train", dataset, "--output", output / "memory-run", "--epochs", epochs, *flags)
+        found = run_command("train", dataset, "--output", output / "memory-run", "--epochs", epochs, *flags)
         peaks.append(found["peak_mebibytes"])
     once, ten_times = peaks
     name, twin = f"peak memory of training, {10 * num_records:,} records", f"{num_records:,} records, ten times"

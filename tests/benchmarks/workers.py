@@ -1,10 +1,10 @@
-"""Measures training by two workers against one, and how long the faster worker waits for the slower one.
+"""Measures training with two workers against one, and how long the faster worker waits for the slower one.
 
     python tests/benchmarks/workers.py [--quick]
 
-All on this machine, each worker a process with one thread of its own. Waiting is the share of an update's time in
-which the worker that has done its part waits for the other's: with batches dealt by length, and with each worker
-batching its own half of the shards.
+All workers run on this machine, each in a process with one thread. Waiting is the share of the time of an update in
+which the worker that has finished its part waits for the other one. It is measured for batches that are dealt by
+length, and for workers that make batches from their own half of the shards.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 from data import make_dataset
-from measure import alternate, command_line, compare, tell
+from measure import alternate, command_line, compare, print_rows
 from training import BATCH_STEPS, NUM_FEATURES
 
 from trainer.batching.window import BatchShapes, make_window_plan
@@ -41,10 +41,10 @@ def main() -> None:
     num_records, repeats = (600, 1) if options.quick else (6000, 3)
     path = make_dataset(options.output / "data", NUM_FEATURES, num_records)
 
-    def updates_a_second(workers: int) -> float:
+    def updates_per_second(workers: int) -> float:
         return train(path, options.output / "run", workers)
 
-    one, two = alternate(repeats, lambda: updates_a_second(1), lambda: updates_a_second(NUM_WORKERS))
+    one, two = alternate(repeats, lambda: updates_per_second(1), lambda: updates_per_second(NUM_WORKERS))
     speed = compare("training, 2 workers", "updates/s", "1 worker", [two, one], floor=1.3, aim=1.8)
     balanced, random = alternate(repeats, lambda: waiting(balanced_shapes(path)), lambda: waiting(random_shapes(path)))
     share = compare(
@@ -57,11 +57,11 @@ def main() -> None:
         at_most=True,
     )
     note = f"{np.median(balanced):.1%} of the time, against {np.median(random):.1%}."
-    tell([speed, dataclasses.replace(share, note=note)])
+    print_rows([speed, dataclasses.replace(share, note=note)])
 
 
 def train(path: pathlib.Path, run: pathlib.Path, workers: int) -> float:
-    """Updates a second of the second epoch."""
+    """Trains, and returns the updates per second of the second epoch."""
     shutil.rmtree(run, ignore_errors=True)
     flags = ["--output", run, "--epochs", 2, "--batch_steps", BATCH_STEPS, "--local_workers", workers]
     threads = {"TF_NUM_INTRAOP_THREADS": "1"}
@@ -77,13 +77,13 @@ def train(path: pathlib.Path, run: pathlib.Path, workers: int) -> float:
 
 
 def balanced_shapes(path: pathlib.Path) -> list[list[list[int]]]:
-    """Of each worker [rows, steps] of each of its batches: global ones, dealt."""
+    """Returns the [rows, steps] of each batch of each worker, for global batches that are dealt by length."""
     plan = make_window_plan(open_dataset(path).indexes("train"), batch_steps=BATCH_STEPS, seed=0, epoch=1)
     return [shapes(plan.deal(NUM_WORKERS).batch_shapes(worker)) for worker in range(NUM_WORKERS)]
 
 
 def random_shapes(path: pathlib.Path) -> list[list[list[int]]]:
-    """The same where each worker batches the shards that are its own, with its part of the budget."""
+    """Returns the same for workers that make batches from their own shards, with their part of the budget."""
     shards = open_dataset(path).indexes("train")
     budget = BATCH_STEPS // NUM_WORKERS
     plans = [
@@ -98,7 +98,7 @@ def shapes(batches: BatchShapes) -> list[list[int]]:
 
 
 def waiting(shapes: list[list[list[int]]]) -> float:
-    """The share of the time that workers wait for the slowest: each update ends when all have done their part."""
+    """Returns the share of the time in which workers wait for the slowest one. All start each update together."""
     length = min(map(len, shapes))
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, f"{worker}.json") for worker in range(len(shapes))]
@@ -115,7 +115,7 @@ def waiting(shapes: list[list[list[int]]]) -> float:
 
 
 def compute(task: dict) -> None:
-    """One worker: the seconds of the gradient of a batch of each shape."""
+    """Measures the seconds of the gradient for a batch of each shape, in the process of one worker."""
     from trainer.devices.tensorflow_setup import start_tensorflow
 
     start_tensorflow()
@@ -136,8 +136,8 @@ def compute(task: dict) -> None:
     def gradient(x):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(x, training=True) ** 2)
-        found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-        return tf.linalg.global_norm(found)
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        return tf.linalg.global_norm(gradients)
 
     seconds = []
     for rows, steps in [task["shapes"][0], *task["shapes"]]:
@@ -145,7 +145,7 @@ def compute(task: dict) -> None:
         begin = time.perf_counter()
         float(gradient(x))
         seconds.append(time.perf_counter() - begin)
-    pathlib.Path(task["output"]).write_text(json.dumps(seconds[1:]))  # the first traces
+    pathlib.Path(task["output"]).write_text(json.dumps(seconds[1:]))  # the first call traces the function
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small datasets and runs for the trainer's tests, made by the real pipeline from records that the tests know."""
+"""Small datasets for the trainer's tests, made by the real pipeline from records that the tests know."""
 
 import atexit
 import contextlib
@@ -27,14 +27,14 @@ LABELS = {
     "step_multilabel": "{name: y, kind: step_multilabel, classes: [a, b, c]}",
     "step_regression": "{name: y, kind: step_regression}",
 }
-# Labels that are the next value of one of EVERY_FEATURE.
+# Labels that are the next value of a feature in EVERY_FEATURE.
 NEXT_LABELS = {
     "next_word": "{next_of: word}",
     "next_page": "{next_of: page}",
     "next_x": "{next_of: x}",
     "next_bits": "{next_of: bits, kind: multilabel}",
 }
-# Features of every kind: some values are missing, and some words are too rare for the vocabulary.
+# Features of every kind. Some values are missing, and some words are too rare for the vocabulary.
 EVERY_FEATURE = """
 steps:
   x: {dtype: float32, shape: [2], missing: {fill: mean}}
@@ -52,12 +52,18 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A dataset's folder, and the raw records that are in it."""
+    """A dataset and its raw records.
+
+    Attributes:
+        path: Folder of the dataset.
+        records: The raw records.
+    """
 
     path: str
     records: list[Record]
 
     def of(self, split: str) -> list[Record]:
+        """Returns the raw records of a split."""
         return [record for record in self.records if record["split"] == split]
 
 
@@ -82,7 +88,7 @@ def random_label(random: np.random.Generator, kind: str, length: int) -> Any:
 
 
 def random_records(lengths: Sequence[int], *, split: str = "train", kind: str = "class", seed: int = 0) -> list[Record]:
-    """Records of the feature x; its numbers are float32 ones, so that they come back as they are."""
+    """Returns records with the feature x. Its numbers are float32, so that they are stored exactly."""
     random = np.random.default_rng([seed, len(lengths)])
     return [
         {
@@ -96,7 +102,7 @@ def random_records(lengths: Sequence[int], *, split: str = "train", kind: str = 
 
 
 def every_feature_records(lengths: Sequence[int], *, split: str, kind: str, seed: int = 0) -> list[Record]:
-    """Records with a value for each of EVERY_FEATURE, and a label where it is a field of its own."""
+    """Returns records with the features of EVERY_FEATURE, and a label if it is a field of its own."""
     random = np.random.default_rng([seed, len(lengths)])
 
     def maybe(value: Any) -> Any:
@@ -123,7 +129,7 @@ def every_feature_records(lengths: Sequence[int], *, split: str, kind: str, seed
 
 @functools.cache
 def of_every_feature(kind: str) -> Made:
-    """As `of_kind`, with EVERY_FEATURE."""
+    """Returns a dataset as `of_kind` does, but with the features of EVERY_FEATURE."""
     random, records = np.random.default_rng(6), []
     for split, count in (("train", 40), ("validation", 20), ("test", 30)):
         records += every_feature_records(random.integers(1, 13, count).tolist(), split=split, kind=kind)
@@ -132,26 +138,26 @@ def of_every_feature(kind: str) -> Made:
 
 
 def make(folder: pathlib.Path, records: list[Record], schema: str | None = None, *, num_shards: int = 2) -> Made:
-    """The dataset of these records in folder/dataset."""
+    """Makes a dataset of these records in folder/dataset."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, schema_file = folder / "raw.jsonl", folder / "schema.yaml"
     raw.write_text("".join(json.dumps(record) + "\n" for record in records))
     schema_file.write_text(schema or schema_text())
     output = folder / "dataset"
-    # Its word on the runner belongs to the pipeline's tests.
+    # The line on stderr that names the runner is checked in the pipeline's tests.
     with contextlib.redirect_stderr(None):
         prepare(PrepareOptions((str(raw),), str(schema_file), str(output), num_shards=num_shards))
     return Made(str(output), records)
 
 
 def copy(made: Made, folder: pathlib.Path) -> str:
-    """The same dataset where it may be damaged."""
+    """Copies a dataset, so that a test may damage the copy, and returns the folder."""
     return shutil.copytree(made.path, folder / "copy")
 
 
 @functools.cache
 def of_kind(kind: str) -> Made:
-    """The dataset of a kind of label: 40 records to train on, 20 to validate, 30 to test, of 1 to 12 steps."""
+    """Returns a dataset with a kind of label: 40 records to train, 20 to validate, 30 to test, of 1 to 12 steps."""
     random, records = np.random.default_rng(5), []
     for split, count in (("train", 40), ("validation", 20), ("test", 30)):
         records += random_records(random.integers(1, 13, count).tolist(), split=split, kind=kind)
@@ -159,21 +165,21 @@ def of_kind(kind: str) -> Made:
 
 
 def some(values: Iterable[Any], often: Iterable[Any]) -> list[Any]:
-    """Parameters of a test of which `make test` takes those in `often`, and `make proof` the others."""
+    """Returns the parameters of a test. `make test` runs those in `often`, and `make proof` runs the others."""
     often = list(often)
     assert set(map(repr, often)) <= set(map(repr, values))
     return [value if value in often else pytest.param(value, marks=pytest.mark.proof) for value in values]
 
 
 def new_folder() -> pathlib.Path:
-    """An empty folder that goes when the tests end."""
+    """Returns a new folder that is removed when the tests end."""
     folder = tempfile.mkdtemp(prefix="lengthwise-tests-")
     atexit.register(shutil.rmtree, folder)
     return pathlib.Path(folder)
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, list[str]]:
-    """Runs a command in this process and gives (exit status, stdout, lines of stderr)."""
+    """Runs a command in this process, and returns (exit status, stdout, lines of stderr)."""
     capsys.readouterr()
     try:
         status = lengthwise.main([str(argument) for argument in arguments])

@@ -31,7 +31,7 @@ def change(config, **values):
 
 
 VARIED = change(SMALL, bidirectional=True, dropout=0.2, cell="gru", pooling="mean")
-# A kind of label -> what its output is called.
+# Kind of label -> name of its output.
 OUTPUTS = {
     "class": "probabilities",
     "step_class": "probabilities",
@@ -45,13 +45,16 @@ OUTPUTS = {
     "next_page": "probabilities",
     "next_bits": "probabilities",
 }
-# The others differ in their label only.
+# The other kinds differ in their label only.
 KINDS = [pytest.param(kind, marks=[] if number < 3 else pytest.mark.proof) for number, kind in enumerate(OUTPUTS)]
 
 
 @functools.cache
 def run_of(kind):
-    """A small run over features of every kind; only that of `class` is trained, for only it needs a best checkpoint."""
+    """Returns the folder of a small run with features of every kind.
+
+    Only the run with the label `class` is trained, because only it needs a best checkpoint.
+    """
     output = datasets.new_folder() / "run"
     train(datasets.of_every_feature(kind).path, output, VARIED if kind == "class" else change(SMALL, epochs=0))
     return str(output)
@@ -59,7 +62,7 @@ def run_of(kind):
 
 @functools.cache
 def other_run():
-    """A run with the same model as that of `class`, and other weights."""
+    """Returns the folder of a run with the same model as that of `class` and other weights."""
     output = datasets.new_folder() / "run"
     train(datasets.of_every_feature("class").path, output, change(VARIED, seed=5, epochs=0))
     return output
@@ -67,7 +70,7 @@ def other_run():
 
 @functools.cache
 def model_of(kind):
-    """The run's model, by way of evaluate's functions and not of export's."""
+    """Returns the model of the run, loaded with the functions that `evaluate` uses, not those that `export` uses."""
     run = Run(run_of(kind))
     manifest = run.manifest()
     vocabularies = run.vocabularies()
@@ -78,7 +81,7 @@ def model_of(kind):
 
 @functools.cache
 def made_of(kind):
-    """What the first process makes, here without a process: a folder, and golden.npz beside it."""
+    """Returns a folder with `export` and `golden.npz`, as the first process of an export makes them."""
     folder = datasets.new_folder()
     make(run_of(kind), str(folder / "export"), str(folder / "golden.npz"), None)
     return folder
@@ -93,7 +96,7 @@ def copy_run(tmp_path, kind="class"):
 
 
 def difference(found, expected, length=None):
-    """The largest, at real steps; of numbers beyond 1, as a share of the largest."""
+    """Returns the largest difference at real steps, divided by the largest expected number if that is above 1."""
     found, expected = np.array(found, np.float64), np.array(expected, np.float64)
     if length is not None:
         real = np.arange(expected.shape[1]) < np.array(length)[:, None]
@@ -103,19 +106,19 @@ def difference(found, expected, length=None):
 
 
 def shards_of(kind, split="test"):
-    """The paths of a split's files, in the order of the manifest."""
+    """Returns the paths of the shards of a split, in the order of the manifest."""
     folder = pathlib.Path(datasets.of_every_feature(kind).path)
     shards = json.loads((folder / "manifest.json").read_text())["splits"][split]["shards"]
     return [str(folder / shard["path"]) for shard in shards]
 
 
 def serialized_of(kind):
-    """The test records as `prepare` wrote them."""
+    """Returns the test records as the Examples that `prepare` wrote."""
     return list(tf.data.TFRecordDataset(shards_of(kind)).as_numpy_iterator())
 
 
 def raw_batch(records, extra_steps=0):
-    """The inputs of serving_default by hand, from raw records of EVERY_FEATURE; their padding is garbage."""
+    """Returns the inputs of serving_default for raw records of EVERY_FEATURE, with arbitrary values as padding."""
     length = np.array([len(record["word"]) for record in records], np.int32)
     shape = (len(records), length.max() + extra_steps)
     inputs = {
@@ -139,7 +142,7 @@ def raw_batch(records, extra_steps=0):
 
 
 def in_order(kind):
-    """The raw test records in the order in which `prepare` wrote them."""
+    """Returns the raw test records in the order in which `prepare` wrote them."""
     by_id = {record["id"]: record for record in datasets.of_every_feature(kind).of("test")}
     return [by_id[decode_example(example)["id"][0].decode()] for example in serialized_of(kind)]
 
@@ -149,7 +152,7 @@ def as_tensors(inputs):
 
 
 class Fakes:
-    """Stands in for the first process: gives what was made before, changed; the second one is the real one."""
+    """Replaces `call_in_subprocess`: the first process returns a changed copy of an export, the second one is real."""
 
     def __init__(self, change):
         self.change = change

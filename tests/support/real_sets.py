@@ -1,4 +1,4 @@
-"""Turns published data sets, as their authors' files have them, into raw records and a schema."""
+"""Converts published data sets from the files of their authors into raw records and a schema."""
 
 import collections
 import csv
@@ -11,17 +11,17 @@ import pathlib
 import numpy as np
 import pytest
 
-# Where the sets lie, one folder each; they are no part of this project.
+# The folder of the data sets, one folder for each. They are not part of this project.
 FOLDER = pathlib.Path(os.environ.get("LENGTHWISE_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
 
 
 def needs(name):
-    """Skips a test where the set is not there."""
+    """Returns a mark that skips a test if the data set is missing."""
     return pytest.mark.skipif(not (FOLDER / name).is_dir(), reason=f"the data set {name} is not in {FOLDER}")
 
 
 def japanese_vowels(output):
-    """raw.jsonl and schema.yaml of Japanese Vowels: 12 floats a step, 9 speakers, in the split as published."""
+    """Writes raw.jsonl and schema.yaml of Japanese Vowels: 12 floats per step, 9 speakers, in the published split."""
     records = []
     for split, part in (("train", "TRAIN"), ("test", "TEST")):
         lines = (FOLDER / f"japanese_vowels/JapaneseVowels_{part}.ts").read_text().splitlines()
@@ -43,9 +43,9 @@ splits: {from: split}
 
 
 def snips(output, *, per_step):
-    """raw.jsonl and schema.yaml of SNIPS: words, and an intent for each record or a slot for each step.
+    """Writes raw.jsonl and schema.yaml of SNIPS: words, and an intent for each record or a slot for each step.
 
-    Words that occur once in the train split are left out of the vocabulary, so that what is unknown is learnt too.
+    The vocabulary has no words that occur only once in the train split, so that the model also learns unknown words.
     """
     train = collections.Counter((FOLDER / "snips_slots/train/seq.in").read_text().split())
     size = sum(count > 1 for count in train.values())
@@ -72,11 +72,11 @@ splits: {{from: split}}
 
 
 def helpdesk(output):
-    """raw.jsonl and schema.yaml of Helpdesk: an activity and four times a step; the next activity at each of them.
+    """Writes raw.jsonl and schema.yaml of Helpdesk: an activity and four times per step; the label: the next activity.
 
-    The protocol of Tax et al. 2017 (code/evaluate_next_activity_and_time.py): the first two thirds of the cases, in the
-    order of the file, train, the last third tests; in the test each prefix of at least two events has a label whose
-    next event exists. The end of a case is never a label.
+    The protocol is that of Tax et al. 2017 (code/evaluate_next_activity_and_time.py): in the order of the file, the
+    first two thirds of the cases are for training and the last third is for the test. In the test, each prefix of at
+    least two events has a label if a next event exists. The end of a case is never a label.
     """
     cases = {}
     for row in csv.DictReader((FOLDER / "helpdesk/helpdesk.csv").read_text().splitlines()):
@@ -96,7 +96,7 @@ def helpdesk(output):
                 "id": case,
                 "split": "test" if test else "train",
                 "activity": activities,
-                # Days; the logarithm, since most are minutes and some are months.
+                # The logarithm of minutes, because most times are short and some are months.
                 "elapsed": [
                     math.log1p((now - then).total_seconds() / 60) for now, then in zip(times, before, strict=True)
                 ],
@@ -124,15 +124,15 @@ splits: {{from: split}}
     )
 
 
-# Cycles left beyond which an engine counts as new: nothing in its sensors tells more (Heimes 2008).
+# An engine with more cycles left than this counts as new, because its sensors show no difference (Heimes 2008).
 EARLY_LIFE = 125
 
 
 def cmapss(output):
-    """raw.jsonl and schema.yaml of C-MAPSS FD001: 24 floats a cycle, and how many cycles an engine has left.
+    """Writes raw.jsonl and schema.yaml of C-MAPSS FD001: 24 floats per cycle; the label is the number of cycles left.
 
-    Engines of the train file run to their end; those of the test file are cut before it, and only their last cycle has
-    a label: the cycles left that the set gives, as they are.
+    Engines in the train file run until they fail. Engines in the test file are cut off earlier, and only their last
+    cycle has a label: the number of cycles left that the data set gives, unchanged.
     """
     folder = FOLDER / "cmapss_fd001"
     left = [int(line) for line in (folder / "RUL_FD001.txt").read_text().split()]
@@ -160,7 +160,7 @@ splits: {from: split}
 
 
 def jsb_chorales(output):
-    """raw.jsonl and schema.yaml of JSB Chorales: which of 88 notes sound at a step, and so at the next one."""
+    """Writes raw.jsonl and schema.yaml of JSB Chorales: 88 notes per step; the label is the notes of the next step."""
     import scipy.io
 
     pieces = scipy.io.loadmat(FOLDER / "jsb_chorales/JSB_Chorales.mat")

@@ -121,3 +121,11 @@ def _find_foreign_remote(run: str) -> Iterator[str]:
 
 def _printable(path: str) -> str:
     return path if path.isprintable() else ascii(path)
+
+
+def unfinished_error(run: str) -> UserError:
+    """Returns the error that a run is not finished."""
+    return UserError(
+        f"{run}: is not finished. Resume it with the command that started it (`lengthwise train … --output {run}`), "
+        "then export it."
+    )

@@ -1,4 +1,4 @@
-"""Publishes a run as a model that serves anywhere, once one fresh process has made it and another has proved it."""
+"""Exports a run as a model that serves anywhere: one new process makes it, and another one checks it."""
 
 import contextlib
 import fcntl
@@ -15,12 +15,13 @@ from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import is_local
 from trainer.devices.subprocess_call import call_in_subprocess
-from trainer.runs.contents import refuse_foreign_files
+from trainer.runs.contents import refuse_foreign_files, unfinished_error
 
-ABOUT = "export.json"
-# What an export holds at its top, all that --overwrite may remove.
-_OWN = {ABOUT, "manifest.json", "model.keras", "saved_model", "vocabulary"}
-_MAKE, _PROVE = "trainer.serving.saved_model:make", "trainer.serving.export_check:prove"
+EXPORT_JSON = "export.json"
+# The files and folders at the top of an export. --overwrite removes no others.
+_CONTENTS = {EXPORT_JSON, "manifest.json", "model.keras", "saved_model", "vocabulary"}
+# The functions for the two processes, for `call_in_subprocess`.
+_MAKE, _CHECK = "trainer.serving.saved_model:make", "trainer.serving.export_check:check"
 
 
 def export(
@@ -30,16 +31,22 @@ def export(
     checkpoint: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes OUTPUT/saved_model, OUTPUT/model.keras, the run's manifest and export.json; gives what the last says,
-    with `differences`: how far each way of asking was from the model's own answers.
+    """Writes OUTPUT/saved_model, OUTPUT/model.keras, OUTPUT/export.json and the run's manifest and vocabularies.
 
     Args:
-        checkpoint: `best` by validation loss, or `last`; by default the best where there is one.
-        overwrite: Replace an export that is there.
+        run: Folder of the run.
+        output: Folder of the export, on a local disk.
+        checkpoint: `best` by validation loss, or `last`. By default the best one, or the last one if the run has no
+            best one.
+        overwrite: Replaces an existing export. Without it, an existing export is an error.
+
+    Returns:
+        The content of export.json, and under `differences` the largest difference between the outputs of the export and
+        those of the run's model, for each way of calling the export.
 
     Raises:
-        UserError: no run, one that is not finished or holds what it did not write, an output that is there; or the
-            export does not answer as the run's model. Nothing is created then, and nothing replaced.
+        UserError: There is no run, it is not finished, or it contains files that no run writes; the output exists; or
+            the outputs of the export are not those of the run's model. Nothing is created or replaced then.
     """
     run, output = os.fspath(run).rstrip("/") or "/", os.fspath(output)
     if not is_local(output):
@@ -48,33 +55,34 @@ def export(
     _check_output(run, output, overwrite=overwrite)
     refuse_foreign_files(run)
     _check_finished(run)
-    with _folder_beside(output) as folder:
+    with _temporary_folder(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
-        _say("Making the model, in a process of its own on the CPU.")
+        _print_step("Making the model, in a separate process on the CPU.")
         with progress.report("making"):
             call_in_subprocess(_MAKE, run, made, golden, checkpoint)
-        _say("Reading it back in another, and comparing it with golden predictions.")
-        with progress.report("proving"):
-            differences = call_in_subprocess(_PROVE, made, golden)
-        with open(os.path.join(made, ABOUT), "rb") as file:
-            about = json.load(file)
+        _print_step("Checking it, in another process that compares its outputs with those of the run's model.")
+        with progress.report("checking"):
+            differences = call_in_subprocess(_CHECK, made, golden)
+        with open(os.path.join(made, EXPORT_JSON), "rb") as file:
+            description = json.load(file)
         _publish(made, output, overwrite=overwrite)
-    return {**about, "differences": differences}
+    return {**description, "differences": differences}
 
 
-def summarize(about: dict[str, Any]) -> str:
-    """What `export` gives, for people."""
+def summarize(exported: dict[str, Any]) -> str:
+    """Returns what `export` returned as a few lines of text."""
 
     def show(name: str, tensor: dict[str, Any]) -> str:
         return f"{name} {tensor['dtype']}[{', '.join(map(str, tensor['shape']))}]"
 
-    largest = max(about["differences"].values())
+    largest = max(exported["differences"].values())
     lines = [
-        f"{about['checkpoint']} checkpoint, epoch {about['epoch']}; at most {largest:.1g} off the model's own answers",
-        "  serving_default  " + ", ".join(show(entry["name"], entry) for entry in about["inputs"].values()),
+        f"{exported['checkpoint']} checkpoint, epoch {exported['epoch']}; outputs differ by at most {largest:.1g} from "
+        "those of the run's model",
+        "  serving_default  " + ", ".join(show(entry["name"], entry) for entry in exported["inputs"].values()),
         "  serialized       examples string[batch]",
-        "  both give        " + show(about["output"]["name"], about["output"]),
-        f"weights sha256 {about['weights_sha256']}",
+        "  both return      " + show(exported["output"]["name"], exported["output"]),
+        f"weights sha256 {exported['weights_sha256']}",
     ]
     return "\n".join(lines)
 
@@ -88,33 +96,31 @@ def _check_output(run: str, output: str, *, overwrite: bool) -> None:
     if os.path.islink(output) or not os.path.isdir(output):
         raise UserError(f"{output}: a file or a link is in the way, expected nothing. Choose another --output.")
     if not overwrite:
-        raise UserError(f"{output}: is there already. Choose another --output, or replace an export with --overwrite.")
-    strange = sorted(set(os.listdir(output)) - _OWN)
-    if strange:
-        raise UserError(f"{output}: is no export: it holds {strange[0]!r}. Choose another --output.")
+        raise UserError(
+            f"{output}: exists already. Choose another --output, or replace an existing export with --overwrite."
+        )
+    foreign = sorted(set(os.listdir(output)) - _CONTENTS)
+    if foreign:
+        raise UserError(f"{output}: is not an export: it contains {foreign[0]!r}. Choose another --output.")
 
 
 def _check_finished(run: str) -> None:
-    """Refuses a local run that is not finished before a process is started for it, which looks again."""
+    """Raises a UserError if a local run is not finished, before the slow start of the process that checks this too."""
     if is_local(run) and os.path.exists(f"{run}/config.yaml") and not os.path.exists(f"{run}/result.json"):
-        raise UserError(unfinished(run))
-
-
-def unfinished(run: str) -> str:
-    return (
-        f"{run}: is not finished. Go on with the command that began it (`lengthwise train … --output {run}`), then "
-        "export it."
-    )
+        raise unfinished_error(run)
 
 
 @contextlib.contextmanager
-def _folder_beside(output: str) -> Iterator[str]:
-    """A new folder beside `output`, gone when the block ends; so is what a killed process left there."""
+def _temporary_folder(output: str) -> Iterator[str]:
+    """Creates a temporary folder beside `output`, and removes it when the block ends.
+
+    Removes the temporary folders of killed processes too.
+    """
     missing = _missing_parents(output)
     os.makedirs(os.path.dirname(output), exist_ok=True)
     for left in glob.glob(f"{glob.escape(output)}.*.tmp"):
-        with _locked(left) as is_free:
-            if is_free:
+        with _locked(left) as acquired:
+            if acquired:
                 shutil.rmtree(left, ignore_errors=True)
     folder = f"{output}.{uuid.uuid4().hex}.tmp"
     os.mkdir(folder)
@@ -124,7 +130,7 @@ def _folder_beside(output: str) -> Iterator[str]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in missing:
-            with contextlib.suppress(OSError):  # the export is in it
+            with contextlib.suppress(OSError):  # not empty: the export was published
                 os.rmdir(parent)
 
 
@@ -135,7 +141,7 @@ def _missing_parents(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[bool]:
-    """Holds the folder as long as this process lives; False where another does."""
+    """Locks a folder during the block and yields True, or yields False if a living process has locked it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
@@ -148,11 +154,14 @@ def _locked(folder: str) -> Iterator[bool]:
 
 
 def _publish(made: str, output: str, *, overwrite: bool) -> None:
-    """Puts the export in its place at once; what was there goes into the folder where it was made, which goes too."""
+    """Moves a finished export to `output` in one step.
+
+    An older export moves into the temporary folder, which is removed afterwards.
+    """
     for root, _, names in os.walk(made):
         for name in names:
             with open(os.path.join(root, name), "rb") as file:
-                os.fsync(file.fileno())  # a name that survives a power cut must not point to lost bytes
+                os.fsync(file.fileno())  # after a power failure, a file with a name must also have its content
     before = f"{made}.before"
     if overwrite and os.path.lexists(output):
         os.rename(output, before)
@@ -161,8 +170,8 @@ def _publish(made: str, output: str, *, overwrite: bool) -> None:
     except OSError as error:
         if os.path.lexists(before):
             os.rename(before, output)
-        raise UserError(f"{output}: the export cannot be put there: {error.strerror}.") from None
+        raise UserError(f"{output}: the export could not be moved there: {error.strerror}.") from None
 
 
-def _say(text: str) -> None:
+def _print_step(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

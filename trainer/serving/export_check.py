@@ -1,4 +1,4 @@
-"""Proves an export in a process that did not make it: what is read back answers as the model did."""
+"""Checks an export: a process that did not make it loads it and compares its outputs with those of the run's model."""
 
 import json
 import sys
@@ -11,117 +11,125 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.schema.record import Array
 from trainer.runs.checkpoints import sha256
-from trainer.serving.golden import LENGTHS, Golden, load_golden
+from trainer.serving.golden_records import LENGTHS, Golden, load_golden
 
-# Largest difference of a probability; of other numbers, times the largest of them.
+# Largest difference of a probability. For other outputs, it is multiplied by the largest output.
 TOLERANCE = 1e-6
+# Number of steps of padding that `fill_padding` adds.
 EXTRA_STEPS = 7
 
-_GARBAGE = {"f": (np.nan, 1e30), "i": (-(2**62), 2**62), "O": (b"garbage", b"\xff")}
-# The way that was asked -> which of the golden records, and the answers.
-_Answers = dict[str, tuple[slice, Array]]
+# Values for padding, by the kind of a NumPy dtype; they alternate from step to step.
+_ARBITRARY = {"f": (np.nan, 1e30), "i": (-(2**62), 2**62), "O": (b"garbage", b"\xff")}
+# Way of calling the export -> (rows of the golden records, outputs for them).
+_Outputs = dict[str, tuple[slice, Array]]
 _ALL = slice(0, len(LENGTHS))
 
 
-def prove(folder: str, golden_path: str) -> dict[str, float]:
-    """The largest difference of an answer from the golden one, by the way that was asked.
+def check(folder: str, golden_path: str) -> dict[str, float]:
+    """Returns the largest difference between the outputs of an export and the golden outputs, by way of calling it.
 
     Raises:
-        UserError: a weight is not the same bits, or a difference is larger than it may be.
+        UserError: A weight is not bit-identical, or a difference is larger than the tolerance.
     """
     with open(f"{folder}/export.json", "rb") as file:
-        about = json.load(file)
+        description = json.load(file)
     golden = load_golden(golden_path)
-    answers = _ask_saved_model(f"{folder}/saved_model", about, golden)
-    answers |= _ask_keras(f"{folder}/model.keras", about, golden)
+    outputs = _call_saved_model(f"{folder}/saved_model", description, golden)
+    outputs |= _call_keras_model(f"{folder}/model.keras", description, golden)
     differences = {}
-    for way, (rows, outputs) in answers.items():
-        differences[way] = found = _compare(outputs, golden, rows, about)
-        if not found <= TOLERANCE:  # NaN is not
+    for way, (rows, found) in outputs.items():
+        differences[way] = difference = _largest_difference(found, golden, rows, description)
+        if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
-                f"The exported model does not answer as the run's does: {way} is off by {found:.2g}, expected at most "
-                f"{TOLERANCE:g}. Nothing was published."
+                f"The outputs of the exported model are not those of the run's model: {way} is off by "
+                f"{difference:.2g}, expected at most {TOLERANCE:g}. Nothing was published."
             )
     return differences
 
 
-def _ask_saved_model(path: str, about: dict[str, Any], golden: Golden) -> _Answers:
-    """Asks both signatures, while nothing of Lengthwise's model is in this process."""
+def _call_saved_model(path: str, description: dict[str, Any], golden: Golden) -> _Outputs:
+    """Calls both signatures before this process imports the code of Lengthwise's model."""
     model = tf.saved_model.load(path)
-    _check_weights(model.weights, about, "saved_model")
+    _check_weights(model.weights, description, "saved_model")
     serve, serialized = (model.signatures[name] for name in ("serving_default", "serialized"))
-    output, names = about["output"]["name"], {name: entry["name"] for name, entry in about["inputs"].items()}
+    output = description["output"]["name"]
+    names = {name: entry["name"] for name, entry in description["inputs"].items()}
 
-    def ask(features: dict[str, Array]) -> Array:
+    def call(features: dict[str, Array]) -> Array:
         return serve(**{names[name]: tf.constant(values) for name, values in features.items()})[output].numpy()
 
-    def ask_examples(examples: list[bytes]) -> Array:
+    def call_serialized(examples: list[bytes]) -> Array:
         return serialized(examples=tf.constant(examples))[output].numpy()
 
-    answers = {
-        "serving_default": (_ALL, ask(golden.features)),
-        "serving_default with garbage for padding": (_ALL, ask(add_garbage(golden.features, about))),
-        "serialized": (_ALL, ask_examples(golden.examples[:-1])),
-        # The same number of records: a batch of another size is added up in another order.
-        "serialized beside a longer record": (slice(1, _ALL.stop), ask_examples(golden.examples[1:])[:-1]),
+    outputs = {
+        "serving_default": (_ALL, call(golden.features)),
+        "serving_default with garbage for padding": (_ALL, call(fill_padding(golden.features, description))),
+        "serialized": (_ALL, call_serialized(golden.examples[:-1])),
+        # The same number of records as before: a batch of another size is summed in another order.
+        "serialized beside a longer record": (slice(1, _ALL.stop), call_serialized(golden.examples[1:])[:-1]),
     }
-    ours = {"trainer.model.layers", "trainer.model.build"} & set(sys.modules)
-    if ours:
-        raise RuntimeError(f"{ours} are in the process, so it is not proved that a SavedModel does without them.")
-    return answers
+    imported = {"trainer.model.layers", "trainer.model.build"} & set(sys.modules)
+    if imported:
+        raise RuntimeError(f"{imported} are imported, so this check does not show that a SavedModel needs neither.")
+    return outputs
 
 
-def _ask_keras(path: str, about: dict[str, Any], golden: Golden) -> _Answers:
+def _call_keras_model(path: str, description: dict[str, Any], golden: Golden) -> _Outputs:
     import keras
 
-    import trainer.model.layers  # noqa: F401  it registers our layers: with Keras's own all that the file may name
+    import trainer.model.layers  # noqa: F401  registers our layers, the only ones in the file that are not Keras's own
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    _check_weights(model.weights, about, "model.keras")
+    _check_weights(model.weights, description, "model.keras")
 
     @tf.function(reduce_retracing=True, autograph=False, jit_compile=False)
     def forward(features: dict[str, tf.Tensor]) -> tf.Tensor:
         return model(features, training=False)
 
-    def ask(features: dict[str, Array]) -> Array:
+    def call(features: dict[str, Array]) -> Array:
         return forward({name: tf.constant(values) for name, values in features.items()}).numpy()
 
     return {
-        "model.keras": (_ALL, ask(golden.features)),
-        "model.keras with garbage for padding": (_ALL, ask(add_garbage(golden.features, about))),
+        "model.keras": (_ALL, call(golden.features)),
+        "model.keras with garbage for padding": (_ALL, call(fill_padding(golden.features, description))),
     }
 
 
-def _check_weights(weights: Iterable[Any], about: dict[str, Any], what: str) -> None:
-    found, expected = sha256(weight.numpy() for weight in weights), about["weights_sha256"]
+def _check_weights(weights: Iterable[Any], description: dict[str, Any], name: str) -> None:
+    found, expected = sha256(weight.numpy() for weight in weights), description["weights_sha256"]
     if found != expected:
-        raise UserError(f"{what}: its weights have the SHA-256 {found}, expected {expected}. Nothing was published.")
+        raise UserError(f"{name}: its weights have the SHA-256 {found}, expected {expected}. Nothing was published.")
 
 
-def add_garbage(features: dict[str, Array], about: dict[str, Any]) -> dict[str, Array]:
-    """The same batch with EXTRA_STEPS steps more, and garbage in all of its padding."""
-    length, padded = features["length"], {}
+def fill_padding(features: dict[str, Array], description: dict[str, Any]) -> dict[str, Array]:
+    """Returns the same batch with `EXTRA_STEPS` more steps of padding and arbitrary values in all of the padding.
+
+    Args:
+        features: A batch, as `pad_batch` returns it.
+        description: The content of export.json.
+    """
+    length, filled = features["length"], {}
     for name, values in features.items():
-        if "time" in about["inputs"][name]["shape"]:
+        if "time" in description["inputs"][name]["shape"]:
             values = np.concatenate([values, np.repeat(values[:, :1], EXTRA_STEPS, axis=1)], axis=1)
             steps = np.arange(values.shape[1])
-            for parity, garbage in enumerate(_GARBAGE[values.dtype.kind]):
-                values[(steps >= length[:, None]) & (steps % 2 == parity)] = garbage
-        padded[name] = values
-    return padded
+            for parity, value in enumerate(_ARBITRARY[values.dtype.kind]):
+                values[(steps >= length[:, None]) & (steps % 2 == parity)] = value
+        filled[name] = values
+    return filled
 
 
-def _compare(outputs: Array, golden: Golden, rows: slice, about: dict[str, Any]) -> float:
-    """The largest difference at a real record or step."""
-    length, per_step = golden.features["length"][rows], "time" in about["output"]["shape"]
-    found, expected = (_real(values, length, per_step) for values in (outputs, golden.outputs[rows]))
+def _largest_difference(outputs: Array, golden: Golden, rows: slice, description: dict[str, Any]) -> float:
+    """Returns the largest difference from the golden outputs, without padding; NaN if the shapes differ."""
+    length, per_step = golden.features["length"][rows], "time" in description["output"]["shape"]
+    found, expected = (_without_padding(values, length, per_step) for values in (outputs, golden.outputs[rows]))
     if found.shape != expected.shape:
         return float("nan")
-    scale = 1.0 if about["output"]["name"] == "probabilities" else np.abs(expected).max() or 1.0
+    scale = 1.0 if description["output"]["name"] == "probabilities" else np.abs(expected).max() or 1.0
     return float(np.abs(found - expected).max() / scale)
 
 
-def _real(outputs: Array, length: Array, per_step: bool) -> Array:
-    """float64[records or steps, …]: what is no padding."""
+def _without_padding(outputs: Array, length: Array, per_step: bool) -> Array:
+    """Returns the outputs of real records or steps: float64[records, …], or float64[steps, …] for labels per step."""
     outputs = outputs.astype(np.float64)
     return outputs[np.arange(outputs.shape[1]) < length[:, None]] if per_step else outputs

@@ -1,52 +1,70 @@
-"""Says what a model gives out as lines of JSON, with the names of the classes."""
+"""Writes the outputs of a model as lines of JSON, with the names of the classes."""
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+import uuid
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from pipeline.errors import UserError
+from pipeline.files import join, replace
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.record import Array
 from trainer.data.target import Target
+from trainer.serving.publish import Part
 
-# From this probability on, one of several labels is named.
+# A multilabel prediction names the classes whose probability is at least this.
 _THRESHOLD = 0.5
-# NumPy's float32 comes out in the fewest digits that give it back.
+# orjson writes a float32 of NumPy with the fewest digits that give the same float32 when read.
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+# A part is written when its lines have this size.
+_PART_BYTES = 32 * 2**20
 
 
-class LineWriter:
-    """Makes lines of the outputs for a target; the names are turned into JSON once."""
+class BatchOutputs(NamedTuple):
+    """The outputs of a model for a batch of records.
+
+    Attributes:
+        ids: Keys of the records.
+        lengths: int32[batch], steps of the records.
+        outputs: float32[batch, …], or float32[batch, time, …] for labels per step.
+    """
+
+    ids: list[str]
+    lengths: Array
+    outputs: Array
+
+
+class LineEncoder:
+    """Encodes outputs for a target as lines of JSON.
+
+    The names of the classes are converted to JSON once.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        # Not orjson: a class may be an integer beyond 64 bits.
+        # json instead of orjson: a class may be an integer of more than 64 bits.
         self._names = [orjson.Fragment(json.dumps(name)) for name in target.names]
         self._describe = self._describe_steps if target.per_step else self._describe_records
 
-    def write(self, ids: Sequence[str], lengths: Array, outputs: Array) -> list[bytes]:
-        """A line for each record.
-
-        Args:
-            lengths: int32[batch].
-            outputs: float32, as the model gives it: [batch, …], or [batch, time, …] where labels are per step.
+    def encode(self, batch: BatchOutputs) -> list[bytes]:
+        """Returns a line for each record.
 
         Raises:
-            UserError: an output is not finite; JSON has no word for that.
+            UserError: An output is not finite. JSON has no such number.
         """
-        _check_finite(ids, lengths, outputs, per_step=self._target.per_step)
-        rows = zip(ids, self._describe(outputs, lengths), strict=True)
-        return [orjson.dumps({"id": record_id, **described}, option=_OPTIONS) for record_id, described in rows]
+        _check_finite(batch, per_step=self._target.per_step)
+        rows = zip(batch.ids, self._describe(batch.outputs, batch.lengths), strict=True)
+        return [orjson.dumps({"id": record_id, **prediction}, option=_OPTIONS) for record_id, prediction in rows]
 
     def _describe_records(self, outputs: Array, _: Array) -> Iterator[dict[str, Any]]:
         if self._target.kind in REGRESSION:
             yield from ({"value": value} for value in outputs)
         elif self._target.kind in MULTILABEL:
             for row in outputs:
-                yield {"labels": self._present(row), "probabilities": row}
+                yield {"labels": self._choose_labels(row), "probabilities": row}
         else:
             for label, row in zip(outputs.argmax(axis=-1).tolist(), outputs, strict=True):
                 yield {"label": self._names[label], "probabilities": row}
@@ -57,21 +75,60 @@ class LineWriter:
             if self._target.kind in REGRESSION:
                 yield {"values": real}
             elif self._target.kind in MULTILABEL:
-                yield {"labels": [self._present(row) for row in real], "probabilities": real}
+                yield {"labels": [self._choose_labels(row) for row in real], "probabilities": real}
             else:
                 yield {"labels": [self._names[n] for n in real.argmax(axis=-1).tolist()], "probabilities": real}
 
-    def _present(self, row: Array) -> list[orjson.Fragment]:
+    def _choose_labels(self, row: Array) -> list[orjson.Fragment]:
         return [self._names[n] for n in np.flatnonzero(row >= _THRESHOLD).tolist()]
 
 
-def _check_finite(ids: Sequence[str], lengths: Array, outputs: Array, *, per_step: bool) -> None:
+def _check_finite(batch: BatchOutputs, *, per_step: bool) -> None:
+    outputs = batch.outputs
     finite = np.isfinite(outputs).reshape(*outputs.shape[: 2 if per_step else 1], -1).all(axis=-1)
-    if per_step:  # what comes out for padding is read by no one
-        finite = (finite | (np.arange(finite.shape[1]) >= lengths[:, None])).all(axis=1)
+    if per_step:  # outputs for padding are never written
+        finite = (finite | (np.arange(finite.shape[1]) >= batch.lengths[:, None])).all(axis=1)
     if not finite.all():
-        record_id = ids[int(np.argmin(finite))]
+        record_id = batch.ids[int(np.argmin(finite))]
         raise UserError(
-            f"The model gives a number that is not finite for the record {record_id!r}. Look for values in it that are "
-            "far from all that the run was trained on."
+            f"The output of the model for the record {record_id!r} is not finite, expected finite numbers. Look for "
+            "values in this record that are far from those that the run was trained on."
         )
+
+
+class PartWriter:
+    """Buffers lines of predictions and writes a file of about 32 MB at a time.
+
+    Args:
+        target: What the model predicts.
+        folder: Folder of the files. Each file has a unique name, so a retried call does not replace it.
+    """
+
+    def __init__(self, target: Target, folder: str) -> None:
+        self._encoder = LineEncoder(target)
+        self._folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
+        self._blocks: list[bytes] = []
+        self._records = self._bytes = 0
+
+    def add(self, batch: BatchOutputs) -> Iterator[Part]:
+        """Adds the predictions for a batch, and yields a part if the buffer is full."""
+        # Lines are joined immediately: orjson allocates about 4,000 bytes for each line, however short.
+        block = b"".join(self._encoder.encode(batch))
+        self._blocks.append(block)
+        self._records += len(batch.ids)
+        self._bytes += len(block)
+        if self._bytes >= _PART_BYTES:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[Part]:
+        """Writes the lines in the buffer and yields their part, or nothing if the buffer is empty."""
+        if not self._blocks:
+            return
+        part = Part(f"{uuid.uuid4().hex}.jsonl", self._records, self._bytes)
+        with replace(join(self._folder, part.name)) as file:
+            file.writelines(self._blocks)
+        self._clear()
+        yield part

@@ -1,4 +1,4 @@
-"""Publishes predictions: parts written aside become the predictions of a folder in one step, or nothing does."""
+"""Publishes predictions: the parts of a job become the predictions in a folder in one step, or not at all."""
 
 import dataclasses
 import json
@@ -7,7 +7,15 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pipeline.build.paths import (
+    GENERATION_PATTERN,
+    HEX32_PATTERN,
+    REJECTS_PATTERN,
+    TEMPORARY_PATTERN,
+    paths_pattern,
+)
 from pipeline.build.publish import check_rejected
+from pipeline.build.rejects import RejectsFile, count_rejects
 from pipeline.errors import UserError
 from pipeline.files import (
     exists,
@@ -24,25 +32,32 @@ from pipeline.files import (
     size,
 )
 from pipeline.format.manifest import FILE_NAME as MANIFEST
-from pipeline.format.manifest import Rejected
+from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 
-# What makes predictions of a folder: it lists the parts, and is replaced at once when all of them are there.
+# The summary of the predictions in a folder. It lists the parts, and is replaced in one step when all parts are there.
 SUMMARY = "predictions.json"
-# Parts are written here, where no one who reads part-*.jsonl sees them.
+# Parts are first written to this folder, where no reader of part-*.jsonl sees them.
 _STAGING = ".staging"
 _FOLDERS = (_STAGING, "rejected")
 
-_GENERATION = r"\d{8}T\d{6}-[0-9a-f]{8}"
-# What a run of predict writes, by path inside the folder; what is called otherwise is someone else's.
-_OURS = re.compile(
-    rf"part-{_GENERATION}-\d{{5,}}\.jsonl"
-    rf"|{re.escape(_STAGING)}/{_GENERATION}/[0-9a-f]{{32}}\.(jsonl|rejects)(\.[0-9a-f]{{32}}\.tmp)?"
-    rf"|rejected/{_GENERATION}-[0-9a-f]{{16}}\.jsonl(\.[0-9a-f]{{32}}\.tmp)?"
+# The names of the files that `predict` writes, by path inside the folder. A later job may delete a file only if its
+# path matches: all other files belong to someone else.
+_PART_PATTERN = rf"part-{GENERATION_PATTERN}-\d{{5,}}\.jsonl"
+_STAGED_PATTERN = (
+    rf"{re.escape(_STAGING)}/{GENERATION_PATTERN}/{HEX32_PATTERN}"
+    rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)})({TEMPORARY_PATTERN})?"
 )
+_WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
 
 
 class Part(NamedTuple):
-    """A file of predictions that was written aside."""
+    """A file of predictions in the staging folder.
+
+    Attributes:
+        name: Name of the file.
+        records: Number of records.
+        num_bytes: Size of the file.
+    """
 
     name: str
     records: int
@@ -50,29 +65,30 @@ class Part(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Delivery:
-    """The predictions of one job.
+class PredictionsPublisher:
+    """Publishes the predictions of one job.
 
     Attributes:
         output: Folder of the predictions, on any file system that Beam knows.
-        generation: Name of the job that no other has.
+        generation: Name of the job, which no other job has.
         max_rejected: Share of the records, from 0 to 1, that may be rejected.
-        overwrite: Replace the predictions that are there; without it, that is an error.
-        origin: What the summary says of the model.
+        overwrite: Whether to replace predictions in `output`.
+        model: Entries of the summary that describe the model.
     """
 
     output: str
     generation: str
     max_rejected: float
     overwrite: bool
-    origin: dict[str, Any]
+    model: dict[str, Any]
 
     @property
     def staging(self) -> str:
+        """The folder for the parts and the sorted rejects of this job, until they are published."""
         return join(self.output, _STAGING, self.generation)
 
-    def check(self) -> None:
-        """Raises a UserError if something is in the way, or predictions that may not be replaced."""
+    def check_output(self) -> None:
+        """Raises a UserError if `output` is no place for predictions, or contains some that must not be replaced."""
         output = self.output
         if is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
             raise UserError(f"{output}: a file is in the way, expected a folder or nothing. Choose another --output.")
@@ -82,23 +98,28 @@ class Delivery:
             raise UserError(
                 f"{output}: predictions are there already. Choose another --output, or replace them with --overwrite."
             )
-        strange = [name for name in map(self._inside, self._parts()) if not _OURS.fullmatch(name)]
-        if strange:
+        foreign = [name for name in map(self._path_inside, self._list_parts()) if not _WRITTEN.fullmatch(name)]
+        if foreign:
             raise UserError(
-                f"{output}: holds {strange[0]}, which is no prediction of ours and would be taken for one. Choose "
-                "another --output."
+                f"{output}: contains {foreign[0]}, which `predict` did not write and which readers would take for "
+                "predictions. Choose another --output."
             )
 
-    def publish(self, parts: Iterable[Part], rejected: Rejected) -> dict[str, Any]:
-        """Moves the parts to where they are read, writes the summary, then removes what it does not list.
+    def publish(self, parts: Iterable[Part], rejects: Iterable[RejectsFile]) -> dict[str, Any]:
+        """Moves the parts into the output folder, writes the summary, and removes files that the summary does not list.
+
+        Returns:
+            The summary: the content of predictions.json.
 
         Raises:
-            UserError: too much was rejected, there is no record at all, or a part is missing. Nothing is published
-                then; the rejects stay where they are.
+            UserError: Too many records were rejected, there is no record, a part is missing, or another job published
+                predictions in the meantime. Nothing is published then, and the rejects files remain.
         """
-        if not self.overwrite and exists(join(self.output, SUMMARY)) and self.summary() is None:
-            raise UserError(f"{self.output}: others were published there meanwhile. Choose another --output.")
-        ordered = sorted(parts)
+        if not self.overwrite and exists(join(self.output, SUMMARY)) and self.read_published() is None:
+            raise UserError(
+                f"{self.output}: another job published predictions there in the meantime. Choose another --output."
+            )
+        ordered, rejected = sorted(parts), count_rejects(rejects)
         records = sum(part.records for part in ordered)
         check_rejected(
             rejected, records, max_rejected=self.max_rejected, output=self.output, generation=self.generation
@@ -109,7 +130,7 @@ class Delivery:
         summary = {
             "records": records,
             "rejected": rejected.model_dump(mode="json"),
-            **self.origin,
+            **self.model,
             "generation": self.generation,
             "parts": [{"path": name, "records": part.records, "bytes": part.num_bytes} for part, name in names.items()],
         }
@@ -118,11 +139,11 @@ class Delivery:
         self._remove_unlisted({*names.values(), *rejected.files})
         return summary
 
-    def summary(self) -> dict[str, Any] | None:
-        """What was published, if it is this job's.
+    def read_published(self) -> dict[str, Any] | None:
+        """Returns the summary in the output folder if this job wrote it, else None.
 
         Raises:
-            UserError: there is something, but it cannot be read.
+            UserError: There is a summary, but it cannot be read.
         """
         path = join(self.output, SUMMARY)
         if not exists(path):
@@ -134,38 +155,39 @@ class Delivery:
         return summary if isinstance(summary, dict) and summary.get("generation") == self.generation else None
 
     def discard(self) -> None:
-        """Removes what there is of predictions that were not published; their rejects stay."""
+        """Removes the files of this job, which was not published, except its rejects files, which users may read."""
         remove(list_named(join(self.output, f"part-{self.generation}-"), ".jsonl"))
         remove_folder(self.staging)
 
     def _move(self, part: Part, name: str) -> None:
         staged, final = join(self.staging, part.name), join(self.output, name)
-        # A bundle that is tried again finds its parts moved.
+        # A retried call of `publish` finds its parts already moved.
         if exists(staged):
             move(staged, final)
         if not exists(final) or size(final) != part.num_bytes:
             raise UserError(f"{self.output}: {name} changed while predictions were made. Run predict again.")
 
     def _remove_unlisted(self, listed: set[str]) -> None:
-        """Removes older predictions and rejects, and what killed jobs left."""
-        found = [*self._parts(), *(path for folder in _FOLDERS for path in list_files(join(self.output, folder)))]
-        names = {path: self._inside(path) for path in found}
-        stale = [path for path, name in names.items() if _OURS.fullmatch(name) and name not in listed]
-        remove(stale + list_temporary(join(self.output, SUMMARY)))
+        """Removes older predictions and rejects, and the files of killed jobs."""
+        found = [*self._list_parts(), *(path for name in _FOLDERS for path in list_files(join(self.output, name)))]
+        names = {path: self._path_inside(path) for path in found}
+        unlisted = [path for path, name in names.items() if _WRITTEN.fullmatch(name) and name not in listed]
+        remove(unlisted + list_temporary(join(self.output, SUMMARY)))
         remove_folder(self.staging)
 
-    def _parts(self) -> list[str]:
+    def _list_parts(self) -> list[str]:
         return list_named(join(self.output, "part-"), ".jsonl")
 
-    def _inside(self, path: str) -> str:
+    def _path_inside(self, path: str) -> str:
         return path.removeprefix(join(self.output, ""))
 
 
 def print_summary(summary: dict[str, Any], output: str) -> None:
-    """Prints what was predicted, in a few lines.
+    """Prints a summary of predictions in a few lines.
 
     Args:
-        summary: What `publish` returned, and `seconds` that the whole took.
+        summary: The return value of `publish`, and the total time under `seconds`.
+        output: Folder of the predictions.
     """
     records, seconds, rejected = summary["records"], summary["seconds"], summary["rejected"]
     print(f"{records:,} records predicted in {seconds:,.1f} s ({records / seconds:,.0f} records/s, start included).")

@@ -1,4 +1,4 @@
-"""Makes what an export holds of a finished run: SavedModel, .keras file, what is to be known of them, the manifest."""
+"""Makes the files of an export from a finished run: SavedModel, Keras file, export.json, manifest and vocabularies."""
 
 import contextlib
 import itertools
@@ -17,112 +17,121 @@ from tensorflow.core.protobuf import saved_model_pb2
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.vocabulary import serialize_terms
-from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
-from trainer.runs.contents import VOCABULARY
+from trainer.runs.contents import VOCABULARY, unfinished_error
 from trainer.runs.run import Run
-from trainer.serving.export import unfinished
-from trainer.serving.golden import make_golden, save_golden
+from trainer.serving.golden_records import LENGTHS, Golden, draw_golden_records, encode_without_label, save_golden
+from trainer.serving.predictor import pad_batch
 from trainer.serving.signatures import input_names, make_signatures, output_name
 
-# Operations that only a GPU runs, or that call back into the Python that made them.
-_FORBIDDEN = re.compile("cudnn|pyfunc", re.IGNORECASE)
+# Operations that run on a GPU only, or that call Python code of the process that made them.
+_NOT_PORTABLE = re.compile("cudnn|pyfunc", re.IGNORECASE)
 
 
 def make(run_path: str, folder: str, golden_path: str, checkpoint: str | None) -> None:
-    """Writes an export into `folder`, and beside it golden predictions of the model that it was made of.
+    """Writes an export into `folder`, and the golden records with the outputs of its model to `golden_path`.
+
+    Args:
+        run_path: Folder of the run.
+        folder: Folder of the export, which must not exist.
+        golden_path: The .npz file of the golden records.
+        checkpoint: `best` or `last`. By default the best checkpoint, or the last one if the run has no best one.
 
     Raises:
-        UserError: the run is not finished, or something in it is not what it wrote.
+        UserError: The run is not finished, or one of its files was changed.
     """
     run = Run(run_path)
     config, manifest, result = run.config(), run.manifest(), run.result()
     if result is None:
-        raise UserError(unfinished(run.path))
+        raise unfinished_error(run.path)
     vocabularies, schema = run.vocabularies(), manifest.record_schema
     files = {FILE_NAME: run.read(FILE_NAME), **_vocabulary_files(manifest, vocabularies)}
-    which = checkpoint or (BEST if result.get("best_epoch") else LAST)
-    model = _build(run, which, config, manifest, vocabularies)
+    used = checkpoint or (BEST if result.get("best_epoch") else LAST)
+    model = _load_model(run, used, config, manifest, vocabularies)
     target = make_target(schema, vocabularies)
     os.makedirs(folder)
     _write_saved_model(f"{folder}/saved_model", model, schema, target)
     model.save(f"{folder}/model.keras")
     for path, data in files.items():
         _write(folder, path, data)
-    about = _describe(model, schema, target) | {
-        "checkpoint": which,
-        "epoch": result.get("best_epoch" if which == BEST else "epochs"),
+    description = _describe(model, schema, target) | {
+        "checkpoint": used,
+        "epoch": result.get("best_epoch" if used == BEST else "epochs"),
         "dataset_fingerprint": manifest.fingerprint,
-        "software": _software(),
+        "software": _software_versions(),
     }
-    _write(folder, "export.json", json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n")
-    save_golden(golden_path, make_golden(schema, manifest.statistics, vocabularies, _make_forward(model)))
+    _write(folder, "export.json", json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n")
+    save_golden(golden_path, _make_golden(model, manifest, vocabularies))
 
 
-def _build(run: Run, which: str, config: TrainConfig, manifest: Manifest, vocabularies: Vocabularies) -> keras.Model:
+def _load_model(
+    run: Run, checkpoint: str, config: TrainConfig, manifest: Manifest, vocabularies: Vocabularies
+) -> keras.Model:
     def build() -> keras.Model:
         return build_model(manifest.record_schema, manifest.statistics, config, vocabularies=vocabularies)
 
-    # First without its memory: a configuration may say 2 billion units, and the checkpoint knows better.
+    # First without memory for the weights: an edited configuration may ask for 2 billion units, and the shapes in the
+    # checkpoint show that they are wrong.
     with keras.StatelessScope(initialize_variables=False):
-        check_shapes(run, build(), which)
-    keras.utils.clear_session()  # forgets the variables that wait for their memory
+        check_shapes(run, build(), checkpoint)
+    keras.utils.clear_session()  # forgets the variables that have no memory yet
     model = build()
-    restore_weights(run, model, which)
+    restore_weights(run, model, checkpoint)
     return model
 
 
-def _make_forward(model: keras.Model) -> Any:
+def _make_golden(model: keras.Model, manifest: Manifest, vocabularies: Vocabularies) -> Golden:
     @tf.function(autograph=False, jit_compile=False)
     def forward(features: dict[str, tf.Tensor]) -> tf.Tensor:
         return model(features, training=False)
 
-    def call(features: dict[str, Array]) -> Array:
-        return forward({name: tf.constant(values) for name, values in features.items()}).numpy()
-
-    return call
+    schema = manifest.record_schema
+    records = draw_golden_records(schema, manifest.statistics, vocabularies)
+    features = pad_batch(records[: len(LENGTHS)], schema)
+    outputs = forward({name: tf.constant(values) for name, values in features.items()}).numpy()
+    return Golden(features, [encode_without_label(record) for record in records], outputs)
 
 
 def _write_saved_model(path: str, model: keras.Model, schema: Schema, target: Target) -> None:
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
     tf.saved_model.save(module, path, signatures=make_signatures(model, schema, target))
-    found = forbidden_operations(path)
+    found = find_not_portable(path)
     if found:
-        raise UserError(f"The model holds {', '.join(sorted(found))}, which not every machine runs.")
+        raise UserError(f"The model contains {', '.join(sorted(found))}, which do not run on every machine.")
 
 
-def forbidden_operations(path: str) -> set[str]:
-    """The operations in a SavedModel, its functions included, that do not run everywhere."""
+def find_not_portable(path: str) -> set[str]:
+    """Returns the operations in a SavedModel and in its functions that do not run on every machine."""
     with open(f"{path}/saved_model.pb", "rb") as file:
         saved = saved_model_pb2.SavedModel.FromString(file.read())
     graphs = [meta.graph_def for meta in saved.meta_graphs]
     functions = itertools.chain.from_iterable(graph.library.function for graph in graphs)
     nodes = itertools.chain(*(graph.node for graph in graphs), *(function.node_def for function in functions))
-    return {node.op for node in nodes if _FORBIDDEN.search(node.op)}
+    return {node.op for node in nodes if _NOT_PORTABLE.search(node.op)}
 
 
 def _vocabulary_files(manifest: Manifest, vocabularies: Vocabularies) -> dict[str, bytes]:
-    """The files that belong beside the manifest, by their paths."""
+    """Returns the content of the vocabulary files by path, relative to the manifest."""
     files = {manifest.vocabularies[name].path: serialize_terms(terms) for name, terms in vocabularies.items()}
-    strange = [path for path in files if path.split("/")[0] != VOCABULARY]
-    if strange:
-        raise UserError(f"{FILE_NAME}: a vocabulary is {strange[0]}, expected a file in {VOCABULARY}/.")
+    misplaced = [path for path in files if path.split("/")[0] != VOCABULARY]
+    if misplaced:
+        raise UserError(f"{FILE_NAME}: a vocabulary is {misplaced[0]}, expected a file in {VOCABULARY}/.")
     return files
 
 
 def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, Any]:
-    """What a caller must know: inputs and output by name, dtype and shape, and the classes in the output's order."""
+    """Returns what a caller must know: name, dtype and shape of the inputs and the output, and the order of classes."""
     names = input_names(schema.features)
     inputs = {
         name: {
             "name": names.get(name, name),
             "dtype": tensor.dtype,
-            "shape": _shape(tensor.shape, name in schema.steps),
+            "shape": _name_dimensions(tensor.shape, name in schema.steps),
         }
         for name, tensor in model.input.items()
     }
@@ -135,7 +144,7 @@ def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, A
         "output": {
             "name": output_name(target),
             "dtype": model.output.dtype,
-            "shape": _shape(model.output.shape, target.per_step),
+            "shape": _name_dimensions(model.output.shape, target.per_step),
         },
         "classes": list(target.names),
         "inputs": inputs,
@@ -143,15 +152,15 @@ def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, A
     }
 
 
-def _shape(shape: tuple[int | None, ...], per_step: bool) -> list[Any]:
-    """A shape with words for what is open: ["batch", "time", 12]."""
+def _name_dimensions(shape: tuple[int | None, ...], per_step: bool) -> list[Any]:
+    """Returns a shape with names for its variable dimensions, such as ["batch", "time", 12]."""
     return ["batch", *(["time"] if per_step else []), *shape[1 + per_step :]]
 
 
-def _software() -> dict[str, str]:
+def _software_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in (tf, keras, np)}
-    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a folder, without installing it
+    with contextlib.suppress(metadata.PackageNotFoundError):  # Lengthwise runs from a folder and is not installed
         versions["lengthwise"] = metadata.version("lengthwise")
     return versions
 

@@ -1,4 +1,4 @@
-"""What a SavedModel answers to: inputs by the names of the features, or serialized Examples; without Lengthwise."""
+"""Makes the signatures of a SavedModel, which run without Lengthwise: for features by name, and for Examples."""
 
 import itertools
 import keyword
@@ -18,83 +18,84 @@ from trainer.data.target import Target
 SERVING, SERIALIZED = "serving_default", "serialized"
 LENGTH, EXAMPLES = "length", "examples"
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# What TensorFlow calls the first argument of a function itself.
-_TAKEN = ("self", LENGTH)
+_VALID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# Names that no feature may have. TensorFlow uses `self` as the name of a function's first argument.
+_RESERVED = ("self", LENGTH)
 
 Tensors = dict[str, tf.Tensor]
 
 
 def input_names(features: Iterable[str]) -> dict[str, str]:
-    """A name that a signature may have, for each feature: its own where that is a plain one.
+    """Returns the name of each feature in a signature: the feature's own name if it is valid there.
 
-    TensorFlow wants identifiers there that differ by more than case, and fails on others or renames them unasked.
+    TensorFlow expects identifiers that differ in more than case. It fails on other names, or renames them silently.
 
     >>> input_names(["x", "a b", "ü.y", "X", "速", "class"])
     {'x': 'x', 'a b': 'a_b', 'ü.y': 'u_y', 'X': 'X_1', '速': 'feature', 'class': 'class_1'}
     """
     features = list(features)
     names: dict[str, str] = {}
-    taken = set(_TAKEN)
-    # Names that may stay come first, so that no other takes one from them.
-    for name in sorted(features, key=lambda name: _PLAIN.fullmatch(name) is None):
-        plain = _make_plain(name)
-        candidates = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(1)))
-        names[name] = next(c for c in candidates if c.lower() not in taken and not keyword.iskeyword(c))
-        taken.add(names[name].lower())
+    used = set(_RESERVED)
+    # Valid names come first, so that no converted name takes one of them.
+    for name in sorted(features, key=lambda name: _VALID_NAME.fullmatch(name) is None):
+        valid = _to_valid_name(name)
+        candidates = itertools.chain([valid], (f"{valid}_{n}" for n in itertools.count(1)))
+        names[name] = next(c for c in candidates if c.lower() not in used and not keyword.iskeyword(c))
+        used.add(names[name].lower())
     return {name: names[name] for name in features}
 
 
 def output_name(target: Target) -> str:
+    """Returns the name of the output in a signature."""
     if target.kind not in REGRESSION:
         return "probabilities"
     return "values" if target.per_step else "value"
 
 
 def make_signatures(model: keras.Model, schema: Schema, target: Target) -> dict[str, Callable[..., Tensors]]:
-    """The functions of a SavedModel, traced.
+    """Returns the traced functions of a SavedModel by the name of their signature.
 
-    Both give float32 under the name that `output_name` says, and `length` int32[batch] where there is an output for
-    each step: those at and after it are padding.
+    Both return the output as float32 under the name `output_name(target)`. For labels per step, they also return
+    `length` as int32[batch]: outputs at and after it are padding.
     """
     names = input_names(schema.features)
 
-    def answer(features: Tensors) -> Tensors:
+    def predict(features: Tensors) -> Tensors:
         features = features | {LENGTH: _check_length(features, schema)}
         outputs = {output_name(target): model(features, training=False)}
         return outputs | ({LENGTH: features[LENGTH]} if target.per_step else {})
 
     @tf.function(autograph=False)
     def serve(**inputs: tf.Tensor) -> Tensors:
-        return answer({name: inputs[names.get(name, name)] for name in (*names, LENGTH)})
+        return predict({name: inputs[names.get(name, name)] for name in (*names, LENGTH)})
 
     @tf.function(autograph=False)
     def serve_examples(examples: tf.Tensor) -> Tensors:
-        return answer(_parse(examples, schema))
+        return predict(_parse(examples, schema))
 
     return {
-        SERVING: serve.get_concrete_function(**_specs(model, names)),
+        SERVING: serve.get_concrete_function(**_input_specs(model, names)),
         SERIALIZED: serve_examples.get_concrete_function(tf.TensorSpec([None], tf.string, EXAMPLES)),
     }
 
 
-def _specs(model: keras.Model, names: dict[str, str]) -> dict[str, tf.TensorSpec]:
+def _input_specs(model: keras.Model, names: dict[str, str]) -> dict[str, tf.TensorSpec]:
     return {
         names.get(name, name): tf.TensorSpec(tensor.shape, tensor.dtype, names.get(name, name))
         for name, tensor in model.input.items()
     }
 
 
-def _make_plain(name: str) -> str:
-    if _PLAIN.fullmatch(name):
+def _to_valid_name(name: str) -> str:
+    if _VALID_NAME.fullmatch(name):
         return name
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    plain = re.sub(r"[^A-Za-z0-9_]", "_", ascii_name)
-    return plain if _PLAIN.fullmatch(plain) else "_".join(filter(None, ["feature", plain.strip("_")]))
+    valid = re.sub(r"[^A-Za-z0-9_]", "_", ascii_name)
+    return valid if _VALID_NAME.fullmatch(valid) else "_".join(filter(None, ["feature", valid.strip("_")]))
 
 
 def _check_length(features: Tensors, schema: Schema) -> tf.Tensor:
-    """`length`, once it is known to be of records with at least one step, and none that is not there."""
+    """Returns `length`, after a check that each record has at least one step and no more steps than its features."""
     length = features[LENGTH]
     checks = [tf.debugging.assert_positive(length, "length: a record has no step, expected at least one.")]
     for name in schema.steps:
@@ -105,8 +106,9 @@ def _check_length(features: Tensors, schema: Schema) -> tf.Tensor:
 
 
 def _parse(examples: tf.Tensor, schema: Schema) -> Tensors:
-    """Examples as `prepare` writes them, string[batch] -> the features and `length`, padded to the longest."""
-    # Not as the reader parses a dataset, whose every record was checked: a step that is missing would be a zero.
+    """Parses Examples as `prepare` writes them, string[batch], into features and `length`, padded to the longest."""
+    # Ragged features, which the reader of a dataset does not need: it reads checked records. Here a missing step would
+    # become a zero.
     spec: dict[str, Any] = {
         name: tf.io.RaggedFeature(DTYPES[feature.dtype], row_splits_dtype=tf.int64)
         for name, feature in schema.steps.items()
@@ -114,7 +116,7 @@ def _parse(examples: tf.Tensor, schema: Schema) -> Tensors:
     spec |= {name: context_spec(feature) for name, feature in schema.context.items()}
     parsed = tf.io.parse_example(examples, spec | {LENGTH: tf.io.FixedLenFeature([], tf.int64)})
     length = parsed[LENGTH]
-    longest = tf.reduce_max(tf.concat([[1], length], 0))  # an LSTM cannot read no step, even of no record
+    longest = tf.reduce_max(tf.concat([[1], length], 0))  # an LSTM needs at least one step, even for an empty batch
     features = {name: parsed[name] for name in schema.context}
     for name, feature in schema.steps.items():
         message = f"{name}: the number of values is not length x {feature.width}."

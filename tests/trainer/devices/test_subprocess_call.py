@@ -6,12 +6,12 @@ from pipeline.errors import UserError
 from trainer.devices.subprocess_call import call_in_subprocess
 
 
-def test_a_process_that_dies_is_told_in_one_line(capfd):
+def test_a_process_that_dies_gives_an_error_of_one_line(capfd):
     with pytest.raises(UserError, match="that called os:abort was killed by SIGABRT. A file that it read may be dam"):
         call_in_subprocess("os:abort")
     capfd.readouterr()
 
 
-def test_a_fresh_process_sees_no_gpu_and_what_it_prints_is_no_answer(capfd):
+def test_a_subprocess_sees_no_gpu_and_its_output_is_not_the_result(capfd):
     assert call_in_subprocess("os:system", 'echo "GPUs: <$CUDA_VISIBLE_DEVICES>"') == 0
     assert "GPUs: <>\n" in capfd.readouterr().err

@@ -33,7 +33,6 @@ from export_runs import (
 
 import trainer.runs.contents
 import trainer.serving.export
-import trainer.serving.signatures
 from pipeline.errors import UserError
 from trainer.evaluation.evaluate import evaluate
 from trainer.serving.export import export
@@ -41,18 +40,21 @@ from trainer.serving.export import export
 
 @functools.cache
 def exported():
-    """The export of a run by the command, where strangers lie in wait: (folder, its JSON, lines of stderr)."""
+    """Returns (folder, printed JSON, lines of stderr) of an export by the command.
+
+    The working folder contains modules that have the names of ours and of libraries, which must not be imported.
+    """
     folder = datasets.new_folder()
-    for stranger in ("trainer", "pipeline", "tensorflow", "json"):
-        (folder / f"{stranger}.py").write_text("raise SystemExit('a stranger was imported')")
+    for name in ("trainer", "pipeline", "tensorflow", "json"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
     command = [LENGTHWISE, "export", run_of("class"), "--output", "made/export", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "made" / "export", json.loads(done.stdout), done.stderr.splitlines()
 
 
-def test_an_export_holds_what_it_promises_and_leaves_nothing_beside():
-    folder, told, stderr = exported()
+def test_an_export_contains_the_documented_files_and_leaves_no_others():
+    folder, printed, stderr = exported()
     run = pathlib.Path(run_of("class"))
     vocabularies = {name for name in files_of(run) if name.startswith("vocabulary/")}
     assert len(vocabularies) == 2
@@ -69,22 +71,22 @@ def test_an_export_holds_what_it_promises_and_leaves_nothing_beside():
         assert (folder / name).read_bytes() == (run / name).read_bytes()
     assert os.listdir(folder.parent) == ["export"]
     result = json.loads((run / "result.json").read_text())
-    assert max(told.pop("differences").values()) <= 1e-6
-    assert json.loads((folder / "export.json").read_text()) == told
-    assert (told["checkpoint"], told["epoch"]) == ("best", result["best_epoch"])
-    assert told["weights_sha256"] == result["best_weights_sha256"]
-    assert told["classes"] == datasets.CLASSES
-    assert told["output"] == {"name": "probabilities", "dtype": "float32", "shape": ["batch", 3]}
-    assert told["inputs"]["x"] == {
+    assert max(printed.pop("differences").values()) <= 1e-6
+    assert json.loads((folder / "export.json").read_text()) == printed
+    assert (printed["checkpoint"], printed["epoch"]) == ("best", result["best_epoch"])
+    assert printed["weights_sha256"] == result["best_weights_sha256"]
+    assert printed["classes"] == datasets.CLASSES
+    assert printed["output"] == {"name": "probabilities", "dtype": "float32", "shape": ["batch", 3]}
+    assert printed["inputs"]["x"] == {
         "name": "x", "dtype": "float32", "shape": ["batch", "time", 2], "missing": "NaN"
     }  # fmt: skip
-    assert told["inputs"]["plan"] == {"name": "plan", "dtype": "int64", "shape": ["batch", 2]}
-    assert told["inputs"]["length"] == {"name": "length", "dtype": "int32", "shape": ["batch"]}
-    said = [line for line in stderr if "working" not in line]
-    assert [line.split(",")[0] for line in said] == ["Making the model", "Reading it back in another"]
+    assert printed["inputs"]["plan"] == {"name": "plan", "dtype": "int64", "shape": ["batch", 2]}
+    assert printed["inputs"]["length"] == {"name": "length", "dtype": "int32", "shape": ["batch"]}
+    steps = [line for line in stderr if "working" not in line]
+    assert [line.split(",")[0] for line in steps] == ["Making the model", "Checking it"]
 
 
-# Runs where no path file of a distribution is read, so that Lengthwise, installed in the same place, is not there.
+# The interpreter reads no .pth files, so that Lengthwise, which is installed in the same folder, cannot be imported.
 WITHOUT_LENGTHWISE = """
 import importlib.util, sys
 sys.path.append(sys.argv[1])
@@ -100,7 +102,7 @@ np.savez("outputs.npz", served=serve(**inputs)["probabilities"], serialized=seri
 """
 
 
-def test_the_saved_model_serves_where_lengthwise_is_not_installed(tmp_path):
+def test_the_saved_model_runs_without_lengthwise(tmp_path):
     records = in_order("class")
     np.savez(tmp_path / "inputs.npz", **raw_batch(records))
     command = [sys.executable, "-I", "-S", "-c", WITHOUT_LENGTHWISE, site.getsitepackages()[0]]
@@ -118,7 +120,7 @@ def test_the_saved_model_serves_where_lengthwise_is_not_installed(tmp_path):
     assert np.mean(-np.log(served[np.arange(30), labels])) == pytest.approx(evaluation["loss"], rel=1e-5)
 
 
-def test_what_was_there_stays_when_an_export_fails_and_goes_when_one_is_published(tmp_path, monkeypatch):
+def test_an_older_export_is_kept_on_failure_and_replaced_on_success(tmp_path, monkeypatch):
     output = tmp_path / "export"
     shutil.copytree(made_of("multilabel") / "export", output)
     before = (output / "export.json").read_bytes()
@@ -141,7 +143,7 @@ def test_what_was_there_stays_when_an_export_fails_and_goes_when_one_is_publishe
     assert json.loads((output / "export.json").read_text())["kind"] == "class"
 
 
-def test_an_output_that_came_while_the_export_was_made_stays(tmp_path, monkeypatch):
+def test_an_output_that_appears_during_the_export_is_kept(tmp_path, monkeypatch):
     output = tmp_path / "export"
 
     def fake(function, *arguments):
@@ -152,19 +154,19 @@ def test_an_output_that_came_while_the_export_was_made_stays(tmp_path, monkeypat
         return {"all": 0.0}
 
     monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", fake)
-    with pytest.raises(UserError, match="export: the export cannot be put there: Directory not empty."):
+    with pytest.raises(UserError, match="export: the export could not be moved there: Directory not empty."):
         export(run_of("class"), output)
     assert files_of(tmp_path) == {"export/mine.txt"} and os.listdir(tmp_path) == ["export"]
 
 
-def test_what_cannot_be_replaced_is_put_back(tmp_path):
+def test_the_older_export_is_restored_if_the_new_one_cannot_be_moved(tmp_path):
     (tmp_path / "export").mkdir()
-    with pytest.raises(UserError, match="export: the export cannot be put there: No such file"):
+    with pytest.raises(UserError, match="export: the export could not be moved there: No such file"):
         trainer.serving.export._publish(str(tmp_path / "gone"), str(tmp_path / "export"), overwrite=True)
     assert os.listdir(tmp_path) == ["export"]
 
 
-def test_a_damaged_run_is_one_line_of_the_command_and_leaves_nothing(tmp_path):
+def test_a_damaged_run_prints_one_line_and_leaves_no_files(tmp_path):
     run = copy_run(tmp_path)
     cut("data-00000-of-00001")(run)
     done = subprocess.run(
@@ -179,8 +181,12 @@ def test_a_damaged_run_is_one_line_of_the_command_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("output", "flags", "message"),
     [
-        ("there", [], "there: is there already. Choose another --output, or replace an export with --overwrite."),
-        ("there", ["--overwrite"], "there: is no export: it holds 'mine.txt'. Choose another --output."),
+        (
+            "there",
+            [],
+            "there: exists already. Choose another --output, or replace an existing export with --",
+        ),
+        ("there", ["--overwrite"], "there: is not an export: it contains 'mine.txt'. Choose another --output."),
         ("file", ["--overwrite"], "file: a file or a link is in the way, expected nothing. Choose another --output."),
         ("link", ["--overwrite"], "link: a file or a link is in the way, expected nothing. Choose another --output."),
         ("run", ["--overwrite"], "run: is in the folder of the run. Choose an --output outside of "),
@@ -190,7 +196,7 @@ def test_a_damaged_run_is_one_line_of_the_command_and_leaves_nothing(tmp_path):
         ("gs://bucket/export", [], "gs://bucket/export: an export is made on a local disk. Choose a local --output"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_and_not_touched(tmp_path, monkeypatch, capsys, output, flags, message):
+def test_an_unsuitable_output_is_refused_and_unchanged(tmp_path, monkeypatch, capsys, output, flags, message):
     monkeypatch.chdir(tmp_path)
     run = copy_run(tmp_path)
     (tmp_path / "there").mkdir()
@@ -204,14 +210,14 @@ def test_an_output_that_cannot_be_is_refused_and_not_touched(tmp_path, monkeypat
     assert files_of(tmp_path) == before
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+def test_a_folder_without_a_run_is_refused_with_one_line(tmp_path, capsys):
     for run in (tmp_path / "none", datasets.of_every_feature("class").path):
         status, out, (line,) = datasets.call(capsys, "export", run, "--output", tmp_path / "export")
         assert (status, out) == (1, "") and line.startswith(f"lengthwise export: {run}: ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_exports_left_is_removed_and_a_living_one_is_let_be(tmp_path, monkeypatch):
+def test_folders_of_killed_exports_are_removed_and_those_of_running_ones_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", fail)
     output = tmp_path / "[export]*"
     left, living = tmp_path / "[export]*.dead.tmp", tmp_path / "[export]*.living.tmp"
@@ -238,7 +244,7 @@ def test_a_killed_export_publishes_nothing_and_the_next_one_cleans_up(tmp_path):
 
 
 @pytest.mark.proof
-def test_an_interrupted_export_leaves_nothing(tmp_path):
+def test_an_interrupted_export_leaves_no_files(tmp_path):
     command = [LENGTHWISE, "export", run_of("class"), "--output", str(tmp_path / "export")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob("export.*.tmp/export/saved_model")):

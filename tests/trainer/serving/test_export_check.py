@@ -11,16 +11,15 @@ from export_runs import Fakes, made_of, other_run, run_of
 
 import trainer.runs.contents
 import trainer.serving.export
-import trainer.serving.signatures
 from pipeline.format.examples import decode_example
 from pipeline.schema.schema import Schema
 from trainer.runs.run import Run
-from trainer.serving.export_check import add_garbage
-from trainer.serving.golden import LENGTHS, Golden, load_golden, save_golden
+from trainer.serving.export_check import fill_padding
+from trainer.serving.golden_records import LENGTHS, Golden, load_golden, save_golden
 from trainer.serving.saved_model import make
 
 
-def test_golden_records_try_what_the_schema_allows():
+def test_golden_records_cover_what_the_schema_allows():
     golden = load_golden(str(made_of("class") / "golden.npz"))
     features, real = golden.features, golden.features["word"] != b""
     assert sorted(features["length"]) == sorted(LENGTHS) and 1 in LENGTHS and max(LENGTHS) > 12
@@ -35,7 +34,7 @@ def test_golden_records_try_what_the_schema_allows():
     assert len(golden.examples) == len(LENGTHS) + 1
 
 
-def test_golden_records_are_the_same_in_both_forms():
+def test_the_golden_batch_and_the_golden_examples_hold_the_same_records():
     schema = Schema.model_validate(json.loads((made_of("class") / "export" / "manifest.json").read_bytes())["schema"])
     golden = load_golden(str(made_of("class") / "golden.npz"))
     for row, length in enumerate(golden.features["length"]):
@@ -48,7 +47,7 @@ def test_golden_records_are_the_same_in_both_forms():
             np.testing.assert_array_equal(stored, np.ravel(values))
 
 
-def test_golden_predictions_come_back_from_their_file_to_the_byte(tmp_path):
+def test_golden_records_are_restored_from_their_file_exactly(tmp_path):
     features = {
         "file": np.array([[b"a\0", b"", b"\xff"], [b"\0", "ü".encode(), b" "]], object),
         "allow_pickle": np.array([[np.nan, 1], [2, 3]], np.float32),
@@ -65,10 +64,10 @@ def test_golden_predictions_come_back_from_their_file_to_the_byte(tmp_path):
     np.testing.assert_array_equal(back.outputs, golden.outputs)
 
 
-def test_garbage_fills_the_padding_and_nothing_else():
+def test_arbitrary_values_fill_the_padding_only():
     golden = load_golden(str(made_of("class") / "golden.npz"))
     about = json.loads((made_of("class") / "export" / "export.json").read_text())
-    padded, longest = add_garbage(golden.features, about), max(LENGTHS)
+    padded, longest = fill_padding(golden.features, about), max(LENGTHS)
     for name, values in golden.features.items():
         if "time" not in about["inputs"][name]["shape"]:
             np.testing.assert_array_equal(padded[name], values)
@@ -94,21 +93,21 @@ def other_keras_file(made, golden):
     model.save(made / "model.keras")
 
 
-def other_answers(made, golden):
+def other_golden_outputs(made, golden):
     found = load_golden(golden)
     outputs = found.outputs.copy()
     outputs[3, 1] += 2e-6
     save_golden(golden, Golden(found.features, found.examples, outputs))
 
 
-def other_examples(made, golden):
-    """What `serialized` is asked is not what the golden answers are of."""
+def other_golden_examples(made, golden):
+    """Swaps two examples, so that the inputs of `serialized` do not belong to the golden outputs."""
     found = load_golden(golden)
     examples = [found.examples[1], found.examples[0], *found.examples[2:]]
     save_golden(golden, Golden(found.features, examples, found.outputs))
 
 
-def no_answer(made, golden):
+def non_finite_golden_outputs(made, golden):
     found = load_golden(golden)
     save_golden(golden, Golden(found.features, found.examples, np.full_like(found.outputs, np.nan)))
 
@@ -118,12 +117,12 @@ def no_answer(made, golden):
     [
         pytest.param(other_saved_model, "saved_model: its weights have the SHA-256 ", marks=pytest.mark.proof),
         pytest.param(other_keras_file, "model.keras: its weights have the SHA-256 ", marks=pytest.mark.proof),
-        (other_answers, "serving_default is off by 2e-06, expected at most 1e-06. Nothing was published."),
-        pytest.param(other_examples, "serialized is off by ", marks=pytest.mark.proof),
-        pytest.param(no_answer, "serving_default is off by nan, ", marks=pytest.mark.proof),
+        (other_golden_outputs, "serving_default is off by 2e-06, expected at most 1e-06. Nothing was published."),
+        pytest.param(other_golden_examples, "serialized is off by ", marks=pytest.mark.proof),
+        pytest.param(non_finite_golden_outputs, "serving_default is off by nan, ", marks=pytest.mark.proof),
     ],
 )
-def test_an_export_that_answers_otherwise_is_never_published(tmp_path, monkeypatch, capsys, change, message):
+def test_an_export_with_other_outputs_is_never_published(tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.setattr(trainer.serving.export, "call_in_subprocess", Fakes(change))
     output = tmp_path / "made" / "export"
     status, out, err = datasets.call(capsys, "export", run_of("class"), "--output", output)

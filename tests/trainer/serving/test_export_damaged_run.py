@@ -35,7 +35,7 @@ def word_file(run):
 
 
 def misplace_vocabulary(run):
-    """A vocabulary's file where an export has another."""
+    """Moves a vocabulary to a path where an export has another file."""
     name = str(word_file(run).relative_to(run))
     (run / "saved_model").mkdir()
     word_file(run).rename(run / "saved_model" / "saved_model.pb")
@@ -47,7 +47,7 @@ def overwrite(name, data):
 
 
 def flip_a_weight(run):
-    """One bit of a weight, and not of what else is in the file."""
+    """Changes one bit of a weight; the rest of the file is unchanged."""
     path = checkpoint_file(run, "data-00000-of-00001")
     data, weight = bytearray(path.read_bytes()), model_of("class").weights[-2].numpy().tobytes()
     data[bytes(data).index(weight)] ^= 1
@@ -55,13 +55,13 @@ def flip_a_weight(run):
 
 
 def put_another_checkpoint(run):
-    """One that is whole, of the same model, and not the run's."""
+    """Puts a complete checkpoint of the same model there that belongs to another run."""
     shutil.rmtree(run / "checkpoints" / "best")
     shutil.copytree(other_run() / "checkpoints" / "last", run / "checkpoints" / "best")
 
 
 def huge_tensors(run):
-    """A checkpoint whose weights are larger than the model's: none is read."""
+    """Puts a checkpoint there whose weights are larger than the model's. They must not be read."""
     shapes = [(2**10, 2**10)] * len(model_of("class").weights)
     checkpoint = tf.train.Checkpoint(weights=[tf.Variable(tf.zeros(shape)) for shape in shapes])
     path = checkpoint.write(str(run / "huge"))
@@ -99,7 +99,10 @@ DAMAGES = {
     ),
     "no vocabulary": (lambda run: word_file(run).unlink(), "word.txt cannot be read"),
     "a vocabulary elsewhere": (misplace_vocabulary, "is saved_model/saved_model.pb, expected a file in vocabulary/."),
-    "no result": (lambda run: (run / "result.json").unlink(), "is not finished. Go on with the command that began it"),
+    "no result": (
+        lambda run: (run / "result.json").unlink(),
+        "is not finished. Resume it with the command that started",
+    ),
     "result of no run": (overwrite("result.json", b"[]"), "result.json: not the result of a run"),
     "deep result": (overwrite("result.json", b"[" * 100_000), "result.json: not JSON"),
     "no digest": (edit("result.json", b"best_weights", b"bestweights"), "result.json says None: they are not those"),
@@ -126,7 +129,7 @@ def digest_of(run):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_that_is_not_as_it_was_written_is_refused_before_anything_is_made(tmp_path, damage):
+def test_a_changed_run_is_refused_before_anything_is_made(tmp_path, damage):
     change, message = DAMAGES[damage]
     run = copy_run(tmp_path)
     change(run)
@@ -137,7 +140,7 @@ def test_a_run_that_is_not_as_it_was_written_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_evaluate_refuses_weights_that_are_not_the_runs(tmp_path, which):
+def test_evaluate_refuses_weights_of_another_run(tmp_path, which):
     run, path = copy_run(tmp_path), datasets.of_every_feature("class").path
     assert evaluate(run, path, checkpoint=which)["checkpoint"] == which
     key = {"best": b"best_weights_sha256", "last": b"weights_sha256"}[which]
@@ -145,11 +148,11 @@ def test_evaluate_refuses_weights_that_are_not_the_runs(tmp_path, which):
     (run / "result.json").write_text(json.dumps(result | {key.decode(): "0" * 64}))
     with pytest.raises(UserError, match="they are not those that the run ended with"):
         evaluate(run, path, checkpoint=which)
-    (run / "result.json").unlink()  # of a run that goes on nothing is known
+    (run / "result.json").unlink()  # while a run resumes, its digests are not known
     assert evaluate(run, path, checkpoint=which)["checkpoint"] == which
 
 
-def test_a_run_keeps_the_digest_of_its_best_weights_and_loses_its_result_while_it_goes_on(tmp_path):
+def test_a_run_records_the_digest_of_its_best_weights_and_has_no_result_until_it_ends(tmp_path):
     folder, path = tmp_path / "run", datasets.of_kind("class").path
     short, longer = change(SMALL, epochs=1), change(SMALL, epochs=4, learning_rate=SMALL.learning_rate)
     result = train(path, folder, short)

@@ -9,8 +9,6 @@ import pytest
 from export_runs import copy_run, made_of
 
 import trainer.runs.contents
-import trainer.serving.export
-import trainer.serving.signatures
 
 
 def lambda_model(run):
@@ -27,7 +25,7 @@ def linked_weights(run):
     return "checkpoints/weights.h5"
 
 
-def climbing_archive(run):
+def archive_with_parent_path(run):
     with zipfile.ZipFile(run / "vocabulary" / "words.zip", "w") as archive:
         archive.writestr("../../evil.py", "raise SystemExit")
     return "vocabulary/words.zip"
@@ -49,7 +47,7 @@ def folder(run):
     return "assets/"
 
 
-def link_out(run):
+def linked_manifest(run):
     (run / "manifest.json").rename(run.parent / "elsewhere.json")
     (run / "manifest.json").symlink_to(run.parent / "elsewhere.json")
     return "manifest.json (a link)"
@@ -61,41 +59,41 @@ def linked_folder(run):
     return "checkpoints/best (a link)"
 
 
-def pipe(run):
+def named_pipe(run):
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
     return "metrics.jsonl (not a regular file)"
 
 
-def dots(run):
+def names_with_dots(run):
     (run / "..evil").write_text("")
     (run / "..\\..\\evil\n.txt").write_text("")
     return "'..\\\\..\\\\evil\\n.txt', ..evil"
 
 
-def beside_a_checkpoint(run):
+def files_beside_a_checkpoint(run):
     for number in range(7):
         (run / "checkpoints" / "last" / f"ckpt-{number}.index.py").write_text("")
     return ", ".join(f"checkpoints/last/ckpt-{number}.index.py" for number in range(5)) + " and 2 more"
 
 
-STRANGERS = [
+FOREIGN_FILES = [
     lambda_model,
     linked_weights,
-    climbing_archive,
+    archive_with_parent_path,
     pickled,
     saved_model,
     folder,
-    link_out,
+    linked_manifest,
     linked_folder,
-    pipe,
-    dots,
-    beside_a_checkpoint,
+    named_pipe,
+    names_with_dots,
+    files_beside_a_checkpoint,
 ]
 
 
-@pytest.mark.parametrize("put", STRANGERS, ids=lambda put: put.__name__)
-def test_a_run_that_holds_what_no_run_writes_is_refused_and_nothing_created(tmp_path, capsys, put):
+@pytest.mark.parametrize("put", FOREIGN_FILES, ids=lambda put: put.__name__)
+def test_a_run_with_a_foreign_file_is_refused_and_nothing_is_created(tmp_path, capsys, put):
     run = copy_run(tmp_path)
     listed = put(run)
     before = sorted(os.listdir(tmp_path))
@@ -105,7 +103,7 @@ def test_a_run_that_holds_what_no_run_writes_is_refused_and_nothing_created(tmp_
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_what_a_killed_training_leaves_is_no_stranger(tmp_path):
+def test_files_of_a_killed_training_are_not_foreign(tmp_path):
     run = copy_run(tmp_path)
     last = run / "checkpoints" / "last"
     (last / "ckpt-2_temp").mkdir()

@@ -8,7 +8,7 @@ import random
 import datasets
 import numpy as np
 import pytest
-from predict_runs import assert_close, by_id, check_whole, numbers_of, run_of, snapshot
+from predict_runs import assert_close, by_id, check_complete, numbers_of, run_of, snapshot
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
@@ -22,7 +22,9 @@ from trainer.reading.batches import planned_batches
 from trainer.runs.checkpoints import restore_weights
 from trainer.runs.run import Run
 from trainer.serving import predict as job
-from trainer.serving.predict import RunHandler, choose_batch_steps
+from trainer.serving import predictions, predictor
+from trainer.serving.predict import RunHandler
+from trainer.serving.predictor import choose_batch_steps
 from trainer.training.train import train
 
 KINDS = list(datasets.LABELS)
@@ -40,7 +42,7 @@ def test_wide_steps_make_smaller_batches():
 
 
 @pytest.mark.parametrize("kind", datasets.some(KINDS, ["multilabel", "step_regression"]))
-def test_predictions_of_raw_records_are_those_of_the_dataset(kind, run_predict):
+def test_predictions_from_raw_records_equal_those_from_the_dataset(kind, run_predict):
     made, run = run_of(kind, every_feature=True)
     records = made.of("test")
     summary, lines = run_predict(run, records)
@@ -56,7 +58,7 @@ def test_predictions_of_raw_records_are_those_of_the_dataset(kind, run_predict):
 
 
 def dataset_predictions(made, run_path):
-    """{id: (target, outputs)} of the records of the split test, from the dataset's reader."""
+    """Returns {id: (target, outputs)} of the split test, from batches that the reader of the dataset gives."""
     dataset, run = open_dataset(made.path), Run(run_path)
     manifest, vocabularies = run.manifest(), run.vocabularies()
     model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=vocabularies)
@@ -72,7 +74,7 @@ def dataset_predictions(made, run_path):
 
 
 def expected_line(record_id, target, numbers):
-    """A line with these numbers, in the most literal way."""
+    """Returns the expected line with these numbers, computed without NumPy's functions."""
     numbers = json.loads(json.dumps([float(str(n)) for n in np.ravel(numbers)]))
     width = target.size if target.is_vector else 1
     steps = [numbers[start : start + width] for start in range(0, len(numbers), width)]
@@ -89,22 +91,20 @@ def expected_line(record_id, target, numbers):
     return {"id": record_id, name: labels[0], "probabilities": steps[0]}
 
 
-def test_a_record_that_makes_the_model_overflow_publishes_nothing(run_predict, tmp_path):
+def test_nothing_is_published_if_an_output_overflows(run_predict, tmp_path):
     records = datasets.random_records([3] * 20)
     for record in records:
         record["x"] = (np.array(record["x"]) * 1e-3).tolist()
     made = datasets.make(tmp_path / "made", records)
     train(made.path, tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
     wild = {"id": "wild", "x": [[3e38, -3e38]] * 3}
-    with pytest.raises(
-        UserError, match=r"^The model gives a number that is not finite for the record 'wild'\. [^\n]*$"
-    ):
+    with pytest.raises(UserError, match=r"^The output of the model for the record 'wild' is not finite, [^\n]*$"):
         run_predict(str(tmp_path / "run"), [*records, wild])
     assert snapshot(tmp_path / "predictions") == {}
 
 
 @pytest.mark.parametrize("kind", datasets.some(["class", "step_class"], ["step_class"]))
-def test_neighbours_order_and_batches_change_no_prediction(kind, run_predict):
+def test_a_prediction_is_independent_of_the_order_and_of_the_batches(kind, run_predict):
     made, run = run_of(kind)
     records = list(made.records)
     expected = by_id(run_predict(run, records)[1])
@@ -116,15 +116,15 @@ def test_neighbours_order_and_batches_change_no_prediction(kind, run_predict):
         assert len(found) == len(records) - number
 
 
-def test_a_full_buffer_and_a_full_part_lose_and_double_nothing(run_predict, monkeypatch):
+def test_full_buffers_and_full_parts_lose_and_duplicate_no_record(run_predict, monkeypatch):
     made, run = run_of("class")
     expected = by_id(run_predict(run, made.records)[1])
-    monkeypatch.setattr(job, "_BUFFER_RECORDS", 7)
-    monkeypatch.setattr(job, "_PART_BYTES", 1000)
+    monkeypatch.setattr(predictor, "_BUFFER_RECORDS", 7)
+    monkeypatch.setattr(predictions, "_PART_BYTES", 1000)
     summary, lines = run_predict(run, made.records, overwrite=True)
     assert len(summary["parts"]) > 5
     assert_close(by_id(lines), expected)
-    monkeypatch.setattr(job, "_BUFFER_BYTES", 100)
+    monkeypatch.setattr(predictor, "_BUFFER_BYTES", 100)
     assert_close(by_id(run_predict(run, made.records, overwrite=True)[1]), expected)
 
 
@@ -138,7 +138,7 @@ def test_a_full_buffer_and_a_full_part_lose_and_double_nothing(run_predict, monk
     ],
     ids=["multi_processing", "multi_threading", "bundle_repeat", "older_runner"],
 )
-def test_any_runner_predicts_the_same_once(run_predict, write_raw, tmp_path, beam_options):
+def test_every_runner_writes_each_prediction_once(run_predict, write_raw, tmp_path, beam_options):
     made, run = run_of("class")
     expected = by_id(run_predict(run, made.records)[1])
     for number in range(5):
@@ -148,10 +148,10 @@ def test_any_runner_predicts_the_same_once(run_predict, write_raw, tmp_path, bea
     )
     assert_close(by_id(lines), expected)
     assert summary["rejected"]["by_reason"] == {"not_json": 5}
-    check_whole(tmp_path / "other")
+    check_complete(tmp_path / "other")
 
 
-def test_label_split_and_group_are_neither_needed_nor_read(run_predict):
+def test_label_split_and_group_are_not_read(run_predict):
     made, run = run_of("class")
     expected = by_id(run_predict(run, made.of("test"))[1])
     for change in ({}, {"y": "no such class", "split": 3}, {"y": None, "split": None}):
@@ -161,7 +161,7 @@ def test_label_split_and_group_are_neither_needed_nor_read(run_predict):
         assert summary["rejected"] == {"total": 0, "by_reason": {}, "files": []}
 
 
-def test_rejects_are_those_of_prepare(run_predict, tmp_path, write_raw):
+def test_predict_rejects_the_same_records_as_prepare(run_predict, tmp_path, write_raw):
     made, run = run_of("class")
     good = made.of("test")
     bad = [
@@ -187,10 +187,10 @@ def test_rejects_are_those_of_prepare(run_predict, tmp_path, write_raw):
     (mine,), (theirs,) = summary["rejected"]["files"], manifest.rejected.files
     assert (tmp_path / "predictions" / mine).read_bytes() == (tmp_path / "ds" / theirs).read_bytes()
     assert sorted(by_id(lines)) == sorted(record["id"] for record in good)
-    check_whole(tmp_path / "predictions")
+    check_complete(tmp_path / "predictions")
 
 
-def test_too_many_rejects_publish_nothing_and_stay(run_predict, tmp_path):
+def test_too_many_rejects_publish_nothing_and_their_file_remains(run_predict, tmp_path):
     made, run = run_of("class")
     with pytest.raises(
         UserError, match=r"1 of 31 records \(3\.23%\) were rejected: 1 not_json; at most 1\.00% may"
@@ -200,10 +200,10 @@ def test_too_many_rejects_publish_nothing_and_stay(run_predict, tmp_path):
     assert f"The rejects are in {path}; " in str(e.value)
     assert list(snapshot(tmp_path / "predictions")) == [f"rejected/{path.name}"]
     run_predict(run, [*made.of("test"), "{"], max_rejected=0.04)
-    check_whole(tmp_path / "predictions")
+    check_complete(tmp_path / "predictions")
 
 
-def test_records_with_one_id_have_a_line_each(run_predict):
+def test_records_with_the_same_id_get_a_line_each(run_predict):
     made, run = run_of("class")
     first, second = made.of("test")[:2]
     _, lines = run_predict(run, [first, first, second | {"id": first["id"]}])
@@ -211,7 +211,7 @@ def test_records_with_one_id_have_a_line_each(run_predict):
     assert len({line["probabilities"][0] for line in lines}) == 2
 
 
-def test_over_length_is_what_the_schema_of_the_run_says(run_predict, tmp_path):
+def test_long_records_are_truncated_as_the_schema_of_the_run_says(run_predict, tmp_path):
     records = datasets.random_records([3] * 20, kind="step_class")
     schema = datasets.schema_text("step_class") + "max_length: 4\nover_length: truncate_head\n"
     made = datasets.make(tmp_path / "made", records, schema)
@@ -235,7 +235,7 @@ def test_files_globs_folders_and_gzip_are_read(run_predict, write_raw, tmp_path)
         assert sorted(by_id(lines)) == sorted(record["id"] for record in records)
 
 
-def test_the_best_checkpoint_is_taken_unless_another_is_asked_for(run_predict):
+def test_the_best_checkpoint_is_the_default(run_predict):
     made, run = run_of("class")
     best, best_lines = run_predict(run, made.of("test"))
     last, last_lines = run_predict(run, made.of("test"), checkpoint="last", overwrite=True)

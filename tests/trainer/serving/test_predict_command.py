@@ -5,12 +5,12 @@ import shutil
 
 import datasets
 import pytest
-from predict_runs import by_id, check_whole, lines_of, run_of, snapshot
+from predict_runs import by_id, check_complete, lines_of, run_of, snapshot
 
 from trainer.serving import predictor
 
 
-def test_the_command_says_what_it_did(capsys, write_raw, tmp_path):
+def test_the_command_prints_a_summary_or_json(capsys, write_raw, tmp_path):
     made, run = run_of("class")
     raw = write_raw([*made.of("test"), "{", "[]"])
     command = ("predict", run, raw, "--output", tmp_path / "out", "--max_rejected", "0.1")
@@ -27,7 +27,7 @@ def test_the_command_says_what_it_did(capsys, write_raw, tmp_path):
     summary = json.loads(out)
     assert status == 0
     assert summary.pop("seconds") > 0
-    assert check_whole(tmp_path / "out") == summary
+    assert check_complete(tmp_path / "out") == summary
     assert by_id(lines_of(tmp_path / "out")).keys() == {record["id"] for record in made.of("test")}
 
 
@@ -37,7 +37,7 @@ def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").symlink_to(run)
     assert datasets.call(capsys, "predict", "run", "raw.jsonl", "--output", "out")[0] == 0
-    assert check_whole(tmp_path / "out")["run"] == str(tmp_path / "run")
+    assert check_complete(tmp_path / "out")["run"] == str(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
             "{run}/out",
             [],
             1,
-            "{run}/out: is in the folder of the run, where nothing else may lie",
+            "{run}/out: is in the folder of the run, which only the run may use",
         ),
         ("{run}", "raw.jsonl", "out", ["--runner=FooRunner"], 1, "--runner FooRunner: "),
         ("{run}", "raw.jsonl", "out", ["--overwrit"], 2, "unknown flag --overwrit; did you mean --overwrite?"),
@@ -75,7 +75,7 @@ def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
         ("{run}", "raw.jsonl", "out", ["--checkpoint=first"], 2, "argument --checkpoint: invalid choice: 'first'"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_an_error_that_the_user_can_fix_is_one_line(
     capsys, monkeypatch, write_raw, tmp_path, run, raw, output, flags, status, message
 ):
     made, good_run = run_of("class")
@@ -91,7 +91,7 @@ def test_what_a_user_can_mend_is_one_line(
     before = snapshot(tmp_path)
     arguments = [argument.format(**places) for argument in (run, raw, "--output", output, *flags)]
     found, out, err = datasets.call(capsys, "predict", *arguments)
-    # Once the job has started, a note says where it runs.
+    # After the job has started, a line on stderr names the runner.
     (line,) = [line for line in err if line != "Running in this process (FnApiRunner)."]
     assert (found, out) == (status, "")
     assert line.startswith(f"lengthwise predict: {message.format(**places)}")
@@ -107,7 +107,7 @@ def test_a_missing_flag_or_argument_exits_2(capsys):
     assert (status, line) == (2, "lengthwise predict: the following arguments are required: --output")
 
 
-def test_an_interrupt_is_one_line_and_leaves_nothing(capsys, monkeypatch, write_raw, tmp_path):
+def test_an_interrupt_prints_one_line_and_leaves_no_files(capsys, monkeypatch, write_raw, tmp_path):
     made, run = run_of("class")
     raw = write_raw(made.of("test"))
 

@@ -8,14 +8,14 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from predict_runs import check_whole
+from predict_runs import check_complete
 
 from trainer.config import TrainConfig
 from trainer.training.train import train
 
 
 def peak_mebibytes(command):
-    """The most memory that a process held, which is started as it would be by hand."""
+    """Runs a command and returns the peak memory of its process."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -24,7 +24,7 @@ def peak_mebibytes(command):
 
 
 def assert_memory_is_bounded(folder, num_records, length, dimensions):
-    """Ten times the records take the same memory, within a fifth."""
+    """Checks that ten times the records need at most a fifth more memory."""
     schema = f"id: id\nsteps: {{x: {{dtype: float32, shape: [{dimensions}]}}}}\n"
     schema += "label: {name: y, kind: class, classes: [a, b, c]}\nsplits: {train: 1}\n"
     record = {"x": np.full((length, dimensions), 0.125).tolist(), "y": "a"}
@@ -38,14 +38,14 @@ def assert_memory_is_bounded(folder, num_records, length, dimensions):
             file.writelines(f'{{"id": {number}, {line}\n' for number in range(times * num_records))
         command = ["predict", str(folder / "run"), str(raw), "--output", str(folder / f"out-{times}")]
         peaks.append(peak_mebibytes([sys.executable, "-m", "lengthwise", *command]))
-        assert check_whole(folder / f"out-{times}")["records"] == times * num_records
+        assert check_complete(folder / f"out-{times}")["records"] == times * num_records
         raw.unlink()
     assert peaks[1] < 1.2 * peaks[0]
 
 
 @pytest.mark.proof
 def test_ten_times_the_records_take_no_more_memory(tmp_path):
-    # Held in any form, 80,000 of these records, or their lines, would take more than the fifth that is allowed.
+    # 80,000 of these records, or their lines, need more memory than the fifth that is allowed, in any form.
     assert_memory_is_bounded(tmp_path, 8000, length=40, dimensions=8)
 
 

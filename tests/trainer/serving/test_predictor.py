@@ -10,11 +10,11 @@ from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
 from trainer.batching.bucket import make_bucket_plan
 from trainer.reading.tf_data_reader import parse_batch
-from trainer.serving import padding, predictor
+from trainer.serving.predictor import load_predictor, pad_batch
 
 
-def pad_slowly(records, schema):
-    """The same rectangle, a value at a time."""
+def pad_value_by_value(records, schema):
+    """Returns the padded batch, filled one value at a time."""
     longest = max(record.num_steps for record in records)
     batch = {"length": np.array([record.num_steps for record in records], np.int32)}
     for name, feature in schema.features.items():
@@ -31,7 +31,7 @@ def pad_slowly(records, schema):
     return batch
 
 
-ODD_SCHEMA = """
+VARIED_SCHEMA = """
 id: id
 steps:
   a: {dtype: float32}
@@ -50,7 +50,7 @@ label: {name: y, kind: regression}
 """
 
 
-def odd_record(number, length, numbers):
+def varied_record(number, length, numbers):
     def maybe(value):
         return None if numbers.random() < 0.3 else value
 
@@ -75,11 +75,11 @@ def odd_record(number, length, numbers):
 
 
 @pytest.mark.parametrize("lengths", [[1], [3], [2, 2], [1, 7, 4], [5, 1, 1, 9, 2]])
-def test_a_batch_is_what_the_reader_gives_for_the_same_records(lengths):
-    schema, numbers = Schema.parse(ODD_SCHEMA), np.random.default_rng(len(lengths))
-    records = [parse_record(odd_record(n, length, numbers), schema) for n, length in enumerate(lengths)]
-    batch = padding.pad_batch(records, schema)
-    slow = pad_slowly(records, schema)
+def test_a_padded_batch_equals_the_batch_of_the_reader(lengths):
+    schema, numbers = Schema.parse(VARIED_SCHEMA), np.random.default_rng(len(lengths))
+    records = [parse_record(varied_record(n, length, numbers), schema) for n, length in enumerate(lengths)]
+    batch = pad_batch(records, schema)
+    slow = pad_value_by_value(records, schema)
     examples = tf.constant([encode_record(record, schema) for record in records])
     plan = make_bucket_plan({max(lengths): 1}, batching="pad")
     read, *_ = parse_batch(examples, tf.constant(lengths, tf.int32), schema=schema, plan=plan)
@@ -93,7 +93,7 @@ def test_a_batch_is_what_the_reader_gives_for_the_same_records(lengths):
 
 def test_one_trace_serves_batches_of_all_shapes():
     made, run = run_of("class")
-    model = predictor.load_predictor(run)
+    model = load_predictor(run)
     records = [parse_record(record, model.schema) for record in made.of("test")]
     for rows in ([0], [1, 2], range(30), [3]):
         assert model([records[row] for row in rows]).shape == (len(rows), 3)

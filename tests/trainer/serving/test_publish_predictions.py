@@ -6,17 +6,16 @@ import pathlib
 
 import object_store
 import pytest
-from predict_runs import by_id, check_whole, run_of, snapshot
+from predict_runs import by_id, check_complete, run_of, snapshot
 
 from pipeline.errors import UserError
-from trainer.serving import predict as job
-from trainer.serving import publish as delivery
-from trainer.serving.predict import PredictOptions, predict
+from trainer.serving.predict import predict
+from trainer.serving.publish import SUMMARY, PredictionsPublisher
 
 GENERATION = "20200101T000000-00000000"
 
 
-def test_predictions_that_are_there_are_refused_or_replaced(run_predict, tmp_path):
+def test_existing_predictions_are_refused_or_replaced(run_predict, tmp_path):
     made, run = run_of("class")
     run_predict(run, made.of("test"))
     before = snapshot(tmp_path / "predictions")
@@ -24,11 +23,11 @@ def test_predictions_that_are_there_are_refused_or_replaced(run_predict, tmp_pat
         run_predict(run, made.of("train"))
     assert snapshot(tmp_path / "predictions") == before
     summary, _ = run_predict(run, [*made.of("train"), "{"], overwrite=True, max_rejected=1)
-    assert check_whole(tmp_path / "predictions") == summary
+    assert check_complete(tmp_path / "predictions") == summary
     assert summary["records"] == len(made.of("train"))
 
 
-def test_a_job_that_fails_leaves_the_older_predictions_alone(run_predict, tmp_path, write_raw):
+def test_a_failed_job_keeps_the_older_predictions(run_predict, tmp_path, write_raw):
     made, run = run_of("class")
     run_predict(run, made.of("test"))
     before = snapshot(tmp_path / "predictions")
@@ -41,7 +40,7 @@ def test_a_job_that_fails_leaves_the_older_predictions_alone(run_predict, tmp_pa
     assert not (tmp_path / "predictions/.staging").exists()
 
 
-def test_what_killed_jobs_left_goes_and_what_is_others_stays(run_predict, tmp_path):
+def test_files_of_killed_jobs_are_removed_and_files_of_others_are_kept(run_predict, tmp_path):
     made, run = run_of("class")
     left = [
         f"part-{GENERATION}-00000.jsonl",
@@ -58,7 +57,7 @@ def test_what_killed_jobs_left_goes_and_what_is_others_stays(run_predict, tmp_pa
     summary, lines = run_predict(run, made.of("test"))
     assert len(lines) == len(made.of("test"))
     parts = [part["path"] for part in summary["parts"]]
-    assert sorted(snapshot(tmp_path / "predictions")) == sorted([*theirs, *parts, delivery.SUMMARY])
+    assert sorted(snapshot(tmp_path / "predictions")) == sorted([*theirs, *parts, SUMMARY])
     assert not (tmp_path / "predictions/.staging").exists()
 
 
@@ -68,12 +67,12 @@ def test_what_killed_jobs_left_goes_and_what_is_others_stays(run_predict, tmp_pa
         ("", "predictions: a file is in the way, expected a folder or nothing"),
         (
             "part-0001.jsonl",
-            "predictions: holds part-0001.jsonl, which is no prediction of ours and would be taken for",
+            "predictions: contains part-0001.jsonl, which `predict` did not write and which readers would take for",
         ),
         ("manifest.json", "predictions: a dataset or a run is there. Choose another --output"),
     ],
 )
-def test_a_folder_that_is_no_place_for_predictions_is_refused_before_any_work(run_predict, tmp_path, name, message):
+def test_an_unsuitable_output_folder_is_refused_before_any_work(run_predict, tmp_path, name, message):
     made, run = run_of("class")
     path = tmp_path / "predictions" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,17 +83,17 @@ def test_a_folder_that_is_no_place_for_predictions_is_refused_before_any_work(ru
     assert path.read_bytes() == b"mine"
 
 
-def test_predictions_that_came_in_between_are_not_replaced(run_predict, tmp_path):
+def test_predictions_of_another_job_are_not_replaced(run_predict, tmp_path):
     made, run = run_of("class")
-    early = delivery.Delivery(str(tmp_path / "predictions"), GENERATION, 0.0, False, {})
-    early.check()
+    early = PredictionsPublisher(str(tmp_path / "predictions"), GENERATION, 0.0, False, {})
+    early.check_output()
     summary, _ = run_predict(run, made.of("test"))
-    with pytest.raises(UserError, match="predictions: others were published there meanwhile"):
-        job._publish(early, [], [])
-    assert check_whole(tmp_path / "predictions") == summary
+    with pytest.raises(UserError, match="predictions: another job published predictions there in the meantime"):
+        early.publish([], [])
+    assert check_complete(tmp_path / "predictions") == summary
 
 
-def test_an_object_store_serves_as_a_disk_does(write_raw, tmp_path):
+def test_predictions_are_published_to_an_object_store_as_to_a_disk(write_raw, tmp_path):
     made, run = run_of("class")
     lines = pathlib.Path(write_raw([*made.of("test"), "{"])).read_bytes()
     store = object_store.OBJECTS
@@ -102,16 +101,16 @@ def test_an_object_store_serves_as_a_disk_does(write_raw, tmp_path):
     before = dict(store)
     for overwrite in (False, True):
         options = {"overwrite": overwrite, "max_rejected": 0.1}
-        summary = predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", **options))
-        names = [delivery.SUMMARY, *summary["rejected"]["files"], *(part["path"] for part in summary["parts"])]
+        summary = predict(run, "store://bucket/raw", "store://bucket/out", **options)
+        names = [SUMMARY, *summary["rejected"]["files"], *(part["path"] for part in summary["parts"])]
         assert sorted(store) == sorted([*before, *(f"store://bucket/out/{name}" for name in names)])
     (part,) = summary["parts"]
     found = by_id([json.loads(line) for line in store[f"store://bucket/out/{part['path']}"].splitlines()])
     assert sorted(found) == sorted(record["id"] for record in made.of("test"))
     after = dict(store)
     with pytest.raises(UserError, match=r"^store://bucket/out: predictions are there already"):
-        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", max_rejected=0.1))
+        predict(run, ["store://bucket/raw"], "store://bucket/out", max_rejected=0.1)
     with pytest.raises(UserError, match=r"1 of 31 records .* were rejected"):
-        predict(PredictOptions(run, ("store://bucket/raw",), "store://bucket/out", overwrite=True))
+        predict(run, ["store://bucket/raw"], "store://bucket/out", overwrite=True)
     assert [name for name in store if name not in after] == [n for n in store if "/rejected/" in n and n not in after]
     assert after.items() <= store.items()

@@ -11,11 +11,11 @@ from export_runs import KINDS, SMALL, as_tensors, difference, in_order, made_of,
 
 from pipeline.errors import UserError
 from trainer.runs.run import Run
-from trainer.serving.saved_model import forbidden_operations, make
+from trainer.serving.saved_model import find_not_portable, make
 from trainer.training.train import train
 
 
-def test_the_classes_are_told_in_the_order_of_the_output():
+def test_export_json_lists_the_classes_in_the_order_of_the_output():
     about = json.loads((made_of("next_word") / "export" / "export.json").read_text())
     terms = Run(run_of("next_word")).vocabularies()["word"]
     assert about["classes"] == [*(term.decode() for term in terms), None] and len(terms) == 4
@@ -23,7 +23,7 @@ def test_the_classes_are_told_in_the_order_of_the_output():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_keras_file_holds_no_code_and_loads_in_safe_mode(kind):
+def test_the_keras_file_contains_no_code_and_loads_in_safe_mode(kind):
     path = made_of(kind) / "export" / "model.keras"
     with zipfile.ZipFile(path) as archive:
         assert sorted(archive.namelist()) == ["config.json", "metadata.json", "model.weights.h5"]
@@ -36,7 +36,7 @@ def test_the_keras_file_holds_no_code_and_loads_in_safe_mode(kind):
 
 
 def test_operations_of_cudnn_and_of_python_are_found_in_every_function(tmp_path):
-    assert forbidden_operations(str(made_of("class") / "export" / "saved_model")) == set()
+    assert find_not_portable(str(made_of("class") / "export" / "saved_model")) == set()
     module = tf.Module()
 
     @tf.function(input_signature=[tf.TensorSpec([4, 2, 3])])
@@ -50,10 +50,10 @@ def test_operations_of_cudnn_and_of_python_are_found_in_every_function(tmp_path)
         input_signature=[tf.TensorSpec([4, 2, 3])],
     )
     tf.saved_model.save(module, str(tmp_path))
-    assert forbidden_operations(str(tmp_path)) == {"CudnnRNNV2", "EagerPyFunc"}
+    assert find_not_portable(str(tmp_path)) == {"CudnnRNNV2", "EagerPyFunc"}
 
 
-def test_a_run_without_a_best_checkpoint_has_no_digest_of_it(tmp_path):
+def test_a_run_without_a_best_checkpoint_exports_its_last_one(tmp_path):
     records = datasets.random_records([3, 4, 5])
     result = train(datasets.make(tmp_path, records).path, tmp_path / "run", SMALL)
     assert result["best_weights_sha256"] is None

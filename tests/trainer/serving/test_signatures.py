@@ -21,7 +21,6 @@ from export_runs import (
 )
 
 import trainer.runs.contents
-import trainer.serving.export
 import trainer.serving.signatures
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.schema.schema import Schema
@@ -31,7 +30,7 @@ from trainer.serving.signatures import input_names, make_signatures
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_answers_in_both_ways_as_the_run_does_whatever_the_padding(kind):
+def test_both_signatures_give_the_outputs_of_the_run_with_any_padding(kind):
     model = tf.saved_model.load(str(made_of(kind) / "export" / "saved_model"))
     serve, serialized = model.signatures["serving_default"], model.signatures["serialized"]
     records = in_order(kind)
@@ -40,7 +39,7 @@ def test_every_kind_answers_in_both_ways_as_the_run_does_whatever_the_padding(ki
     length = raw_batch(records)["length"]
     expected = model_of(kind)(as_tensors(raw_batch(records)), training=False)
     ways = {
-        "as they are": serve(**as_tensors(raw_batch(records))),
+        "unchanged": serve(**as_tensors(raw_batch(records))),
         "with more padding": serve(**as_tensors(raw_batch(records, extra_steps=9))),
         "serialized": serialized(tf.constant(serialized_of(kind))),
     }
@@ -50,32 +49,48 @@ def test_every_kind_answers_in_both_ways_as_the_run_does_whatever_the_padding(ki
         assert difference(found, expected, length if per_step else None) <= 1e-6, way
         if per_step:
             assert outputs["length"].numpy().tolist() == length.tolist()
-    for row in (0, 7):  # alone, and so without any padding
+    for row in (0, 7):  # a batch of one record has no padding
         alone = serve(**as_tensors(raw_batch(records[row : row + 1])))[OUTPUTS[kind]][0]
         assert difference(alone, expected[row, : length[row]] if per_step else expected[row]) <= 1e-6
     assert about["output"]["shape"] == ["batch", *(["time"] if per_step else []), *expected.shape[1 + per_step :]]
 
 
-ODD_NAMES = ["x", "X", "a b", "a_b", "x-1", "ü.y", "速度", "1", "_", "class", "None", "self", "Length", "args", "name"]
+UNUSUAL_NAMES = [
+    "x",
+    "X",
+    "a b",
+    "a_b",
+    "x-1",
+    "ü.y",
+    "速度",
+    "1",
+    "_",
+    "class",
+    "None",
+    "self",
+    "Length",
+    "args",
+    "name",
+]
 
 
-def test_a_signature_has_a_plain_and_unique_name_for_every_feature():
-    names = input_names(ODD_NAMES)
-    assert list(names) == ODD_NAMES
+def test_a_signature_has_a_valid_and_unique_name_for_every_feature():
+    names = input_names(UNUSUAL_NAMES)
+    assert list(names) == UNUSUAL_NAMES
     assert {name: names[name] for name in ("x", "a_b", "args", "name")} == {
         "x": "x", "a_b": "a_b", "args": "args", "name": "name"
     }  # fmt: skip
-    assert len({name.lower() for name in names.values()} | {"length"}) == len(ODD_NAMES) + 1
+    assert len({name.lower() for name in names.values()} | {"length"}) == len(UNUSUAL_NAMES) + 1
     assert all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in names.values())
     assert (names["X"], names["a b"], names["x-1"], names["ü.y"]) == ("X_1", "a_b_1", "x_1_1", "u_y")
 
 
-def test_features_with_odd_names_are_served(tmp_path):
-    steps = ODD_NAMES[:-2]
+def test_features_with_unusual_names_are_served(tmp_path):
+    steps = UNUSUAL_NAMES[:-2]
     schema = Schema.model_validate(
         {
             "steps": {name: {"dtype": "float32"} for name in steps},
-            "context": {name: {"dtype": "string", "num_values": 9} for name in ODD_NAMES[-2:]},
+            "context": {name: {"dtype": "string", "num_values": 9} for name in UNUSUAL_NAMES[-2:]},
             "label": {"name": "y", "kind": "class", "classes": ["a", "b"]},
         }
     )
@@ -84,9 +99,9 @@ def test_features_with_odd_names_are_served(tmp_path):
     module.weights = [weight.value for weight in model.weights]
     tf.saved_model.save(module, str(tmp_path), signatures=make_signatures(model, schema, make_target(schema, {})))
     serve = tf.saved_model.load(str(tmp_path)).signatures
-    names, random = input_names(ODD_NAMES), np.random.default_rng(0)
+    names, random = input_names(UNUSUAL_NAMES), np.random.default_rng(0)
     features = {name: random.normal(size=(2, 3)).astype(np.float32) for name in steps}
-    features |= {name: np.array([b"a", b"b"], object) for name in ODD_NAMES[-2:]}
+    features |= {name: np.array([b"a", b"b"], object) for name in UNUSUAL_NAMES[-2:]}
     features["length"] = np.array([3, 2], np.int32)
     expected = model(as_tensors(features), training=False)
     found = serve["serving_default"](**{names.get(n, n): tf.constant(v) for n, v in features.items()})
@@ -105,7 +120,7 @@ def test_features_with_odd_names_are_served(tmp_path):
     ("length", "message"),
     [(0, "a record has no step"), (-1, "a record has no step"), (99, "larger than the number of steps of ")],
 )
-def test_a_length_that_cannot_be_is_refused_by_the_saved_model(length, message):
+def test_the_saved_model_refuses_an_invalid_length(length, message):
     model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
     inputs = raw_batch(in_order("class")[:3])
     inputs["length"][1] = length
@@ -131,7 +146,7 @@ def without(name):
         (lambda features: features | {"length": np.array([0])}, "the number of values is not length"),
     ],
 )
-def test_an_example_that_is_not_whole_is_refused_by_the_saved_model(change, message):
+def test_the_saved_model_refuses_an_incomplete_example(change, message):
     model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
     examples = serialized_of("class")[:3]
     examples[1] = encode_example(change(decode_example(examples[1])))
@@ -148,7 +163,7 @@ def test_an_example_needs_no_label():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_an_empty_batch_has_an_empty_answer():
+def test_an_empty_batch_gives_an_empty_output():
     model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
     empty = {name: values[:0] for name, values in raw_batch(in_order("class")[:1]).items()}
     assert model.signatures["serving_default"](**as_tensors(empty))["probabilities"].shape == (0, 3)

@@ -1,8 +1,8 @@
-"""Golden predictions: records that try what a schema allows, with what the model itself says of them, in one file."""
+"""Golden records: records that cover what a schema allows, stored with the model's outputs, to check an export."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,24 @@ from pipeline.schema.features import Feature
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 from trainer.data.target import Vocabularies
-from trainer.serving.padding import pad_batch
 
+# Steps of the golden records.
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 1)
-# Of one record more, which only makes the padding of the others longer.
+# Steps of one more record, which only makes the padding of the other records longer.
 LONGER = 34
-# One value in so many is missing, where values may miss, and is in no vocabulary.
-_RARE_EVERY = 4
+# One value in 4 is special: missing, where the feature allows nulls, or a string that is not in the vocabulary.
+_SPECIAL_EVERY = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """A batch and the model's answer.
+    """A batch of golden records and the outputs of the model for it.
 
     Attributes:
-        features: As `pad_batch` gives them.
-        examples: The same records serialized, and at the end a longer one.
-        outputs: float32[batch, …] or [batch, time, …], where steps at and after `length` may be anything.
+        features: The batch, as `pad_batch` returns it.
+        examples: The same records as serialized Examples, and then a longer record.
+        outputs: float32[batch, …], or float32[batch, time, …] for labels per step. Outputs at and after `length` are
+            not defined.
     """
 
     features: dict[str, Array]
@@ -37,22 +38,22 @@ class Golden:
     outputs: Array
 
 
-def make_golden(
-    schema: Schema,
-    statistics: Mapping[str, FeatureStatistics],
-    vocabularies: Vocabularies,
-    forward: Callable[[dict[str, Array]], Array],
-) -> Golden:
-    """Records of many lengths, with strings of no vocabulary and missing values where they may be, and what `forward`
-    says of them."""
+def draw_golden_records(
+    schema: Schema, statistics: Mapping[str, FeatureStatistics], vocabularies: Vocabularies
+) -> list[ParsedRecord]:
+    """Returns records of the steps `LENGTHS`, and then one of `LONGER` steps.
+
+    Their values are random, always the same for the same arguments. Some strings are not in the vocabulary, and some
+    values are missing, where the schema allows this.
+    """
     lengths = [*LENGTHS, LONGER]
     random = np.random.default_rng(0)
     records = [ParsedRecord(f"golden-{number}", length, {}, None) for number, length in enumerate(lengths)]
     for name, feature in schema.features.items():
         per_step = name in schema.steps
-        # All at once, and then cut: so that what is rare is in them, however few they are.
+        # The values of all records are drawn together and then split, so that special values occur in any case.
         rows = sum(lengths) if per_step else len(lengths)
-        values = _draw(random, feature, rows, statistics.get(name), vocabularies.get(name, ()))
+        values = _draw_values(random, feature, rows, statistics.get(name), vocabularies.get(name, ()))
         position = 0
         for record in records:
             size = (record.num_steps if per_step else 1) * feature.width
@@ -61,44 +62,46 @@ def make_golden(
             if isinstance(values, np.ndarray):
                 part = part.reshape((*([record.num_steps] if per_step else []), *feature.shape))
             (record.features if per_step else record.context)[name] = part
-    features = pad_batch(records[: len(LENGTHS)], schema)
-    return Golden(features, [_encode(record) for record in records], forward(features))
+    return records
 
 
-def _draw(
+def _draw_values(
     random: np.random.Generator,
     feature: Feature,
     rows: int,
     statistics: FeatureStatistics | None,
     terms: Sequence[bytes],
 ) -> Values:
-    """`rows` values of a feature, flat."""
-    turn, place = divmod(np.arange(rows * feature.width) + random.integers(_RARE_EVERY), _RARE_EVERY)
-    rare = place == 0
-    missing = rare & (turn % 2 == 0) if terms else rare
-    missing = missing if feature.allows_nulls else np.zeros_like(rare)
+    """Returns `rows` values of a feature in one dimension."""
+    group, position = divmod(np.arange(rows * feature.width) + random.integers(_SPECIAL_EVERY), _SPECIAL_EVERY)
+    special = position == 0
+    missing = special & (group % 2 == 0) if terms else special
+    missing = missing if feature.allows_nulls else np.zeros_like(special)
     if feature.dtype == "float32":
         numbers = random.normal(size=(rows, feature.width))
         if statistics is not None:
             numbers = numbers * np.sqrt(statistics.variance) + np.array(statistics.mean)
         return np.where(missing, np.nan, numbers.ravel()).astype(np.float32)
     if feature.dtype == "int64":
-        return np.where(missing, MISSING_INTEGER, random.integers(0, feature.num_values or 1, len(rare)))
-    strings = [f"golden {number} \0".encode() for number in random.integers(0, 1000, len(rare))]
+        return np.where(missing, MISSING_INTEGER, random.integers(0, feature.num_values or 1, len(special)))
+    strings = [f"golden {number} \0".encode() for number in random.integers(0, 1000, len(special))]
     if terms:
-        known = random.integers(0, len(terms), len(rare))
-        strings = [s if rare[i] else terms[known[i]] for i, s in enumerate(strings)]
+        known = random.integers(0, len(terms), len(special))
+        strings = [s if special[i] else terms[known[i]] for i, s in enumerate(strings)]
     return [MISSING_STRING if is_missing else s for s, is_missing in zip(strings, missing, strict=True)]
 
 
-def _encode(record: ParsedRecord) -> bytes:
-    """As `encode_record` does, without a label."""
+def encode_without_label(record: ParsedRecord) -> bytes:
+    """Returns a record as an Example, as `encode_record` does, but without a label."""
     own: dict[str, Values] = {"length": np.array([record.num_steps]), "id": [record.id.encode()]}
     return encode_example({**record.features, **record.context, **own})
 
 
 def save_golden(path: str, golden: Golden) -> None:
-    """Writes an .npz file of numbers only: no pickle, and no strings, of which NumPy drops NUL bytes at the end."""
+    """Writes an .npz file that holds numbers only.
+
+    It holds no pickle, and no arrays of strings, because NumPy drops NUL bytes at the end of a string.
+    """
     arrays: dict[str, Array] = {"outputs": golden.outputs}
     strings = {"examples": np.array(golden.examples, object)}
     for number, values in enumerate(golden.features.values()):
@@ -108,12 +111,13 @@ def save_golden(path: str, golden: Golden) -> None:
         arrays[f"{key}_bytes"] = np.frombuffer(b"".join(flat), np.uint8)
         arrays[f"{key}_ends"] = np.cumsum([len(value) for value in flat])
         arrays[f"{key}_shape"] = np.array(values.shape)
-    # Names of features are data too: as the name of an array, one may be what savez calls an argument.
+    # The names of features are data too: a feature may have the name of a parameter of `savez`.
     arrays["names"] = np.frombuffer(json.dumps(list(golden.features)).encode(), np.uint8)
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def load_golden(path: str) -> Golden:
+    """Reads a file that `save_golden` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
 
         def read(key: str) -> Array:
