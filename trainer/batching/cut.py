@@ -93,12 +93,13 @@ def round_up(length: Number, multiple: int) -> Number:
     return -(-length // multiple) * multiple
 
 
-def _multiple_of(num_readers: int, size: float) -> int:
-    return max(1, -(-int(size) // num_readers)) * num_readers
-
-
 def check_limits(**limits: int | None) -> None:
     """Raises a ValueError if a limit is below 1."""
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1.")
+
+
+def _multiple_of(num_readers: int, size: float) -> int:
+    """Returns the integer part of `size`, rounded up to a positive multiple of `num_readers`."""
+    return max(1, -(-int(size) // num_readers)) * num_readers

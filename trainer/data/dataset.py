@@ -34,7 +34,11 @@ class Dataset:
         return self.manifest.record_schema
 
     def split(self, name: str) -> Split:
-        """Returns a split. Raises a UserError that lists the splits if there is none of this name."""
+        """Returns a split by its name.
+
+        Raises:
+            UserError: There is no split of this name. The message lists the names.
+        """
         return self.manifest.split(name, origin=self.path)
 
     def has_labels(self, name: str) -> bool:
