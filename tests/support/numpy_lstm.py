@@ -1,4 +1,4 @@
-"""The model's twin in NumPy, slow and obvious: float64, one record at a time, without batch, padding or mask."""
+"""A reference of the model in NumPy: float64, one record at a time, without batches, padding or masks. Slow."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def lstm(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
-    """x[time, width] -> h[time, units], by Hochreiter & Schmidhuber with a forget gate."""
+    """Returns h[time, units] of an LSTM with a forget gate (Gers et al. 2000) for x[time, width]."""
     h = c = np.zeros(recurrent.shape[0])
     states = []
     for step in x:
@@ -30,7 +30,7 @@ def lstm(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
 
 
 def gru(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
-    """x[time, width] -> h[time, units], by Cho et al. with the reset gate after the product, as cuDNN has it."""
+    """Returns h[time, units] of a GRU for x[time, width], with the reset gate after the product as in cuDNN."""
     h = np.zeros(recurrent.shape[0])
     states = []
     for step in x:
@@ -43,16 +43,19 @@ def gru(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
 
 
 def weights_of(model: keras.Model) -> dict[str, list[Array]]:
-    """The weights of each layer that has some, by its name, as float64."""
+    """Returns the weights of each layer that has weights, by layer name, as float64."""
     return {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in model.layers if layer.weights}
 
 
 @dataclasses.dataclass(frozen=True)
-class Twin:
-    """Reads raw records, as they stand in a JSON line: the feature `x`, and the label `y`, or else the next x.
+class ReferenceModel:
+    """Computes outputs and losses of raw records with the feature `x`, and the label `y` or else the next x.
 
     Attributes:
-        weights: As `weights_of` gives them; may be changed in place.
+        kind: Kind of the label.
+        config: Configuration of the model.
+        weights: Result of `weights_of`. They can be changed in place.
+        statistics: Statistics of the train split, by name.
     """
 
     kind: str
@@ -61,8 +64,8 @@ class Twin:
     statistics: dict[str, FeatureStatistics] = dataclasses.field(default_factory=dict)
 
     def outputs(self, record: Record) -> Array:
-        """What the head gives for the record, or for each of its steps, before softmax or sigmoid."""
-        hidden = self._standardized(np.array(record["x"], np.float64))
+        """Returns the output for the record, or for each of its steps, before softmax or sigmoid."""
+        hidden = self._standardize(np.array(record["x"], np.float64))
         for number in range(len(self.config.units)):
             forward = self._layer(f"{self.config.cell}_{number}", hidden)
             both = [forward]
@@ -70,14 +73,14 @@ class Twin:
                 both.append(self._layer(f"{self.config.cell}_{number}_backward", hidden[::-1])[::-1])
             hidden = np.concatenate(both, axis=-1)
         if not self.kind.startswith("step_"):
-            # Each direction's own last step.
+            # The step that each direction reads last.
             last = np.concatenate([states[place] for states, place in zip(both, (-1, 0), strict=False)])
             hidden = {"last": last, "mean": hidden.mean(0), "max": hidden.max(0)}[self.config.pooling]
         kernel, bias = self.weights["head"]
-        return self._in_units(hidden @ kernel + bias)
+        return self._unstandardize(hidden @ kernel + bias)
 
-    def answers(self, record: Record) -> Array:
-        """What the model gives: probabilities, or the same numbers."""
+    def predictions(self, record: Record) -> Array:
+        """Returns the output of the model: probabilities, or the values of a regression."""
         outputs = self.outputs(record)
         if "regression" in self.kind:
             return outputs
@@ -86,7 +89,7 @@ class Twin:
         return np.exp(outputs - np.logaddexp.reduce(outputs, axis=-1, keepdims=True))
 
     def losses(self, record: Record) -> list[float]:
-        """The loss of each label that the record has: one, or one for each step whose label is not null."""
+        """Returns the loss of each label of the record: one, or one for each step whose label is not null."""
         outputs = self.outputs(record)
         if not self.kind.startswith("step_"):
             return [self._loss(outputs, record["y"])]
@@ -97,18 +100,18 @@ class Twin:
     def _layer(self, name: str, x: Array) -> Array:
         return {"lstm": lstm, "gru": gru}[self.config.cell](x, *self.weights[name])
 
-    def _standardized(self, x: Array) -> Array:
+    def _standardize(self, x: Array) -> Array:
         if "x" not in self.statistics:
             return x
         mean, variance = np.array(self.statistics["x"].mean), np.array(self.statistics["x"].variance)
         return (x - mean) / np.sqrt(np.where(variance > 0, variance, 1))
 
-    def _in_units(self, outputs: Array) -> Array:
+    def _unstandardize(self, outputs: Array) -> Array:
         if "regression" not in self.kind:
             return outputs
-        of_one = outputs.shape[-1] == 1
-        outputs = outputs[..., 0] if of_one else outputs
-        found = self.statistics.get("y" if of_one else "x")
+        is_scalar = outputs.shape[-1] == 1
+        outputs = outputs[..., 0] if is_scalar else outputs
+        found = self.statistics.get("y" if is_scalar else "x")
         return (
             outputs if found is None else outputs * np.sqrt(self._squeeze(found.variance)) + self._squeeze(found.mean)
         )
@@ -121,8 +124,10 @@ class Twin:
         if "multilabel" in self.kind:
             return sum(np.logaddexp(0, -o if name in label else o) for o, name in zip(output, CLASSES, strict=True))
         if "regression" in self.kind:
-            # Of a vector that comes next, each column in units of its own spread.
+            # For a label that is the next vector, the error of each column is divided by its variance.
             scale = np.array(self.statistics["x"].variance) if np.ndim(output) else 1
             return float(np.mean((output - np.array(label)) ** 2 / scale))
-        surprise = np.logaddexp.reduce(output) - output
-        return float(np.dot(label, surprise) if self.kind == "distribution" else surprise[CLASSES.index(label)])
+        negative_log_p = np.logaddexp.reduce(output) - output
+        return float(
+            np.dot(label, negative_log_p) if self.kind == "distribution" else negative_log_p[CLASSES.index(label)]
+        )

@@ -1,4 +1,4 @@
-"""The configuration: every key is a flag, flags go over the file, and what is wrong is told in one line."""
+"""The configuration: every key is a flag, flags override the file, and an error is one line."""
 
 import datasets
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import UserError
 from trainer.config import TrainConfig, make_config, read_config
 
-# A value for each flag, and what it becomes.
+# For each flag: a value as text, and the parsed value.
 VALUES = {
     "epochs": ("7", 7),
     "seed": ("4", 4),
@@ -36,7 +36,7 @@ VALUES = {
 }
 
 
-def test_the_defaults_are_the_seed_model():
+def test_the_default_model_has_two_lstm_layers_of_100_units():
     config = TrainConfig()
     assert (config.units, config.cell, config.bidirectional, config.optimizer) == ((100, 100), "lstm", False, "rmsprop")
     assert (config.learning_rate, config.dropout, config.loss_scale, config.batching) == (0.002, 0, "epoch", "window")
@@ -56,7 +56,7 @@ def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
     assert make_config(found) == TrainConfig(**expected)
 
 
-def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys):
+def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path, capsys):
     (tmp_path / "train.yaml").write_text(
         "units: [3]\nseed: 5\nlearning_rate: 1e-2\nbidirectional: true\ndropout: 0.5\nepochs: 0\n"
     )
@@ -92,7 +92,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(tmp_path, capsys)
         ("a: [", "line 1, column 5: not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_one_line_with_path_key_value_and_what_was_expected(tmp_path, capsys, text, message):
+def test_an_error_in_the_file_is_one_line_with_path_key_value_and_expectation(tmp_path, capsys, text, message):
     file = tmp_path / "train.yaml"
     file.write_text(text)
     status, out, err = datasets.call(
@@ -103,7 +103,7 @@ def test_a_wrong_file_is_one_line_with_path_key_value_and_what_was_expected(tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
+def test_a_missing_file_is_reported_in_one_line(tmp_path, capsys):
     status, _, err = datasets.call(
         capsys, "train", "nowhere", "--output", tmp_path / "run", "--config", tmp_path / "t.yaml"
     )
@@ -127,13 +127,13 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
         ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to window."),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_status_2(tmp_path, capsys, flags, message):
+def test_a_wrong_flag_is_reported_in_one_line_with_status_2(tmp_path, capsys, flags, message):
     status, out, err = datasets.call(capsys, "train", "nowhere", "--output", tmp_path / "run", *flags.split())
     assert (status, out, len(err)) == (2, "", 1)
     assert err[0].startswith(f"lengthwise train: {message}")
 
 
-def test_a_configuration_does_not_change():
+def test_a_configuration_is_immutable():
     with pytest.raises(ValueError, match="frozen"):
         TrainConfig().epochs = 3
     with pytest.raises(UserError, match='The configuration: units.0: "x": should be a valid integer'):

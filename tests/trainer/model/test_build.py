@@ -1,6 +1,4 @@
-"""The model: exact under any padding, and the LSTM of the books."""
-
-import doctest
+"""The model: padding changes no result, and the recurrent layers compute the LSTM of the literature."""
 
 import datasets
 import keras
@@ -29,7 +27,7 @@ def make_schema(kind="class", steps=datasets.X):
 
 
 def make_record(length, kind, random):
-    """One record as a batch of one: (features, label, weight)."""
+    """Returns a random record as a batch of one: (features, label, weight)."""
     features = {
         "x": random.normal(size=(1, length, 2)).astype(np.float32),
         "page": random.integers(0, 5, (1, length)),
@@ -45,7 +43,7 @@ def make_record(length, kind, random):
     return features, random.integers(0, 3, 1), np.ones(1, np.float32)
 
 
-GARBAGE = {
+PADDING = {
     "zeros": {"x": 0, "page": 0, "word": ""},
     "large": {"x": 1e9, "page": 2**62, "word": "w1"},
     "negative": {"x": -1e9, "page": -(2**62), "word": "\x00"},
@@ -53,28 +51,28 @@ GARBAGE = {
 }
 
 
-def pad(record, missing, garbage):
-    """The same record with `missing` more steps of garbage; a label there is some class, its weight 0."""
+def pad(record, extra, padding):
+    """Returns the record with `extra` steps of padding. Their labels are an arbitrary class with weight 0."""
     features, label, weight = record
     padded = {"length": features["length"]}
     for name in ("x", "page", "word"):
-        widths = [(0, 0), (0, missing)] + [(0, 0)] * (features[name].ndim - 2)
-        padded[name] = np.pad(features[name], widths, constant_values=GARBAGE[garbage][name])
+        widths = [(0, 0), (0, extra)] + [(0, 0)] * (features[name].ndim - 2)
+        padded[name] = np.pad(features[name], widths, constant_values=PADDING[padding][name])
     if weight.ndim == 2:
         label, weight = (
-            np.pad(value, [(0, 0), (0, missing)], constant_values=c) for value, c in ((label, 2), (weight, 0))
+            np.pad(value, [(0, 0), (0, extra)], constant_values=c) for value, c in ((label, 2), (weight, 0))
         )
     return padded, label, weight
 
 
-def together(records):
-    """Records of one padded length as one batch."""
+def stack(records):
+    """Returns records of the same padded length as one batch."""
     features = {name: np.concatenate([record[0][name] for record in records]) for name in records[0][0]}
     return features, *(np.concatenate([record[part] for record in records]) for part in (1, 2))
 
 
 def make_measure(model, kind):
-    """(features, label, weight) -> the model's output, each loss, and the gradient of their sum as one vector."""
+    """Returns a function that maps (features, label, weight) to (output, losses, gradient of their sum as a vector)."""
     head = head_model(model)
     per_step = kind == "step_class"
 
@@ -108,7 +106,7 @@ def make_measure(model, kind):
 
 
 def assert_same(found, *parts, at_least=0.0):
-    """Equal to the sum of the parts, within 1e-6 of the largest values that are summed."""
+    """Asserts that a value equals the sum of the parts, within 1e-6 of the largest values that are summed."""
     scale = max(sum(np.abs(part).max() for part in parts), at_least)
     assert np.abs(found - sum(parts)).max() <= 1e-6 * scale
 
@@ -145,12 +143,12 @@ def test_padding_changes_nothing(cell, bidirectional, layers, kind):
             assert_same(loss[row][real], alone[number][1][0], at_least=0.1)
         assert_same(gradient, *(alone[number][2] for number in which))
 
-    for garbage in GARBAGE:
-        for missing in (1, 7, 200):
-            check(measure(*pad(records[1], missing, garbage)), [1])
+    for padding in PADDING:
+        for extra in (1, 7, 200):
+            check(measure(*pad(records[1], extra, padding)), [1])
         for which in ([0, 1, 2, 3], [2, 0], [3, 1, 0]):
             longest = max(LENGTHS[number] for number in which) + 2
-            batch = together([pad(records[number], longest - LENGTHS[number], garbage) for number in which])
+            batch = stack([pad(records[number], longest - LENGTHS[number], padding) for number in which])
             check(measure(*batch), which)
 
 
@@ -159,7 +157,7 @@ def sigmoid(x):
 
 
 def lstm(x, kernel, recurrent, bias):
-    """Hochreiter & Schmidhuber with a forget gate, step by step, in float64: x[time, width] -> h[time, units]."""
+    """Returns h[time, units] of an LSTM with a forget gate for x[time, width], step by step in float64."""
     units = recurrent.shape[0]
     h, c, states = np.zeros(units), np.zeros(units), []
     for step in x:
@@ -176,7 +174,7 @@ def softmax(x):
 
 
 def with_zero_steps(random):
-    """Records some of whose real steps are zeros: none, at the start, in the middle, at the end, all."""
+    """Returns records with real steps of zeros: none, at the start, in the middle, at the end, and all."""
     records = [random.normal(size=(6, 2)) for _ in range(5)]
     for record, zeros in zip(records, (slice(0), slice(0, 2), slice(2, 4), slice(4, 6), slice(None)), strict=True):
         record[zeros] = 0
@@ -185,11 +183,11 @@ def with_zero_steps(random):
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_real_step_of_zeros_counts(bidirectional, kind):
-    """The model equals an LSTM written out in NumPy, which knows no mask: it reads each record alone, unpadded."""
+def test_a_real_step_of_zeros_is_not_masked(bidirectional, kind):
+    """The model equals an LSTM in NumPy that has no mask: it reads each record alone and without padding."""
     keras.utils.set_random_seed(4)
     model = build_model(make_schema(kind), {}, TrainConfig(units=(4, 3), bidirectional=bidirectional))
-    for weight in model.weights:  # not the zeros and ones that Keras begins with
+    for weight in model.weights:  # some of Keras's initial weights are all zeros or ones
         weight.assign(weight.numpy() + np.random.default_rng(len(weight.shape)).normal(size=weight.shape) / 2)
     weights = {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in model.layers}
 
@@ -202,7 +200,7 @@ def test_a_real_step_of_zeros_counts(bidirectional, kind):
                 forward = np.concatenate([forward, backward], -1)
             hidden = forward
         if kind == "class":
-            # Each direction after it has read all steps.
+            # The state of each direction after it has read all steps.
             hidden = np.concatenate([hidden[-1, :3], hidden[0, 3:]])
         return softmax(hidden @ weights["head"][0] + weights["head"][1])
 
@@ -221,7 +219,7 @@ def test_a_real_step_of_zeros_counts(bidirectional, kind):
         assert np.abs(zeros_at_start - outputs[0]).max() > 1e-3
 
 
-def test_the_default_is_the_seed_model():
+def test_the_default_model_has_two_lstm_layers_of_100_units():
     model = build_model(make_schema(), {})
     assert [weight.shape for weight in model.weights] == [
         (2, 400), (100, 400), (400,), (100, 400), (100, 400), (400,), (100, 3), (3,),
@@ -230,7 +228,7 @@ def test_the_default_is_the_seed_model():
 
 
 @pytest.mark.parametrize("kind", datasets.LABELS)
-def test_outputs_are_what_the_label_is(kind):
+def test_the_output_has_the_shape_of_the_label(kind):
     outputs = build_model(make_schema(kind), {}, TrainConfig(units=(3,)))(
         {"x": np.random.default_rng(0).normal(size=(5, 6, 2)), "length": np.array([6, 1, 2, 3, 4])}
     ).numpy()
@@ -254,7 +252,7 @@ def test_outputs_are_what_the_label_is(kind):
         ("{dtype: float32, shape: [2, 2]}", (2, 2)),
     ],
 )
-def test_the_output_hangs_on_every_value_of_every_step(feature, shape):
+def test_the_output_depends_on_every_value_of_every_step(feature, shape):
     keras.utils.set_random_seed(1)
     model = build_model(make_schema(steps=f"f: {feature}"), {}, TrainConfig(units=(5,)))
     numbers = np.random.default_rng(0).integers(0, 4, (1, 3, *shape))
@@ -271,19 +269,19 @@ def test_the_output_hangs_on_every_value_of_every_step(feature, shape):
         assert np.abs(predict(changed) - before).max() > 1e-6, position
 
 
-def test_features_are_put_together():
+def test_all_features_are_concatenated():
     model = build_model(make_schema(steps=STEPS), STATISTICS, TrainConfig(units=(3,)))
     embedding = trainer.model.build.embedding_units(5) + trainer.model.build.embedding_units(7)
     assert model.get_layer("lstm_0").weights[0].shape == (2 + embedding, 12)
 
 
-def test_a_constant_column_does_not_explode():
+def test_a_constant_column_is_only_shifted():
     layer = Standardize(mean=[1e6, 3.0, 0.0, 5.0], variance=[0.0, 4.0, 0.0, 1e-14])
     rows = np.array([[[1e6, 5, 0, 5], [1e6 + 1, 1, 0.25, 5.001]]], np.float32)
     np.testing.assert_allclose(layer(rows), [[[0, 1, 0, 0], [1, -1, 0.25, 0.001]]], atol=1e-6)
 
 
-def test_a_regression_answers_in_the_units_of_the_label():
+def test_a_regression_predicts_in_the_units_of_the_label():
     statistics = {"y": FeatureStatistics(count=9, mean=(1000.0,), variance=(25.0,), min=(0,), max=(1,))}
     model = build_model(make_schema("regression"), statistics, TrainConfig(units=(3,)))
     plain = build_model(make_schema("regression"), {}, TrainConfig(units=(3,)))
@@ -292,7 +290,7 @@ def test_a_regression_answers_in_the_units_of_the_label():
     np.testing.assert_allclose(model(features), plain(features) * 5 + 1000, rtol=1e-6)
 
 
-def test_dropout_is_for_training_only():
+def test_dropout_applies_in_training_only():
     model = build_model(make_schema(), {}, TrainConfig(units=(8,), dropout=0.5))
     features = {"x": np.ones((2, 3, 2), np.float32), "length": np.array([3, 2])}
     assert (model(features).numpy() == model(features).numpy()).all()
@@ -300,7 +298,7 @@ def test_dropout_is_for_training_only():
 
 
 @pytest.mark.parametrize("kind", ["class", "regression"])
-def test_a_saved_model_answers_as_before(tmp_path, kind):
+def test_a_saved_model_gives_the_same_predictions(tmp_path, kind):
     config = TrainConfig(units=(3, 3), bidirectional=True)
     model = build_model(make_schema(kind, STEPS), STATISTICS, config)
     features, _, _ = pad(make_record(4, "class", np.random.default_rng(0)), 3, "NaN")
@@ -310,7 +308,7 @@ def test_a_saved_model_answers_as_before(tmp_path, kind):
     np.testing.assert_array_equal(loaded(features), model(features))
 
 
-def test_losses_are_the_textbook_ones():
+def test_losses_match_their_definitions():
     random = np.random.default_rng(0)
     logits = random.normal(size=(4, 3)).astype(np.float32)
     log_p = np.log(softmax(logits.astype(np.float64)))
@@ -326,7 +324,7 @@ def test_losses_are_the_textbook_ones():
     np.testing.assert_allclose(compute_losses(np.array([1.0, 4.0]), np.array([3.0, 3.0]), "regression"), [4, 1])
 
 
-def test_probabilities_that_round_to_zero_still_have_a_gradient():
+def test_a_probability_rounded_to_zero_still_has_a_gradient():
     model = build_model(make_schema(), {}, TrainConfig(units=(3,)))
     head = model.get_layer("head")
     head.set_weights([head.get_weights()[0], np.array([200.0, 0, 0])])
@@ -336,7 +334,3 @@ def test_probabilities_that_round_to_zero_still_have_a_gradient():
         loss = compute_losses(head_model(model)(features), tf.constant([1]), "class")
     assert loss.numpy()[0] == pytest.approx(200, rel=0.05)
     assert np.abs(tape.gradient(loss, head.weights[1].value)).max() == pytest.approx(1)
-
-
-def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(trainer.model.build).failed == 0
