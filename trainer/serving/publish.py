@@ -194,6 +194,6 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
     if rejected["total"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected["by_reason"].items())
         print(f"{rejected['total']:,} records rejected: {reasons}; see {join(output, 'rejected')}.")
-    print(f"By the {summary['checkpoint']} checkpoint of {summary['run']}.")
+    print(f"Model: {summary['checkpoint']} checkpoint of {summary['run']}.")
     files = "1 file" if len(summary["parts"]) == 1 else f"{len(summary['parts']):,} files"
     print(f"Predictions: {join(output, 'part-*.jsonl')} ({files}).")

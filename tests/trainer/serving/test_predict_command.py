@@ -6,6 +6,7 @@ import shutil
 import datasets
 import pytest
 from predict_runs import by_id, check_complete, lines_of, run_of, snapshot
+from prepare_jobs import without_progress
 
 from trainer.serving import predictor
 
@@ -15,12 +16,13 @@ def test_the_command_prints_a_summary_or_json(capsys, write_raw, tmp_path):
     raw = write_raw([*made.of("test"), "{", "[]"])
     command = ("predict", run, raw, "--output", tmp_path / "out", "--max_rejected", "0.1")
     status, out, err = datasets.call(capsys, *command)
-    assert (status, err) == (0, ["Running in this process (FnApiRunner)."])
+    assert (status, err[0]) == (0, "Running in this process (FnApiRunner).")
+    assert without_progress(err, "predict") == []
     first, *rest = out.splitlines()
     assert first.startswith("30 records predicted in ")
     assert rest == [
         f"2 records rejected: 1 not_a_record, 1 not_json; see {tmp_path}/out/rejected.",
-        f"By the best checkpoint of {run}.",
+        f"Model: best checkpoint of {run}.",
         f"Predictions: {tmp_path}/out/part-*.jsonl (1 file).",
     ]
     status, out, _ = datasets.call(capsys, *command, "--overwrite", "--json", "--runner=DirectRunner")
@@ -91,8 +93,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(
     before = snapshot(tmp_path)
     arguments = [argument.format(**places) for argument in (run, raw, "--output", output, *flags)]
     found, out, err = datasets.call(capsys, "predict", *arguments)
-    # After the job has started, a line on stderr names the runner.
-    (line,) = [line for line in err if line != "Running in this process (FnApiRunner)."]
+    (line,) = without_progress(err, "predict")
     assert (found, out) == (status, "")
     assert line.startswith(f"lengthwise predict: {message.format(**places)}")
     left = snapshot(tmp_path)
