@@ -110,7 +110,7 @@ def _run_job(
         pipeline,
         "prepare",
         total_bytes=sum(file.num_bytes for file in files),
-        written=True,
+        second_pass=True,
         output=output,
         read_published=functools.partial(_read_published, output, generation),
         discard=discard,

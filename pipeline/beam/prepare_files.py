@@ -32,6 +32,9 @@ class PrepareFiles(beam.PTransform):
         keep_raw: Stores the raw line in each reject.
         limits: Largest record. A larger record is rejected as `too_large`.
         pool: Worker processes that parse and write. None parses and writes in the workers of Beam.
+
+    Raises:
+        UserError: A path matches no file, or there is a dataset already. Raised when the transform is applied.
     """
 
     files: str | Sequence[str] | Sequence[RawFile]

@@ -20,6 +20,9 @@ class ReadLines(beam.PTransform):
 
     Attributes:
         files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
+
+    Raises:
+        UserError: A path matches no file. Raised when the transform is applied.
     """
 
     files: str | Sequence[str] | Sequence[RawFile]

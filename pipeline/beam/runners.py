@@ -47,7 +47,7 @@ def run_job(
     command: str,
     *,
     total_bytes: int,
-    written: bool = False,
+    second_pass: bool = False,
     output: str,
     read_published: Callable[[], Result | None],
     discard: Callable[[], None],
@@ -57,7 +57,7 @@ def run_job(
     Args:
         command: Name of the command.
         total_bytes: Size of the input.
-        written: Whether the job writes the records in a second pass and counts them.
+        second_pass: Whether the job writes the records in a second pass and counts them.
         output: Folder or file of the results, for messages.
         read_published: Returns what the last step published, or None if it published nothing. Some runners only return
             the state in which a job ended. Raises a UserError if the answer cannot be determined.
@@ -67,24 +67,10 @@ def run_job(
         UserError: The job failed for a reason that the user can fix.
     """
     try:
-        with progress.report(command, total_bytes=total_bytes, second_pass=written), _errors_not_logged():
+        with progress.report(command, total_bytes=total_bytes, second_pass=second_pass), _errors_not_logged():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
-        try:
-            published = read_published()
-        except UserError as unreadable:
-            # The files are kept: they may belong to the only dataset there is.
-            raise UserError(
-                f"{output}: may be published or not: {unreadable} The job had ended with: {error}"
-            ) from None
-        if published is not None:
-            raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
-        discard()
-        if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
-            raise KeyboardInterrupt from None
-        from_worker = user_error(error)
-        if from_worker is not None:
-            raise from_worker from None
+        _handle_failure(error, output, read_published, discard)
         raise
     try:
         published = read_published()
@@ -93,6 +79,28 @@ def run_job(
     if published is None:
         raise UserError(f"{output}: the runner ended as {state}, but nothing was published. See the runner's log.")
     return published
+
+
+def _handle_failure(
+    error: BaseException, output: str, read_published: Callable[[], Any], discard: Callable[[], None]
+) -> None:
+    """Discards the files of a failed job, unless it was published.
+
+    Raises a UserError or KeyboardInterrupt in place of `error`, if one of them describes it.
+    """
+    try:
+        published = read_published()
+    except UserError as unreadable:
+        # The files are kept: they may belong to the only dataset there is.
+        raise UserError(f"{output}: may be published or not: {unreadable} The job had ended with: {error}") from None
+    if published is not None:
+        raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
+    discard()
+    if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
+        raise KeyboardInterrupt from None
+    from_worker = user_error(error)
+    if from_worker is not None:
+        raise from_worker from None
 
 
 def user_error(error: BaseException) -> UserError | None:

@@ -43,6 +43,11 @@ class WriteDataset(beam.PTransform):
         max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
         overwrite: Replaces an existing dataset. Without it, an existing dataset is an error.
         generation: Name of this version of the dataset, a part of its files' paths.
+
+    Raises:
+        ValueError: `num_shards` or `max_rejected` is out of range.
+        UserError: There is a dataset already, raised when the transform is applied. Or too many records were rejected,
+            raised by the job.
     """
 
     schema: Schema

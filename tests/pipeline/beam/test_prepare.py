@@ -15,12 +15,13 @@ import sys
 import numpy as np
 import pytest
 from paths import ROOT
+from prepare_jobs import load
 
 from pipeline.build.paths import new_generation
 from pipeline.build.shards import ShardWriter
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import LIMITS, parse_record
 from pipeline.raw.rejects import REASONS, Origin
 from pipeline.schema.schema import Schema
@@ -32,11 +33,6 @@ TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, clas
 
 def tiny(record_id, num_steps=3, **fields):
     return {"id": record_id, "x": [0.5] * num_steps, "y": "a"} | fields
-
-
-def load(folder):
-    path = pathlib.Path(folder, FILE_NAME)
-    return Manifest.parse(path.read_bytes(), origin=str(path))
 
 
 def listed_files(manifest):

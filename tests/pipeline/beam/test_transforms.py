@@ -8,11 +8,12 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from prepare_jobs import load
 
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.write_dataset import WriteDataset
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
 
@@ -20,11 +21,6 @@ from pipeline.schema.schema import Schema
 @pytest.fixture(scope="module")
 def schema(schema_text):
     return Schema.parse(schema_text)
-
-
-def load(folder):
-    path = pathlib.Path(folder, FILE_NAME)
-    return Manifest.parse(path.read_bytes(), origin=str(path))
 
 
 def rejects(folder):
