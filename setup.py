@@ -39,7 +39,7 @@ setup(
     py_modules=["lengthwise"],
     packages=[
         "pipeline",
-        *(f"pipeline.{name}" for name in ("schema", "raw", "format", "shuffle", "build", "beam", "inspection")),
+        *(f"pipeline.{name}" for name in ("schema", "raw", "format", "shuffle", "writing", "beam", "inspection")),
         "trainer",
         *(
             f"trainer.{name}"

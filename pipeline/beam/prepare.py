@@ -9,8 +9,6 @@ from typing import Any
 
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
-from pipeline.build.paths import new_generation
-from pipeline.build.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation
 from pipeline.errors import UserError
 from pipeline.files import absolute, exists, is_local, join, read_bytes
 from pipeline.format.manifest import FILE_NAME, Manifest
@@ -21,6 +19,8 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.writing.paths import new_generation
+from pipeline.writing.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation
 
 # Smaller inputs are done before worker processes have started.
 _SMALL_BYTES = 16 * 2**20
@@ -70,7 +70,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    with start_workers(num_workers, "pipeline.build.stages") as pool:
+    with start_workers(num_workers, "pipeline.writing.stages") as pool:
         return _run_job(options, schema, files, output, pool, beam_options)
 
 

@@ -11,11 +11,11 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_rejects import REJECT_RUNS
-from pipeline.build.publish import check_output
-from pipeline.build.stages import ParsedRuns, parse_into_runs
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.writing.publish import check_output
+from pipeline.writing.stages import ParsedRuns, parse_into_runs
 
 
 @dataclasses.dataclass

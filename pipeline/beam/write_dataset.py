@@ -12,16 +12,16 @@ from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_rejects import REJECT_RUNS, SortRejects, WriteRejects
-from pipeline.build.paths import new_generation, runs_folder
-from pipeline.build.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
-from pipeline.build.shards import ShardWriter
-from pipeline.build.stages import WrittenShards, merge_into_shards
 from pipeline.files import absolute
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.writing.paths import new_generation, runs_folder
+from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
+from pipeline.writing.shards import ShardWriter
+from pipeline.writing.stages import WrittenShards, merge_into_shards
 
 # Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
 SHARD_BYTES = 64 * 2**20

@@ -7,10 +7,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 
-from pipeline.build.rejects import RejectsFile, write_rejects
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import Reject
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
+from pipeline.writing.rejects import RejectsFile, write_rejects
 
 REJECT_RUNS = "reject_runs"
 

@@ -13,9 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
-from pipeline.build.paths import new_generation
-from pipeline.build.publish import Publisher
-from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import encode_example, encode_varints
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
@@ -23,6 +20,9 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_shard
+from pipeline.writing.paths import new_generation
+from pipeline.writing.publish import Publisher
+from pipeline.writing.shards import ShardWriter
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
 # Values are slices of one array of random numbers, which is faster than drawing the values of each record.

@@ -21,14 +21,14 @@ from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.runners import make_pipeline, run_job
 from pipeline.beam.write_dataset import copy_output, in_global_window
 from pipeline.beam.write_rejects import SortRejects, WriteRejects
-from pipeline.build.paths import new_generation
-from pipeline.build.publish import DEFAULT_MAX_REJECTED
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.find_files import find_files
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.writing.paths import new_generation
+from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.data.target import Target
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 from trainer.serving.predictions import BatchOutputs, PartWriter

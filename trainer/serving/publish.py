@@ -7,15 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.build.paths import (
-    GENERATION_PATTERN,
-    HEX32_PATTERN,
-    REJECTS_PATTERN,
-    TEMPORARY_PATTERN,
-    paths_pattern,
-)
-from pipeline.build.publish import check_rejected
-from pipeline.build.rejects import RejectsFile, count_rejects
 from pipeline.errors import UserError
 from pipeline.files import (
     exists,
@@ -33,6 +24,15 @@ from pipeline.files import (
 )
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
+from pipeline.writing.paths import (
+    GENERATION_PATTERN,
+    HEX32_PATTERN,
+    REJECTS_PATTERN,
+    TEMPORARY_PATTERN,
+    paths_pattern,
+)
+from pipeline.writing.publish import check_rejected
+from pipeline.writing.rejects import RejectsFile, count_rejects
 
 # The summary of the predictions in a folder. It lists the parts, and is replaced in one step when all parts are there.
 SUMMARY = "predictions.json"

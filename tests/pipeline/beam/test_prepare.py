@@ -17,8 +17,6 @@ import pytest
 from paths import ROOT
 from prepare_jobs import load
 
-from pipeline.build.paths import new_generation
-from pipeline.build.shards import ShardWriter
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
 from pipeline.format.manifest import FILE_NAME
@@ -27,6 +25,8 @@ from pipeline.raw.rejects import REASONS, Origin
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_split
+from pipeline.writing.paths import new_generation
+from pipeline.writing.shards import ShardWriter
 
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 

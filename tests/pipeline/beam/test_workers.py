@@ -28,7 +28,7 @@ SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kin
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = WorkerPool(2, "pipeline.build.stages")
+    pool = WorkerPool(2, "pipeline.writing.stages")
     yield pool
     pool.close()
 
@@ -51,13 +51,13 @@ def test_the_counts_of_a_worker_are_added_to_those_of_this_process(pool):
 
 
 def test_the_end_of_a_worker_process_is_a_user_error():
-    pool = WorkerPool(1, "pipeline.build.stages")
+    pool = WorkerPool(1, "pipeline.writing.stages")
     try:
         with pytest.raises(UserError, match=r"was ended by SIGKILL \(the system does so where memory is short"):
             pool.submit(eval, "__import__('os').kill(__import__('os').getpid(), 9)").result()
     finally:
         pool.close()
-    pool = WorkerPool(1, "pipeline.build.stages")
+    pool = WorkerPool(1, "pipeline.writing.stages")
     try:
         with pytest.raises(UserError, match="ended with status 3"):
             pool.submit(os._exit, 3).result()
@@ -76,7 +76,7 @@ def is_running(pid):
 def test_workers_end_when_the_process_that_started_them_is_killed_during_a_call():
     program = (
         "import os, signal, time; from pipeline.beam.workers import WorkerPool; "
-        "pool = WorkerPool(2, 'pipeline.build.stages'); "
+        "pool = WorkerPool(2, 'pipeline.writing.stages'); "
         "print(*[pool.submit(os.getpid).result() for _ in range(9)], flush=True); "
         "[pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     )

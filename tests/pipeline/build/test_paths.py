@@ -4,8 +4,9 @@ import doctest
 
 import pytest
 
-from pipeline.build import paths
-from pipeline.build.paths import (
+from pipeline.format.vocabulary import vocabulary_file_names
+from pipeline.writing import paths
+from pipeline.writing.paths import (
     is_vocabulary,
     is_written_by_prepare,
     new_generation,
@@ -15,7 +16,6 @@ from pipeline.build.paths import (
     vocabulary_copy_path,
     vocabulary_path,
 )
-from pipeline.format.vocabulary import vocabulary_file_names
 
 # Not a new name: the names of tests must be the same in every process.
 GENERATION = "20260102T030405-0123abcd"

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
-from pipeline.build.publish import remove_unlisted
 from pipeline.format.manifest import read_manifest
 from pipeline.format.vocabulary import choose_terms, count_unknown, parse_terms, serialize_terms, vocabulary_file_names
 from pipeline.inspection.verify import verify
+from pipeline.writing.publish import remove_unlisted
 
 SCHEMA = """
 id: id
@@ -258,14 +258,14 @@ def test_a_job_that_is_killed_before_it_publishes_changes_no_dataset_and_the_nex
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     program = """
 import os, sys
-import pipeline.build.publish
+import pipeline.writing.publish
 from pipeline.beam.prepare import PrepareOptions, prepare
-replace = pipeline.build.publish.replace
+replace = pipeline.writing.publish.replace
 def kill_at_manifest(path):
     if path.endswith("manifest.json"):
         os.kill(os.getpid(), 9)
     return replace(path)
-pipeline.build.publish.replace = kill_at_manifest
+pipeline.writing.publish.replace = kill_at_manifest
 prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, overwrite=True))
 """
     done = subprocess.run(

@@ -19,9 +19,6 @@ from prepare_jobs import without_progress
 
 import lengthwise
 from pipeline.beam.prepare import PrepareOptions, prepare
-from pipeline.build.paths import new_generation
-from pipeline.build.publish import Publisher
-from pipeline.build.shards import ShardWriter
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
@@ -31,6 +28,9 @@ from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
+from pipeline.writing.paths import new_generation
+from pipeline.writing.publish import Publisher
+from pipeline.writing.shards import ShardWriter
 
 SCHEMA = """
 id: id

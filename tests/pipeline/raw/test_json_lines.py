@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build.rejects import write_rejects
 from pipeline.errors import UserError
 from pipeline.raw import json_lines as lines
 from pipeline.raw.find_files import RawFile, find_files
@@ -17,6 +16,7 @@ from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, read_chunk, 
 from pipeline.raw.records import LIMITS
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.shuffle.reject_runs import write_reject_run
+from pipeline.writing.rejects import write_rejects
 
 
 def read(path, width=None):

@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import TypeAlias, TypeVar
 
-from pipeline.build.paths import vocabulary_path
-from pipeline.build.rejects import RejectsFile, count_rejects
-from pipeline.build.shards import ShardSummary
 from pipeline.format.manifest import (
     TRAIN,
     FeatureStatistics,
@@ -24,6 +21,9 @@ from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_te
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
+from pipeline.writing.paths import vocabulary_path
+from pipeline.writing.rejects import RejectsFile, count_rejects
+from pipeline.writing.shards import ShardSummary
 
 Key = TypeVar("Key", int, str)
 # The terms of the vocabulary of each feature that has one.

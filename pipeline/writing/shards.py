@@ -9,8 +9,6 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from pipeline.build.paths import shard_paths
-from pipeline.build.shard_statistics import ShardStatistics
 from pipeline.files import join, replace
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.manifest import TRAIN, Shard
@@ -20,6 +18,8 @@ from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows
+from pipeline.writing.paths import shard_paths
+from pipeline.writing.shard_statistics import ShardStatistics
 
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
 _INDEX_COLUMNS = ["path", "id", "group", "num_steps"]

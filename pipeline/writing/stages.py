@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline import progress
-from pipeline.build.shards import ShardSummary, ShardWriter
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
@@ -17,6 +16,7 @@ from pipeline.shuffle.hashing import shard_range
 from pipeline.shuffle.merge_runs import merge_runs
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
 from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.writing.shards import ShardSummary, ShardWriter
 
 
 class ParsedRuns(NamedTuple):

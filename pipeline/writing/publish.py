@@ -4,10 +4,6 @@ import dataclasses
 import os
 from collections.abc import Iterable
 
-from pipeline.build.build_manifest import build_manifest, choose_vocabularies
-from pipeline.build.paths import FOLDERS, is_vocabulary, is_written_by_prepare, vocabulary_copy_path
-from pipeline.build.rejects import RejectsFile
-from pipeline.build.shards import ShardSummary
 from pipeline.errors import UserError
 from pipeline.files import (
     exists,
@@ -25,6 +21,10 @@ from pipeline.format.manifest import FILE_NAME, Manifest, Rejected
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema
+from pipeline.writing.build_manifest import build_manifest, choose_vocabularies
+from pipeline.writing.paths import FOLDERS, is_vocabulary, is_written_by_prepare, vocabulary_copy_path
+from pipeline.writing.rejects import RejectsFile
+from pipeline.writing.shards import ShardSummary
 
 # Default of --max_rejected: the share of the records that may be rejected.
 DEFAULT_MAX_REJECTED = 0.01

@@ -1,0 +1,1 @@
+"""Sorted records become a published dataset: shards, indexes, rejects and the manifest."""
