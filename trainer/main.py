@@ -99,6 +99,23 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def predict(arguments: list[str]) -> None:
+    values, beam_options = parse_with_beam(_make_predict_parser(), arguments)
+    as_json = values.pop("json")
+    begin = time.monotonic()
+    start_tensorflow()
+    from trainer.serving.predict import predict as run
+    from trainer.serving.publish import print_summary
+
+    with explain_tensorflow_errors(values["run"]):
+        summary = run(**values, beam_options=beam_options)
+    summary |= {"seconds": time.monotonic() - begin}
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print_summary(summary, values["output"])
+
+
+def _make_predict_parser() -> FlagParser:
     parser = FlagParser(
         "predict",
         "Predicts raw records (JSON Lines, plain or .gz) in bulk: one line with id and prediction for each record.\n"
@@ -132,20 +149,7 @@ def predict(arguments: list[str]) -> None:
         help="largest number of padded steps of a batch; default: chosen from the width of the records",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    values, beam_options = parse_with_beam(parser, arguments)
-    as_json = values.pop("json")
-    begin = time.monotonic()
-    start_tensorflow()
-    from trainer.serving.predict import predict as run
-    from trainer.serving.publish import print_summary
-
-    with explain_tensorflow_errors(values["run"]):
-        summary = run(**values, beam_options=beam_options)
-    summary |= {"seconds": time.monotonic() - begin}
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        print_summary(summary, values["output"])
+    return parser
 
 
 def export(arguments: list[str]) -> None:
@@ -172,6 +176,35 @@ def export(arguments: list[str]) -> None:
 
 
 def plan(arguments: list[str]) -> None:
+    values = _make_plan_parser().parse(arguments)
+    from trainer.batching.plan_epoch import plan_epoch
+    from trainer.config import BATCHING_METHODS
+    from trainer.data.dataset import open_dataset
+    from trainer.report import print_plans
+
+    dataset = open_dataset(values["dataset"])
+    limits = {name: values[name] for name in ("batch_steps", "batch_size")}
+    options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
+    try:
+        plans = [
+            plan_epoch(
+                dataset,
+                values["split"],
+                batching=way,
+                **limits,
+                **{name: values[name] for name in options.get(way, ())},
+            )
+            for way in BATCHING_METHODS
+        ]
+    except ValueError as error:  # a record is longer than --pad_length
+        raise UserError(str(error)) from None
+    if values["json"]:
+        print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
+    else:
+        print_plans(plans, values["dataset"], values["split"])
+
+
+def _make_plan_parser() -> FlagParser:
     parser = FlagParser(
         "plan",
         "Shows the cost of an epoch for each batching method. Reads only the manifest and the indexes of the dataset.",
@@ -203,32 +236,7 @@ def plan(arguments: list[str]) -> None:
         "--truncate", choices=("head", "tail"), help="end at which `pad` cuts records longer than --pad_length"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    values = parser.parse(arguments)
-    from trainer.batching.plan_epoch import plan_epoch
-    from trainer.config import BATCHING_METHODS
-    from trainer.data.dataset import open_dataset
-    from trainer.report import print_plans
-
-    dataset = open_dataset(values["dataset"])
-    limits = {name: values[name] for name in ("batch_steps", "batch_size")}
-    options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
-    try:
-        plans = [
-            plan_epoch(
-                dataset,
-                values["split"],
-                batching=way,
-                **limits,
-                **{name: values[name] for name in options.get(way, ())},
-            )
-            for way in BATCHING_METHODS
-        ]
-    except ValueError as error:  # a record is longer than --pad_length
-        raise UserError(str(error)) from None
-    if values["json"]:
-        print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
-    else:
-        print_plans(plans, values["dataset"], values["split"])
+    return parser
 
 
 def _add_checkpoint(parser: FlagParser) -> None:

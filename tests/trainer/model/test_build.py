@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainer.model.build
 from pipeline.format.manifest import FeatureStatistics
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.model.build import build_model, count_parameters, head_model
+from trainer.model.encoding import embedding_units
 from trainer.model.layers import Standardize
 from trainer.model.losses import compute_losses
 
@@ -271,7 +271,7 @@ def test_the_output_depends_on_every_value_of_every_step(feature, shape):
 
 def test_all_features_are_concatenated():
     model = build_model(make_schema(steps=STEPS), STATISTICS, TrainConfig(units=(3,)))
-    embedding = trainer.model.build.embedding_units(5) + trainer.model.build.embedding_units(7)
+    embedding = embedding_units(5) + embedding_units(7)
     assert model.get_layer("lstm_0").weights[0].shape == (2 + embedding, 12)
 
 
