@@ -39,12 +39,23 @@ setup(
     py_modules=["lengthwise"],
     packages=[
         "pipeline",
-        *(f"pipeline.{name}" for name in ("schema", "raw", "format", "shuffle", "writing", "beam", "inspection")),
+        "pipeline.beam",
+        "pipeline.format",
+        "pipeline.inspection",
+        "pipeline.raw",
+        "pipeline.schema",
+        "pipeline.shuffle",
+        "pipeline.writing",
         "trainer",
-        *(
-            f"trainer.{name}"
-            for name in ("devices", "data", "batching", "reading", "model", "runs", "training", "evaluation", "serving")
-        ),
+        "trainer.batching",
+        "trainer.data",
+        "trainer.devices",
+        "trainer.evaluation",
+        "trainer.model",
+        "trainer.reading",
+        "trainer.runs",
+        "trainer.serving",
+        "trainer.training",
     ],
     package_data={"pipeline": ["py.typed"], "trainer": ["py.typed"]},
     install_requires=BASE,
