@@ -38,7 +38,7 @@ _Line: TypeAlias = bytes | bytearray
 
 
 class Chunk(NamedTuple):
-    """A part of a file: the lines that begin in [start, stop). A gzip file is one chunk: it has no entry points."""
+    """A part of a file: the lines that begin in [start, stop). A gzip file, read only from its start, is one."""
 
     path: str
     start: int
