@@ -46,7 +46,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
         kind="distribution",
         element_spec=batches(first, "train").element_spec,
         by_epoch=False,
-        team=find_replicas("one"),
+        replicas=find_replicas("one"),
     )
     for steps, dataset in parts.items():
         before = [weight.numpy() for weight in model.weights]

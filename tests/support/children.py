@@ -1,4 +1,4 @@
-"""Runs commands in forked processes, each of which a signal may hit at an exact moment of its training."""
+"""Runs commands in forked processes that can get a signal at an exact moment of their training."""
 
 import multiprocessing
 import os
@@ -7,24 +7,24 @@ import signal
 import sys
 import time
 
-# A process that has imported TensorFlow and run none of it may be forked: each test saves the seconds of the import.
+# A process that has only imported TensorFlow can be forked, which saves the seconds of the import in each test.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["trainer.main", "trainer.training.train", "trainer.report"])
 
 
 class Child:
-    """A process that runs `function(*arguments)`; what it says goes to the file `told`."""
+    """A process that runs `function(*arguments)` and writes its stdout and stderr to the file `output`."""
 
-    def __init__(self, told, function, *arguments):
-        self._told = pathlib.Path(told)
-        self._told.unlink(missing_ok=True)
-        self._process = _CONTEXT.Process(target=_call, args=(str(told), function, arguments))
+    def __init__(self, output, function, *arguments):
+        self._output = pathlib.Path(output)
+        self._output.unlink(missing_ok=True)
+        self._process = _CONTEXT.Process(target=_call, args=(str(output), function, arguments))
         self._process.start()
         self.pid = self._process.pid
 
     @property
     def lines(self):
-        return self._told.read_text().splitlines() if self._told.exists() else []
+        return self._output.read_text().splitlines() if self._output.exists() else []
 
     @property
     def is_alive(self):
@@ -34,12 +34,12 @@ class Child:
         os.kill(self.pid, number)
 
     def wait(self, seconds=300):
-        """Its exit status; that of a signal is below 0."""
+        """Returns the exit status, which is negative after a signal."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
-            raise TimeoutError(f"not ended after {seconds} s: {self.lines}")
+            raise TimeoutError(f"still running after {seconds} s: {self.lines}")
         return self._process.exitcode
 
     def wait_until(self, condition, seconds=300):
@@ -56,13 +56,19 @@ def is_stopped(pid):
     return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def lengthwise(told, *arguments, spot=None, number=1, hit_by=signal.SIGKILL, pause=0.0):
-    """Starts `lengthwise` in a child that sends itself a signal at a spot, and sleeps so long after each update."""
-    return Child(told, _lengthwise, [str(argument) for argument in arguments], spot, number, int(hit_by), pause)
+def lengthwise(output, *arguments, spot=None, number=1, hit_by=signal.SIGKILL, pause=0.0):
+    """Starts `lengthwise` in a child that sends itself a signal at a spot and pauses after each update.
+
+    Args:
+        spot: See `hit_at`; None: no signal.
+        hit_by: The signal.
+        pause: Seconds.
+    """
+    return Child(output, _lengthwise, [str(argument) for argument in arguments], spot, number, int(hit_by), pause)
 
 
-def _call(told, function, arguments):
-    descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _call(output, function, arguments):
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.exit(function(*arguments))
@@ -80,7 +86,7 @@ def _lengthwise(arguments, spot, number, hit_by, pause):
 
 
 def hit_at(spot, number, hit_by):
-    """Lets a signal hit this process at the `number`-th time that it comes to a spot; of updates, after that update."""
+    """Sends a signal to this process when it reaches a spot for the `number`-th time; or after update `number`."""
     from tensorflow.python.checkpoint import checkpoint_management, functional_saver
     from tensorflow.python.lib.io import file_io
 
@@ -97,7 +103,7 @@ def hit_at(spot, number, hit_by):
     def nth(count, arguments, options):
         return count == number
 
-    def nth_of_two(count, arguments, options):  # what is done twice a save
+    def nth_of_two(count, arguments, options):  # for calls that occur twice in a save
         return count == 2 * number - 1
 
     def of_update(count, arguments, options):
@@ -110,12 +116,12 @@ def hit_at(spot, number, hit_by):
         _cut_line(Run, number, hit)
         return
     if spot == "validation":
-        _between(Evaluator, number, hit)
+        _hit_in_validation(Evaluator, number, hit)
         return
     owner, name, when, after = {
         "update": (EpochJournal, "add", of_update, True),
         "probe": (loop, "probe_largest", nth, False),
-        # The line of the epoch is written, its checkpoint not.
+        # The line of the epoch is written, its checkpoint is not.
         "end of an epoch": (CheckpointPolicy, "save", of_epoch, False),
         "before a save": (Checkpoints, "save", nth, False),
         "data written": (functional_saver.gen_io_ops, "merge_v2_checkpoints", nth, False),
@@ -130,7 +136,7 @@ def hit_at(spot, number, hit_by):
 
 
 def _wrap(owner, name, when, act, *, after):
-    """Lets `act()` happen before or after those calls of a function of which `when` is true."""
+    """Calls `act()` before or after those calls of a function for which `when` is true."""
     function, count = getattr(owner, name), 0
 
     def wrapped(*arguments, **options):
@@ -148,7 +154,7 @@ def _wrap(owner, name, when, act, *, after):
 
 
 def _cut_line(run_class, number, hit):
-    """The `number`-th time that metrics.jsonl grows, it grows by half."""
+    """Cuts off the end of the line that metrics.jsonl gets the `number`-th time, then calls `hit()`."""
     count = 0
     append = run_class.append_metrics
 
@@ -164,8 +170,8 @@ def _cut_line(run_class, number, hit):
     run_class.append_metrics = cut
 
 
-def _between(evaluator_class, number, hit):
-    """Amid the `number`-th validation pass."""
+def _hit_in_validation(evaluator_class, number, hit):
+    """Calls `hit()` within the `number`-th validation."""
     count = 0
     measure = evaluator_class.measure
 
@@ -174,13 +180,13 @@ def _between(evaluator_class, number, hit):
         count += 1
         now = count == number
 
-        def told():
+        def hit_once():
             nonlocal now
             if now:
                 now = False
                 hit()
             after_batch()
 
-        return measure(evaluator, *arguments, after_batch=told, **options)
+        return measure(evaluator, *arguments, after_batch=hit_once, **options)
 
     evaluator_class.measure = measure_hit

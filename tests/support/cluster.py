@@ -1,4 +1,4 @@
-"""Trains with several processes of this machine, by the launcher or as a cluster starts them, and reads what came."""
+"""Trains with several processes on this machine, by the launcher or as a cluster does, and reads their runs."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from paths import ROOT
 
 from trainer.devices.local_workers import free_ports
 
-# Seconds that no step of these tests takes, were the machine ever so busy.
+# Seconds that no step of these tests takes, even on a very busy machine.
 PATIENCE = 240
 TINY = 1e-30
 Config = dict[str, Any]
@@ -28,7 +28,7 @@ Config = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it said."""
+    """The exit status and the output of a process."""
 
     status: int
     out: str
@@ -37,7 +37,7 @@ class Ended:
 
 
 class Process:
-    """A command that runs, in a session of its own; what it says goes to files, so that it never waits for a reader."""
+    """A running command in its own session. Its output goes to files, so that it never waits for a reader."""
 
     def __init__(self, command: Sequence[Any], *, environment: Mapping[str, str] | None = None) -> None:
         folder = datasets.new_folder()
@@ -68,19 +68,19 @@ class Process:
         self._popen.send_signal(number)
 
     def wait(self, seconds: float = PATIENCE) -> Ended:
-        """How it ended; fails where that takes longer."""
+        """Waits for the end of the process; fails if it takes longer than `seconds`."""
         try:
             status = self._popen.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"It runs after {seconds} s, and said: {self.err[-2000:]}") from None
+            raise AssertionError(f"It still runs after {seconds} s. Its stderr: {self.err[-2000:]}") from None
         return Ended(status, self._out.read_text(), self.err, time.monotonic() - self._begin)
 
     def workers(self) -> list[int]:
-        """The processes that it started and that run: of the launcher, its workers in their order."""
+        """Returns the running child processes: for the launcher, its workers in their order."""
         return children(self.pid)
 
     def end(self) -> None:
-        """Ends it and all that it started."""
+        """Kills the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
@@ -89,7 +89,7 @@ class Process:
 def children(parent: int) -> list[int]:
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             state, its_parent, *_ = path.read_text().rpartition(")")[2].split()
             if int(its_parent) == parent and state != "Z":
                 found.append(int(path.parent.name))
@@ -97,24 +97,24 @@ def children(parent: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it runs; one that nobody waited for does not."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def wait_until(come: Any, seconds: float = PATIENCE, *, what: str = "") -> float:
-    """Waits until come() is true, and gives how long that took."""
+def wait_until(condition: Any, seconds: float = PATIENCE, *, what: str = "") -> float:
+    """Waits until condition() is true, and returns the seconds it took."""
     begin = time.monotonic()
-    while not come():
-        assert time.monotonic() - begin < seconds, f"{what or come} did not come in {seconds} s"
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"{what or condition} did not happen within {seconds} s"
         time.sleep(0.01)
     return time.monotonic() - begin
 
 
 def flags_of(config: Config) -> list[Any]:
-    """A configuration as the command's flags."""
+    """Returns a configuration as flags of the command."""
     found: list[Any] = []
     for name, value in config.items():
         found += [f"--{name}", *(value if isinstance(value, tuple) else [value])]
@@ -127,7 +127,7 @@ def command(dataset: Any, output: Any, config: Config, *more: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def launched(dataset: Any, output: Any, config: Config, *more: Any, workers: int = 2) -> Iterator[Process]:
-    """`lengthwise train --local_workers`; nothing of it is left behind."""
+    """Runs `lengthwise train --local_workers` and kills it at the end of the block."""
     process = Process(command(dataset, output, config, "--local_workers", workers, *more))
     try:
         yield process
@@ -136,7 +136,7 @@ def launched(dataset: Any, output: Any, config: Config, *more: Any, workers: int
 
 
 def launch(dataset: Any, output: Any, config: Config, *more: Any, workers: int = 2) -> Ended:
-    """The same to its end."""
+    """Runs `lengthwise train --local_workers` to its end."""
     with launched(dataset, output, config, *more, workers=workers) as process:
         return process.wait()
 
@@ -145,7 +145,7 @@ def launch(dataset: Any, output: Any, config: Config, *more: Any, workers: int =
 def joined(
     dataset: Any, output: Any, config: Config, *more: Any, workers: int = 2, chief: bool = False
 ) -> Iterator[list[Process]]:
-    """Processes that only TF_CONFIG tells of each other, as on hosts of their own; the first is the chief."""
+    """Runs processes that know each other only by TF_CONFIG, as on separate hosts; the first is the chief."""
     addresses = [f"localhost:{port}" for port in free_ports(workers)]
     cluster = {"chief": addresses[:1], "worker": addresses[1:]} if chief else {"worker": addresses}
     tasks = [(name, index) for name, hosts in cluster.items() for index in range(len(hosts))]
@@ -167,40 +167,40 @@ UNEVEN: Config = {"epochs": 12, "units": (4,), "batch_size": 3, "learning_rate":
 
 @functools.cache
 def uneven() -> str:
-    """A dataset with labels per step of which one batch an epoch is a record of 40 steps, alone or with one of 4."""
+    """Makes a dataset with labels per step; in an epoch, one batch has a record of 40 steps, alone or with one of 4."""
     records = datasets.random_records([40] + [4] * 11 + [1], kind="step_class")
     return datasets.make(datasets.new_folder(), records, datasets.schema_text("step_class")).path
 
 
 def updates_of(run: Any) -> list[dict[str, Any]]:
-    """The lines of a run's updates."""
+    """Returns the lines of a run's updates."""
     lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "update" in line]
 
 
 def checkpoint_update(run: Any) -> int:
-    """The update of the last checkpoint of a run; -1 where there is none."""
+    """Returns the update of the last checkpoint of a run; -1 if there is none."""
     path = tf.train.latest_checkpoint(f"{run}/checkpoints/last")
     if path is None:
         return -1
-    with contextlib.suppress(tf.errors.OpError):  # it is replaced meanwhile
+    with contextlib.suppress(tf.errors.OpError):  # it was replaced meanwhile
         reader = tf.train.load_checkpoint(path)
         return json.loads(reader.get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE"))["update"]
     return -1
 
 
 def weights_of(run: Any) -> list[np.ndarray[Any, Any]]:
-    """Those of its last checkpoint."""
+    """Returns the weights of a run's last checkpoint."""
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(f"{run}/checkpoints/last"))
     count = sum(name.startswith("weights/") for name in reader.get_variable_to_shape_map())
     return [reader.get_tensor(f"weights/{number}/.ATTRIBUTES/VARIABLE_VALUE") for number in range(count)]
 
 
 def differences(run: Any, other: Any) -> tuple[float, float]:
-    """The largest of any update's loss and of any weight, relative, of two runs that took the same batches."""
+    """Returns the largest relative differences of a loss and of a weight, between two runs on the same batches."""
     ours, theirs = updates_of(run), updates_of(other)
-    told = ("epoch", "update", "records", "steps")
-    assert [[line[name] for name in told] for line in ours] == [[line[name] for name in told] for line in theirs]
+    names = ("epoch", "update", "records", "steps")
+    assert [[line[name] for name in names] for line in ours] == [[line[name] for name in names] for line in theirs]
     losses = np.array([[line["loss"] for line in lines] for lines in (ours, theirs)])
     found, expected = weights_of(run), weights_of(other)
     assert [weight.shape for weight in found] == [weight.shape for weight in expected]
@@ -211,6 +211,7 @@ def differences(run: Any, other: Any) -> tuple[float, float]:
 
 
 def check_same(run: Any, other: Any, *, within: float = 1e-5) -> None:
+    """Checks that two runs have the same losses and weights, up to a relative difference."""
     of_losses, of_weights = differences(run, other)
     print(f"\n{len(updates_of(run))} updates: losses differ by {of_losses:.1e} at most, weights by {of_weights:.1e}")
     assert max(of_losses, of_weights) <= within

@@ -1,4 +1,4 @@
-"""Interrupts training runs at a chosen update, and reads what they wrote."""
+"""Interrupts training runs at a chosen update, and reads their lines."""
 
 import json
 import pathlib
@@ -10,11 +10,12 @@ from trainer.config import TrainConfig
 
 
 def change(config, **values):
+    """Returns the configuration with other values."""
     return TrainConfig(**(config.model_dump() | values))
 
 
 def lines_of(run):
-    """The lines of metrics.jsonl, without how long they took."""
+    """Returns the lines of metrics.jsonl without the seconds."""
     lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line.get("train"):
@@ -27,7 +28,7 @@ class Interrupted(Exception):
 
 
 class InterruptAt(keras.callbacks.Callback):
-    """Raises after an update of an epoch, both counted from 0; without an update at its end."""
+    """Raises Interrupted after an update of an epoch, both counted from 0; without an update, at the epoch's end."""
 
     def __init__(self, epoch, update=None):
         super().__init__()
@@ -46,7 +47,7 @@ class InterruptAt(keras.callbacks.Callback):
 
 
 class Gather:
-    """In place of an optimizer: adds the gradients up and leaves the weights alone."""
+    """Replaces an optimizer: sums the gradients and changes no weight."""
 
     def __init__(self, model):
         self.sums = [tf.Variable(tf.zeros(variable.shape)) for variable in model.trainable_variables]

@@ -1,23 +1,23 @@
-"""Every metric computed in the most literal way, as the slow twin of `trainer.evaluation`."""
+"""Computes every metric in the most literal way, as the slow twin of `trainer.evaluation`."""
 
 import numpy as np
 
 
 def auc_by_hand(score, positive):
-    """Over all pairs of a positive and a negative: how many are in the right order, a tie half."""
+    """Returns the share of pairs of a positive and a negative in the right order; a tie counts half."""
     pairs = [(p, n) for p in score[positive] for n in score[~positive]]
     return sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs) if pairs else np.nan
 
 
 def precision_by_hand(score, positive):
-    """The mean over the positives of the precision at the threshold that is their own score."""
+    """Returns the mean over the positives of the precision at the positive's own score as the threshold."""
     if positive.all() or not positive.any():
         return np.nan
     return np.mean([positive[score >= threshold].mean() for threshold in score[positive]])
 
 
 def classes_by_hand(actual, predicted):
-    """(accuracy, macro F1) from counts of true and false positives, class by class."""
+    """Returns (accuracy, macro F1) from counts of true and false positives, class by class."""
     actual, predicted = list(actual), list(predicted)
     scores = []
     for c in set(actual) | set(predicted):
@@ -29,32 +29,34 @@ def classes_by_hand(actual, predicted):
     return right / len(actual), sum(scores) / len(scores)
 
 
-def calibration_by_hand(said):
-    """Of (probability, whether it was so): the mean over 15 bins of |mean probability - share that was so|."""
+def calibration_by_hand(claims):
+    """Returns the mean over 15 bins of |mean confidence - share correct|, for pairs (confidence, correct)."""
     gaps = []
     for number in range(15):
-        inside = [(p, so) for p, so in said if number / 15 < p <= (number + 1) / 15]
+        inside = [(p, correct) for p, correct in claims if number / 15 < p <= (number + 1) / 15]
         if inside:
-            gaps.append(abs(np.mean([p for p, _ in inside]) - np.mean([so for _, so in inside])) * len(inside))
-    return sum(gaps) / len(said)
+            gaps.append(
+                abs(np.mean([p for p, _ in inside]) - np.mean([correct for _, correct in inside])) * len(inside)
+            )
+    return sum(gaps) / len(claims)
 
 
 def one_class_by_hand(target, outputs, label):
-    entropies, actual, said, places = [], [], [], []
+    entropies, actual, claims, places = [], [], [], []
     for logits, y in zip(outputs, label, strict=True):
         p = np.exp(logits - max(logits)) / np.exp(logits - max(logits)).sum()
         wanted = y if target.kind == "distribution" else np.eye(target.size)[y]
         entropies.append(-sum(w * np.log(q) for w, q in zip(wanted, p, strict=True) if w))
         actual.append(int(np.argmax(wanted)))
         places.append(sorted(range(target.size), key=lambda c, logits=logits: -logits[c]).index(actual[-1]))
-        said.append((max(p), places[-1] == 0))
+        claims.append((max(p), places[-1] == 0))
     accuracy, macro_f1 = classes_by_hand(actual, [int(np.argmax(logits)) for logits in outputs])
     found = {
         "accuracy": accuracy,
         "macro_f1": macro_f1,
         "cross_entropy": np.mean(entropies),
         "micro_f1": accuracy,
-        "expected_calibration_error": calibration_by_hand(said),
+        "expected_calibration_error": calibration_by_hand(claims),
     }
     found |= {"nll": np.mean(entropies)} if target.kind == "step_class" else {}
     return found | {f"top_{k}_accuracy": np.mean([p < k for p in places]) for k in (3, 5) if target.size > k}
@@ -63,17 +65,19 @@ def one_class_by_hand(target, outputs, label):
 def several_classes_by_hand(target, outputs, label):
     decisions, entropies, exact, f1s, areas = [], [], [], [], []
     for logits, y in zip(outputs, label, strict=True):
-        row = [(1 / (1 + np.exp(-logit)), bool(so)) for logit, so in zip(logits, y, strict=True)]
-        entropies.append(-sum(np.log(p if so else 1 - p) for p, so in row))
-        exact.append(all((p > 0.5) == so for p, so in row))
+        row = [(1 / (1 + np.exp(-logit)), bool(true)) for logit, true in zip(logits, y, strict=True)]
+        entropies.append(-sum(np.log(p if true else 1 - p) for p, true in row))
+        exact.append(all((p > 0.5) == true for p, true in row))
         decisions += row
     for c in range(target.size):
         mine = decisions[c :: target.size]
-        f1s.append([sum(so and p > 0.5 for p, so in mine), sum(so for _, so in mine), sum(p > 0.5 for p, _ in mine)])
+        f1s.append(
+            [sum(true and p > 0.5 for p, true in mine), sum(true for _, true in mine), sum(p > 0.5 for p, _ in mine)]
+        )
         if 0 < f1s[-1][1] < len(mine):
             scores = np.array([logits[c] for logits in outputs], np.float32)
-            so = np.array([so for _, so in mine])
-            areas.append((auc_by_hand(scores, so), precision_by_hand(scores, so)))
+            positives = np.array([true for _, true in mine])
+            areas.append((auc_by_hand(scores, positives), precision_by_hand(scores, positives)))
     true, positive, predicted = np.sum(f1s, axis=0)
     occur = [2 * t / (a + p) for t, a, p in f1s if a + p]
     return {
@@ -82,7 +86,7 @@ def several_classes_by_hand(target, outputs, label):
         "auc": np.mean([auc for auc, _ in areas]) if areas else None,
         "average_precision": np.mean([precision for _, precision in areas]) if areas else None,
         "macro_f1": np.mean(occur) if occur else None,
-        "accuracy": np.mean([(p > 0.5) == so for p, so in decisions]),
+        "accuracy": np.mean([(p > 0.5) == true for p, true in decisions]),
         "exact_match": np.mean(exact),
         "expected_calibration_error": calibration_by_hand(decisions),
     }
@@ -94,7 +98,7 @@ def numbers_by_hand(target, outputs, label):
 
 
 def metrics_by_hand(target, outputs, label):
-    """Every metric of a list of labels, and of the outputs for each, in the most literal way."""
+    """Returns every metric of a list of labels and their outputs, computed in the most literal way."""
     outputs, label = (values if values.dtype == np.int64 else values.astype(np.float64) for values in (outputs, label))
     if target.kind in ("regression", "step_regression"):
         return numbers_by_hand(target, outputs, label)

@@ -1,8 +1,7 @@
-"""Trains on two replicas of this process, which are logical CPUs, and with every record by itself; tells how they
-differ.
+"""Trains on two replicas, which are logical CPUs, and with every record alone; prints the differences.
 
-It is a program, since TensorFlow takes logical devices before anything else of it only: `python replicas.py DATASET
-FOLDER CONFIGS`, the last a JSON list of configurations. Prints a JSON list.
+This is a program, because TensorFlow accepts logical devices only before it is used otherwise: `python replicas.py
+DATASET FOLDER CONFIGS`, where CONFIGS is a JSON list of configurations. Prints a JSON list.
 """
 
 import json
@@ -32,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 
 class OneByOne:
-    """A run in which the gradient of each record is taken by itself, unpadded, and added up in float64."""
+    """A run that computes the gradient of each record alone, unpadded, and sums the gradients in float64."""
 
     def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
         self._dataset, self._config = dataset, config
@@ -60,15 +59,15 @@ class OneByOne:
         return loss, tf.reduce_sum(weight), [tf.convert_to_tensor(gradient) for gradient in found]
 
     def measure(self, rows: Array) -> tuple[float, float, list[Array]]:
-        """Σ loss, Σ weight and Σ gradient of these records."""
+        """Returns Σ loss, Σ weight and Σ gradient of these records."""
         found = [self._measure(self._records[row]) for row in rows.tolist()]
         gradients = zip(*(gradients for _, _, gradients in found), strict=True)
         summed = [sum(gradient.numpy().astype(np.float64) for gradient in each) for each in gradients]
         return sum(float(loss) for loss, _, _ in found), sum(float(weight) for _, weight, _ in found), summed
 
     def train(self) -> list[float]:
-        """The loss of every update."""
-        config, dataset, told = self._config, self._dataset, []
+        """Trains and returns the loss of every update."""
+        config, dataset, update_losses = self._config, self._dataset, []
         optimizer = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}[config.optimizer](
             config.learning_rate
         )
@@ -83,16 +82,16 @@ class OneByOne:
                     scale *= config.clip_norm / norm
                 scaled = [tf.constant(scale * gradient, tf.float32) for gradient in gradients]
                 optimizer.apply(scaled, self.model.trainable_variables)
-                told.append(loss / weight if weight else 0.0)
-        return told
+                update_losses.append(loss / weight if weight else 0.0)
+        return update_losses
 
 
 def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> float:
-    """How far the gradient that each replica holds is from the sum over the records, in the first batches."""
-    team, one = find_replicas(strategy), OneByOne(dataset, config)
+    """Returns how much each replica's gradients differ from the sum over the records, in the first batches."""
+    replicas, one = find_replicas(strategy), OneByOne(dataset, config)
     plan = plan_next_epoch(dataset, config, State())
-    feed = BatchDealer(dataset, team, seed=config.seed)
-    with team.strategy.scope():
+    feed = BatchDealer(dataset, replicas, seed=config.seed)
+    with replicas.strategy.scope():
         keras.utils.set_random_seed(config.seed)
         vocabularies = dataset.vocabularies()
         model = build_model(dataset.schema, dataset.manifest.statistics, config, vocabularies=vocabularies)
@@ -102,7 +101,7 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
             kind=dataset.schema.label.kind,
             element_spec=feed.element_spec,
             by_epoch=True,
-            team=team,
+            replicas=replicas,
             column_scale=one._columns,
         )
     farthest = 0.0
@@ -114,7 +113,7 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
         for value, wanted in ((float(sums.loss), loss), (float(sums.norm), norm)):
             farthest = max(farthest, abs(value - wanted) / max(wanted, cluster.TINY))
         for gradient, wanted in zip(found, expected, strict=True):
-            for replica in team.strategy.experimental_local_results(gradient):
+            for replica in replicas.strategy.experimental_local_results(gradient):
                 farthest = max(farthest, float(np.abs(replica.numpy() - wanted).max()) / max(norm, cluster.TINY))
     return farthest
 
@@ -124,9 +123,9 @@ def compare(dataset: Dataset, folder: str, config: dict[str, Any]) -> dict[str, 
     for strategy, run in runs.items():
         train(dataset, run, TrainConfig(**config, strategy=strategy))
     one_by_one = OneByOne(dataset, TrainConfig(**config))
-    told, lines = one_by_one.train(), cluster.updates_of(runs["mirrored"])
-    assert len(told) == len(lines)
-    pairs = [(line["loss"], loss) for line, loss in zip(lines, told, strict=True)]
+    losses, lines = one_by_one.train(), cluster.updates_of(runs["mirrored"])
+    assert len(losses) == len(lines)
+    pairs = [(line["loss"], loss) for line, loss in zip(lines, losses, strict=True)]
     of_losses = max(abs(found - loss) / max(abs(loss), cluster.TINY) for found, loss in pairs)
     weights = zip(cluster.weights_of(runs["mirrored"]), one_by_one.model.weights, strict=True)
     of_weights = max(np.abs(found - w.numpy()).max() / np.abs(w.numpy()).max() for found, w in weights)

@@ -44,6 +44,8 @@ class _ConditionalUpdates:
         With a learning rate of 0 every delta is 0, also one that comes from momentum. The optimizer's own variables
         change in both cases.
         """
+        if not self.built:
+            self.build(variables)
         rate = tf.convert_to_tensor(self.learning_rate)
         rate = tf.where(condition, rate, tf.zeros_like(rate))
         self._backend_update_step(gradients, variables, rate)

@@ -1,4 +1,4 @@
-"""Every record is in one part at most, and the parts are the largest there are."""
+"""Every record is in at most one part, and the parts are the largest ones."""
 
 import collections
 
@@ -25,7 +25,7 @@ def test_bands_are_about_as_large_as_each_other():
     assert np.bincount(by_length(np.arange(1, 201)).part).tolist() == [25] * 8
 
 
-def test_names_go_by_their_records_then_in_order_and_unknown_is_one_of_them():
+def test_names_are_sorted_by_their_number_of_records_and_null_is_a_name():
     random = np.random.default_rng(2)
     names = [None if random.random() < 0.1 else f"p{random.integers(0, 20)}" for _ in range(300)]
     for limit in (3, 100):
@@ -51,11 +51,11 @@ def table(**columns):
         ({"group": ["p", "p"], "source": ["a", None]}, ["length", "group", "source"]),
     ],
 )
-def test_records_are_divided_by_what_the_index_knows_of_them(columns, names):
+def test_breakdowns_follow_the_columns_of_the_index(columns, names):
     assert [found.name for found in break_down(table(**columns), num_classes=3)] == names
 
 
-def test_only_so_many_groups_are_measured_and_fewer_of_very_many_classes():
+def test_the_number_of_groups_is_limited_and_lower_for_very_many_classes():
     groups = [f"{number:05}" for number in range(1500)]
     index = pa.table({"num_steps": [1] * 1500, "group": groups})
     for num_classes, limit in ((1, MAX_PARTS), (4000, MAX_PARTS), (42_000, 99)):

@@ -32,8 +32,8 @@ def made(kind):
 
 @functools.cache
 def run_of(kind):
-    """A run on the dataset of a kind of label, that takes steps too large to get better all the time; most take none,
-    since any weights can be measured."""
+    """Returns a run on the dataset of a kind of label. Most runs have no epoch, since any weights can be measured; the
+    others have a learning rate so high that the last epoch is not the best."""
     output, epochs = datasets.new_folder() / "run", 3 if kind in ("class", "multilabel") else 0
     config = TrainConfig(epochs=epochs, units=(5,), batch_size=8, learning_rate=0.3, seed=2)
     train(made(kind).path, output, config)
@@ -52,9 +52,9 @@ def model_of(run):
 
 
 def answers(kind, checkpoint, split):
-    """(target, [(length, outputs, labels)]) of each record, which the model reads alone and unpadded.
+    """Returns (target, [(length, outputs, labels)]); the model reads each record alone and unpadded.
 
-    What goes through the softmax or sigmoid of the model comes out as its logarithm, or logit.
+    Probabilities are converted back to logarithms or logits.
     """
     run, dataset = Run(run_of(kind)), open_dataset(made(kind).path)
     model, target = model_of(run), make_target(dataset.schema, run.vocabularies())
@@ -70,7 +70,7 @@ def answers(kind, checkpoint, split):
 
 
 def by_hand(target, answered, statistics):
-    """Records, steps, loss and metrics, in the most literal way."""
+    """Computes records, steps, loss and metrics in the most literal way."""
     outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
     measured = {"records": len(answered), "steps": sum(length for length, _, _ in answered)}
     metrics = metrics_by_hand(target, outputs, labels)
@@ -110,7 +110,7 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     assert ("confusion" in found) == (target.kind in ("class", "distribution", "step_class"))
 
 
-def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_and_the_default():
+def test_the_default_is_the_checkpoint_with_the_lowest_validation_loss():
     path, run = datasets.of_kind("class").path, run_of("class")
     lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
     validation = [line["validation"]["loss"] for line in lines if "validation" in line]
@@ -148,7 +148,7 @@ def test_the_command_writes_and_prints_what_it_measured(capsys):
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
-def test_an_epoch_measures_what_evaluate_does_but_for_rankings():
+def test_an_epoch_has_the_metrics_of_evaluate_except_for_rankings():
     run, path = run_of("multilabel"), datasets.of_kind("multilabel").path
     lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
     found = evaluate(run, path, split="validation", checkpoint="last")["metrics"]
@@ -167,7 +167,7 @@ group: person
 
 @pytest.fixture(scope="module")
 def grouped():
-    """(folder of a dataset, of a run on it, raw records by id): a raw file for each of two days, and 60 people."""
+    """Returns (dataset, run, raw records by id) for raw files of two days and 60 people."""
     folder = datasets.new_folder()
     records = datasets.random_records(np.random.default_rng(3).integers(1, 9, 200).tolist(), split="all")
     for number, record in enumerate(records):
@@ -184,8 +184,8 @@ def grouped():
     return folder / "dataset", folder / "run", {record["id"]: record for record in records}
 
 
-def right_or_wrong(run, records):
-    """bool[records]: whether the run's model, which reads each alone, gives its class."""
+def are_correct(run, records):
+    """Returns bool[records], whether the model predicts the class of each record, which it reads alone."""
     run = Run(str(run))
     model, found = model_of(run), []
     restore_weights(run, model, None)
@@ -212,7 +212,7 @@ def test_groups_and_raw_files_are_each_measured_alone(grouped):
         for name in ("accuracy", "cross_entropy"):
             values = [part["metrics"][name] for part in parts]
             assert np.dot(values, records_of) / len(inside) == pytest.approx(found["metrics"][name])
-    right = right_or_wrong(run, inside)
+    right = are_correct(run, inside)
     for part in found["by_group"]:
         mine = [number for number, record in enumerate(inside) if record["person"] == part["group"]]
         assert part["steps"] == sum(len(inside[number]["x"]) for number in mine)
@@ -230,7 +230,7 @@ def test_the_largest_groups_are_printed(grouped, capsys):
     assert "By source\n" in out and all(len(line) <= 100 for line in out.splitlines())
 
 
-def test_an_index_without_groups_and_sources_divides_by_length_only(grouped, monkeypatch):
+def test_an_index_without_groups_and_sources_is_broken_down_by_length_only(grouped, monkeypatch):
     dataset, run, _ = grouped
     before = evaluate(run, dataset)
     whole = Dataset.index
@@ -240,8 +240,8 @@ def test_an_index_without_groups_and_sources_divides_by_length_only(grouped, mon
     assert after == before
 
 
-def test_the_vocabulary_of_the_run_serves_and_another_in_the_data_is_a_note(tmp_path, capsys):
-    """The other dataset has the same test split, but was made with other records to train on."""
+def test_the_run_uses_its_own_vocabulary_and_notes_another_one_in_the_data(tmp_path, capsys):
+    """The other dataset has the same test split and another train split."""
     mine, kind = made("next_word"), "next_word"
     other = [record | {"word": ["rarer"] * len(record["x"])} for record in mine.of("train")]
     schema = f"id: id{datasets.EVERY_FEATURE}label: {datasets.NEXT_LABELS[kind]}\nsplits: {{from: split}}\n"
@@ -256,13 +256,13 @@ def test_the_vocabulary_of_the_run_serves_and_another_in_the_data_is_a_note(tmp_
     assert "Note: the dataset has a different vocabulary for word; the vocabulary of the run was used." in err
 
 
-def test_a_run_is_evaluated_wherever_it_was_moved(tmp_path):
+def test_a_moved_run_can_be_evaluated(tmp_path):
     moved = shutil.copytree(run_of("class"), tmp_path / "moved here")
     path = datasets.of_kind("class").path
     assert evaluate(moved, path) == evaluate(run_of("class"), path)
 
 
-def test_a_changed_dataset_is_a_note(tmp_path, capsys):
+def test_another_dataset_is_noted(tmp_path, capsys):
     records = datasets.random_records([3, 4, 5], split="test")
     other = datasets.make(tmp_path, records).path
     status, _, err = call_evaluate(capsys, run_of("class"), other)
@@ -272,7 +272,7 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("schema", "change", "said"),
+    ("schema", "change", "difference"),
     [
         (
             datasets.schema_text("class", "x: {dtype: float32, shape: [3]}"),
@@ -291,16 +291,16 @@ def test_a_changed_dataset_is_a_note(tmp_path, capsys):
         ),
     ],
 )
-def test_data_of_another_schema_are_refused_with_what_differs(tmp_path, capsys, schema, change, said):
+def test_data_of_another_schema_is_refused_and_the_difference_is_named(tmp_path, capsys, schema, change, difference):
     other = datasets.make(tmp_path, [{"id": 1, "split": "test", "x": [change], "y": "a", "z": 1.0}], schema).path
     status, out, err = call_evaluate(capsys, run_of("class"), other)
     assert (status, out, len(err)) == (1, "", 1)
-    assert err[0].startswith(f"lengthwise evaluate: {other}: {said}")
+    assert err[0].startswith(f"lengthwise evaluate: {other}: {difference}")
     assert f"but {run_of('class')} was trained on " in err[0]
     assert len(err[0]) < 600
 
 
-def test_a_split_without_a_record_is_refused(tmp_path, capsys):
+def test_a_split_without_records_is_refused(tmp_path, capsys):
     other = datasets.make(tmp_path, datasets.random_records([3, 4]))
     status, _, err = call_evaluate(capsys, run_of("class"), other.path)
     assert (status, len(err)) == (1, 1)
@@ -311,7 +311,7 @@ def test_a_split_without_a_record_is_refused(tmp_path, capsys):
         evaluate(run_of("class"), other.path, split="dev")
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_reported_in_one_line(tmp_path, capsys):
     status, out, err = call_evaluate(capsys, tmp_path, datasets.of_kind("class").path)
     assert (status, out) == (1, "")
     assert err == [
@@ -320,7 +320,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
     ]
 
 
-def test_a_checkpoint_that_is_not_there_or_not_whole_is_one_line(tmp_path, capsys):
+def test_a_missing_or_damaged_checkpoint_is_reported_in_one_line(tmp_path, capsys):
     run, path = pathlib.Path(shutil.copytree(run_of("class"), tmp_path / "run")), datasets.of_kind("class").path
     shutil.rmtree(run / "checkpoints" / "best")
     status, _, err = call_evaluate(capsys, run, path, "--checkpoint", "best")

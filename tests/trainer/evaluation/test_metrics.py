@@ -1,4 +1,4 @@
-"""Metrics equal what one computes by hand, whatever lies in the padding and however the batches fell."""
+"""Metrics equal a computation by hand, for any values in the padding and any batches."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def random_label(random, target, shape):
 
 
 def random_batch(random, target, *, rows=60, time=9):
-    """(outputs, label, weight, loss, length, row) as the evaluator gives them; the outputs have ties."""
+    """Returns (outputs, label, weight, loss, length, row) as the evaluator passes them; the outputs have ties."""
     length = random.integers(1, time + 1, rows)
     shape = (rows, time) if target.per_step else (rows,)
     weight = np.ones(shape, np.float32)
@@ -47,8 +47,8 @@ def random_batch(random, target, *, rows=60, time=9):
     return outputs.round(1).astype(np.float32), label, weight, loss, length, np.arange(rows)
 
 
-def with_garbage(target, batch):
-    """The batch with anything at all wherever the weight is 0."""
+def with_arbitrary_padding(target, batch):
+    """Returns the batch with arbitrary values where the weight is 0."""
     outputs, label, weight, loss, *rest = (np.array(values) for values in batch)
     nothing = weight == 0
     garbage = np.resize(np.array([np.nan, 1e9, -1e9, np.inf, 0], np.float32), outputs[nothing].shape)
@@ -70,7 +70,7 @@ def cut(batch, *places, order=None):
 
 
 def random_parts(name="group", rows=60, seed=7):
-    """Some records are in no part."""
+    """Returns a breakdown in which some records are in no part."""
     part = np.random.default_rng(seed).integers(0, 5, rows)
     return Breakdown(name, tuple({name: letter} for letter in "abcd"), part)
 
@@ -81,7 +81,7 @@ def test_every_metric_equals_a_count_by_hand(target, seed):
     outputs, label, weight, loss, length, _ = batch = random_batch(np.random.default_rng(seed), target)
     real = weight > 0
     expected = metrics_by_hand(target, outputs[real], label[real])
-    result = gather(target, with_garbage(target, batch)).result()
+    result = gather(target, with_arbitrary_padding(target, batch)).result()
     assert list(result["metrics"]) == list(metric_names(target)) and set(expected) == set(result["metrics"])
     assert result.pop("metrics") == pytest.approx(expected, rel=1e-9)
     assert result == {"records": 60, "steps": length.sum(), "loss": pytest.approx(loss[real].mean())}
@@ -119,18 +119,18 @@ def test_neither_order_nor_batches_matter(target, slice_size, monkeypatch):
 @pytest.mark.parametrize(
     ("target", "name"), [(target, name) for target in TARGETS.values() for name in metric_names(target)]
 )
-def test_perfect_predictions_with_garbage_in_the_padding_score_perfectly(target, name):
+def test_perfect_predictions_with_any_values_in_the_padding_have_perfect_scores(target, name):
     random = np.random.default_rng(6)
     outputs, label, weight, loss, length, row = random_batch(random, target)
     if not target.per_step:
-        weight = (random.random(60) < 0.8).astype(np.float32)  # rows that only fill a batch
+        weight = (random.random(60) < 0.8).astype(np.float32)  # filler rows
     if target.kind == "distribution":
         label = np.eye(3, dtype=np.float32)[label.argmax(-1)]
     if label.dtype == np.int64:
         outputs = np.eye(target.size, dtype=np.float32)[label] * 1000
     else:
         outputs = label * 2000 - 1000 if name not in ("mae", "rmse") else label
-    batch = with_garbage(target, (outputs, label, weight, np.zeros_like(loss), length, row))
+    batch = with_arbitrary_padding(target, (outputs, label, weight, np.zeros_like(loss), length, row))
     found = gather(target, batch, breakdowns=[random_parts()])
     assert found.result()["metrics"][name] == PERFECT.get(name, 1.0)
     assert found.result()["loss"] == 0.0
@@ -139,7 +139,7 @@ def test_perfect_predictions_with_garbage_in_the_padding_score_perfectly(target,
 
 
 @EVERY_TARGET
-def test_nothing_that_weighs_has_no_measure(target):
+def test_without_labels_every_measure_is_none(target):
     nothing = {"records": 0, "steps": 0, "loss": None, "metrics": dict.fromkeys(metric_names(target))}
     assert gather(target).result() == nothing
     parts = random_parts()
@@ -147,14 +147,14 @@ def test_nothing_that_weighs_has_no_measure(target):
     assert groups == [{"group": letter} | nothing for letter in "abcd"]
 
 
-def test_the_classes_of_a_label_that_never_occur_do_not_count():
+def test_classes_that_never_occur_do_not_count():
     outputs, label = np.eye(4, dtype=np.float32)[[0, 1, 1, 0]], np.array([0, 1, 0, 0])
     found = gather(TARGETS["class"], (outputs, label, np.ones(4), np.zeros(4), np.ones(4, int))).result()
     assert found["metrics"]["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
 
 
-def test_a_measure_that_nothing_defines_is_none():
-    """No class is a label or predicted; and no class has both positives and negatives."""
+def test_an_undefined_metric_is_none():
+    """No class is a label or predicted, and no class has both positives and negatives."""
     outputs, label = np.full((3, 4), -9, np.float32), np.zeros((3, 4), np.float32)
     found = gather(TARGETS["multilabel"], (outputs, label, np.ones(3), np.zeros(3), np.ones(3, int))).result()
     undefined = [name for name, value in found["metrics"].items() if value is None]
@@ -162,7 +162,7 @@ def test_a_measure_that_nothing_defines_is_none():
     assert (found["metrics"]["accuracy"], found["metrics"]["exact_match"]) == (1.0, 1.0)
 
 
-def test_auc_is_the_mean_over_the_classes_that_have_both():
+def test_auc_is_the_mean_over_the_classes_with_positives_and_negatives():
     outputs = np.array([[1, 1, 1, 1], [2, 0, 3, 1], [3, 2, 4, 5]], np.float32)
     label = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)  # 1.0, all, 0.0, none
     found = gather(TARGETS["multilabel"], (outputs, label, np.ones(3), np.zeros(3), np.ones(3, int))).result()
@@ -177,7 +177,7 @@ def test_without_rankings_the_other_metrics_are_the_same():
     assert other == ranked and list(other) == list(metric_names(target, ranked=False))
 
 
-def test_a_row_that_fills_a_batch_is_no_record():
+def test_a_filler_row_is_not_a_record():
     outputs, label, length = np.zeros((3, 4), np.float32), np.zeros(3, int), np.array([5, 1, 7])
     parts = Breakdown("group", ({"group": "a"},), np.array([0, 0, 1]))
     found = gather(TARGETS["class"], (outputs, label, np.array([1, 0, 1]), np.ones(3), length, np.arange(3)))
@@ -187,7 +187,7 @@ def test_a_row_that_fills_a_batch_is_no_record():
     assert (group["records"], group["steps"]) == (1, 5)
 
 
-def test_a_record_without_a_label_on_any_step_is_counted_and_weighs_nothing():
+def test_a_record_without_labels_is_counted_and_has_no_weight():
     outputs, label, length = np.zeros((2, 3, 6), np.float32), np.zeros((2, 3), int), np.array([3, 2])
     weight = np.array([[0, 0, 0], [1, 1, 0]])
     parts = Breakdown("group", ({"group": "a"}, {"group": "b"}), np.array([0, 1]))
@@ -198,7 +198,7 @@ def test_a_record_without_a_label_on_any_step_is_counted_and_weighs_nothing():
     assert [(group["records"], group["steps"], group["loss"]) for group in groups] == [(1, 3, None), (1, 2, 1.0)]
 
 
-def test_of_equal_outputs_the_first_class_leads():
+def test_the_first_of_equal_outputs_ranks_first():
     outputs, label = np.zeros((7, 7), np.float32), np.arange(7)
     found = gather(TARGETS["class of many"], (outputs, label, np.ones(7), np.zeros(7), np.ones(7, int))).result()
     assert found["metrics"]["accuracy"] == pytest.approx(1 / 7)
@@ -206,8 +206,8 @@ def test_of_equal_outputs_the_first_class_leads():
     assert found["metrics"]["top_5_accuracy"] == pytest.approx(5 / 7)
 
 
-def test_a_bin_of_calibration_holds_its_upper_edge():
-    """1/3 ends the 5th of 15 bins, so that the probability above it is in another."""
+def test_a_calibration_bin_includes_its_upper_edge():
+    """1/3 is the upper edge of the 5th of 15 bins, so a higher probability is in another bin."""
     outputs, label = np.array([[0, 0, 0], [0.1, 0, 0]], np.float32), np.array([0, 1])
     p = np.exp(0.1) / (np.exp(0.1) + 2)
     found = gather(
@@ -216,7 +216,7 @@ def test_a_bin_of_calibration_holds_its_upper_edge():
     assert found["metrics"]["expected_calibration_error"] == pytest.approx((2 / 3 + p) / 2)
 
 
-def test_outputs_that_are_no_numbers_are_never_right():
+def test_nan_outputs_are_never_right():
     for target in (TARGETS["class of many"], TARGETS["multilabel"]):
         outputs, loss = np.full((2, target.size), np.nan, np.float32), np.full(2, np.nan)
         label = np.zeros(2, int) if target.kind == "class" else np.ones((2, 4), np.float32)
@@ -235,17 +235,17 @@ def test_large_outputs_are_exact():
     assert gather(TARGETS["class"], batch).result()["metrics"]["cross_entropy"] == 3e4
 
 
-def test_the_confusion_table_counts_how_often_each_class_was_taken_for_each():
+def test_the_confusion_table_counts_actual_and_predicted_classes():
     target = TARGETS["next value"]
     outputs, label, weight, *_ = batch = random_batch(np.random.default_rng(10), target)
     counts = [[0] * 4 for _ in range(4)]
     for logits, y in zip(outputs[weight > 0], label[weight > 0], strict=True):
         counts[y][int(logits.argmax())] += 1
-    found = gather(target, *cut(with_garbage(target, batch), 7))
+    found = gather(target, *cut(with_arbitrary_padding(target, batch), 7))
     assert found.confusion() == {"classes": ["a", "b", "c", None], "counts": counts}
 
 
-def test_there_is_no_confusion_table_of_very_many_classes_or_of_labels_that_are_not_one_class():
+def test_there_is_no_confusion_table_for_very_many_classes_or_several_classes_per_label():
     for size, there_is in ((MAX_CONFUSION_CLASSES, True), (MAX_CONFUSION_CLASSES + 1, False)):
         target = Target("class", size, tuple(range(size)))
         batch = np.eye(size, dtype=np.float32)[:2], np.array([0, 0]), np.ones(2), np.zeros(2), np.ones(2, int)

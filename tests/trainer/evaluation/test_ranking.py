@@ -1,4 +1,4 @@
-"""AUC and average precision equal what one counts by hand, pair by pair and threshold by threshold."""
+"""AUC and average precision equal a count by hand, pair by pair and threshold by threshold."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def by_hand(score, positive):
 
 
 def rank(ranking, score, positive, *, num_rankings, cuts=(), **options):
-    """The Ranking of these, added in the parts between the cuts."""
+    """Returns a Ranking to which the scores were added in the parts between the cuts."""
     made = Ranking(num_rankings, **options)
     for rows in np.split(np.arange(len(score)), cuts):
         made.add(ranking[rows], score[rows], positive[rows])
@@ -20,13 +20,13 @@ def rank(ranking, score, positive, *, num_rankings, cuts=(), **options):
 
 
 def one(score, positive, **options):
-    """(auc, average precision) of a single ranking."""
+    """Returns (auc, average precision) of a single ranking."""
     made = rank(np.zeros(len(score), int), np.array(score, np.float32), np.array(positive), num_rankings=1, **options)
     return made.auc()[0], made.average_precision()[0]
 
 
 def random_rankings(*, count=600, num_rankings=4, scores=9, seed=0):
-    """Many ties: scores are of few values, negative ones and both zeros among them."""
+    """Returns rankings with many ties: few distinct scores, some negative, and both zeros."""
     random = np.random.default_rng(seed)
     values = np.concatenate([[0.0, -0.0], random.normal(size=scores - 2) * 10.0 ** random.integers(-9, 9, scores - 2)])
     score = random.choice(values, count).astype(np.float32)
@@ -54,7 +54,7 @@ def test_ties_count_half():
     assert one([0.0, -0.0], [True, False]) == (0.5, 0.5)
 
 
-def test_without_a_positive_or_without_a_negative_there_is_no_measure():
+def test_a_ranking_without_positives_or_negatives_has_no_measure():
     made = rank(np.array([0, 0, 2, 2]), np.ones(4, np.float32), np.array([True, True, False, False]), num_rankings=4)
     assert np.isnan(made.auc()).all() and np.isnan(made.average_precision()).all()
     nothing = Ranking(2)
@@ -73,7 +73,7 @@ def test_neither_order_nor_batches_matter(max_keys):
     assert whole.dropped_bits == cut.dropped_bits
 
 
-def test_it_may_be_asked_at_any_time():
+def test_measures_can_be_computed_at_any_time():
     ranking, score, positive = random_rankings()
     made = Ranking(4)
     for rows in (slice(0, 200), slice(200, 600)):
@@ -83,7 +83,7 @@ def test_it_may_be_asked_at_any_time():
 
 
 @pytest.mark.parametrize("max_keys", [1500, 400, 250])
-def test_where_memory_is_short_close_scores_are_ties_and_the_error_is_bounded(max_keys):
+def test_with_little_memory_close_scores_become_ties_and_the_error_is_bounded(max_keys):
     random = np.random.default_rng(2)
     positive = random.random(4000) < 0.2
     score = (random.normal(size=4000) + positive).astype(np.float32)
@@ -101,7 +101,7 @@ def test_where_memory_is_short_close_scores_are_ties_and_the_error_is_bounded(ma
     assert abs(found[1] - exact[1]) < 0.02
 
 
-def test_where_memory_does_not_suffice_at_all_there_is_no_measure():
+def test_without_enough_memory_there_is_no_measure():
     ranking, score = np.arange(100), np.ones(100, np.float32)
     made = rank(ranking.repeat(2), score.repeat(2), np.tile([True, False], 100), num_rankings=100, max_keys=99)
     assert np.isnan(made.auc()).all() and np.isnan(made.average_precision()).all()

@@ -1,4 +1,4 @@
-"""The feed: each global batch dealt to the replicas, every record of it once, as even as can be, from anywhere on."""
+"""Dealing: each global batch goes to the replicas, every record once, with even numbers of steps, from any batch."""
 
 import functools
 import types
@@ -17,13 +17,13 @@ from trainer.reading.batches import planned_batches
 from trainer.training.deal import BatchDealer
 
 SEED, EPOCH = 3, 2
-# Replicas of all workers, and workers.
+# (replicas of all workers, workers)
 TEAMS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)]
 STEPS = {"x", "word", "page", "bits"}
 
 
 def team_of(replicas, *, workers=1, worker=0):
-    """A team that feeds; nothing of its strategy but the number of replicas is looked at."""
+    """Returns replicas for dealing, which uses only the number of replicas of the strategy."""
     return Replicas(types.SimpleNamespace(num_replicas_in_sync=replicas), workers, worker)
 
 
@@ -38,9 +38,9 @@ def lengths_of(kind):
 
 
 def contents_of(part):
-    """The records of a part without their padding, as values that can be sorted and tell any two apart; no fillers.
+    """Returns the records of a part without padding and filler rows, as sortable values that identify them.
 
-    A record has a page and bits at its first step, or they are missing, which is not 0 either: all are 0 in a filler.
+    In a filler row all values are 0. In a record, x is not 0, and page and bits are not 0 or missing at the first step.
     """
     features, label, weight = ({n: v.numpy() for n, v in part[0].items()}, part[1].numpy(), part[2].numpy())
     found = []
@@ -52,7 +52,7 @@ def contents_of(part):
         values = [value[row, :length] if name in STEPS else value[row] for name, value in sorted(features.items())]
         if weight.ndim > 1:
             assert not weight[row, length:].any()
-            # What a label is where it does not count is nobody's business.
+            # A label without weight is ignored.
             values += [weight[row, :length], np.where(weight[row, :length] > 0, label[row, :length], 0)]
         else:
             values += [weight[row], label[row]]
@@ -61,20 +61,20 @@ def contents_of(part):
 
 
 def batches_of(kind, plan, team, *, first_batch=0):
-    """Of each batch the parts of all replicas in their order, and what the workers say of it, each the same."""
-    replicas, workers = team
-    teams = [team_of(replicas, workers=workers, worker=worker) for worker in range(workers)]
-    feeds = [BatchDealer(dataset_of(kind), team, seed=SEED) for team in teams]
-    each = [feed.batches(plan, epoch=EPOCH, first_batch=first_batch) for feed in feeds]
+    """Yields for each batch the parts of all replicas in order, and the batch of one worker; all have its counts."""
+    num_replicas, num_workers = team
+    workers = [team_of(num_replicas, workers=num_workers, worker=worker) for worker in range(num_workers)]
+    dealers = [BatchDealer(dataset_of(kind), worker, seed=SEED) for worker in workers]
+    each = [dealer.batches(plan, epoch=EPOCH, first_batch=first_batch) for dealer in dealers]
     for of_workers in zip(*each, strict=True):
-        told = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}
-        assert len(told) == 1
+        counts = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}
+        assert len(counts) == 1
         yield [part for batch in of_workers for part in batch.parts], of_workers[0]
 
 
 @functools.cache
 def whole(kind, way, **limits):
-    """An epoch's plan for one reader, and the batches as that one yields them: rows, contents, padded length."""
+    """Returns an epoch's plan for one reader, and (rows, contents, padded length) of each batch of that reader."""
     plan = plan_epoch(dataset_of(kind), "train", batching=way, seed=SEED, epoch=EPOCH, **limits)
     found = []
     for features, label, weight, row in planned_batches(dataset_of(kind), "train", plan, seed=SEED, epoch=EPOCH):
@@ -83,7 +83,7 @@ def whole(kind, way, **limits):
 
 
 def check_dealt(kind, way, team, **limits):
-    """That the parts of all replicas are the batches of one reader, and are even; gives how many had no record."""
+    """Checks that the parts make up the batches of one reader and are even; returns the number of empty parts."""
     (plan, expected), lengths = whole(kind, way, **limits), lengths_of(kind)
     seen, empty = [], 0
     for (rows, contents, time), (parts, batch) in zip(expected, batches_of(kind, plan, team), strict=True):
@@ -92,7 +92,7 @@ def check_dealt(kind, way, team, **limits):
         assert batch.padded_steps == sum(int(np.prod(features["x"].shape[:2])) for features, _, _ in parts)
         dealt = [contents_of(part) for part in parts]
         assert sorted(sum(dealt, [])) == contents
-        # All have as many rows.
+        # All parts have the same number of rows.
         assert [len(part[0]["length"]) for part in parts] == [-(-len(rows) // team[0])] * team[0]
         steps = [int(part[0]["length"].numpy()[: len(found)].sum()) for part, found in zip(parts, dealt, strict=True)]
         assert sum(steps) == batch.steps
@@ -111,8 +111,8 @@ def test_each_batch_is_dealt_whole_and_evenly(way, team):
 
 
 @pytest.mark.parametrize("way", BATCHING_METHODS)
-def test_a_share_may_be_empty(way):
-    """Three records at most for four replicas."""
+def test_a_replica_may_get_no_record(way):
+    """At most three records for four replicas."""
     plan, _ = whole("class", way, batch_size=3)
     assert check_dealt("class", way, (4, 2), batch_size=3) >= plan.num_batches
 
@@ -121,7 +121,7 @@ def test_a_share_may_be_empty(way):
 @pytest.mark.parametrize("kind", ["class", "step_regression", "next_word", "next_bits"])
 @pytest.mark.parametrize("way", BATCHING_METHODS)
 @pytest.mark.parametrize("limit", ["batch_steps", "batch_size"])
-def test_each_batch_is_dealt_whole_and_evenly_to_any_team(kind, way, limit):
+def test_each_batch_is_dealt_whole_and_evenly_to_any_number_of_replicas(kind, way, limit):
     for team in TEAMS:
         for value in {"batch_steps": (13, 100), "batch_size": (1, 3, 8)}[limit]:
             check_dealt(kind, way, team, **{limit: value})
@@ -130,7 +130,7 @@ def test_each_batch_is_dealt_whole_and_evenly_to_any_team(kind, way, limit):
 @pytest.mark.parametrize("way", BATCHING_METHODS)
 @settings(deadline=None, max_examples=2)
 @given(st.sampled_from([(1, 1), (2, 2), (3, 1)]), st.floats(0, 1))
-def test_a_feed_goes_on_from_any_batch(way, team, share):
+def test_dealing_can_start_at_any_batch(way, team, share):
     plan, expected = whole("step_class", way, batch_steps=40)
     first = round(share * plan.num_batches)
     found = batches_of("step_class", plan, team, first_batch=first)
@@ -140,7 +140,7 @@ def test_a_feed_goes_on_from_any_batch(way, team, share):
 
 
 @pytest.mark.parametrize("way", ["window", "pad"])
-def test_a_filler_is_one_step_that_weighs_nothing(way):
+def test_a_filler_row_has_one_step_and_weight_0(way):
     plan, _ = whole("step_class", way, batch_size=1)
     for parts, batch in batches_of("step_class", plan, (3, 1)):
         assert batch.records == 1
@@ -150,7 +150,7 @@ def test_a_filler_is_one_step_that_weighs_nothing(way):
             assert not any(features[name].numpy().astype(bool).any() for name in features.keys() - {"length"})
 
 
-def test_steps_that_are_cut_off_are_not_counted():
+def test_truncated_steps_are_not_counted():
     limits = {"batching": "pad", "pad_length": 5, "truncate": "tail", "batch_size": 7}
     plan = plan_epoch(dataset_of("step_class"), "train", **limits)
     for team in [(1, 1), (2, 2)]:

@@ -17,7 +17,7 @@ PAIRS = [
 
 
 def compare(kind, folder, configs):
-    """What `replicas.py` tells of each configuration, with features of every kind: vocabularies, numbers, context."""
+    """Returns the differences that `replicas.py` finds for each configuration, with features of every kind."""
     command = [sys.executable, ROOT / "tests" / "support" / "replicas.py", datasets.of_every_feature(kind).path, folder]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
     done = subprocess.run([*command, json.dumps(configs)], env=environment, capture_output=True, text=True)
@@ -38,8 +38,8 @@ def test_two_replicas_train_as_one_device_and_as_records_one_by_one(tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("kind", list(datasets.LABELS | datasets.NEXT_LABELS))
-def test_two_replicas_train_as_one_device_whatever_is_learnt(tmp_path, kind):
+def test_two_replicas_train_as_one_device_for_every_kind_of_label(tmp_path, kind):
     others = [{"batching": "pad", "batch_size": 7, "loss_scale": "batch", "clip_norm": 0.1, "optimizer": "adam"}]
-    others += [{"batching": "exact", "batch_size": 1}]  # one of the two never has a record
+    others += [{"batching": "exact", "batch_size": 1}]  # one of the two replicas never has a record
     others += [{"batching": "window", "batch_size": 5, "units": [3, 3], "cell": "gru", "clip_norm": 0.2}]
     check(kind, tmp_path, [SMALL | config for config in [*PAIRS, *others]])

@@ -1,4 +1,4 @@
-"""Training survives kill -9 and SIGTERM at any moment, to the same bits as a run that nothing interrupted."""
+"""Training survives SIGKILL and SIGTERM at any moment, with the same bits as an uninterrupted run."""
 
 import collections
 import functools
@@ -54,13 +54,13 @@ DURING_A_SAVE += ["after a save"]
 
 @pytest.fixture(scope="module", autouse=True)
 def deterministic():
-    """TensorFlow as the command starts it: other kernels give other bits."""
+    """Starts TensorFlow as the command does: other kernels give other bits."""
     start_tensorflow()
 
 
 @functools.cache
 def made():
-    """60 records to train on, 20 to validate, of 1 to 12 steps."""
+    """Makes 60 records to train on and 20 to validate, of 1 to 12 steps."""
     records = datasets.random_records([*range(1, 13)] * 5)
     records += datasets.random_records([*range(1, 11)] * 2, split="validation")
     return datasets.make(datasets.new_folder(), records)
@@ -72,7 +72,7 @@ def dataset():
 
 @functools.cache
 def uninterrupted(epochs):
-    """(folder, result) of a run that nothing interrupted."""
+    """Returns (folder, result) of an uninterrupted run."""
     folder = datasets.new_folder() / "run"
     return folder, train(dataset(), folder, change(CONFIG, epochs=epochs))
 
@@ -82,7 +82,7 @@ def command(run, epochs):
 
 
 def saved_update(run):
-    """The update of the run's last checkpoint, None before there is one."""
+    """Returns the update of the run's last checkpoint, None before there is one."""
     path = tf.train.latest_checkpoint(str(run / "checkpoints" / "last"))
     if path is None:
         return None
@@ -91,7 +91,7 @@ def saved_update(run):
 
 
 def last_update(run):
-    """The last update that is in metrics.jsonl; its last line may be cut off."""
+    """Returns the last update in metrics.jsonl, whose last line may be truncated."""
     known = 0
     for text in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []:
         try:
@@ -101,14 +101,14 @@ def last_update(run):
     return known
 
 
-def begun_at(lines):
-    """The update after which a process went on, None if it did not say so."""
+def resumed_at(lines):
+    """Returns the update after which a process resumed, None if it did not report one."""
     found = [int(line.split()[3].rstrip(".")) for line in lines if line.startswith("Resuming after update ")]
     return found[0] if found else None
 
 
-def assert_same(run, epochs):
-    """The run came to what one came to that nothing interrupted, update for update."""
+def assert_equal_to_uninterrupted(run, epochs):
+    """Checks that the run has the result and the lines of an uninterrupted run."""
     whole, result = uninterrupted(epochs)
     found = json.loads((run / "result.json").read_text())
     assert (found["weights_sha256"], found["best_weights_sha256"]) == (
@@ -120,7 +120,7 @@ def assert_same(run, epochs):
 
 
 def leftovers(run):
-    """What lies in the checkpoints' folders that is of no checkpoint, or of half a one."""
+    """Returns the files in the checkpoints' folders that belong to no complete checkpoint."""
     found = []
     for folder in (run / "checkpoints").glob("*"):
         state = tf.train.get_checkpoint_state(str(folder))
@@ -130,16 +130,16 @@ def leftovers(run):
     return found
 
 
-def kill_and_go_on(tmp_path, epochs, kills):
-    """Kills a run at each spot in turn, then lets it end.
+def kill_and_resume(tmp_path, epochs, kills):
+    """Kills a run at each spot in turn, then resumes it to its end.
 
-    The number of an "update" counts from where the run stands; that of a "moment" or a "start" is seconds since its
-    first checkpoint, or since its process began.
+    The number of an "update" counts from the last checkpoint. The number of a "moment" is the seconds since the process
+    saved its first checkpoint, that of a "start" the seconds since the process started.
     """
-    run, told, saved = tmp_path / "run", tmp_path / "told", None
+    run, output, saved = tmp_path / "run", tmp_path / "output", None
     for spot, number in kills:
         if spot in ("moment", "start"):
-            child = children.lengthwise(told, *command(run, epochs), pause=0.05)
+            child = children.lengthwise(output, *command(run, epochs), pause=0.05)
             if spot == "moment":
                 folder = str(run / "checkpoints" / "last")
                 latest = tf.train.latest_checkpoint(folder)
@@ -148,39 +148,39 @@ def kill_and_go_on(tmp_path, epochs, kills):
             child.send(signal.SIGKILL)
         else:
             number += (saved or 0) if spot == "update" else 0
-            child = children.lengthwise(told, *command(run, epochs), spot=spot, number=number)
+            child = children.lengthwise(output, *command(run, epochs), spot=spot, number=number)
         assert child.wait() == -signal.SIGKILL, (spot, number, child.lines)
-        begun, before = begun_at(child.lines), saved
-        # Some are killed before they say it.
-        assert begun == before or begun is None and spot in ("start", "file renamed"), (spot, number, child.lines)
+        resumed, before = resumed_at(child.lines), saved
+        # Some are killed before they report it.
+        assert resumed == before or resumed is None and spot in ("start", "file renamed"), (spot, number, child.lines)
         saved, written = saved_update(run), last_update(run)
-        came_to = number if spot == "update" else written
+        reached = number if spot == "update" else written
         assert before is None or before <= saved
-        assert came_to - (saved or 0) <= EVERY, (spot, number)
-        print(f"{spot} {number}: began at {begun}, saved {saved}, written {written}, left {sorted(leftovers(run))}")
-    child = children.lengthwise(told, *command(run, epochs))
+        assert reached - (saved or 0) <= EVERY, (spot, number)
+        print(f"{spot} {number}: began at {resumed}, saved {saved}, written {written}, left {sorted(leftovers(run))}")
+    child = children.lengthwise(output, *command(run, epochs))
     assert child.wait() == 0, child.lines
-    assert begun_at(child.lines) == saved > 0
+    assert resumed_at(child.lines) == saved > 0
     assert leftovers(run) == []
-    assert_same(run, epochs)
+    assert_equal_to_uninterrupted(run, epochs)
 
 
-def test_a_run_that_is_killed_thrice_goes_on_where_it_was_to_the_same_bits(tmp_path):
-    kill_and_go_on(tmp_path, 2, [("index written", 3), ("update", 5), ("end of an epoch", 1)])
+def test_a_run_that_is_killed_three_times_resumes_to_the_same_bits(tmp_path):
+    kill_and_resume(tmp_path, 2, [("index written", 3), ("update", 5), ("end of an epoch", 1)])
 
 
 @pytest.mark.proof
-def test_a_run_that_is_killed_twenty_times_goes_on_where_it_was_to_the_same_bits(tmp_path):
+def test_a_run_that_is_killed_twenty_times_resumes_to_the_same_bits(tmp_path):
     chance = random.Random(0)
     kills = [(spot, chance.randint(1, 2)) for spot in DURING_A_SAVE] + [("end of an epoch", 1)] * 3
     kills += [("update", chance.randint(1, 6)) for _ in range(3)] + [("validation", 1), ("half a line", 2)]
     kills += [("file renamed", 2)] + [("moment", chance.uniform(0, 0.6)) for _ in range(2)]
     chance.shuffle(kills)
-    kill_and_go_on(tmp_path, 12, [("moment", 0.3), *kills, ("start", chance.uniform(0, 3))])
+    kill_and_resume(tmp_path, 12, [("moment", 0.3), *kills, ("start", chance.uniform(0, 3))])
 
 
-def of_number(run_path):
-    """The Checkpoints of a run, and a function that makes every variable of it that number."""
+def checkpoints_and_variables(run_path):
+    """Returns the Checkpoints of a run and all of its variables."""
     opened = open_dataset(dataset())
     model = build_model(opened.schema, opened.manifest.statistics, CONFIG)
     optimizer = make_optimizer(CONFIG)
@@ -190,8 +190,8 @@ def of_number(run_path):
 
 
 def save_forever(run_path):
-    """Takes up a run and saves it again and again, each time with another number in every variable."""
-    checkpoints, variables = of_number(run_path)
+    """Resumes a run and saves it again and again, each time with another number in every variable."""
+    checkpoints, variables = checkpoints_and_variables(run_path)
     checkpoints.restore(checkpoints.latest)
     checkpoints.clean()
     assert leftovers(run_path) == []
@@ -204,25 +204,25 @@ def save_forever(run_path):
 
 
 def kill_while_saving(tmp_path, kills):
-    run, told, chance = tmp_path / "run", tmp_path / "told", random.Random(1)
+    run, output, chance = tmp_path / "run", tmp_path / "output", random.Random(1)
     run.mkdir()
-    checkpoints, _ = of_number(run)
+    checkpoints, _ = checkpoints_and_variables(run)
     checkpoints.state.update = 3
     checkpoints.save(best=True)
     number, found = 0, collections.Counter()
     for _ in range(kills):
-        child = children.Child(told, save_forever, run)
+        child = children.Child(output, save_forever, run)
         assert child.wait_until(lambda child=child: child.lines[-1:] and child.lines[-1].isdigit()), child.lines
         time.sleep(chance.uniform(0, 0.5))
         child.send(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
         left = leftovers(run)
         found[tuple(sorted("temporary" if "temp" in name or ".tmp" in name else "unlisted" for name in left))] += 1
-        restored, variables = of_number(run)
+        restored, variables = checkpoints_and_variables(run)
         for name in ("best", "last"):
             restored.restore(tf.train.latest_checkpoint(str(run / "checkpoints" / name)))
             assert restored.state.update > 0
-            # The first was saved as a model begins.
+            # The first checkpoint has the initial weights.
             values = [value for variable in variables for value in np.ravel(variable)]
             assert restored.state.update == 3 or set(values) == {restored.state.update}
         assert restored.state.update >= number
@@ -233,7 +233,7 @@ def kill_while_saving(tmp_path, kills):
     assert number > kills
 
 
-def test_checkpoints_can_be_restored_whenever_their_saving_is_killed(tmp_path):
+def test_checkpoints_can_be_restored_after_kills_while_they_are_saved(tmp_path):
     kill_while_saving(tmp_path, 3)
 
 
@@ -289,10 +289,10 @@ def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path):
         assert not (run / "result.json").exists() and not (run / LOCK).exists()
     result = train(dataset(), run, change(CONFIG, epochs=2))
     assert result == uninterrupted(2)[1]
-    assert_same(run, 2)
+    assert_equal_to_uninterrupted(run, 2)
 
 
-def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_went(tmp_path, capsys):
+def test_a_second_process_is_refused_until_the_first_has_ended_or_was_killed(tmp_path, capsys):
     run = tmp_path / "run"
     child = children.lengthwise(
         tmp_path / "output", *command(run, 2), spot="update", number=EVERY + 1, hit_by=signal.SIGSTOP
@@ -309,9 +309,9 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone_however_it_went(tm
     assert child.wait() == -signal.SIGKILL
     assert json.loads((run / LOCK).read_text())["pid"] == child.pid
     status, _, err = datasets.call(capsys, *command(run, 2))
-    assert status == 0 and begun_at(err) >= EVERY
+    assert status == 0 and resumed_at(err) >= EVERY
     assert not (run / LOCK).exists()
-    assert_same(run, 2)
+    assert_equal_to_uninterrupted(run, 2)
 
 
 @pytest.mark.parametrize("values", [{}, {"units": (4, 3), "bidirectional": True}, {"cell": "gru"}])
@@ -326,7 +326,7 @@ def test_a_checkpoint_holds_every_variable_of_the_model_and_the_optimizer(tmp_pa
     checkpoints.save()
     reader = tf.train.load_checkpoint(checkpoints.latest)
     random_states = [v for v in model.variables if not any(v is weight for weight in model.weights)]
-    assert len(random_states) >= len(config.units)  # a generator of each layer of dropout, and those of others
+    assert len(random_states) >= len(config.units)  # a generator for each dropout layer, and others
     for name, variables in (("weights", model.weights), ("states", random_states), ("optimizer", optimizer.variables)):
         keys = sorted(key for key in reader.get_variable_to_shape_map() if key.startswith(f"{name}/"))
         assert len(keys) == len(variables)
@@ -336,8 +336,8 @@ def test_a_checkpoint_holds_every_variable_of_the_model_and_the_optimizer(tmp_pa
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_dropout_goes_on_with_the_masks_that_would_have_come_next(tmp_path, monkeypatch, kept):
-    """And without the random states it would not."""
+def test_dropout_resumes_with_the_masks_of_an_uninterrupted_run(tmp_path, monkeypatch, kept):
+    """Without the random states it does not."""
     config = change(CONFIG, epochs=2)
     with pytest.raises(Interrupted):
         train(dataset(), tmp_path, config, callbacks=[InterruptAt(0, 7)])
@@ -369,7 +369,7 @@ def interrupt(run, config, *at):
         ),
     ],
 )
-def test_every_way_of_batching_goes_on_amid_an_epoch_to_the_same_bits(tmp_path, values):
+def test_every_batching_method_resumes_within_an_epoch_to_the_same_bits(tmp_path, values):
     config = change(CONFIG, epochs=2, checkpoint_updates=2, **values)
     whole = train(dataset(), tmp_path / "whole", config)
     interrupt(tmp_path / "run", config, 0, 5)
@@ -379,8 +379,8 @@ def test_every_way_of_batching_goes_on_amid_an_epoch_to_the_same_bits(tmp_path, 
 
 
 @pytest.mark.proof
-def test_another_budget_holds_from_the_next_epoch_on(tmp_path):
-    """However often the run is interrupted meanwhile."""
+def test_another_budget_applies_from_the_next_epoch_on(tmp_path):
+    """Also if the run is interrupted several times."""
     old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
     new = change(old, batch_steps=60)
     train(dataset(), tmp_path / "whole", change(old, epochs=1))
@@ -395,7 +395,7 @@ def test_another_budget_holds_from_the_next_epoch_on(tmp_path):
     assert largest[0] <= 30 < min(largest[1:]) and max(largest) <= 60
 
 
-def test_fewer_epochs_than_were_begun_are_refused(tmp_path, capsys):
+def test_fewer_epochs_than_were_started_are_refused(tmp_path, capsys):
     interrupt(tmp_path / "run", change(CONFIG, epochs=3), 1, 4)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     status, _, err = datasets.call(capsys, *command(tmp_path / "run", 1))
@@ -407,7 +407,7 @@ def test_fewer_epochs_than_were_begun_are_refused(tmp_path, capsys):
     assert not (tmp_path / "run" / "result.json").exists()
     assert before.startswith((tmp_path / "run" / "metrics.jsonl").read_text())
     train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
-    assert_same(tmp_path / "run", 2)
+    assert_equal_to_uninterrupted(tmp_path / "run", 2)
 
 
 def test_another_schema_is_refused_and_both_are_shown(tmp_path):
@@ -421,30 +421,30 @@ def test_another_schema_is_refused_and_both_are_shown(tmp_path):
     assert "z" in str(raised.value)
 
 
-def test_what_changes_of_the_environment_is_said(tmp_path, capsys):
+def test_a_resumed_run_reports_changes_of_the_environment(tmp_path, capsys):
     config = change(CONFIG, epochs=2)
     interrupt(tmp_path, config, 0, 5)
     file = tmp_path / "environment.json"
-    begun = json.loads(file.read_text())
-    file.write_text(json.dumps(begun | {"tensorflow": "2.0", "intra_op_threads": 64}))
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps(before | {"tensorflow": "2.0", "intra_op_threads": 64}))
     capsys.readouterr()
     train(dataset(), tmp_path, config)
-    told = [
+    changes = [
         line
         for line in capsys.readouterr().err.splitlines()
         if line.startswith("The environment of this run has changed: ")
     ]
-    assert len(told) == 1
-    assert f"tensorflow 2.0, now {tf.__version__}" in told[0]
-    assert f"intra_op_threads 64, now {begun['intra_op_threads']}" in told[0]
-    assert json.loads(file.read_text()) == begun
+    assert len(changes) == 1
+    assert f"tensorflow 2.0, now {tf.__version__}" in changes[0]
+    assert f"intra_op_threads 64, now {before['intra_op_threads']}" in changes[0]
+    assert json.loads(file.read_text()) == before
 
 
-def spoil(monkeypatch, number, change_batch):
-    """Changes the parts and the scale of the `number`-th update from now on; gives what that update saw and left."""
+def change_update(monkeypatch, number, change_batch):
+    """Changes the input of the `number`-th update; the result gets its features and the weights before and after."""
     seen, call = [], Update.__call__
 
-    def spoilt(update, parts, scale=1.0, stop_request=0.0):
+    def changed(update, parts, scale=1.0, stop_request=0.0):
         seen.append(None)
         if len(seen) != number:
             return call(update, parts, scale, stop_request)
@@ -453,11 +453,11 @@ def spoil(monkeypatch, number, change_batch):
         seen[-1] = (parts[0][0], before, [variable.numpy() for variable in update._variables])
         return sums
 
-    monkeypatch.setattr(Update, "__call__", spoilt)
+    monkeypatch.setattr(Update, "__call__", changed)
     return seen
 
 
-def not_a_number(parts, scale):
+def nan_loss(parts, scale):
     ((features, label, weight),) = parts
     return ((features, label, weight * math.nan),), scale
 
@@ -468,14 +468,14 @@ def infinite_gradient(parts, scale):
 
 @pytest.mark.parametrize(
     ("change_batch", "what"),
-    [pytest.param(not_a_number, "loss", marks=pytest.mark.proof), (infinite_gradient, "gradient's norm")],
+    [pytest.param(nan_loss, "loss", marks=pytest.mark.proof), (infinite_gradient, "gradient's norm")],
 )
-def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named(
+def test_a_non_finite_update_changes_no_weight_and_its_records_are_named(
     tmp_path, monkeypatch, capsys, change_batch, what
 ):
     opened = open_dataset(dataset())
     with monkeypatch.context() as patch:
-        seen = spoil(patch, 8, change_batch)
+        seen = change_update(patch, 8, change_batch)
         status, out, err = datasets.call(capsys, *command(tmp_path / "run", 2))
     assert (status, out) == (1, "")
     features, before, after = seen[7]
@@ -484,34 +484,34 @@ def test_an_update_that_is_no_number_changes_no_weight_and_its_records_are_named
     by_values = {str(np.float32(record["x"])): record["id"] for record in made().records if record["split"] == "train"}
     rows = zip(features["x"].numpy(), features["length"].numpy(), strict=True)
     ids = [by_values[str(x[:length])] for x, length in rows]
-    told = json.loads((tmp_path / "run" / "failed-update.json").read_text())
-    assert (told["epoch"], told["update"], told["records"]) == (1, 8, len(ids))
-    assert sorted(told["ids"]) == sorted(ids)
+    failed = json.loads((tmp_path / "run" / "failed-update.json").read_text())
+    assert (failed["epoch"], failed["update"], failed["records"]) == (1, 8, len(ids))
+    assert sorted(failed["ids"]) == sorted(ids)
     plan = plan_next_epoch(opened, CONFIG, State())
     of_plan = list(planned_batches(opened, "train", plan, seed=0, epoch=1))[7]
-    assert told["ids"] == opened.index("train")["id"].take(of_plan[3].numpy()).to_pylist()
-    value = told["loss"] if what == "loss" else told["gradient_norm"]
+    assert failed["ids"] == opened.index("train")["id"].take(of_plan[3].numpy()).to_pylist()
+    value = failed["loss"] if what == "loss" else failed["gradient_norm"]
     assert value in ("nan", "inf")
     assert err[-1].startswith(
         f"lengthwise train: The {what} of update 8 (epoch 1) is {value}; the update changed no weight. The ids in "
-        f"its batch: {', '.join(map(repr, told['ids']))}; all are in {tmp_path}/run/failed-update.json. "
+        f"its batch: {', '.join(map(repr, failed['ids']))}; all are in {tmp_path}/run/failed-update.json. "
         "The last checkpoint is of update 6. "
     )
     assert last_update(tmp_path / "run") == 7
     assert math.isfinite(evaluate(tmp_path / "run", dataset(), split="validation")["loss"])
     train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
     assert not (tmp_path / "run" / "failed-update.json").exists()
-    assert_same(tmp_path / "run", 2)
+    assert_equal_to_uninterrupted(tmp_path / "run", 2)
 
 
-def test_who_loses_a_worker_that_saw_it_first_names_the_update_too(tmp_path, monkeypatch, capsys):
+def test_a_worker_that_lost_another_one_to_a_non_finite_update_names_the_update_too(tmp_path, monkeypatch, capsys):
     call = Update.__call__
 
     def lost(update, parts, scale=1.0, stop_request=0.0):
         if lost.calls == 8:
             raise tf.errors.UnavailableError(None, None, "Socket closed")
         lost.calls += 1
-        return call(update, *(not_a_number(parts, scale) if lost.calls == 8 else (parts, scale)), stop_request)
+        return call(update, *(nan_loss(parts, scale) if lost.calls == 8 else (parts, scale)), stop_request)
 
     lost.calls = 0
     monkeypatch.setattr(Update, "__call__", lost)
@@ -525,8 +525,8 @@ def test_who_loses_a_worker_that_saw_it_first_names_the_update_too(tmp_path, mon
     assert err[-1].startswith("lengthwise train: Another worker was lost: Socket closed")
 
 
-def test_the_last_checkpoints_are_kept_and_the_best_beside_them_however_many_epochs_follow(tmp_path):
-    """Nothing is learnt, so no epoch is better than the first."""
+def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
+    """With this learning rate nothing is learnt, so the first epoch is the best one."""
     config = change(CONFIG, epochs=6, keep_checkpoints=3, learning_rate=1e-30, dropout=0)
     result = train(dataset(), tmp_path, config)
     assert result["best_epoch"] == 1
@@ -543,7 +543,7 @@ def test_the_last_checkpoints_are_kept_and_the_best_beside_them_however_many_epo
 
 @pytest.mark.parametrize("share", [0.1, 2.0])
 def test_the_gradient_of_the_whole_batch_is_clipped(share):
-    """To a norm below its own, and one above."""
+    """With a limit below the gradient's norm, and one above it."""
     opened = open_dataset(dataset())
     keras.utils.set_random_seed(3)
     model = build_model(opened.schema, opened.manifest.statistics, change(CONFIG, dropout=0))
@@ -558,7 +558,7 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
     gathered = Gather(model)
     spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
     spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
-    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "team": find_replicas("one")}
+    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "replicas": find_replicas("one")}
     sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
     assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
     for total, gradient in zip(gathered.sums, gradients, strict=True):
@@ -566,12 +566,12 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
-def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
+def test_a_non_finite_update_changes_no_weight_by_momentum_either(optimizer):
     opened, config = open_dataset(dataset()), change(CONFIG, dropout=0, optimizer=optimizer)
     model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)
     made.build(model.trainable_variables)
     spec = batches(opened, "train").element_spec
-    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, team=find_replicas("one"))
+    update = Update(model, made, kind="class", element_spec=spec, by_epoch=True, replicas=find_replicas("one"))
     (part,) = batches(opened, "train", batching="pad", batch_size=1000)
     weights = [[weight.numpy() for weight in model.weights]]
     for scale in (1.0, math.nan, 1.0):
@@ -582,7 +582,7 @@ def test_what_is_no_number_moves_no_weight_by_its_momentum_either(optimizer):
 
 
 def limit_memory(monkeypatch, most):
-    """Lets memory run out above so many padded steps a batch."""
+    """Makes memory run out above `most` padded steps in a batch."""
     gradients = Update.gradients
 
     def limited_gradients(update, parts):
@@ -593,41 +593,43 @@ def limit_memory(monkeypatch, most):
     monkeypatch.setattr(Update, "gradients", limited_gradients)
 
 
-def test_memory_that_runs_out_is_told_before_the_first_update_with_a_budget_that_fits(tmp_path, monkeypatch, capsys):
+def test_running_out_of_memory_is_reported_early_with_a_budget_that_fits(tmp_path, monkeypatch, capsys):
     limit_memory(monkeypatch, 100)
     flags = ["train", dataset(), "--units", 4, "--epochs", 1, "--output", tmp_path / "run"]
     status, out, err = datasets.call(capsys, *flags, "--batch_steps", 300)
     assert (status, out) == (1, "")
-    told = re.search(
+    match = re.search(
         r"^lengthwise train: Out of memory: the largest batch, \d+ records of \d+ steps, does not fit. It fits with "
         r"--batch_steps (\d+) \(this batch has (\d+) padded steps\).$",
         err[-1],
     )
-    assert 80 <= int(told[1]) <= 100 < int(told[2]) <= 300
+    assert 80 <= int(match[1]) <= 100 < int(match[2]) <= 300
     assert last_update(tmp_path / "run") == 0
-    status, _, err = datasets.call(capsys, *flags, "--batch_steps", told[1])
+    status, _, err = datasets.call(capsys, *flags, "--batch_steps", match[1])
     assert status == 0, err
     status, _, err = datasets.call(capsys, *flags[:-1], tmp_path / "other", "--batch_size", 20)
     assert (status, "It fits with --batch_steps" in err[-1]) == (1, True)
 
 
-def test_a_larger_budget_that_is_to_come_is_tried_too(tmp_path, monkeypatch):
+def test_a_larger_budget_of_the_next_epoch_is_probed_too(tmp_path, monkeypatch):
     old = change(CONFIG, epochs=3, batch_size=None, batch_steps=30)
     interrupt(tmp_path, old, 0, 5)
     limit_memory(monkeypatch, 100)
     with pytest.raises(UserError, match="Out of memory: the largest batch"):
         train(dataset(), tmp_path, change(old, batch_steps=300))
-    train(dataset(), tmp_path, change(old, batch_steps=300, epochs=1))  # ends what was begun, with the old one
+    train(
+        dataset(), tmp_path, change(old, batch_steps=300, epochs=1)
+    )  # finishes the epoch that was started, with the old budget
 
 
-def test_memory_that_no_record_fits_in_is_told(tmp_path, monkeypatch):
+def test_memory_too_small_for_one_record_is_reported(tmp_path, monkeypatch):
     limit_memory(monkeypatch, 0)
     expected = "does not fit, and one of its records alone does not fit either. Choose fewer --units, or leave out "
     with pytest.raises(UserError, match=expected):
         train(dataset(), tmp_path, change(CONFIG, epochs=1))
 
 
-def test_a_probe_leaves_the_run_as_it_was(tmp_path):
+def test_probing_memory_changes_nothing_in_the_run(tmp_path):
     opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
     training = Training(Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal())
     plan = plan_next_epoch(opened, config, State())
@@ -637,7 +639,7 @@ def test_a_probe_leaves_the_run_as_it_was(tmp_path):
     training._probe_memory(update, plan)
     for variable, value in zip(variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
-    # What it measured drew a mask, so it had something to put back.
+    # Without restoring them, the probe changes the random states: it draws a dropout mask.
     update.gradients((blank_part(training._dealer.element_spec, 2, 3),))
     assert any((v.numpy() != value).any() for v, value in zip(variables, before, strict=True))
 
@@ -645,7 +647,7 @@ def test_a_probe_leaves_the_run_as_it_was(tmp_path):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_nothing_that_can_be_configured_rules_out_the_fast_kernel(cell, bidirectional, dropout):
+def test_no_configuration_rules_out_the_cudnn_kernel(cell, bidirectional, dropout):
     config = TrainConfig(units=(3, 2), cell=cell, bidirectional=bidirectional, dropout=dropout)
     assert cudnn_obstacles(build_model(open_dataset(dataset()).schema, {}, config)) == []
 
@@ -664,15 +666,15 @@ def test_nothing_that_can_be_configured_rules_out_the_fast_kernel(cell, bidirect
         ("GRU", {}, None),
     ],
 )
-def test_what_rules_out_the_fast_kernel_is_named(layer, values, expected):
+def test_a_setting_that_rules_out_the_cudnn_kernel_is_named(layer, values, expected):
     inputs = keras.Input((5, 2))
     model = keras.Model(inputs, getattr(keras.layers, layer)(3, name="layer", **values)(inputs))
     assert cudnn_obstacles(model) == ([expected] if expected else [])
     assert expected is None or f"not cuDNN's: {expected}." in describe_kernel(model)
 
 
-def status_of(pid):
-    """(MB of resident memory, open files) of a process."""
+def memory_and_files_of(pid):
+    """Returns (MB of resident memory, open files) of a process."""
     text = pathlib.Path(f"/proc/{pid}/status").read_text()
     resident = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
     return resident / 1024, len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
@@ -682,7 +684,7 @@ def status_of(pid):
 @pytest.mark.parametrize(
     ("num_records", "num_epochs", "way"), [(12_000, 50, "window"), (100, 400, "window"), (12_000, 50, "bucket")]
 )
-def test_epoch_after_epoch_takes_no_more_memory_and_no_more_files(tmp_path, num_records, num_epochs, way):
+def test_memory_and_open_files_do_not_grow_with_the_epochs(tmp_path, num_records, num_epochs, way):
     lengths = np.random.default_rng(0).integers(5, 60, num_records)
     records = datasets.random_records(lengths.tolist())
     records += datasets.random_records(lengths[:500].tolist(), split="validation")
@@ -695,8 +697,8 @@ def test_epoch_after_epoch_takes_no_more_memory_and_no_more_files(tmp_path, num_
         while process.poll() is None:
             try:
                 done = (run / "metrics.jsonl").read_text().count('"train"')
-                rows.append(((time.monotonic() - begin) / 60, done, *status_of(process.pid)))
-            except (OSError, StopIteration):  # not begun, or ended
+                rows.append(((time.monotonic() - begin) / 60, done, *memory_and_files_of(process.pid)))
+            except (OSError, StopIteration):  # not started yet, or ended
                 pass
             time.sleep(0.5)
     assert process.returncode == 0
@@ -708,4 +710,4 @@ def test_epoch_after_epoch_takes_no_more_memory_and_no_more_files(tmp_path, num_
         f"{slope:.2f} MB a minute; {files[warm].min():.0f} to {files[warm].max():.0f} open files"
     )
     assert slope < 1
-    assert np.ptp(files[warm]) <= 1  # one that is being written
+    assert np.ptp(files[warm]) <= 1  # a file that is being written

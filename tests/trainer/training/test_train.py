@@ -1,4 +1,4 @@
-"""Training: what a run writes, how it is taken up again to the same bits, and what it refuses."""
+"""Training: the files of a run, resuming with the same bits, and the errors."""
 
 import collections
 import functools
@@ -44,13 +44,13 @@ def epoch_lines(run):
 
 @pytest.fixture(scope="module", autouse=True)
 def deterministic():
-    """TensorFlow as the command starts it, also where the tests call it from Python: other kernels give other bits."""
+    """Starts TensorFlow as the command does, also for calls from Python: other kernels give other bits."""
     start_tensorflow()
 
 
 @functools.cache
 def finished():
-    """A run of three epochs that nothing interrupted: (folder, result)."""
+    """Returns (folder, result) of an uninterrupted run of three epochs."""
     folder = datasets.new_folder() / "run"
     return folder, train(datasets.of_kind("class").path, folder, SMALL)
 
@@ -86,7 +86,7 @@ def test_a_line_for_each_update_and_one_for_each_epoch():
     assert all(math.isfinite(line["loss"]) and line["loss"] > 0 for line in updates)
 
 
-def test_the_result_says_what_the_run_came_to():
+def test_the_result_summarises_the_run():
     run, result = finished()
     assert json.loads((run / "result.json").read_text()) == result
     lines, epochs = lines_of(run), [line["train"] for line in epoch_lines(run)]
@@ -110,7 +110,7 @@ def test_the_result_says_what_the_run_came_to():
     )
 
 
-def test_the_hash_is_over_the_bytes_of_the_last_weights():
+def test_the_hash_depends_on_every_bit_of_the_last_weights():
     model = build_model(open_dataset(datasets.of_kind("class").path).schema, {}, SMALL)
     before = weights_sha256(model)
     model.weights[-1].assign(model.weights[-1] + 1e-7)
@@ -131,7 +131,7 @@ def test_a_run_writes_only_its_own_files():
 
 
 def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
-    """Here in the command's process, there from Python: also with dropout."""
+    """By the command and from Python, also with dropout."""
     status, out, _ = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *FLAGS, "--json")
     assert status == 0
     assert json.loads(out) == finished()[1]
@@ -141,23 +141,23 @@ def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
 
 
 @pytest.mark.parametrize("at", [(0, 2), (1, None)])
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, path, monkeypatch, at):
-    monkeypatch.setattr(trainer.training.journal, "_WRITE_SECONDS", 0)  # so that lines of the broken epoch are there
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, path, monkeypatch, at):
+    monkeypatch.setattr(trainer.training.journal, "_WRITE_SECONDS", 0)  # writes the lines of the interrupted epoch
     with pytest.raises(Interrupted):
         train(path, tmp_path, SMALL, callbacks=[InterruptAt(*at)])
-    begun = lines_of(tmp_path)
-    assert begun[-1]["epoch"] == at[0] + 1 and not (tmp_path / "result.json").exists()
+    lines = lines_of(tmp_path)
+    assert lines[-1]["epoch"] == at[0] + 1 and not (tmp_path / "result.json").exists()
     assert train(path, tmp_path, SMALL) == finished()[1]
     assert lines_of(tmp_path) == lines_of(finished()[0])
 
 
-def test_more_epochs_later_go_on_as_if_never_stopped(tmp_path, path):
+def test_more_epochs_later_give_the_same_bits_as_at_once(tmp_path, path):
     assert train(path, tmp_path, change(SMALL, epochs=1))["epochs"] == 1
     assert train(path, tmp_path, SMALL) == finished()[1]
     assert lines_of(tmp_path) == lines_of(finished()[0])
 
 
-def test_a_finished_run_prints_its_result_and_trains_no_further(tmp_path, path, capsys):
+def test_a_finished_run_only_prints_its_result(tmp_path, path, capsys):
     run = pathlib.Path(shutil.copytree(finished()[0], tmp_path / "run"))
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     status, out, err = datasets.call(capsys, "train", path, "--output", run, *FLAGS, "--json")
@@ -167,7 +167,7 @@ def test_a_finished_run_prints_its_result_and_trains_no_further(tmp_path, path, 
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
-def test_another_configuration_is_refused_with_both_values(tmp_path, path, capsys):
+def test_another_configuration_is_refused_and_both_values_are_named(tmp_path, path, capsys):
     run = shutil.copytree(finished()[0], tmp_path / "run")
     status, out, err = datasets.call(capsys, "train", path, "--output", run, *FLAGS, "--seed", 7, "--units", 5, 6)
     assert (status, out) == (1, "")
@@ -182,12 +182,12 @@ def test_another_dataset_is_refused(tmp_path, path):
     run = shutil.copytree(finished()[0], tmp_path / "run")
     theirs, ours = (open_dataset(dataset).manifest.fingerprint for dataset in (path, other))
     expected = f"{run}: was started on a dataset with fingerprint {theirs}, but {other} has {ours}. Resume with"
-    for config in (change(SMALL, epochs=4), SMALL):  # a finished run does not answer for other data either
+    for config in (change(SMALL, epochs=4), SMALL):  # a finished run is refused for other data too
         with pytest.raises(UserError, match=expected):
             train(other, run, config)
 
 
-def test_overwrite_begins_anew_and_leaves_what_is_not_its_own(tmp_path, path):
+def test_overwrite_starts_over_and_leaves_foreign_files(tmp_path, path):
     run = pathlib.Path(shutil.copytree(finished()[0], tmp_path / "run"))
     events = set((run / "logs").rglob("events.out.tfevents.*"))
     (run / "evaluation-test.json").write_text("{}")
@@ -202,8 +202,8 @@ def test_overwrite_begins_anew_and_leaves_what_is_not_its_own(tmp_path, path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_run_is_refused_and_not_touched(tmp_path, path, overwrite):
-    """A dataset, say: it has a manifest.json as a run has."""
+def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path, path, overwrite):
+    """For example a dataset, which has a manifest.json as a run has."""
     folder = pathlib.Path(datasets.copy(datasets.of_kind("class"), tmp_path))
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     with pytest.raises(UserError, match=f"^{folder}: exists and is not a run. Choose another --output.$"):
@@ -211,13 +211,13 @@ def test_a_folder_that_is_no_run_is_refused_and_not_touched(tmp_path, path, over
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_a_run_that_was_stopped_while_it_was_begun_is_begun_again(tmp_path, path):
+def test_a_run_that_was_stopped_while_it_was_created_is_created_again(tmp_path, path):
     for name in ("manifest.json", "metrics.jsonl", "config.yaml.tmp"):
         (tmp_path / name).write_text("half")
     assert train(path, tmp_path, change(SMALL, epochs=0))["epochs"] == 0
 
 
-def test_an_output_that_cannot_be_is_one_line(tmp_path, path, capsys):
+def test_an_impossible_output_is_reported_in_one_line(tmp_path, path, capsys):
     (tmp_path / "file").write_text("")
     for output, named in (("file", "file"), ("file/run", "file"), ("run[1]", "run[1]")):
         status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path / output, *FLAGS)
@@ -225,7 +225,7 @@ def test_an_output_that_cannot_be_is_one_line(tmp_path, path, capsys):
         assert str(tmp_path / named) in err[0]
 
 
-def test_no_epoch_at_all_leaves_a_model_to_evaluate(tmp_path, path):
+def test_a_run_of_no_epochs_can_be_evaluated(tmp_path, path):
     result = train(path, tmp_path, change(SMALL, epochs=0))
     assert (result["epochs"], result["updates"], result["best_epoch"]) == (0, 0, None)
     assert lines_of(tmp_path) == []
@@ -233,7 +233,7 @@ def test_no_epoch_at_all_leaves_a_model_to_evaluate(tmp_path, path):
     assert (found["checkpoint"], found["loss"]) == ("last", pytest.approx(result["validation"]["loss"], rel=1e-6))
 
 
-def test_without_a_validation_split_the_last_is_kept(tmp_path, capsys):
+def test_without_a_validation_split_the_last_checkpoint_is_kept(tmp_path, capsys):
     made = datasets.make(tmp_path, datasets.random_records([3, 4, 5, 9]))
     result = train(made.path, tmp_path / "run", change(SMALL, epochs=2))
     assert (result["validation"], result["best_epoch"]) == (None, None)
@@ -246,15 +246,15 @@ def test_without_a_validation_split_the_last_is_kept(tmp_path, capsys):
         train(made.path, tmp_path / "other", change(SMALL, early_stopping=2))
 
 
-def test_a_train_split_without_a_record_is_refused(tmp_path):
+def test_a_train_split_without_records_is_refused(tmp_path):
     made = datasets.make(tmp_path, datasets.random_records([3, 4], split="test"))
     with pytest.raises(UserError, match="the split 'train' has no label, so there is nothing to train on"):
         train(made.path, tmp_path / "run", SMALL)
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_without_any_label_are_nothing_to_measure(tmp_path):
-    """One batch holds no label at all, and nor does the validation split."""
+def test_a_validation_split_without_labels_is_not_measured(tmp_path):
+    """Neither one of the batches nor the validation split has a label."""
     records = datasets.random_records([3, 4, 5], kind="step_class")
     records += datasets.random_records([2, 2], kind="step_class", split="validation")
     for record in (records[0], *records[3:]):
@@ -265,7 +265,7 @@ def test_steps_without_any_label_are_nothing_to_measure(tmp_path):
     assert sorted(line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line)[0] == 0
 
 
-def test_one_class_is_learnt_at_once(tmp_path):
+def test_a_single_class_is_learnt_immediately(tmp_path):
     records = [record | {"y": "a"} for record in datasets.random_records([2, 3, 4])]
     made = datasets.make(tmp_path, records, datasets.schema_text().replace("[a, b, c]", "[a]"))
     train(made.path, tmp_path / "run", change(SMALL, epochs=1))
@@ -284,7 +284,7 @@ def test_a_batch_may_be_one_record(tmp_path):
 
 
 @pytest.mark.parametrize("kind", datasets.some(["regression", "step_class"], ["step_class"]))
-def test_records_cut_to_one_length_are_learnt_from(tmp_path, kind):
+def test_training_learns_from_truncated_records(tmp_path, kind):
     config = change(SMALL, dropout=0, optimizer="adam", learning_rate=0.05, batching="pad", epochs=6)
     config = change(config, pad_length=8, truncate="head")
     train(datasets.of_kind(kind).path, tmp_path, config)
@@ -292,18 +292,18 @@ def test_records_cut_to_one_length_are_learnt_from(tmp_path, kind):
     assert loss[-1] < loss[0]
 
 
-def test_early_stopping_stops_also_when_the_run_was_interrupted_meanwhile(tmp_path, path):
-    """Nothing is learnt, so no epoch is better than the first: two more, and it stops."""
+def test_early_stopping_also_stops_a_resumed_run(tmp_path, path):
+    """With this learning rate nothing is learnt, so the first epoch is the best: training stops after two more."""
     config = change(SMALL, epochs=9, early_stopping=2, learning_rate=1e-30, dropout=0)
     whole = train(path, tmp_path / "whole", config)
     assert (whole["epochs"], whole["stopped_early"], whole["best_epoch"]) == (3, True, 1)
     with pytest.raises(Interrupted):
         train(path, tmp_path / "cut", config, callbacks=[InterruptAt(1)])
     assert train(path, tmp_path / "cut", config) == whole
-    assert train(path, tmp_path / "cut", config) == whole  # finished: it is not begun again
+    assert train(path, tmp_path / "cut", config) == whole  # a finished run is not trained further
 
 
-def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before_stays(tmp_path, path, capsys):
+def test_a_non_finite_loss_stops_with_one_line_and_keeps_the_last_checkpoint(tmp_path, path, capsys):
     flags = ["--units", 4, "--batch_size", 8, "--learning_rate", 1e38, "--epochs", 2]
     status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path, *flags)
     assert (status, out) == (1, "")
@@ -315,8 +315,8 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_checkpoint_before
     assert math.isfinite(evaluate(tmp_path, path)["loss"])
 
 
-def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, capsys):
-    """An embedding's update fails on weights that are no numbers, before a loss tells."""
+def test_a_run_that_diverges_with_categories_is_reported_in_one_line_too(tmp_path, capsys):
+    """An embedding's update fails on non-finite weights before the loss is read."""
     records = [r | {"c": [3] * len(r["x"])} for r in datasets.random_records([3, 5, 4] * 12, kind="regression")]
     schema = datasets.schema_text("regression", datasets.X + "\n  c: {dtype: int64, num_values: 9}")
     made = datasets.make(tmp_path, records, schema)
@@ -329,8 +329,8 @@ def test_a_run_that_diverges_with_categories_is_told_in_one_line_too(tmp_path, c
 
 
 @pytest.mark.parametrize("splits", datasets.some([("train",), ("train", "validation")], [("train",)]))
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, splits):
-    """The only update of the epoch spoils them, after a loss that was well."""
+def test_non_finite_weights_are_never_saved(tmp_path, splits):
+    """The only update of the epoch makes them non-finite, after a finite loss."""
     records = [record for split in splits for record in datasets.random_records([3, 4, 5], split=split)]
     made = datasets.make(tmp_path, records)
     config = change(SMALL, batching="pad", learning_rate=3e38, epochs=2, dropout=0)
@@ -373,7 +373,7 @@ def test_callbacks_are_called_with_the_usual_logs(tmp_path, path):
     assert calls == [*expected, ("done",)]
 
 
-def test_a_damaged_checkpoint_is_one_line(tmp_path, path):
+def test_a_damaged_checkpoint_is_reported_in_one_line(tmp_path, path):
     run = pathlib.Path(shutil.copytree(finished()[0], tmp_path / "run"))
     for file in (run / "checkpoints" / "last").glob("ckpt-*.data-*"):
         file.write_bytes(file.read_bytes()[:200])
@@ -381,8 +381,8 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, path):
         train(path, run, change(SMALL, epochs=4))
 
 
-def test_more_epochs_make_no_more_functions(tmp_path, monkeypatch):
-    """TensorFlow keeps each of them, and what it holds, for good."""
+def test_more_epochs_create_no_more_functions(tmp_path, monkeypatch):
+    """TensorFlow never frees a function and the objects that it refers to."""
     made = datasets.make(
         tmp_path, datasets.random_records([3, 4, 5]) + datasets.random_records([3], split="validation")
     )
@@ -395,7 +395,7 @@ def test_more_epochs_make_no_more_functions(tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
-def test_a_constant_column_is_trained_on_like_any_other(tmp_path):
+def test_training_accepts_a_constant_column(tmp_path):
     records = datasets.random_records([3, 4, 5, 6]) + datasets.random_records([3, 4], split="test")
     for record in records:
         for step in record["x"]:
@@ -408,9 +408,8 @@ def test_a_constant_column_is_trained_on_like_any_other(tmp_path):
 
 @pytest.mark.parametrize("kind", ["class", "step_class"])
 @pytest.mark.parametrize("way", ["window", "bucket"])
-def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way):
-    """Some batches hold few long records, others many short ones: with a mean of each batch alone, a long record would
-    weigh more."""
+def test_an_epoch_has_the_gradient_of_all_records_for_any_batches(kind, way):
+    """Some batches have few long records, others many short ones: a mean of each batch would favour long records."""
     dataset = open_dataset(datasets.of_kind(kind).path)
     keras.utils.set_random_seed(1)
     model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig(units=(4,)))
@@ -420,8 +419,8 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way
     def epoch(scale, *, by_epoch):
         gathered = Gather(model)
         parts = batches(dataset, "train", **limits)
-        spec, team = parts.element_spec, find_replicas("one")
-        update = Update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, team=team)
+        spec, replicas = parts.element_spec, find_replicas("one")
+        update = Update(model, gathered, kind=kind, element_spec=spec, by_epoch=by_epoch, replicas=replicas)
         factor = tf.constant(scale, tf.float32)
         sums = np.sum([[float(value) for value in update((batch,), factor)[:2]] for batch in parts], axis=0)
         return np.concatenate([total.numpy().ravel() for total in gathered.sums]), sums
@@ -442,8 +441,8 @@ def test_an_epoch_has_the_gradient_of_all_records_whatever_the_batches(kind, way
     assert np.abs(by_batch - whole).max() > 0.05 * np.abs(whole).max()
 
 
-def test_training_scales_by_what_is_left_after_truncation(tmp_path):
-    """Cut to two steps, most labels are gone: they must not count in the mean."""
+def test_the_total_weight_excludes_truncated_labels(tmp_path):
+    """Records truncated to two steps lose most of their labels, which must not count in the mean."""
     records = datasets.random_records([2, 9, 9, 9], kind="step_class")
     made = datasets.make(tmp_path, records, datasets.schema_text("step_class"))
     config = change(SMALL, batching="pad", pad_length=2, truncate="tail", batch_size=4)
@@ -457,8 +456,8 @@ def test_training_scales_by_what_is_left_after_truncation(tmp_path):
     ("ways", "seeds"),
     [(("window", "pad"), (0,)), pytest.param(("window", "bucket", "pad"), (0, 1, 2), marks=pytest.mark.proof)],
 )
-def test_labels_that_hang_on_the_length_are_learnt_from_sorted_batches_as_from_random_ones(tmp_path, ways, seeds):
-    """Nearly every batch of like lengths is of one class here."""
+def test_labels_that_depend_on_the_length_are_learnt_from_sorted_batches_too(tmp_path, ways, seeds):
+    """Nearly every batch of similar lengths has records of one class only."""
     random = np.random.default_rng(0)
     records = []
     for split in ("train", "test"):

@@ -1,4 +1,4 @@
-"""Training with several processes: as one process does, however they are started, killed, stopped or restarted."""
+"""Several processes train as one process does, also if they are killed, stopped and started again."""
 
 import contextlib
 import functools
@@ -19,13 +19,12 @@ from pipeline.errors import UserError
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import open_dataset
-from trainer.devices import local_workers
-from trainer.devices import replicas as team
+from trainer.devices import local_workers, replicas
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.runs.lock import lock_run
 from trainer.training.train import train
 
-# Long enough for a kill in the middle.
+# Long enough to kill a worker before the end.
 SHORT = cluster.UNEVEN | {"epochs": 16, "checkpoint_updates": 5}
 LONG = SHORT | {"epochs": 30}
 LOST = "Run the same command again on every worker to resume from the last checkpoint."
@@ -38,7 +37,7 @@ def deterministic():
 
 @functools.cache
 def alone(**config):
-    """The folder of a run of one process that nothing interrupted."""
+    """Returns the folder of an uninterrupted run of one process."""
     folder = datasets.new_folder() / "run"
     train(cluster.uneven(), folder, TrainConfig(**config))
     return folder
@@ -55,15 +54,15 @@ def wait_for_update(process, run, update):
 
 
 @contextlib.contextmanager
-def under_way(run, config, update):
-    """The launcher of two workers, who have come to this update."""
+def launched_until(run, config, update):
+    """Starts the launcher with two workers and waits until a checkpoint of this update or a later one is saved."""
     with cluster.launched(cluster.uneven(), run, config) as process:
         wait_for_update(process, run, update)
         yield process
 
 
-def said_by_chief(ended):
-    """The lines of stderr; of the others at most one each, that they did not begin either."""
+def lines_of_chief(ended):
+    """Returns the chief's lines of stderr; each other worker may write one line, that it did not start either."""
     lines = ended.err.splitlines()
     others = [line for line in lines if line.startswith("[worker ")]
     assert len(others) == len({line.split("]")[0] for line in others}), ended.err
@@ -71,7 +70,7 @@ def said_by_chief(ended):
 
 
 def test_batches_are_as_uneven_as_these_tests_need():
-    """One worker has ten times the steps of the other, or no record at all."""
+    """In some batches one worker has ten times the steps of the other, or no record at all."""
     dataset = open_dataset(cluster.uneven())
     limits = {"batch_size": cluster.UNEVEN["batch_size"]}
     ratios, updates = [], 0
@@ -84,10 +83,10 @@ def test_batches_are_as_uneven_as_these_tests_need():
     assert np.inf in ratios and any(10 <= ratio < np.inf for ratio in ratios)
 
 
-def test_a_killed_worker_ends_the_others_and_the_same_command_ends_where_one_process_does(tmp_path):
-    """Two workers by the launcher: each update's loss, before the kill and after it, is that of one process."""
+def test_a_killed_worker_ends_the_others_and_the_resumed_run_equals_that_of_one_process(tmp_path):
+    """With two workers of the launcher, each update's loss before and after the kill equals that of one process."""
     run = tmp_path / "run"
-    with under_way(run, SHORT, 10) as process:
+    with launched_until(run, SHORT, 10) as process:
         workers = process.workers()
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
@@ -122,7 +121,7 @@ def test_the_launcher_trains_as_one_process(tmp_path, workers):
 @pytest.mark.proof
 @pytest.mark.parametrize(("workers", "chief"), [(2, False), (2, True), (4, False)])
 def test_a_cluster_trains_as_one_process(tmp_path, workers, chief):
-    """All say the same, since the chief tells the others."""
+    """All workers print the same result, which the chief sends to the others."""
     with cluster.joined(
         cluster.uneven(), tmp_path / "run", cluster.UNEVEN, "--json", workers=workers, chief=chief
     ) as processes:
@@ -134,7 +133,7 @@ def test_a_cluster_trains_as_one_process(tmp_path, workers, chief):
 
 
 @pytest.mark.proof
-def test_a_port_that_is_taken_is_one_line(tmp_path):
+def test_a_port_in_use_is_reported_in_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
@@ -154,7 +153,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("way", ["bucket", "pad", "exact"])
-def test_other_ways_of_batching_train_as_one_process(tmp_path, way):
+def test_other_batching_methods_train_as_one_process(tmp_path, way):
     config = cluster.UNEVEN | {"batching": way, "epochs": 3, "loss_scale": "batch"}
     ended = cluster.launch(cluster.uneven(), tmp_path / "run", config)
     assert ended.status == 0, ended.err
@@ -163,8 +162,8 @@ def test_other_ways_of_batching_train_as_one_process(tmp_path, way):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("killed", [0, 1])
-def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_goes_on(tmp_path, killed):
-    """No launcher is there to end them."""
+def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_resumes(tmp_path, killed):
+    """There is no launcher that ends them."""
     run = tmp_path / "run"
     with cluster.joined(cluster.uneven(), run, LONG) as processes:
         wait_for_update(processes[0], run, 20)
@@ -184,7 +183,7 @@ def test_in_a_cluster_the_survivors_of_a_kill_end_with_one_line_and_the_job_goes
 @pytest.mark.proof
 def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
     run = tmp_path / "run"
-    with under_way(run, LONG, 20) as process:
+    with launched_until(run, LONG, 20) as process:
         workers = process.workers()
         os.kill(workers[0], signal.SIGKILL)
         ended = process.wait()
@@ -196,10 +195,10 @@ def test_a_killed_chief_ends_the_others_of_a_launcher_too(tmp_path):
 
 
 @pytest.mark.proof
-def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_of_workers(tmp_path):
+def test_sigterm_to_the_launcher_saves_a_run_that_resumes_with_other_numbers_of_workers(tmp_path):
     """Two workers, then one, then two."""
     run = tmp_path / "run"
-    with under_way(run, LONG, 20) as process:
+    with launched_until(run, LONG, 20) as process:
         process.send(signal.SIGTERM)
         begin = time.monotonic()
         ended = process.wait()
@@ -227,7 +226,7 @@ def test_sigterm_to_the_launcher_saves_the_run_which_goes_on_with_other_numbers_
 @pytest.mark.proof
 def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
     run = tmp_path / "run"
-    with under_way(run, LONG, 5) as process:
+    with launched_until(run, LONG, 5) as process:
         workers = process.workers()
         assert len(workers) == 2
         process.send(signal.SIGKILL)
@@ -237,28 +236,28 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path):
 
 
 @pytest.mark.proof
-def test_a_folder_that_another_process_trains_into_is_told_by_its_status(tmp_path):
+def test_a_folder_that_another_process_trains_into_has_its_own_status(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     with lock_run(str(run)):
         ended = cluster.launch(cluster.uneven(), run, cluster.UNEVEN)
     assert ended.status == 69, ended.err
-    (line,) = said_by_chief(ended)
+    (line,) = lines_of_chief(ended)
     assert "another process trains into it" in line
 
 
 @pytest.mark.proof
-def test_a_missing_dataset_is_told_once(tmp_path):
+def test_a_missing_dataset_is_reported_once(tmp_path):
     ended = cluster.launch(tmp_path / "missing", tmp_path / "run", cluster.UNEVEN)
     assert (ended.status, ended.out) == (1, "")
-    (line,) = said_by_chief(ended)
+    (line,) = lines_of_chief(ended)
     assert f"{tmp_path / 'missing'}: not a dataset" in line
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.proof
 def test_validation_early_stopping_and_overwrite_with_two_workers(tmp_path):
-    """Nothing is learnt, so no epoch is better than the first. A finished run then only prints its result."""
+    """Nothing is learnt with this learning rate: the first epoch is the best. A finished run only prints its result."""
     path = datasets.of_kind("class").path
     config = {"epochs": 9, "units": (4,), "batch_size": 8, "early_stopping": 2, "learning_rate": 1e-30}
     one = train(path, tmp_path / "one", TrainConfig(**config))
@@ -274,16 +273,16 @@ def test_validation_early_stopping_and_overwrite_with_two_workers(tmp_path):
     again = cluster.launch(path, run, config, "--json")
     assert (again.status, json.loads(again.out), again.err) == (0, result, "")
     refused = cluster.launch(path, run, config | {"units": (5,)})
-    (line,) = said_by_chief(refused)
+    (line,) = lines_of_chief(refused)
     assert (refused.status, "was started with units [4], now [5]" in line) == (1, True)
 
 
-# What follows starts no TensorFlow: a small program takes the place of the command in each worker.
+# The tests below do not start TensorFlow: each worker runs a small program instead of the command.
 
 
 @pytest.fixture
 def worker_program(tmp_path, monkeypatch):
-    """Makes the launcher's workers run this text, in which `number` is the worker's."""
+    """Returns a function that makes the workers run a program, in which `number` is the worker's number."""
 
     def put(text):
         head = "import json, os, signal, sys, time\nnumber = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
@@ -295,29 +294,29 @@ def worker_program(tmp_path, monkeypatch):
     return put
 
 
-def test_the_chief_speaks_for_itself_and_the_others_to_stderr_by_number(worker_program, capfd):
+def test_only_the_chief_writes_to_stdout_and_the_others_write_numbered_lines_to_stderr(worker_program, capfd):
     worker_program(
         "print('out', number, *sys.argv[1:], flush=True); print(f'{number} a\\n\\n{number} \\xff', file=sys.stderr)"
     )
     assert local_workers.run_local_workers(3, ["train", "dataset"]) == 0
     out, err = capfd.readouterr()
     assert out == "out 0 train dataset\n"
-    told = ["0 a", "", "0 \xff", *(f"[worker {n}] {text}" for n in (1, 2) for text in (f"{n} a", "", f"{n} \xff"))]
-    assert sorted(err.splitlines()) == sorted(told)
+    expected = ["0 a", "", "0 \xff", *(f"[worker {n}] {text}" for n in (1, 2) for text in (f"{n} a", "", f"{n} \xff"))]
+    assert sorted(err.splitlines()) == sorted(expected)
 
 
-def test_workers_know_each_other_by_ports_of_their_own_and_share_the_cores(worker_program, capfd, monkeypatch):
+def test_each_worker_has_its_own_port_and_a_share_of_the_cores(worker_program, capfd, monkeypatch):
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     worker_program(
         "print(json.dumps([os.environ[n] for n in ('TF_CONFIG', 'TF_NUM_INTRAOP_THREADS')]), file=sys.stderr)"
     )
     assert local_workers.run_local_workers(2, ["train"]) == 0
-    told = [json.loads(line.removeprefix("[worker 1] ")) for line in capfd.readouterr().err.splitlines()]
-    clusters = [json.loads(text) for text, _ in told]
+    printed = [json.loads(line.removeprefix("[worker 1] ")) for line in capfd.readouterr().err.splitlines()]
+    clusters = [json.loads(text) for text, _ in printed]
     assert clusters[0]["cluster"] == clusters[1]["cluster"]
     assert len(set(clusters[0]["cluster"]["worker"])) == 2
     assert sorted(one["task"]["index"] for one in clusters) == [0, 1]
-    assert {threads for _, threads in told} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    assert {threads for _, threads in printed} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -338,7 +337,7 @@ sys.exit(69 if number == 0 else 1)"""
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, capfd, monkeypatch, killed):
+def test_a_killed_worker_is_reported_and_ends_the_others(worker_program, capfd, monkeypatch, killed):
     monkeypatch.setattr(local_workers, "_GRACE_SECONDS", 0.3)
     worker_program(f"os.kill(os.getpid(), signal.SIGKILL) if number == {killed} else time.sleep(600)")
     begin = time.monotonic()
@@ -350,7 +349,7 @@ def test_one_worker_that_is_killed_is_told_and_ends_the_others(worker_program, c
     ]
 
 
-def test_sigterm_is_passed_on_and_their_status_comes_back(worker_program, tmp_path):
+def test_the_launcher_passes_sigterm_to_the_workers_and_returns_their_status(worker_program, tmp_path):
     worker_program(
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         f"open(os.path.join({str(tmp_path)!r}, f'ready-{{number}}'), 'w').close()\ntime.sleep(600)"
@@ -411,7 +410,7 @@ WORKERS = ["host0:2222", "host1:2222"]
 )
 def test_the_chief_is_number_0(monkeypatch, hosts, kind, index, expected):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": hosts, "task": {"type": kind, "index": index}}))
-    assert team._read_cluster() == expected
+    assert replicas._read_cluster() == expected
 
 
 @pytest.mark.parametrize(
@@ -431,7 +430,7 @@ def test_the_chief_is_number_0(monkeypatch, hosts, kind, index, expected):
         '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}',
     ],
 )
-def test_a_cluster_that_cannot_be_is_one_line_with_what_was_expected(tmp_path, monkeypatch, capsys, text):
+def test_an_impossible_cluster_is_reported_in_one_line_with_the_expected_form(tmp_path, monkeypatch, capsys, text):
     monkeypatch.setenv("TF_CONFIG", text)
     status, out, err = datasets.call(capsys, "train", cluster.uneven(), "--output", tmp_path / "run", "--epochs", 0)
     assert (status, out, len(err)) == (1, "", 1)
@@ -449,7 +448,7 @@ def test_a_cluster_of_one_trains_alone(tmp_path, monkeypatch):
     )["weights_sha256"]  # fmt: skip
 
 
-def test_workers_without_a_cluster_are_refused_with_both_ways_out(tmp_path, monkeypatch):
+def test_workers_without_a_cluster_are_refused_with_both_solutions(tmp_path, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match="needs TF_CONFIG, which is not set.*--local_workers N does"):
         train(cluster.uneven(), tmp_path / "run", TrainConfig(strategy="multi_worker"))
@@ -459,7 +458,7 @@ def test_workers_without_a_cluster_are_refused_with_both_ways_out(tmp_path, monk
 @pytest.mark.proof
 def test_ctrl_c_in_a_terminal_is_one_line_and_no_traceback(tmp_path):
     """A terminal sends SIGINT to the workers too."""
-    with under_way(tmp_path / "run", LONG, 5) as process:
+    with launched_until(tmp_path / "run", LONG, 5) as process:
         os.killpg(process.pid, signal.SIGINT)
         ended = process.wait()
     assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err
@@ -467,8 +466,8 @@ def test_ctrl_c_in_a_terminal_is_one_line_and_no_traceback(tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("way", ["launcher", "cluster"])
-def test_a_loss_that_is_not_finite_is_told_with_its_records_by_several_workers_too(tmp_path, way):
-    """Each looks at the losses once a second, by its own clock; the chief keeps the file."""
+def test_several_workers_report_a_non_finite_loss_with_its_records_too(tmp_path, way):
+    """Each worker reads the losses once a second by its own clock; the chief writes the file."""
     config = {"epochs": 2000, "units": (4,), "batch_size": 3, "learning_rate": 1e38}
     run = tmp_path / "run"
     if way == "launcher":
@@ -485,7 +484,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_records_by_several_workers_t
 
 
 @pytest.mark.proof
-def test_an_output_that_the_chief_cannot_make_ends_the_others_of_a_cluster(tmp_path):
+def test_an_output_that_the_chief_cannot_create_ends_the_other_workers(tmp_path):
     (tmp_path / "file").write_text("")
     with cluster.joined(cluster.uneven(), tmp_path / "file" / "run", cluster.UNEVEN) as processes:
         found = [process.wait() for process in processes]
