@@ -38,7 +38,10 @@ _Line: TypeAlias = bytes | bytearray
 
 
 class Chunk(NamedTuple):
-    """A part of a file: the lines that begin in [start, stop). A gzip file, read only from its start, is one."""
+    """A part of a file: the lines that begin in [start, stop).
+
+    A gzip file is a single chunk, because it can be read only from its start.
+    """
 
     path: str
     start: int
