@@ -13,6 +13,7 @@ from prepare_jobs import load
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.write_dataset import WriteDataset
+from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
@@ -105,10 +106,8 @@ def test_any_element_becomes_a_sequence_or_a_reject(records, schema, tmp_path):
 
 
 def test_duplicates_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):
-    from pipeline.raw.find_files import find_files
-
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        read = pipeline | ReadLines(find_files([raw_file]))
+        read = pipeline | ReadLines(raw_file)
         mine = pipeline | beam.Create(records)
         parsed = (read["lines"], mine) | beam.Flatten() | ParseRecords(schema)
         _ = {**parsed, "chunks": read["chunks"]} | WriteDataset(schema, str(tmp_path / "out"), max_rejected=0.5)
@@ -167,3 +166,10 @@ def test_the_default_number_of_shards_depends_on_the_largest_split(tmp_path, mon
     # The sorted runs were removed.
     left = [path.name for path in tmp_path.glob("out/data/**/*") if path.is_file()]
     assert len(left) == 4 * expected and not any(name.endswith((".rows", ".examples")) for name in left)
+
+
+def test_files_that_do_not_exist_are_an_error_when_the_transform_is_applied(tmp_path):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    for files in (f"{tmp_path}/none.jsonl", [f"{tmp_path}/*.jsonl"]):
+        with pytest.raises(UserError, match="no file"):
+            pipeline | f"Read {files}" >> ReadLines(files)
