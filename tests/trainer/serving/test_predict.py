@@ -12,7 +12,6 @@ from predict_runs import assert_close, by_id, check_complete, numbers_of, run_of
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
-from pipeline.schema.schema import Schema
 from trainer.batching.bucket import make_bucket_plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
@@ -24,21 +23,9 @@ from trainer.runs.run import Run
 from trainer.serving import predict as job
 from trainer.serving import predictions, predictor
 from trainer.serving.predict import RunHandler
-from trainer.serving.predictor import choose_batch_steps
 from trainer.training.train import train
 
 KINDS = list(datasets.LABELS)
-
-
-def test_wide_steps_make_smaller_batches():
-    def steps(width, label):
-        schema = Schema.parse(f"steps: {{x: {{dtype: float32, shape: [{width}]}}}}\nlabel: {label}\n")
-        return choose_batch_steps(schema, make_target(schema, {}))
-
-    number = "{name: y, kind: regression}"
-    assert steps(8, number) == steps(100, number) > steps(1000, number) > steps(10**6, number) > 0
-    assert steps(10**9, number) == 1
-    assert steps(1000, "{next_of: x}") < steps(1000, number)
 
 
 @pytest.mark.parametrize("kind", datasets.some(KINDS, ["multilabel", "step_regression"]))
@@ -74,7 +61,7 @@ def dataset_predictions(made, run_path):
 
 
 def expected_line(record_id, target, numbers):
-    """Returns the expected line with these numbers, computed without NumPy's functions."""
+    """Returns the expected line with these numbers, computed in the simplest way."""
     numbers = json.loads(json.dumps([float(str(n)) for n in np.ravel(numbers)]))
     width = target.size if target.is_vector else 1
     steps = [numbers[start : start + width] for start in range(0, len(numbers), width)]

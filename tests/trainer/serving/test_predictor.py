@@ -9,8 +9,9 @@ from pipeline.format.examples import encode_record
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
 from trainer.batching.bucket import make_bucket_plan
+from trainer.data.target import make_target
 from trainer.reading.tf_data_reader import parse_batch
-from trainer.serving.predictor import load_predictor, pad_batch
+from trainer.serving.predictor import choose_batch_steps, load_predictor, pad_batch
 
 
 def pad_value_by_value(records, schema):
@@ -98,3 +99,14 @@ def test_one_trace_serves_batches_of_all_shapes():
     for rows in ([0], [1, 2], range(30), [3]):
         assert model([records[row] for row in rows]).shape == (len(rows), 3)
     assert model.forward.experimental_get_tracing_count() == 1
+
+
+def test_wide_steps_make_smaller_batches():
+    def steps(width, label):
+        schema = Schema.parse(f"steps: {{x: {{dtype: float32, shape: [{width}]}}}}\nlabel: {label}\n")
+        return choose_batch_steps(schema, make_target(schema, {}))
+
+    number = "{name: y, kind: regression}"
+    assert steps(8, number) == steps(100, number) > steps(1000, number) > steps(10**6, number) > 0
+    assert steps(10**9, number) == 1
+    assert steps(1000, "{next_of: x}") < steps(1000, number)
