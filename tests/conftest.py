@@ -5,8 +5,14 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+
+# `make test` tries the same examples in each run. `make proof` tries more, and others each time.
+hypothesis.settings.register_profile("test", max_examples=50, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("proof", max_examples=400, deadline=None)
+hypothesis.settings.load_profile("test")
 
 SCHEMA = """\
 id: id

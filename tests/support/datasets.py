@@ -164,11 +164,17 @@ def of_kind(kind: str) -> Made:
     return make(new_folder(), records, schema_text(kind))
 
 
-def some(values: Iterable[Any], often: Iterable[Any]) -> list[Any]:
-    """Returns the parameters of a test. `make test` runs those in `often`, and `make proof` runs the others."""
-    often = list(often)
+def some(values: Iterable[Any], often: Iterable[Any], *, unpack: bool = False) -> list[Any]:
+    """Returns the parameters of a test. `make test` runs those in `often`, and `make proof` runs the others.
+
+    Args:
+        unpack: Whether each value is a tuple of several arguments.
+    """
+    values, often = list(values), list(often)
     assert set(map(repr, often)) <= set(map(repr, values))
-    return [value if value in often else pytest.param(value, marks=pytest.mark.proof) for value in values]
+    rows = [value if unpack else (value,) for value in values]
+    marks = [() if value in often else pytest.mark.proof for value in values]
+    return [pytest.param(*row, marks=mark) for row, mark in zip(rows, marks, strict=True)]
 
 
 def new_folder() -> pathlib.Path:

@@ -39,7 +39,7 @@ def serialize_with_tensorflow(tf, features):
     return example.SerializeToString(deterministic=True)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(schemas_and_records())
 def test_every_record_of_every_schema_has_the_bytes_of_tensorflow_and_decodes_to_the_same_values(tensorflow, drawn):
     schema, record = drawn
@@ -92,7 +92,6 @@ def test_the_layout_of_an_array_in_memory_does_not_matter():
         assert encode_example({"a": array.astype(array.dtype.newbyteorder(">"))}) == encode_example({"a": array})
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_damaged_bytes_give_values_or_a_value_error(data):
     whole = encode_example({"x": np.arange(4, dtype=np.float32), "n": np.array([1, 300]), "id": [b"r"]})

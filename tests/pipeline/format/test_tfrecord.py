@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.format.tfrecord import FRAME_BYTES, CorruptRecord, check_frames, frame, masked_crc, walk
@@ -107,7 +107,6 @@ def test_a_file_that_is_shorter_than_its_given_size_is_refused():
         assert caught.value.offset == OFFSETS[8]
 
 
-@settings(max_examples=300)
 @given(st.integers(0, len(WHOLE)), st.integers(0, 30), st.binary(max_size=30))
 def test_a_damaged_file_gives_the_records_before_the_damage_and_then_an_error(start, width, junk):
     damaged = WHOLE[:start] + junk + WHOLE[start + width :]

@@ -263,7 +263,7 @@ def schemas_and_records_of_all_kinds(draw):
     return Schema.parse(json.dumps(document, ensure_ascii=False)), record
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(schemas_and_records_of_all_kinds())
 def test_records_of_every_kind_give_the_same_bytes(schema_and_record):
     schema, record = schema_and_record
@@ -344,7 +344,7 @@ def test_damaged_lines_give_the_same_outcome():
 EDITS = st.tuples(st.floats(0, 1), st.integers(0, 6), st.sampled_from(REPLACEMENTS) | st.binary(max_size=3))
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(SCHEMAS_AND_RECORDS) | schemas_and_records_of_all_kinds(), st.lists(EDITS, min_size=1, max_size=3)
 )
@@ -378,7 +378,6 @@ def test_a_feature_that_is_not_a_list_of_rows_gives_the_same_outcome(x):
         same_outcome(b'{"id":"r","x":%b,"y":1%b}' % (x.encode(), more.encode()), schema)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=9), st.integers(0, 3))
 def test_a_list_read_in_pieces_is_one_list(rows, spaces):
     schema = Schema.parse("id: id\nsteps: {x: {dtype: float32, shape: [3]}}\nlabel: {name: y, kind: regression}\n")

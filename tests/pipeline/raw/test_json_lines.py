@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -51,7 +51,6 @@ PIECES = st.sampled_from([b"a", b"bcd", b"\n", b"\r\n", b"\r", b" ", b"\t", b"\x
 CONTENTS = st.lists(PIECES, max_size=30).map(b"".join)
 
 
-@settings(max_examples=150, deadline=None)
 @given(CONTENTS, st.integers(1, 60))
 def test_every_line_is_read_once_with_its_place_whatever_the_chunks(tmp_path_factory, content, width):
     folder = tmp_path_factory.getbasetemp() / "cut"

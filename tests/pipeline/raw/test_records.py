@@ -353,7 +353,7 @@ def check_outcome(parse, record, schema):
             assert len(values) == sequence.num_steps * (feature.width if isinstance(values, list) else 1)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(ALL_SCHEMAS), st.dictionaries(st.sampled_from(list(GOOD)), JSON_VALUES, max_size=3))
 @example(WITHOUT_ID, {"x": [[1, 10**400], [3, 4]]})
 def test_any_json_value_in_any_field_gives_a_record_or_a_reason(schema, change):
@@ -362,14 +362,12 @@ def test_any_json_value_in_any_field_gives_a_record_or_a_reason(schema, change):
     check_outcome(parse_line, json.dumps(record), schema)
 
 
-@settings(max_examples=300, deadline=None)
 @given(JSON_VALUES | st.text(), st.sampled_from(ALL_SCHEMAS))
 def test_any_json_gives_a_record_or_a_reason(value, schema):
     check_outcome(parse_record, value, schema)
     check_outcome(parse_line, json.dumps(value), schema)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | st.text(st.characters(), max_size=60), st.integers(0, 150), st.integers(0, 5))
 def test_any_damage_to_a_line_gives_a_record_or_a_reason(junk, start, width):
     line = json.dumps(GOOD)

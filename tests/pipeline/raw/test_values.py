@@ -63,7 +63,7 @@ def reject(record, schema=EVERY):
     return caught.value.reason, caught.value.message
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(schemas_and_records())
 def test_any_record_with_nulls_is_parsed_as_by_a_simple_parser(drawn):
     schema, record = drawn
@@ -81,7 +81,7 @@ def test_any_record_with_nulls_is_parsed_as_by_a_simple_parser(drawn):
         assert num_labels(sequence, schema) == len(labelled)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(schemas_and_records(), st.data())
 def test_a_null_that_is_not_allowed_is_rejected_with_its_place_and_a_hint(drawn, data):
     schema, record = drawn

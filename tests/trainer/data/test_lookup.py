@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import trainer.data.lookup
 from trainer.data.lookup import make_lookup
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=4), unique=True, max_size=20), st.lists(st.binary(max_size=4), max_size=20))
 def test_the_lookup_gives_the_same_indexes_as_a_dict(terms, strings):
     positions = {term: position for position, term in enumerate(terms)}

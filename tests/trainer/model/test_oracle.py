@@ -145,7 +145,7 @@ def central_differences(reference, records, *, step=3e-5):
     return found
 
 
-@pytest.mark.parametrize(("kind", "options"), CASES)
+@pytest.mark.parametrize(("kind", "options"), datasets.some(CASES, [CASES[1], CASES[4], CASES[6]], unpack=True))
 def test_the_gradient_of_a_padded_batch_equals_the_sum_over_its_records(kind, options):
     config = TrainConfig(**options)
     records, expected = ragged_records(kind)[:5], None

@@ -120,7 +120,7 @@ CONTEXT = ("age", "city", "plan", "length")
     "kind",
     datasets.some(
         [*datasets.LABELS, *datasets.NEXT_LABELS],
-        ["distribution", "step_multilabel", "next_word"],
+        ["distribution", "next_word"],
     ),
 )
 def test_the_shards_of_a_dataset_give_the_same_records_as_the_dataset(kind):

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.format.examples import decode_example
@@ -88,7 +88,6 @@ def test_the_reader_equals_a_plain_loop(make, kind):
     assert sorted(check_equal(dataset, "train", plan)) == list(range(40))
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     st.integers(1, 50),
     st.integers(1, 4),

@@ -28,7 +28,7 @@ from trainer.training.train import train
 KINDS = list(datasets.LABELS)
 
 
-@pytest.mark.parametrize("kind", datasets.some(KINDS, ["multilabel", "step_regression"]))
+@pytest.mark.parametrize("kind", datasets.some(KINDS, ["step_regression"]))
 def test_predictions_from_raw_records_equal_those_from_the_dataset(kind, run_predict):
     made, run = run_of(kind, every_feature=True)
     records = made.of("test")
@@ -118,8 +118,8 @@ def test_full_buffers_and_full_parts_lose_and_duplicate_no_record(run_predict, m
 @pytest.mark.parametrize(
     "beam_options",
     [
-        {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
-        pytest.param({"direct_running_mode": "multi_threading", "direct_num_workers": 2}, marks=pytest.mark.proof),
+        pytest.param({"direct_running_mode": "multi_processing", "direct_num_workers": 2}, marks=pytest.mark.proof),
+        {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
         {"direct_runner_bundle_repeat": 3},
         pytest.param({"runner": "BundleBasedDirectRunner"}, marks=pytest.mark.proof),
     ],

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -295,8 +296,6 @@ def test_training_learns_from_truncated_records(tmp_path, kind):
 def test_early_stopping_also_stops_a_resumed_run(tmp_path, path):
     """With this learning rate nothing is learnt, so the first epoch is the best: training stops after two more."""
     config = change(SMALL, epochs=9, early_stopping=2, learning_rate=1e-30, dropout=0)
-    whole = train(path, tmp_path / "whole", config)
-    assert (whole["epochs"], whole["stopped_early"], whole["best_epoch"]) == (3, True, 1)
     with pytest.raises(Interrupted):
         train(path, tmp_path / "cut", config, callbacks=[InterruptAt(1)])
     assert train(path, tmp_path / "cut", config) == whole
@@ -386,13 +385,11 @@ def test_more_epochs_create_no_more_functions(tmp_path, monkeypatch):
     made = datasets.make(
         tmp_path, datasets.random_records([3, 4, 5]) + datasets.random_records([3], split="validation")
     )
-    original, counts = tf.numpy_function, []
-    for epochs in (1, 3):
-        calls = []
-        monkeypatch.setattr(tf, "numpy_function", lambda *args, calls=calls: calls.append(1) or original(*args))
-        train(made.path, tmp_path / str(epochs), change(SMALL, epochs=epochs))
-        counts.append(len(calls))
-    assert counts[0] == counts[1] > 0
+    original, calls, counts = tf.numpy_function, [], []
+    monkeypatch.setattr(tf, "numpy_function", lambda *args: calls.append(1) or original(*args))
+    count = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: counts.append(len(calls)))
+    train(made.path, tmp_path / "run", change(SMALL, epochs=3), callbacks=[count])
+    assert counts == [len(calls)] * 3 and calls
 
 
 def test_training_accepts_a_constant_column(tmp_path):
@@ -454,7 +451,7 @@ def test_the_total_weight_excludes_truncated_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("ways", "seeds"),
-    [(("window", "pad"), (0,)), pytest.param(("window", "bucket", "pad"), (0, 1, 2), marks=pytest.mark.proof)],
+    [(("window",), (0,)), pytest.param(("window", "bucket", "pad"), (0, 1, 2), marks=pytest.mark.proof)],
 )
 def test_labels_that_depend_on_the_length_are_learnt_from_sorted_batches_too(tmp_path, ways, seeds):
     """Nearly every batch of similar lengths has records of one class only."""
@@ -473,6 +470,6 @@ def test_labels_that_depend_on_the_length_are_learnt_from_sorted_batches_too(tmp
             )
             train(made.path, output, config)
             accuracy[way].append(evaluate(output, made.path)["metrics"]["accuracy"])
-    assert np.mean(accuracy["pad"]) > 0.97
+    assert np.mean(accuracy[ways[-1]]) > 0.97
     for way in ways:
-        assert np.mean(accuracy[way]) >= np.mean(accuracy["pad"]) - 0.01
+        assert np.mean(accuracy[way]) >= np.mean(accuracy[ways[-1]]) - 0.01
