@@ -168,7 +168,15 @@ def test_a_manifest_that_cannot_be_read_back_keeps_all_files_that_it_lists(place
     read_whole(place / "dataset")
 
 
-def test_a_file_that_cannot_grow_ends_the_job_with_one_line(place):
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ((1_000, "0"), (100_000, "2")),
+        pytest.param(((1_000, "0"), (100_000, "2"), (180_000, "0")), marks=pytest.mark.proof),
+    ],
+    ids=len,
+)
+def test_a_file_that_cannot_grow_ends_the_job_with_one_line(place, capsys, limits):
     """A limit on the size of files comes closest to a full disk without a disk of its own."""
     write_parts(place / "raw", 1e6)
     program = (
@@ -185,9 +193,9 @@ def test_a_file_that_cannot_grow_ends_the_job_with_one_line(place):
             text=True,
         )
 
-    assert run(10**9).returncode == 0
+    assert call(capsys, "prepare", "raw", *OPTIONS)[0] == 0
     before = snapshot(place / "dataset")
-    for most_bytes, processes in ((1_000, "0"), (100_000, "2"), (180_000, "0")):
+    for most_bytes, processes in limits:
         done = run(most_bytes, "--processes", processes)
         line = only_line(done.stderr.splitlines())
         assert (done.returncode, done.stdout) == (1, "")
@@ -229,19 +237,20 @@ WORKERS = ("--processes", "2")
 
 
 @pytest.mark.parametrize(
-    ("bytes_and_message", "processes"),
+    ("bytes_and_message", "num_bytes", "processes"),
     [
-        pytest.param(ZEROS, (), id="zeros"),
-        pytest.param(ZEROS, WORKERS, id="zeros-workers", marks=pytest.mark.proof),
-        pytest.param(BLANK, (), id="blank_lines", marks=pytest.mark.proof),
-        pytest.param(BLANK, WORKERS, id="blank_lines-workers", marks=pytest.mark.proof),
-        pytest.param(RECORD, (), id="records", marks=pytest.mark.proof),
-        pytest.param(RECORD, WORKERS, id="records-workers", marks=pytest.mark.proof),
+        pytest.param(ZEROS, 2**29, (), id="half_the_zeros"),
+        pytest.param(ZEROS, 2**30, (), id="zeros", marks=pytest.mark.proof),
+        pytest.param(ZEROS, 2**30, WORKERS, id="zeros-workers", marks=pytest.mark.proof),
+        pytest.param(BLANK, 2**30, (), id="blank_lines", marks=pytest.mark.proof),
+        pytest.param(BLANK, 2**30, WORKERS, id="blank_lines-workers", marks=pytest.mark.proof),
+        pytest.param(RECORD, 2**30, (), id="records", marks=pytest.mark.proof),
+        pytest.param(RECORD, 2**30, WORKERS, id="records-workers", marks=pytest.mark.proof),
     ],
 )
-def test_a_gzip_bomb_ends_with_one_line_in_bounded_memory(tmp_path, bytes_and_message, processes):
+def test_a_gzip_bomb_ends_with_one_line_in_bounded_memory(tmp_path, bytes_and_message, num_bytes, processes):
     piece, message = bytes_and_message
-    (tmp_path / "raw").write_bytes(bomb(piece, 2**30))
+    (tmp_path / "raw").write_bytes(bomb(piece, num_bytes))
     assert os.path.getsize(tmp_path / "raw") < 8e6
     (tmp_path / "schema.yaml").write_text(PLAIN)
     status, stderr, peak, seconds = prepare_measured(tmp_path, *processes)

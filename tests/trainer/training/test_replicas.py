@@ -33,7 +33,7 @@ def check(kind, folder, configs):
 
 
 def test_two_replicas_train_as_one_device_and_as_records_one_by_one(tmp_path):
-    check("step_class", tmp_path, [SMALL | PAIRS[0]])
+    check("step_class", tmp_path, [SMALL | PAIRS[0] | {"epochs": 1}])
 
 
 @pytest.mark.proof

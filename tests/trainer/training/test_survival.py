@@ -569,7 +569,7 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
         np.testing.assert_allclose(total, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+@pytest.mark.parametrize("optimizer", datasets.some(["rmsprop", "adam"], ["rmsprop"]))
 def test_a_non_finite_update_changes_no_weight_by_momentum_either(optimizer):
     opened, config = open_dataset(dataset()), change(CONFIG, dropout=0, optimizer=optimizer)
     model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)

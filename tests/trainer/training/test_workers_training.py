@@ -83,7 +83,8 @@ def test_batches_are_as_uneven_as_these_tests_need():
     assert np.inf in ratios and any(10 <= ratio < np.inf for ratio in ratios)
 
 
-def test_a_killed_worker_ends_the_others_and_the_resumed_run_equals_that_of_one_process(tmp_path):
+@pytest.mark.parametrize("resumed_by", datasets.some(["two workers", "one process"], ["one process"]))
+def test_a_killed_worker_ends_the_others_and_the_resumed_run_equals_that_of_one_process(tmp_path, resumed_by):
     """With two workers of the launcher, each update's loss before and after the kill equals that of one process."""
     run = tmp_path / "run"
     with launched_until(run, SHORT, 10) as process:
@@ -102,6 +103,10 @@ def test_a_killed_worker_ends_the_others_and_the_resumed_run_equals_that_of_one_
     assert not any(map(cluster.is_alive, workers))
     assert 10 <= cluster.checkpoint_update(run) < len(cluster.updates_of(alone(**SHORT)))
 
+    if resumed_by == "one process":
+        train(cluster.uneven(), run, TrainConfig(**SHORT))
+        cluster.check_same(run, alone(**SHORT))
+        return
     ended = cluster.launch(cluster.uneven(), run, SHORT, "--json")
     assert (ended.status, "Resuming after update" in ended.err) == (0, True), ended.err
     assert json.loads(ended.out) == json.loads((run / "result.json").read_text())
