@@ -50,9 +50,10 @@ format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The slow proofs: real data over three seeds, kills, gigabytes, damaged input, a bare worker environment.
+# The slow proofs: real data over three seeds, kills, gigabytes, damaged input, a bare worker environment. They include
+# the tests of Hypothesis that `make test` runs too, with eight times the examples.
 proof: env
-	$(BIN)/python -m pytest -m proof
+	$(BIN)/python -m pytest -m "proof or hypothesis" --hypothesis-profile proof
 
 # What is claimed of speed and memory, each against the textbook way in the same run; goes to build/benchmarks.
 benchmark: env
