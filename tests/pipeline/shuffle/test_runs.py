@@ -3,7 +3,7 @@
 import collections
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.shuffle.merge_runs
@@ -55,6 +55,7 @@ def encoded_records(draw):
 
 # With 1, more than 4 records in a part are merged record by record.
 @pytest.mark.parametrize("merged_records", [1, 5])
+@settings(max_examples=settings.default.max_examples // 4)
 @given(parts=st.lists(st.lists(encoded_records(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
 def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
     folder = str(tmp_path_factory.mktemp("runs"))

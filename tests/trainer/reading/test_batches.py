@@ -116,12 +116,14 @@ def as_text(rows):
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_the_reader_yields_the_planned_batches(split_of, name, method):
+@pytest.mark.parametrize("every_limit", datasets.some([False, True], [False]))
+def test_the_reader_yields_the_planned_batches(split_of, name, method, every_limit):
     dataset, split = split_of[name]
     opened = open_dataset(dataset.path)
     assert opened.split(split).length_counts == collections.Counter(LENGTHS[name])
     multiples = [{"pad_to_multiple": 8}] if method in ("window", "bucket") else []
-    for limits in LIMITS + multiples if name in ("mixed", "outlier") else LIMITS[-1:]:
+    few = {"mixed": LIMITS, "outlier": LIMITS[-1:] + multiples}.get(name, LIMITS[-1:])
+    for limits in LIMITS + multiples if every_limit else few:
         plan = plan_epoch(opened, split, batching=method, **limits)
         found = batches(dataset.path, split, batching=method, **limits)
         assert found.cardinality().numpy() == plan.num_batches
