@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from compiled import compiled
 
 from pipeline.errors import UserError
 from pipeline.schema.schema import Schema
@@ -171,7 +172,7 @@ def outputs(model, features):
     ],
 )
 def test_padding_and_other_records_never_change_an_output(kind, config):
-    model = make_model(kind, **config)
+    model = compiled(make_model(kind, **config))
     records = datasets.of_every_feature(kind).of("test")[:12]
     per_step = kind.startswith(("step_", "next_"))
     together = outputs(model, batch_of(records, missing=40))

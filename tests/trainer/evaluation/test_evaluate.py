@@ -11,6 +11,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
+from compiled import compiled
 from metrics_by_hand import metrics_by_hand
 
 from pipeline.beam.prepare import PrepareOptions, prepare
@@ -59,9 +60,9 @@ def answers(kind, checkpoint, split):
     run, dataset = Run(run_of(kind)), open_dataset(made(kind).path)
     model, target = model_of(run), make_target(dataset.schema, run.vocabularies())
     assert restore_weights(run, model, checkpoint) == checkpoint
-    found = []
+    found, call = [], compiled(model)
     for features, label, weight in batches(dataset, split, batching="exact", batch_size=1):
-        output = model(features).numpy().astype(np.float64)
+        output = call(features).numpy().astype(np.float64)
         if target.kind not in ("regression", "step_regression"):
             output = np.log(output) - (np.log1p(-output) if "multilabel" in target.kind else 0)
         real = weight.numpy() > 0
@@ -189,9 +190,10 @@ def are_correct(run, records):
     run = Run(str(run))
     model, found = model_of(run), []
     restore_weights(run, model, None)
+    call = compiled(model)
     for record in records:
         x = np.array([record["x"]], np.float32)
-        output = model({"x": x, "length": np.array([x.shape[1]], np.int32)}).numpy()[0]
+        output = call({"x": x, "length": np.array([x.shape[1]], np.int32)}).numpy()[0]
         found.append(datasets.CLASSES[output.argmax()] == record["y"])
     return np.array(found)
 

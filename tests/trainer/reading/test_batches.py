@@ -127,8 +127,9 @@ def test_the_reader_yields_the_planned_batches(split_of, name, method, every_lim
         plan = plan_epoch(opened, split, batching=method, **limits)
         found = batches(dataset.path, split, batching=method, **limits)
         assert found.cardinality().numpy() == plan.num_batches
-        shapes = [tuple(features["x"].shape[:2]) for features, _, _ in found]
-        steps = sum(int(features["length"].numpy().sum()) for features, _, _ in found)
+        read = [features for features, _, _ in found]
+        shapes = [tuple(features["x"].shape[:2]) for features in read]
+        steps = sum(int(features["length"].numpy().sum()) for features in read)
         assert len(shapes) == plan.num_batches
         assert set(shapes) == plan.shapes
         assert sum(rows for rows, _ in shapes) == plan.records == len(LENGTHS[name])
