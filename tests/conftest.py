@@ -1,5 +1,6 @@
 """Shared fixtures: a schema, raw records of many lengths, and the dataset that the pipeline writes from them."""
 
+import gc
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -22,6 +23,13 @@ steps:
   word: {dtype: string, num_values: 100, shape: [2]}
 label: {name: y, kind: class, classes: [a, b, no]}
 """
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector skip the modules and the tests from now on: it would scan them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

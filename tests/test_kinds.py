@@ -310,8 +310,9 @@ def test_every_kind_of_label_is_learnt_and_evaluated(tmp_path, kind):
     model = _trained(tmp_path / "run", dataset)
     total = weights = 0.0
     scale = _scale(dataset)
+    head = compiled(head_model(model))
     for features, label, weight in batches(dataset, "test", batching="exact"):
-        loss = compute_losses(head_model(model)(features), label, dataset.schema.label.kind, scale)
+        loss = compute_losses(head(features), label, dataset.schema.label.kind, scale)
         total += float(tf.reduce_sum(weight * loss))
         weights += float(tf.reduce_sum(weight))
     assert measured["loss"] == pytest.approx(total / weights, rel=1e-4)

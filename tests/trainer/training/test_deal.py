@@ -127,7 +127,7 @@ def test_each_batch_is_dealt_whole_and_evenly_to_any_number_of_replicas(kind, wa
             check_dealt(kind, way, team, **{limit: value})
 
 
-@pytest.mark.parametrize("way", BATCHING_METHODS)
+@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window", "bucket"]))
 @settings(max_examples=settings.default.max_examples // 25)
 @given(st.sampled_from([(1, 1), (2, 2), (3, 1)]), st.floats(0, 1))
 def test_dealing_can_start_at_any_batch(way, team, share):

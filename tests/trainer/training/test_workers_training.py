@@ -503,7 +503,7 @@ def test_workers_that_would_each_train_alone_are_refused(tmp_path, monkeypatch):
     path = datasets.of_kind("class").path
     with pytest.raises(UserError, match="local_workers belongs to strategy auto or multi_worker, not to one"):
         make_config({"local_workers": 2, "strategy": "one"})
-    with pytest.raises(UserError, match="local_workers is 2: the command `lengthwise train` starts them"):
+    with pytest.raises(UserError, match="local_workers is 2: only the command `lengthwise train` starts workers"):
         train(path, tmp_path / "run", TrainConfig(local_workers=2))
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
