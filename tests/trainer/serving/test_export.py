@@ -122,7 +122,7 @@ def test_the_saved_model_runs_without_lengthwise(tmp_path):
 
 def test_an_older_export_is_kept_on_failure_and_replaced_on_success(tmp_path, monkeypatch):
     output = tmp_path / "export"
-    shutil.copytree(made_of("multilabel") / "export", output)
+    shutil.copytree(made_of("next_word") / "export", output)
     before = (output / "export.json").read_bytes()
     fakes = Fakes(lambda made, golden: None)
     monkeypatch.setattr(
