@@ -86,8 +86,8 @@ class Evaluator:
 
 
 def evaluate(
-    run_path: str | os.PathLike[str],
-    dataset_path: str | os.PathLike[str],
+    run: str | os.PathLike[str],
+    dataset: str | os.PathLike[str] | Dataset,
     *,
     split: str = "test",
     checkpoint: str | None = None,
@@ -101,12 +101,19 @@ def evaluate(
     more than 256 classes. See `metric_names` for the metrics.
 
     Args:
+        run: Folder of the run.
+        dataset: An opened dataset, or its path.
+        split: Name of the split.
         checkpoint: `best` (by validation loss) or `last`; by default the best if there is one.
 
     Raises:
         UserError: There is no run or no dataset, the split has no record, or the data does not fit the model.
     """
-    run, dataset = Run(os.fspath(run_path).rstrip("/")), open_dataset(dataset_path)
+    opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint)
+
+
+def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) -> dict[str, Any]:
     config, trained_on = run.config(), run.manifest()
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:

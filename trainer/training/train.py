@@ -46,6 +46,9 @@ def train(
     first one, the chief, writes the run.
 
     Args:
+        dataset: An opened dataset, or its path.
+        output: Folder of the run, on a local disk or on any file system that TensorFlow supports.
+        config: Model, batches and optimizer. Default: TrainConfig().
         callbacks: Keras's or your own callbacks. They get the logs that `model.fit` passes: loss, val_loss,
             val_accuracy, …. With several workers, they are called on each of them.
         overwrite: Start over, also if `output` holds a run.
