@@ -166,9 +166,9 @@ def test_a_null_is_rejected_with_a_hint_unless_the_schema_allows_it(write_raw, r
     [
         None,
         {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
-        {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
+        pytest.param({"direct_running_mode": "multi_threading", "direct_num_workers": 2}, marks=pytest.mark.proof),
         {"direct_runner_bundle_repeat": 3},
-        {"runner": "BundleBasedDirectRunner"},
+        pytest.param({"runner": "BundleBasedDirectRunner"}, marks=pytest.mark.proof),
     ],
     ids=["plain", "multi_processing", "multi_threading", "bundle_repeat", "older_runner"],
 )

@@ -1,5 +1,6 @@
 """AUC and average precision equal a count by hand, pair by pair and threshold by threshold."""
 
+import datasets
 import numpy as np
 import pytest
 from metrics_by_hand import auc_by_hand, precision_by_hand
@@ -82,7 +83,7 @@ def test_measures_can_be_computed_at_any_time():
     np.testing.assert_array_equal(found, rank(ranking, score, positive, num_rankings=4).auc())
 
 
-@pytest.mark.parametrize("max_keys", [1500, 400, 250])
+@pytest.mark.parametrize("max_keys", datasets.some([1500, 400, 250], [400]))
 def test_with_little_memory_close_scores_become_ties_and_the_error_is_bounded(max_keys):
     random = np.random.default_rng(2)
     positive = random.random(4000) < 0.2
