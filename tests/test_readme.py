@@ -1,5 +1,6 @@
 """The examples of README run as printed, and use the public API only."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -22,6 +23,13 @@ def test_the_python_of_the_readme_runs_as_printed(tmp_path):
     done = subprocess.run([sys.executable, "-c", f"{CODE}\n{check}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
+    assert sorted(os.listdir(tmp_path / "export")) == [
+        "export.json",
+        "manifest.json",
+        "model.keras",
+        "saved_model",
+        "vocabulary",
+    ]
 
 
 def test_the_readme_shows_every_command():

@@ -98,7 +98,7 @@ OPTIONS += ("--max_rejected", "0.6", "--num_shards", "1", "--processes", "0")
 @pytest.mark.parametrize(
     ("code", "names", "lasting"),
     [
-        (errno.EACCES, ("open rb", "getsize", "unlink", *WRITES), False),
+        pytest.param(errno.EACCES, ("open rb", "getsize", "unlink", *WRITES), False, marks=pytest.mark.proof),
         (errno.ENOSPC, WRITES, True),
     ],
     ids=["a_call_is_refused", "the_disk_is_full_from_there_on"],
@@ -168,6 +168,7 @@ def test_a_manifest_that_cannot_be_read_back_keeps_all_files_that_it_lists(place
     read_whole(place / "dataset")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "limits",
     [

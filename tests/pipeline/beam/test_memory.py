@@ -63,7 +63,8 @@ def measure(tmp_path):
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("megabytes", [30, pytest.param(60, marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("megabytes", [30, 60])
 def test_some_megabytes_are_prepared_in_bounded_memory(tmp_path, measure, megabytes):
     write_lines(tmp_path / "raw", megabytes * 1e6, rendered(2000, 24))
     status, stderr, peak = measure("records around 24 steps", PLAIN)

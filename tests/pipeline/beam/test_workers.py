@@ -101,7 +101,7 @@ def contents(folder):
     return files, {name: manifest[name] for name in ("splits", "statistics", "rejected", "sources", "fingerprint")}
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.proof), True])
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(prepare_files, "GZIP_BATCH_BYTES", 10_000)

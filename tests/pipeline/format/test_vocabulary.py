@@ -132,7 +132,7 @@ def test_strings_of_duplicates_are_counted_once(run_prepare, write_raw, read_rec
         None,
         {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
         {"direct_runner_bundle_repeat": 2},
-        {"runner": "BundleBasedDirectRunner"},
+        pytest.param({"runner": "BundleBasedDirectRunner"}, marks=pytest.mark.proof),
     ],
     ids=["plain", "multi_threading", "bundle_repeat", "older_runner"],
 )

@@ -6,6 +6,7 @@ from pipeline.errors import UserError
 from trainer.devices.subprocess_call import call_in_subprocess
 
 
+@pytest.mark.proof
 def test_a_process_that_dies_gives_an_error_of_one_line(capfd):
     with pytest.raises(UserError, match="that called os:abort was killed by SIGABRT. A file that it read may be dam"):
         call_in_subprocess("os:abort")

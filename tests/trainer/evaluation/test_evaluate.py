@@ -86,7 +86,7 @@ def by_hand(target, answered, statistics):
 
 @pytest.mark.parametrize(
     "kind",
-    datasets.some(datasets.LABELS | datasets.NEXT_LABELS, ["distribution", "next_x"]),
+    datasets.some(datasets.LABELS | datasets.NEXT_LABELS, ["next_x"]),
 )
 def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     found = evaluate(run_of(kind), made(kind).path, checkpoint="last")

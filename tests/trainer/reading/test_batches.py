@@ -115,7 +115,7 @@ def as_text(rows):
 
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
-@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize("name", datasets.some(LENGTHS, ["mixed", "none", "outlier"]))
 @pytest.mark.parametrize("every_limit", datasets.some([False, True], [False]))
 def test_the_reader_yields_the_planned_batches(split_of, name, method, every_limit):
     dataset, split = split_of[name]
@@ -141,7 +141,7 @@ def test_the_reader_yields_the_planned_batches(split_of, name, method, every_lim
 
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
-@pytest.mark.parametrize("name", ["mixed", "one_step", "outlier"])
+@pytest.mark.parametrize("name", datasets.some(["mixed", "one_step", "outlier"], ["mixed"]))
 def test_every_record_is_yielded_once_with_its_values(split_of, name, method):
     dataset, split = split_of[name]
     rows = read(dataset.path, split, batching=method, batch_steps=150)
@@ -171,7 +171,7 @@ def test_records_at_below_and_above_each_boundary_are_in_the_planned_bucket(spli
         assert boundary + 1 not in where or boundary + 1 >= above or where[boundary + 1] == {above - 1}
 
 
-@pytest.mark.parametrize("kind", ["class", "step_class"])
+@pytest.mark.parametrize("kind", datasets.some(["class", "step_class"], ["step_class"]))
 def test_the_total_loss_is_the_same_for_every_batching_method(kind):
     dataset = open_dataset(datasets.of_kind(kind).path)
     keras.utils.set_random_seed(3)
@@ -187,7 +187,7 @@ def test_the_total_loss_is_the_same_for_every_batching_method(kind):
     assert totals == pytest.approx(dict.fromkeys(BATCHING_METHODS, totals["pad"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["window", "bucket", "pad"])
+@pytest.mark.parametrize("method", datasets.some(["window", "bucket", "pad"], ["window"]))
 @pytest.mark.parametrize("num_shards", datasets.some([1, 3], [3]))
 def test_the_order_depends_only_on_seed_and_epoch(tmp_path, method, num_shards):
     written = datasets.make(tmp_path, datasets.random_records([7] * 20), num_shards=num_shards)
@@ -201,7 +201,7 @@ def test_the_order_depends_only_on_seed_and_epoch(tmp_path, method, num_shards):
     assert sorted(order(seed=1, epoch=2)) == sorted(order(seed=5, epoch=9))
 
 
-@pytest.mark.parametrize("method", BATCHING_METHODS)
+@pytest.mark.parametrize("method", datasets.some(BATCHING_METHODS, ["window", "bucket"]))
 @pytest.mark.parametrize("num_readers", datasets.some([1, 2, 3], [3]))
 def test_several_readers_together_yield_each_record_once(split_of, method, num_readers):
     dataset, split = split_of["mixed"]

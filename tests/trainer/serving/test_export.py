@@ -53,6 +53,7 @@ def exported():
     return folder / "made" / "export", json.loads(done.stdout), done.stderr.splitlines()
 
 
+@pytest.mark.proof
 def test_an_export_contains_the_documented_files_and_leaves_no_others():
     folder, printed, stderr = exported()
     run = pathlib.Path(run_of("class"))
@@ -107,7 +108,10 @@ def test_the_saved_model_runs_without_lengthwise(tmp_path):
     np.savez(tmp_path / "inputs.npz", **raw_batch(records))
     command = [sys.executable, "-I", "-S", "-c", WITHOUT_LENGTHWISE, site.getsitepackages()[0]]
     done = subprocess.run(
-        [*command, exported()[0] / "saved_model", *shards_of("class")], cwd=tmp_path, capture_output=True, text=True
+        [*command, made_of("class") / "export" / "saved_model", *shards_of("class")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "outputs.npz") as outputs:
@@ -166,6 +170,7 @@ def test_the_older_export_is_restored_if_the_new_one_cannot_be_moved(tmp_path):
     assert os.listdir(tmp_path) == ["export"]
 
 
+@pytest.mark.proof
 def test_a_damaged_run_prints_one_line_and_leaves_no_files(tmp_path):
     run = copy_run(tmp_path)
     cut("data-00000-of-00001")(run)

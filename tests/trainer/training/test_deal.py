@@ -105,12 +105,12 @@ def check_dealt(kind, way, team, **limits):
 
 
 @pytest.mark.parametrize("team", datasets.some([(3, 1), (4, 2)], [(4, 2)]), ids=str)
-@pytest.mark.parametrize("way", BATCHING_METHODS)
+@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window", "bucket"]))
 def test_each_batch_is_dealt_whole_and_evenly(way, team):
     check_dealt("step_class", way, team, batch_steps=40)
 
 
-@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window", "exact"]))
+@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["exact"]))
 def test_a_replica_may_get_no_record(way):
     """At most three records for four replicas."""
     plan, _ = whole("class", way, batch_size=3)
@@ -127,7 +127,7 @@ def test_each_batch_is_dealt_whole_and_evenly_to_any_number_of_replicas(kind, wa
             check_dealt(kind, way, team, **{limit: value})
 
 
-@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window", "bucket"]))
+@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window"]))
 @settings(max_examples=settings.default.max_examples // 25)
 @given(st.sampled_from([(1, 1), (2, 2), (3, 1)]), st.floats(0, 1))
 def test_dealing_can_start_at_any_batch(way, team, share):
@@ -139,7 +139,7 @@ def test_dealing_can_start_at_any_batch(way, team, share):
         assert sorted(sum(map(contents_of, parts), [])) == contents
 
 
-@pytest.mark.parametrize("way", ["window", "pad"])
+@pytest.mark.parametrize("way", datasets.some(["window", "pad"], ["window"]))
 def test_a_filler_row_has_one_step_and_weight_0(way):
     plan, _ = whole("step_class", way, batch_size=1)
     for parts, batch in batches_of("step_class", plan, (3, 1)):

@@ -234,6 +234,7 @@ def test_a_run_of_no_epochs_can_be_evaluated(tmp_path, path):
     assert (found["checkpoint"], found["loss"]) == ("last", pytest.approx(result["validation"]["loss"], rel=1e-6))
 
 
+@pytest.mark.proof
 def test_without_a_validation_split_the_last_checkpoint_is_kept(tmp_path, capsys):
     made = datasets.make(tmp_path, datasets.random_records([3, 4, 5, 9]))
     result = train(made.path, tmp_path / "run", change(SMALL, epochs=2))
@@ -266,6 +267,7 @@ def test_a_validation_split_without_labels_is_not_measured(tmp_path):
     assert sorted(line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line)[0] == 0
 
 
+@pytest.mark.proof
 def test_a_single_class_is_learnt_immediately(tmp_path):
     records = [record | {"y": "a"} for record in datasets.random_records([2, 3, 4])]
     made = datasets.make(tmp_path, records, datasets.schema_text().replace("[a, b, c]", "[a]"))
@@ -401,6 +403,7 @@ def test_more_epochs_create_no_more_functions(tmp_path, monkeypatch):
     assert counts == [len(calls)] * 3 and calls
 
 
+@pytest.mark.proof
 def test_training_accepts_a_constant_column(tmp_path):
     records = datasets.random_records([3, 4, 5, 6]) + datasets.random_records([3, 4], split="test")
     for record in records:
@@ -416,7 +419,7 @@ def test_training_accepts_a_constant_column(tmp_path):
     ("kind", "way"),
     datasets.some(
         itertools.product(["class", "step_class"], ["window", "bucket"]),
-        [("class", "window"), ("step_class", "bucket")],
+        [("step_class", "window")],
         unpack=True,
     ),
 )
@@ -464,6 +467,7 @@ def test_the_total_weight_excludes_truncated_labels(tmp_path):
     assert training._total_weight(plan_next_epoch(dataset, config, State())) == kept < dataset.split("train").labels
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("ways", "seeds"),
     [(("window",), (0,)), pytest.param(("window", "bucket", "pad"), (0, 1, 2), marks=pytest.mark.proof)],

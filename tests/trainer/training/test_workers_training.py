@@ -83,6 +83,7 @@ def test_batches_are_as_uneven_as_these_tests_need():
     assert np.inf in ratios and any(10 <= ratio < np.inf for ratio in ratios)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("resumed_by", datasets.some(["two workers", "one process"], ["one process"]))
 def test_a_killed_worker_ends_the_others_and_the_resumed_run_equals_that_of_one_process(tmp_path, resumed_by):
     """With two workers of the launcher, each update's loss before and after the kill equals that of one process."""
