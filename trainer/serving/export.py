@@ -58,10 +58,10 @@ def export(
     with _temporary_folder(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
         _print_step("Making the model, in a separate process on the CPU.")
-        with progress.report("making"):
+        with progress.report("export"):
             call_in_subprocess(_MAKE, run, made, golden, checkpoint)
         _print_step("Checking it, in another process that compares its outputs with those of the run's model.")
-        with progress.report("checking"):
+        with progress.report("export"):
             differences = call_in_subprocess(_CHECK, made, golden)
         with open(os.path.join(made, EXPORT_JSON), "rb") as file:
             description = json.load(file)

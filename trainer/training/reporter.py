@@ -94,6 +94,6 @@ class Reporter:
         seconds = max(self._shown_at - self._started_at, 1e-9)
         left = self._updates_left * seconds / max(self._updates, 1)
         padding = 1 - self._steps / max(self._padded_steps, 1)
-        text += f", {self._steps / seconds:,.0f} steps/s, {padding:.1%} padding, {left:,.0f} s left"
+        text = f"train: {text}, {self._steps / seconds:,.0f} steps/s, {padding:.1%} padding, {left:,.0f} s left"
         end = "\n" if keep or not self._terminal else ""
         print(f"\r\x1b[2K{text}" if self._terminal else text, end=end, file=self._stream, flush=True)

@@ -133,7 +133,8 @@ def test_a_run_writes_only_its_own_files():
 
 def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
     """By the command and from Python, also with dropout."""
-    status, out, _ = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *FLAGS, "--json")
+    status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *FLAGS, "--json")
+    assert err[-2].startswith("train: epoch 3/3, loss ") and err[-2].endswith(" s left")
     assert status == 0
     assert json.loads(out) == finished()[1]
     assert lines_of(tmp_path / "run") == lines_of(finished()[0])
