@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 env: .venv/.complete
 
-# The stamp is written last, so that an interrupted install is started anew.
+# The stamp is written last, so that an interrupted installation starts again.
 .venv/.complete: deploy/requirements-dev.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Lengthwise needs Python 3.11 to 3.13, but $(PYTHON) is {v[0]}.{v[1]}. Choose another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear .venv

@@ -190,6 +190,7 @@ def test_prepare_inspect_and_verify_agree(call, files, dataset):
     assert "train" in out
 
 
+@pytest.mark.proof
 def test_an_error_in_a_worker_process_is_the_last_line(files, tmp_path):
     done = subprocess.run(
         [*COMMAND, "prepare", "cut.gz", "--schema", files["schema"], "--output", "out"]

@@ -226,10 +226,10 @@ def test_masked_steps_do_not_contribute_to_the_gradient():
 def test_an_operation_keeps_the_mask_or_warns_that_it_is_lost(change):
     inputs = keras.Input((None, 2))
     hidden = keras.layers.LSTM(2, return_sequences=True)(keras.layers.Masking()(inputs))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as issued:
         warnings.simplefilter("always")
         changed = change(hidden)
-    assert told or getattr(changed, "_keras_mask", None) is not None
+    assert issued or getattr(changed, "_keras_mask", None) is not None
 
 
 # Keras: saving

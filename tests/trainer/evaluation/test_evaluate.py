@@ -111,6 +111,7 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     assert ("confusion" in found) == (target.kind in ("class", "distribution", "step_class"))
 
 
+@pytest.mark.proof
 def test_the_default_is_the_checkpoint_with_the_lowest_validation_loss():
     path, run = datasets.of_kind("class").path, run_of("class")
     lines = [json.loads(line) for line in pathlib.Path(run, "metrics.jsonl").read_text().splitlines()]
@@ -242,6 +243,7 @@ def test_an_index_without_groups_and_sources_is_broken_down_by_length_only(group
     assert after == before
 
 
+@pytest.mark.proof
 def test_the_run_uses_its_own_vocabulary_and_notes_another_one_in_the_data(tmp_path, capsys):
     """The other dataset has the same test split and another train split."""
     mine, kind = made("next_word"), "next_word"

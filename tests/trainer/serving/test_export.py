@@ -124,6 +124,7 @@ def test_the_saved_model_runs_without_lengthwise(tmp_path):
     assert np.mean(-np.log(served[np.arange(30), labels])) == pytest.approx(evaluation["loss"], rel=1e-5)
 
 
+@pytest.mark.proof
 def test_an_older_export_is_kept_on_failure_and_replaced_on_success(tmp_path, monkeypatch):
     output = tmp_path / "export"
     shutil.copytree(made_of("next_word") / "export", output)

@@ -53,6 +53,7 @@ def test_operations_of_cudnn_and_of_python_are_found_in_every_function(tmp_path)
     assert find_not_portable(str(tmp_path)) == {"CudnnRNNV2", "EagerPyFunc"}
 
 
+@pytest.mark.proof
 def test_a_run_without_a_best_checkpoint_exports_its_last_one(tmp_path):
     records = datasets.random_records([3, 4, 5])
     result = train(datasets.make(tmp_path, records).path, tmp_path / "run", SMALL)

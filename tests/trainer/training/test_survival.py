@@ -339,6 +339,7 @@ def test_a_checkpoint_holds_every_variable_of_the_model_and_the_optimizer(tmp_pa
             np.testing.assert_array_equal(saved, variable.numpy())
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("kept", datasets.some([True, False], [False]))
 def test_dropout_resumes_with_the_masks_of_an_uninterrupted_run(tmp_path, monkeypatch, kept):
     """Without the random states it does not."""
@@ -511,6 +512,7 @@ def test_a_non_finite_update_changes_no_weight_and_its_records_are_named(
     assert_equal_to_uninterrupted(tmp_path / "run", 2)
 
 
+@pytest.mark.proof
 def test_a_worker_that_lost_another_one_to_a_non_finite_update_names_the_update_too(tmp_path, monkeypatch, capsys):
     call = Update.__call__
 
@@ -532,6 +534,7 @@ def test_a_worker_that_lost_another_one_to_a_non_finite_update_names_the_update_
     assert err[-1].startswith("lengthwise train: Another worker was lost: Socket closed")
 
 
+@pytest.mark.proof
 def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
     """With this learning rate nothing is learnt, so the first epoch is the best one."""
     config = change(CONFIG, epochs=6, keep_checkpoints=3, learning_rate=1e-30, dropout=0)

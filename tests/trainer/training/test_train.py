@@ -278,6 +278,7 @@ def test_a_single_class_is_learnt_immediately(tmp_path):
     assert {name: found["metrics"][name] for name in expected} == expected
 
 
+@pytest.mark.proof
 def test_a_batch_may_be_one_record(tmp_path):
     made = datasets.make(tmp_path, datasets.random_records([1, 7, 3, 1]))
     result = train(made.path, tmp_path / "run", change(SMALL, epochs=1, batch_size=1))
@@ -287,6 +288,7 @@ def test_a_batch_may_be_one_record(tmp_path):
     assert {line["records"] for line in updates} == {1}
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", datasets.some(["regression", "step_class"], ["step_class"]))
 def test_training_learns_from_truncated_records(tmp_path, kind):
     config = change(SMALL, dropout=0, optimizer="adam", learning_rate=0.05, batching="pad", epochs=6)
@@ -296,6 +298,7 @@ def test_training_learns_from_truncated_records(tmp_path, kind):
     assert loss[-1] < loss[0]
 
 
+@pytest.mark.proof
 def test_early_stopping_also_stops_a_resumed_run(tmp_path, path):
     """With this learning rate nothing is learnt, so the first epoch is the best: training stops after two more."""
     config = change(SMALL, epochs=9, early_stopping=2, learning_rate=1e-30, dropout=0)
@@ -326,6 +329,7 @@ def test_a_non_finite_loss_stops_with_one_line_and_keeps_the_last_checkpoint(tmp
     assert math.isfinite(evaluate(tmp_path, path)["loss"])
 
 
+@pytest.mark.proof
 def test_a_run_that_diverges_with_categories_is_reported_in_one_line_too(tmp_path, capsys):
     """An embedding's update fails on non-finite weights before the loss is read."""
     records = [r | {"c": [3] * len(r["x"])} for r in datasets.random_records([3, 5, 4] * 12, kind="regression")]
