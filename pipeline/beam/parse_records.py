@@ -79,7 +79,7 @@ class _Parse(beam.DoFn):
 
 
 def _raw_bytes(element: Any) -> bytes:
-    """Returns the bytes of a line, or the canonical_json JSON of any other record."""
+    """Returns the bytes of a line, or the canonical JSON of any other record."""
     if isinstance(element, bytes):
         return element
     if isinstance(element, str):

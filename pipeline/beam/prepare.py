@@ -26,6 +26,10 @@ from pipeline.writing.publish import DEFAULT_MAX_REJECTED, check_output, discard
 _SMALL_BYTES = 16 * 2**20
 # A process holds 150 MB, and 250 MB with the largest records. Use --processes for more of them.
 _MAX_WORKERS = 2
+# Bytes of the first file that are parsed to estimate the size of the output.
+_SAMPLE_BYTES = 2**18
+# Smallest ratio of decompressed to compressed size that is assumed.
+_GZIP_RATIO = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +70,19 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     schema = Schema.read(options.schema)
     output = absolute(options.output)
     check_output(output, overwrite=options.overwrite)
-    files = find_files([absolute(path) for path in options.raw])
+    files = find_files(options.raw)
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
-        return _run_job(options, schema, files, output, pool, beam_options)
+        return _run_job(options, schema, files, total_bytes, output, pool, beam_options)
 
 
 def _run_job(
     options: PrepareOptions,
     schema: Schema,
     files: Sequence[RawFile],
+    total_bytes: int,
     output: str,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
@@ -109,7 +114,7 @@ def _run_job(
     return run_job(
         pipeline,
         "prepare",
-        total_bytes=sum(file.num_bytes for file in files),
+        total_bytes=total_bytes,
         second_pass=True,
         output=output,
         read_published=functools.partial(_read_published, output, generation),
@@ -139,13 +144,6 @@ def _read_published(output: str, generation: str) -> Manifest | None:
     except UserError:  # it was there before this job, which writes valid manifests only
         return None
     return manifest if generation in manifest.generations else None
-
-
-# Bytes of the first file that are parsed to estimate the size of the output.
-_SAMPLE_BYTES = 2**18
-
-# Smallest ratio of decompressed to compressed size that is assumed.
-_GZIP_RATIO = 3
 
 
 def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:

@@ -1,7 +1,7 @@
 """Turns raw files into a published dataset, without passing any record through Beam."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -11,7 +11,7 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_rejects import REJECT_RUNS
-from pipeline.raw.find_files import RawFile
+from pipeline.raw.find_files import RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.writing.publish import check_output
@@ -37,7 +37,7 @@ class PrepareFiles(beam.PTransform):
         UserError: A path matches no file, or there is a dataset already. Raised when the transform is applied.
     """
 
-    files: str | Sequence[str] | Sequence[RawFile]
+    files: RawFiles
     write: WriteDataset
     keep_raw: bool = False
     limits: Limits = LIMITS

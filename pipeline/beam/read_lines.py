@@ -1,14 +1,13 @@
 """Reads raw files as batches of lines."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.files import absolute
-from pipeline.raw.find_files import RawFile, find_files
+from pipeline.raw.find_files import RawFiles, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 
 CHUNKS = "chunks"
@@ -25,7 +24,7 @@ class ReadLines(beam.PTransform):
         UserError: A path matches no file. Raised when the transform is applied.
     """
 
-    files: str | Sequence[str] | Sequence[RawFile]
+    files: RawFiles
 
     def expand(self, pipeline: Any) -> Any:
         read = beam.ParDo(_ReadChunks()).with_outputs(CHUNKS, main="lines")
@@ -33,14 +32,11 @@ class ReadLines(beam.PTransform):
         return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
 
 
-def split_files(pipeline: Any, files: str | Sequence[str] | Sequence[RawFile]) -> Any:
+def split_files(pipeline: Any, files: RawFiles) -> Any:
     """Returns a PCollection of the chunks of raw files, distributed over the workers of the runner."""
-    patterns = [files] if isinstance(files, str) else files
-    found = [file for file in patterns if isinstance(file, RawFile)]
-    found += find_files([absolute(pattern) for pattern in patterns if isinstance(pattern, str)])
     return (
         pipeline
-        | "Files" >> beam.Create(found)
+        | "Files" >> beam.Create(find_files(files))
         | "Split" >> beam.FlatMap(split_file)
         | "SpreadChunks" >> beam.Reshuffle()
     )

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import UserError
-from pipeline.files import beam_filesystems, is_local, list_files
+from pipeline.files import absolute, beam_filesystems, is_local, list_files
 
 # Endings of the raw files in a folder. A file given by its path or by a glob may have any name.
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -20,20 +20,25 @@ class RawFile(NamedTuple):
     num_bytes: int
 
 
-def find_files(patterns: Sequence[str]) -> list[RawFile]:
+# A path, a glob or a folder, or a list of them; a file that was found already stands for itself.
+RawFiles: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawFile]
+
+
+def find_files(patterns: RawFiles) -> list[RawFile]:
     """Returns the files that paths, globs and folders match, sorted by path and without duplicates.
+
+    The paths of the files are absolute, because the working folder of a Beam worker is a different one.
+
+    Args:
+        patterns: A path, a glob or a folder, or a list of them. A RawFile in the list is returned as it is.
 
     Raises:
         UserError: A pattern matches no file, or a file whose compression is not supported.
     """
+    given = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
     files: dict[str, RawFile] = {}
-    for pattern in patterns:
-        found = _match(pattern)
-        if not found:
-            raise UserError(
-                f"{pattern}: matches no file. Expected a file, a glob, or a folder with files named "
-                f"*{', *'.join(ENDINGS[:3])} (or the same with .gz)."
-            )
+    for pattern in given:
+        found = [pattern] if isinstance(pattern, RawFile) else _match(absolute(os.fspath(pattern)))
         files.update((file.path, file) for file in found)
     for path in files:
         if path.endswith(_OTHER_COMPRESSION):
@@ -44,6 +49,16 @@ def find_files(patterns: Sequence[str]) -> list[RawFile]:
 
 
 def _match(pattern: str) -> list[RawFile]:
+    found = _list_matches(pattern)
+    if not found:
+        raise UserError(
+            f"{pattern}: matches no file. Expected a file, a glob, or a folder with files named "
+            f"*{', *'.join(ENDINGS[:3])} (or the same with .gz)."
+        )
+    return found
+
+
+def _list_matches(pattern: str) -> list[RawFile]:
     # An existing file is taken literally, even if its name is also a glob: "run[1].jsonl".
     if is_local(pattern) and os.path.isfile(pattern):
         return [RawFile(pattern, os.path.getsize(pattern))]

@@ -11,13 +11,12 @@ from pipeline.files import (
     join,
     list_files,
     list_temporary,
-    read_bytes,
     remove,
     remove_folder,
     replace,
     size,
 )
-from pipeline.format.manifest import FILE_NAME, Manifest, Rejected
+from pipeline.format.manifest import FILE_NAME, Manifest, Rejected, read_manifest
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema
@@ -110,8 +109,7 @@ class Publisher:
                     )
 
     def _check_no_other_dataset(self) -> None:
-        path = join(self.output, FILE_NAME)
-        if exists(path) and self.generation not in Manifest.parse(read_bytes(path), origin=path).generations:
+        if exists(join(self.output, FILE_NAME)) and self.generation not in read_manifest(self.output).generations:
             raise UserError(
                 f"{self.output}: another job published a dataset there in the meantime. Choose another --output."
             )

@@ -79,8 +79,7 @@ def predict(
     publisher.check_output()
     if join(output, "").startswith(join(run, "")):
         raise UserError(f"{output}: is in the folder of the run, which only the run may use. Choose another --output.")
-    paths = [raw] if isinstance(raw, str | os.PathLike) else raw
-    files = find_files([absolute(os.fspath(path)) for path in paths])
+    files = find_files(raw)
     pipeline = make_pipeline(beam_options or {})
     read = pipeline | "ReadLines" >> ReadLines(files)
     parsed = read["lines"] | "ParseRecords" >> ParseRecords(predictor.schema, keep_raw=keep_raw, labelled=False)
