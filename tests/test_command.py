@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from prepare_jobs import without_progress
 
 import lengthwise
 
@@ -161,7 +162,7 @@ def test_an_error_of_the_user_is_one_line_and_exits_1(call, files, tmp_path, raw
         "prepare", raw.format(**places), "--schema", schema.format(**places), "--output", output.format(**places)
     )
     # A job that has started prints where it runs, and its progress on a slow machine.
-    (line,) = [line for line in err if not line.startswith(("Running in this process", "prepare: "))]
+    (line,) = without_progress(err)
     assert (status, out) == (1, "")
     assert line.startswith(f"lengthwise prepare: {message.format(**places)}")
 

@@ -2,11 +2,10 @@
 
 import doctest
 import importlib
-import pathlib
 
 import pytest
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in ("pipeline", "trainer")

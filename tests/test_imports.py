@@ -2,13 +2,12 @@
 
 import ast
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 # What each package may import of ours, beside itself and the modules at the top of its own side. Data flows down this
 # list, and so do imports.
 TOP = {"pipeline.errors", "pipeline.files", "pipeline.flags", "pipeline.progress", "pipeline.tables"}

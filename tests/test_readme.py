@@ -1,14 +1,15 @@
 """The examples of README run as printed, and use the public API only."""
 
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
+from paths import ROOT
+
 import lengthwise as lw
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 CODE = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 
 

@@ -10,6 +10,7 @@ import sys
 import datasets
 import numpy as np
 import tensorflow as tf
+from interruptions import change
 
 from pipeline.errors import UserError
 from pipeline.format.examples import decode_example
@@ -23,10 +24,6 @@ from trainer.training.train import train
 
 LENGTHWISE = str(pathlib.Path(sys.executable).parent / "lengthwise")
 SMALL = TrainConfig(units=(4,), epochs=1, batch_steps=60, learning_rate=0.02)
-
-
-def change(config, **values):
-    return config.model_copy(update=values)
 
 
 VARIED = change(SMALL, bidirectional=True, dropout=0.2, cell="gru", pooling="mean")

@@ -30,6 +30,7 @@ from export_runs import (
     run_of,
     shards_of,
 )
+from prepare_jobs import without_progress
 
 import trainer.runs.contents
 import trainer.serving.export
@@ -83,7 +84,7 @@ def test_an_export_contains_the_documented_files_and_leaves_no_others():
     }  # fmt: skip
     assert printed["inputs"]["plan"] == {"name": "plan", "dtype": "int64", "shape": ["batch", 2]}
     assert printed["inputs"]["length"] == {"name": "length", "dtype": "int32", "shape": ["batch"]}
-    steps = [line for line in stderr if "working" not in line]
+    steps = without_progress(stderr, "export")
     assert [line.split(",")[0] for line in steps] == ["Making the model", "Checking it"]
 
 
@@ -178,7 +179,7 @@ def test_a_damaged_run_prints_one_line_and_leaves_no_files(tmp_path):
     done = subprocess.run(
         [LENGTHWISE, "export", "run", "--output", "made/export"], cwd=tmp_path, capture_output=True, text=True
     )
-    lines = [line for line in done.stderr.splitlines() if "working" not in line]
+    lines = without_progress(done.stderr.splitlines(), "export")
     assert (done.returncode, done.stdout, len(lines)) == (1, "", 2)
     assert lines[1].startswith("lengthwise export: run/checkpoints/best/ckpt-1: not a checkpoint of this run's model")
     assert os.listdir(tmp_path) == ["run"]

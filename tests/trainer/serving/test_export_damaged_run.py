@@ -9,7 +9,8 @@ import datasets
 import keras
 import pytest
 import tensorflow as tf
-from export_runs import SMALL, change, checkpoint_file, copy_run, cut, model_of, other_run
+from export_runs import SMALL, checkpoint_file, copy_run, cut, model_of, other_run
+from interruptions import change
 
 from pipeline.errors import UserError
 from trainer.evaluation.evaluate import evaluate

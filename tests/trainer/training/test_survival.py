@@ -280,8 +280,11 @@ def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path, spots
         if spot == "update":
             assert child.wait_until(lambda child=child: children.is_stopped(child.pid))
             assert saved_update(run) == EVERY + ("probe" in spots)
+            begin = time.monotonic()
             child.send(signal.SIGTERM)
             child.send(signal.SIGCONT)
+            assert child.wait() == 75
+            assert time.monotonic() - begin < 10  # what users are promised
         assert child.wait() == 75
         assert child.lines[-1] == (
             f"lengthwise train: SIGTERM: saved after update {update} (epoch 1) and stopped. The same command resumes "
