@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.record import Array
 
 # A block of statistics ends at this number of records, or at this number of bytes: large enough for NumPy to be fast,

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from pipeline.files import join
-from pipeline.format.manifest import TRAIN, FeatureStatistics, Manifest, Split
+from pipeline.format.manifest import Manifest
+from pipeline.format.models import TRAIN, FeatureStatistics, Split
 from pipeline.inspection.histogram import bar, length_bands, length_range
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL

@@ -12,7 +12,8 @@ from pipeline import progress
 from pipeline.files import join, open_read, size
 from pipeline.format.examples import decode_example
 from pipeline.format.index import index_label, index_schema, read_index
-from pipeline.format.manifest import FILE_NAME, TRAIN, Manifest, Shard, read_manifest
+from pipeline.format.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.format.models import TRAIN, Shard
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
 from pipeline.inspection.verify_counts import SplitCounts, compare_counts

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.format.manifest import FeatureStatistics, Split
+from pipeline.format.models import FeatureStatistics, Split
 from pipeline.format.statistics import Moments, merge_moments
 from pipeline.format.vocabulary import count_unknown
 from pipeline.schema.labels import class_name

@@ -7,15 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import TypeAlias, TypeVar
 
-from pipeline.format.manifest import (
-    TRAIN,
-    FeatureStatistics,
-    Manifest,
-    Source,
-    Split,
-    Vocabulary,
-    fingerprint,
-)
+from pipeline.format.manifest import Manifest, Source, fingerprint
+from pipeline.format.models import TRAIN, FeatureStatistics, Split, Vocabulary
 from pipeline.format.statistics import merge_moments
 from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_terms, vocabulary_file_names
 from pipeline.raw.json_lines import ChunkSummary

@@ -16,7 +16,8 @@ from pipeline.files import (
     replace,
     size,
 )
-from pipeline.format.manifest import FILE_NAME, Manifest, Rejected, read_manifest
+from pipeline.format.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.format.models import Rejected
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pipeline.files import join, replace
-from pipeline.format.manifest import Rejected
+from pipeline.format.models import Rejected
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.reject_runs import RejectRun, merge_reject_runs
 from pipeline.writing.paths import rejects_path

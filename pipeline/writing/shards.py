@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.files import join, replace
 from pipeline.format.index import build_index, serialize_index
-from pipeline.format.manifest import TRAIN, Shard
+from pipeline.format.models import TRAIN, Shard
 from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments
 from pipeline.format.tfrecord import FRAME_BYTES, frames
 from pipeline.raw.rejects import Origin, Reject

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from datasets import CLASSES, Record
 
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from trainer.config import TrainConfig
 
 Array = np.ndarray[Any, Any]

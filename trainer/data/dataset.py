@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
-from pipeline.format.manifest import FILE_NAME, Manifest, Shard, Split, Vocabulary
+from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.schema import Schema
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors

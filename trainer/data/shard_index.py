@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
-from pipeline.format.manifest import Shard
+from pipeline.format.models import Shard
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
 from pipeline.schema.record import Array
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_ranges, reason

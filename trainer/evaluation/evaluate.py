@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from pipeline import progress
 from pipeline.errors import UserError, show
-from pipeline.format.manifest import FeatureStatistics, Manifest
+from pipeline.format.manifest import Manifest
+from pipeline.format.models import FeatureStatistics
 from trainer.batching.cut import DEFAULT_BATCH_STEPS
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig

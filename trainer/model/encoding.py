@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.features import Feature
 from pipeline.schema.schema import Schema
 from trainer.data.target import Vocabularies

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from trainer.data.target import Target
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.format.examples import encode_example
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.features import Feature
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema

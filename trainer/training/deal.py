@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.format.manifest import TRAIN
+from pipeline.format.models import TRAIN
 from pipeline.schema.record import Array
 from trainer.batching.plan import Plan
 from trainer.batching.window import WindowPlan, reader_of

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.format.manifest import TRAIN
+from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.format.manifest import TRAIN
+from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset

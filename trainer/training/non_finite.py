@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.format.manifest import TRAIN
+from pipeline.format.models import TRAIN
 from pipeline.schema.record import Array
 from trainer.data.dataset import Dataset
 from trainer.runs.contents import FAILED_UPDATE

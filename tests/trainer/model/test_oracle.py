@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from numpy_lstm import ReferenceModel, weights_of
 
-from pipeline.format.manifest import FeatureStatistics
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset

@@ -1,0 +1,108 @@
+"""The parts that the JSON files of a dataset share: shards, splits, statistics, vocabularies and rejects."""
+
+import posixpath
+from typing import Annotated
+
+import pydantic
+
+# The split that statistics and vocabularies are computed from.
+TRAIN = "train"
+
+Count = Annotated[int, pydantic.Field(ge=0)]
+Sha256 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _check_inside(path: str) -> str:
+    """Refuses a path that leaves the dataset: a manifest from elsewhere must not make a reader open other files."""
+    inside = posixpath.normpath(path) == path and not path.startswith(("/", ".."))
+    if not inside or any(text in path for text in ("\\", "\0", "://")):
+        raise ValueError("expected a path inside the dataset, relative to it")
+    return path
+
+
+InsidePath = Annotated[str, pydantic.AfterValidator(_check_inside)]
+
+
+class Model(pydantic.BaseModel):
+    """A part of a JSON file of a dataset. It never changes."""
+
+    model_config = pydantic.ConfigDict(frozen=True, populate_by_name=True)
+
+
+class Shard(Model):
+    """A TFRecord file and its index.
+
+    Attributes:
+        path: Path of the TFRecord file, inside the dataset.
+        records: Number of records.
+        steps: Number of steps of all records.
+        bytes: Size of the TFRecord file.
+        sha256: SHA-256 of the TFRecord file.
+        index_path: Path of the index, inside the dataset.
+        index_sha256: SHA-256 of the index.
+    """
+
+    path: InsidePath
+    records: Count
+    steps: Count
+    bytes: Count
+    sha256: Sha256
+    index_path: InsidePath
+    index_sha256: Sha256
+
+
+class Split(Model):
+    """The shards of one split, and exact counts of their contents."""
+
+    records: Count
+    steps: Count
+    labels: Count = pydantic.Field(description="Number of labelled records, or of labelled steps for labels per step.")
+    truncated: Count = pydantic.Field(description="Number of records that were shortened to max_length.")
+    shards: tuple[Shard, ...]
+    length_counts: dict[int, Count] = pydantic.Field(description="Number of records of each length.")
+    label_counts: dict[str, Count] = pydantic.Field(
+        description="Number of labels of each class; empty without classes."
+    )
+    missing: dict[str, Count] = pydantic.Field(
+        {}, description="Number of missing values of each feature that allows nulls."
+    )
+    unknown: dict[str, Count] = pydantic.Field(
+        {}, description="Number of strings of each feature that are not in its vocabulary."
+    )
+
+
+class FeatureStatistics(Model):
+    """Statistics over the steps (or records) of the train split, for each column of a feature's flattened shape.
+
+    Missing values count in `count` and `missing` only. A column without any other value has zeros elsewhere.
+    """
+
+    count: Count = pydantic.Field(description="Number of steps (or records), including those with missing values.")
+    missing: tuple[Count, ...] = pydantic.Field(
+        (), description="Number of missing values of each column; empty if none is missing."
+    )
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+    def columns(self) -> dict[str, tuple[float, ...]]:
+        """Returns the attributes that have a number for each column, by name."""
+        always = {"mean": self.mean, "variance": self.variance, "min": self.min, "max": self.max}
+        return always | ({"missing": self.missing} if self.missing else {})
+
+
+class Vocabulary(Model):
+    """A file with the strings of a feature, one on each line (see pipeline/format/vocabulary.py)."""
+
+    path: InsidePath
+    sha256: Sha256
+    size: Count = pydantic.Field(description="Number of strings; less than in the schema if the train split has fewer.")
+
+
+class Rejected(Model):
+    """The number of rejects, in total and for each reason, and the files that list them."""
+
+    total: Count
+    by_reason: dict[str, Count]
+    files: tuple[InsidePath, ...]
