@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 
 Result = TypeVar("Result")
 
-_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}"
 _OS_ERRORS = (
     "OSError",
     "PermissionError",
@@ -107,18 +106,26 @@ def user_error(error: BaseException) -> UserError | None:
     """Returns the error of a worker that the user can fix, or None if the worker raised anything else.
 
     A runner in this process raises the worker's exception. Other runners raise the text of its traceback. Only the
-    last exception of a traceback counts: the earlier ones were handled.
+    last exception of a traceback counts: the earlier ones were handled. The error keeps its class, and so its exit
+    status.
     """
     if isinstance(error, UserError):
-        return UserError(str(error).split(_STEP)[0])
+        return type(error)(str(error).split(_STEP)[0])
     if isinstance(error, OSError):
         return _file_error(str(error).split(_STEP)[0])
     # Beam puts an exception whose message it cannot extend into a RuntimeError.
     line = _last_exception(str(error)).removeprefix("RuntimeError: ")
     name, _, message = line.split(_STEP)[0].partition(": ")
-    if name == _USER_ERROR:
-        return UserError(message)
+    for kind in _with_subclasses(UserError):
+        if name == f"{kind.__module__}.{kind.__qualname__}":
+            return kind(message)
     return _file_error(message) if name in _OS_ERRORS else None
+
+
+def _with_subclasses(kind: type[UserError]) -> Iterator[type[UserError]]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)
 
 
 def _last_exception(text: str) -> str:

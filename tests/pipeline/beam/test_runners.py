@@ -1,9 +1,11 @@
 """A job's errors: an error that the user can fix becomes a UserError, any other exception stays what it is."""
 
+import apache_beam as beam
 import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.beam.runners import user_error
-from pipeline.errors import UserError
+from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError
 
 FRAMES = 'Traceback (most recent call last):\n  File "common.py", line 1, in process\n    function(element)\n'
 HANDLED = "\nDuring handling of the above exception, another exception occurred:\n\n"
@@ -27,6 +29,32 @@ def test_a_user_error_of_a_worker_keeps_its_message(error):
     found = user_error(error)
     assert isinstance(found, UserError)
     assert str(found) == "raw.jsonl: the value is 3, expected 4."
+
+
+@pytest.mark.parametrize(("kind", "status"), [(UserError, 1), (NothingNew, 3), (LockTimeout, 69), (TryAgain, 75)])
+def test_a_user_error_of_a_worker_keeps_its_class_and_status(kind, status):
+    text = f"pipeline.errors.{kind.__name__}: raw.jsonl: wrong.{STEP}"
+    errors = [
+        kind(f"raw.jsonl: wrong.{STEP}"),
+        RuntimeError(text),
+        RuntimeError(f"{FRAMES}KeyError: 'x'\n{HANDLED}{FRAMES}{text}\n"),
+        RuntimeError(f"{FRAMES}{text}\n{HANDLED}{FRAMES}RuntimeError: {text}\n"),
+    ]
+    for error in errors:
+        found = user_error(error)
+        assert (type(found), found.status, str(found)) == (kind, status, "raw.jsonl: wrong.")
+
+
+def test_a_runner_in_this_process_keeps_the_class_of_an_error():
+    def fail(element):
+        raise TryAgain("dataset: changed.")
+
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    pipeline | beam.Create([1]) | beam.Map(fail)
+    with pytest.raises(Exception) as raised:
+        pipeline.run().wait_until_finish()
+    found = user_error(raised.value)
+    assert (type(found), str(found)) == (TryAgain, "dataset: changed.")
 
 
 @pytest.mark.parametrize(
