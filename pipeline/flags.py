@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import math
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -80,3 +82,24 @@ def natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least 0")
     return value
+
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+
+
+def duration(text: str) -> float:
+    """Converts the text of a flag to seconds: a number and one of the units s, m, h and d, or 0.
+
+    >>> duration("1.5h"), duration("7d"), duration("0")
+    (5400.0, 604800.0, 0.0)
+    """
+    if text == "0":
+        return 0.0
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2]] if match else math.inf
+    if math.isinf(seconds):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a duration, expected a number and a unit, for example 90s, 30m, 24h or 7d, or 0"
+        )
+    return seconds

@@ -1,0 +1,46 @@
+"""The types of flags."""
+
+import argparse
+import doctest
+
+import pytest
+
+from pipeline import flags
+from pipeline.flags import FlagParser, duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("24h", 86400), ("7d", 604800), ("0.5s", 0.5), ("1.5h", 5400), ("0", 0), ("0d", 0)],
+)
+def test_a_duration_is_a_number_and_a_unit(text, seconds):
+    assert duration(text) == seconds
+    assert type(duration(text)) is float
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "90", "s", "-1s", "+1s", "1e3s", ".5h", "5.h", "1 h", "1h30m", "24H", "infs", "nans", "٣s", "9" * 400 + "d"],
+)
+def test_any_other_duration_is_refused(text):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="is not a duration, expected a number and a unit, for example"
+    ):
+        duration(text)
+
+
+def test_a_wrong_duration_is_reported_with_its_flag(capsys):
+    parser = FlagParser("clean", "", examples="")
+    parser.add_argument("--retain", type=duration, default="24h")
+    assert parser.parse([]) == {"retain": 86400.0}
+    with pytest.raises(SystemExit) as ended:
+        parser.parse(["--retain", "90"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "lengthwise clean: argument --retain: 90 is not a duration, expected a number and a unit, for example 90s, "
+        "30m, 24h or 7d, or 0\n"
+    )
+
+
+def test_the_examples_in_docstrings_are_correct():
+    assert doctest.testmod(flags).failed == 0
