@@ -19,6 +19,8 @@ BASE = [
     "orjson>=3.10",
     "pysimdjson>=7",
     "google-crc32c>=1.5",
+    # Before 3.30, it cannot be told to fail where the file system has no locks.
+    "filelock>=3.30",
     "rich>=13",
 ]
 # Keras below 3.15 loads unsafe files (CVE-2026-12570 and others).
