@@ -44,6 +44,15 @@ def runs_folder(output: str, generation: str) -> str:
     return join(output, "data", generation)
 
 
+LOCK = "commits/lock"
+_MARKER_PATTERN = rf"data/{GENERATION_PATTERN}/writer\.json"
+
+
+def marker_path(generation: str) -> str:
+    """Returns the path of the file that marks a generation as being written, inside the output folder."""
+    return f"data/{generation}/writer.json"
+
+
 _SHARD_PATTERN = rf"data/{GENERATION_PATTERN}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)"
 
 
@@ -88,6 +97,7 @@ def vocabulary_copy_path(path: str) -> str:
 # deletes it together with the vocabulary file that it is a copy of.
 _WRITTEN = paths_pattern(
     _RUN_PATTERN,
+    f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
     f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",

@@ -9,6 +9,7 @@ from pipeline.writing import paths
 from pipeline.writing.paths import (
     is_vocabulary,
     is_written_by_prepare,
+    marker_path,
     new_generation,
     rejects_path,
     runs_folder,
@@ -22,7 +23,7 @@ GENERATION = "20260102T030405-0123abcd"
 FILE_NAMES = vocabulary_file_names(["page", "../x", "Page"]).values()
 VOCABULARIES = [vocabulary_path(GENERATION, name) for name in FILE_NAMES]
 REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), rejects_path(GENERATION, "raw.jsonl"), *VOCABULARIES]
-REPLACED.append(rejects_path(GENERATION, None))
+REPLACED += [rejects_path(GENERATION, None), marker_path(GENERATION)]
 RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
 TEMPORARY = f".{'9a' * 16}.tmp"
 
@@ -46,6 +47,7 @@ def test_an_incomplete_file_is_recognised(path):
         f"x/{RUN}.rows",
         f"{RUN}.rows.gz",
         f"data/{GENERATION}/notes.txt",
+        "data/writer.json",
         "data/2026/train-00000-of-00001.tfrecord",
         "data/raw.jsonl",
         f"rejected/{GENERATION}.jsonl",
