@@ -1,17 +1,17 @@
 """A file that is created once has its whole content or does not exist, whoever else tries at the same time."""
 
+import contextlib
 import errno
-import multiprocessing
 import os
-import pathlib
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.files import create_once, list_temporary, supports_create_once
-
-_CONTEXT = multiprocessing.get_context("fork")
 
 
 def test_a_file_is_created_once_with_its_content(tmp_path):
@@ -23,33 +23,43 @@ def test_a_file_is_created_once_with_its_content(tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
-def compete(folder, barrier, name):
-    """Tries to create every file of 20 rounds, and writes down the rounds that it won."""
-    won = []
-    for number in range(20):
-        barrier.wait()
-        try:
-            create_once(f"{folder}/{number}", f"{name} {number}".encode() * 1000)
-        except FileExistsError:
-            continue
-        won.append(str(number))
-    pathlib.Path(folder, f"won-{name}").write_text(" ".join(won))
+# Tries to create each file that a line of the input names, and answers whether it did.
+COMPETE = """
+import sys
+from pipeline.files import create_once
+for line in sys.stdin:
+    try:
+        create_once(line.strip(), sys.argv[1].encode() * 100_000)
+        print("created", flush=True)
+    except FileExistsError:
+        print("exists", flush=True)
+"""
 
 
 def test_of_several_processes_exactly_one_creates_a_file(tmp_path):
-    barrier = _CONTEXT.Barrier(4)
-    processes = [_CONTEXT.Process(target=compete, args=(str(tmp_path), barrier, name)) for name in "abcd"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    winners = {}
-    for name in "abcd":
-        for number in (tmp_path / f"won-{name}").read_text().split():
-            assert winners.setdefault(number, name) == name, f"two processes created {number}"
-    contents = {str(number): (tmp_path / str(number)).read_text() for number in range(20)}
-    assert contents == {number: f"{name} {number}" * 1000 for number, name in winners.items()}
-    assert list(tmp_path.glob("*.tmp")) == []
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", COMPETE, name],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    bufsize=1,
+                )
+            )
+            for name in "abcd"
+        }
+        for number in range(20):
+            path = tmp_path / str(number)
+            for process in processes.values():
+                process.stdin.write(f"{path}\n")
+            answers = {name: process.stdout.readline() for name, process in processes.items()}
+            assert sorted(answers.values()) == ["created\n"] + ["exists\n"] * 3
+            (winner,) = (name for name, answer in answers.items() if answer == "created\n")
+            assert path.read_text() == winner * 100_000
+    assert len(os.listdir(tmp_path)) == 20
 
 
 @pytest.mark.parametrize("call", ["fsync", "link"])
@@ -64,12 +74,13 @@ def test_an_error_leaves_no_file(tmp_path, monkeypatch, call):
 
 
 @pytest.mark.parametrize(("call", "complete"), [("fsync", False), ("link", False), ("unlink", True)])
-def test_a_kill_leaves_no_incomplete_file(tmp_path, monkeypatch, call, complete):
-    monkeypatch.setattr(files.os, call, lambda *arguments: os._exit(9))
-    process = _CONTEXT.Process(target=create_once, args=(str(tmp_path / "file"), b"content"))
-    process.start()
-    process.join()
-    assert process.exitcode == 9
+def test_a_kill_leaves_no_incomplete_file(tmp_path, call, complete):
+    program = (
+        "import os, sys\nfrom pipeline import files\n"
+        f"os.{call} = lambda *arguments: os._exit(9)\nfiles.create_once(sys.argv[1], b'content')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "file")], cwd=ROOT)
+    assert done.returncode == 9
     found = sorted(str(file) for file in tmp_path.iterdir())
     assert found == [str(tmp_path / "file")] * complete + list_temporary(str(tmp_path / "file"))
     assert len(found) == 1 + complete

@@ -26,7 +26,8 @@ class Holder:
     def __init__(self, program: str, *arguments: object) -> None:
         lines = ["import contextlib, sys", "with contextlib.ExitStack() as stack:"]
         lines += [f" {line}" for line in (*program.split("\n"), "print('ready', flush=True)", "sys.stdin.read()")]
-        command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+        # Python warns of a fork beside a thread, which is what some tests try.
+        command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines), *map(str, arguments)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
