@@ -1,4 +1,4 @@
-"""Writes rejects to files, sorted by their place in the raw files."""
+"""Writes rejects to a file, sorted by their place in the raw files."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -33,13 +33,11 @@ class SortRejects(beam.DoFn):
 
 @dataclasses.dataclass
 class WriteRejects(beam.PTransform):
-    """Merges sorted rejects: {"reject_runs": RejectRun, "chunks": ChunkSummary} -> RejectsFile.
-
-    Each raw file with rejects gets one RejectsFile.
+    """Merges sorted rejects: {"reject_runs": RejectRun, "chunks": ChunkSummary} -> one RejectsFile, or none.
 
     Attributes:
         output: Folder of the dataset.
-        generation: Name of the generation, a part of the files' names.
+        generation: Name of the generation, a part of the file's name.
     """
 
     output: str
@@ -49,7 +47,8 @@ class WriteRejects(beam.PTransform):
         output, generation = self.output, self.generation
 
         def write(_: Any, reject_runs: list[RejectRun], chunks: list[ChunkSummary]) -> list[RejectsFile]:
-            return write_rejects(reject_runs, chunks, output=output, generation=generation)
+            file = write_rejects(reject_runs, chunks, output=output, generation=generation)
+            return [] if file is None else [file]
 
         return (
             inputs["reject_runs"].pipeline

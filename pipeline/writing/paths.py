@@ -5,7 +5,6 @@ path matches. All other files belong to someone else. (An output folder may hold
 """
 
 import datetime
-import hashlib
 import re
 import uuid
 
@@ -62,12 +61,17 @@ def shard_paths(generation: str, split: str, number: int, *, num_shards: int) ->
     return f"{stem}.tfrecord", f"{stem}.index.parquet"
 
 
-REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}-[0-9a-f]{{16}}\.jsonl"
+# Earlier versions wrote one file for each raw file, with a hash of the raw file's path in its name.
+REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}(-[0-9a-f]{{16}})?\.jsonl"
 
 
-def rejects_path(generation: str, source: str | None) -> str:
-    """Returns the path of the rejects of a raw file, inside the output folder; its name contains a hash of `source`."""
-    return f"rejected/{generation}-{hashlib.sha256((source or '').encode()).hexdigest()[:16]}.jsonl"
+def rejects_path(generation: str) -> str:
+    """Returns the path of the rejects of a generation, inside the output folder.
+
+    >>> rejects_path("20260101T000000-00000000")
+    'rejected/20260101T000000-00000000.jsonl'
+    """
+    return f"rejected/{generation}.jsonl"
 
 
 # The names that `vocabulary_file_names` gives.

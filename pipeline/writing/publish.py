@@ -85,7 +85,6 @@ class Publisher:
             sum(split.records for split in manifest.splits.values()),
             max_rejected=self.max_rejected,
             output=self.output,
-            generation=self.generation,
         )
         self._check_shard_sizes(manifest)
         if not self.overwrite:
@@ -120,7 +119,7 @@ class Publisher:
             file.write(data)
 
 
-def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str, generation: str) -> None:
+def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str) -> None:
     """Enforces `--max_rejected`.
 
     Args:
@@ -132,7 +131,7 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
     """
     total = records + rejected.total
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
-    where = join(output, rejected.files[0] if len(rejected.files) == 1 else f"rejected/{generation}-*.jsonl")
+    where = ", ".join(join(output, path) for path in rejected.files)
     if total == 0:
         raise UserError(
             "The input contains no records: its files are empty, or all lines are blank. Nothing was published."

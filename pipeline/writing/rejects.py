@@ -1,10 +1,10 @@
-"""Merges the runs of rejects into one file of rejects for each raw file."""
+"""Merges the runs of rejects into the file of rejects of a generation."""
 
 import bisect
 import collections
+import hashlib
 import itertools
 import json
-import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,35 +20,42 @@ class RejectsFile(NamedTuple):
 
     Attributes:
         path: Path inside the output folder.
+        sha256: SHA-256 of the file, as hexadecimal digits.
         by_reason: Number of rejects for each reason.
     """
 
     path: str
+    sha256: str
     by_reason: dict[str, int]
 
 
 def write_rejects(
     reject_runs: Sequence[RejectRun], chunks: Iterable[ChunkSummary], *, output: str, generation: str
-) -> list[RejectsFile]:
-    """Writes the rejects of each raw file to a file of its own, sorted by place.
+) -> RejectsFile | None:
+    """Writes all rejects to one file, sorted by raw file and by place in it. Without rejects, writes no file.
 
     Args:
         chunks: All chunks that were read. A reject knows its line within its chunk; the number of lines in the chunks
             before it gives its line within the file.
+
+    Returns:
+        The file, or None if there are no rejects.
     """
-    written = []
+    path = rejects_path(generation)
+    digest, reasons = hashlib.sha256(), collections.Counter[str]()
     line_numbers = _LineNumbers(chunks)
-    with merge_reject_runs(reject_runs) as merged:
-        for source, rows in itertools.groupby(merged, key=operator.itemgetter("file")):
-            path = rejects_path(generation, source)
-            reasons: collections.Counter[str] = collections.Counter()
-            with replace(join(output, path)) as file:
-                for row in rows:
-                    reasons[row["reason"]] += 1
-                    row["line"] = line_numbers.in_file(source, row.pop("chunk"), row["line"])
-                    file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            written.append(RejectsFile(path, dict(reasons)))
-    return written
+    with merge_reject_runs(reject_runs) as rows:
+        first = next(rows, None)
+        if first is None:
+            return None
+        with replace(join(output, path)) as file:
+            for row in itertools.chain([first], rows):
+                reasons[row["reason"]] += 1
+                row["line"] = line_numbers.in_file(row["file"], row.pop("chunk"), row["line"])
+                line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+                digest.update(line)
+                file.write(line)
+    return RejectsFile(path, digest.hexdigest(), dict(reasons))
 
 
 def count_rejects(files: Iterable[RejectsFile]) -> Rejected:

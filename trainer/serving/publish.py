@@ -121,9 +121,7 @@ class PredictionsPublisher:
             )
         ordered, rejected = sorted(parts), count_rejects(rejects)
         records = sum(part.records for part in ordered)
-        check_rejected(
-            rejected, records, max_rejected=self.max_rejected, output=self.output, generation=self.generation
-        )
+        check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
         names = {part: f"part-{self.generation}-{number:05d}.jsonl" for number, part in enumerate(ordered)}
         for part, name in names.items():
             self._move(part, name)

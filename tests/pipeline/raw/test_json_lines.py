@@ -73,13 +73,13 @@ def test_every_line_is_read_once_with_its_place_whatever_the_chunks(tmp_path_fac
         for offset, number, line in zip(batch.offsets, batch.numbers, batch.lines, strict=True)
     ]
     other = ChunkSummary("other.jsonl", 0, 99, 99, b"")
-    files = write_rejects(
+    file = write_rejects(
         [*write_reject_run(reversed(rejects[1::2]), str(folder)), *write_reject_run(rejects[::2], str(folder))],
         [other, *reversed(chunks)],
         output=str(folder),
         generation="20260101T000000-00000000",
     )
-    rows = [json.loads(row) for file in files for row in (folder / file.path).read_text().splitlines()]
+    rows = [json.loads(row) for row in (folder / file.path).read_text().splitlines()] if file else []
     assert [(row["line"], row["byte_offset"], row["sha256"]) for row in rows] == [
         (number, offset, hashlib.sha256(line).hexdigest()) for number, offset, line in expected
     ]

@@ -22,8 +22,10 @@ from pipeline.writing.paths import (
 GENERATION = "20260102T030405-0123abcd"
 FILE_NAMES = vocabulary_file_names(["page", "../x", "Page"]).values()
 VOCABULARIES = [vocabulary_path(GENERATION, name) for name in FILE_NAMES]
-REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), rejects_path(GENERATION, "raw.jsonl"), *VOCABULARIES]
-REPLACED += [rejects_path(GENERATION, None), marker_path(GENERATION)]
+REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), *VOCABULARIES]
+REPLACED += [rejects_path(GENERATION), marker_path(GENERATION)]
+# Of format version 1.
+REPLACED.append(f"rejected/{GENERATION}-{'0a' * 8}.jsonl")
 RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
 TEMPORARY = f".{'9a' * 16}.tmp"
 
@@ -50,7 +52,8 @@ def test_an_incomplete_file_is_recognised(path):
         "data/writer.json",
         "data/2026/train-00000-of-00001.tfrecord",
         "data/raw.jsonl",
-        f"rejected/{GENERATION}.jsonl",
+        f"rejected/{GENERATION}-.jsonl",
+        f"rejected/{GENERATION[:-1]}.jsonl",
         "vocabulary/2026/page.txt",
         "manifest.json",
     ],
@@ -60,7 +63,7 @@ def test_other_paths_are_not_recognised(path):
 
 
 def test_a_new_generation_has_the_form_of_a_generation():
-    assert is_written_by_prepare(rejects_path(new_generation(), "raw.jsonl"))
+    assert is_written_by_prepare(rejects_path(new_generation()))
 
 
 def test_the_examples_in_docstrings_are_correct():
