@@ -176,7 +176,7 @@ def test_the_golden_dataset_has_vocabularies_groups_missing_and_unknown_values()
         row | {"split": name}
         for name, split in golden.splits.items()
         for shard in split.shards
-        for row in read_index((EVERY / "next_word" / shard.index_path).read_bytes()).to_pylist()
+        for row in read_index((EVERY / "next_word" / shard.index_path).read_bytes(), shard).to_pylist()
     ]
     assert {row["id"]: row["group"] for row in rows} == persons
     assert {row["source"] for row in rows} == {"/tmp/golden/every_kind/raw.jsonl"}

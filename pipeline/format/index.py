@@ -2,20 +2,43 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.format.models import Shard
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.schema.labels import Label, class_name
 from pipeline.schema.record import named_classes
 
-_COLUMNS = ("offset", "num_bytes", "num_steps", "id", "label", "part", "num_parts", "group", "source")
+KEY = "key"
+# The types of the columns. That of the label depends on its kind.
+_TYPES = {
+    "offset": pa.int64(),
+    "num_bytes": pa.int64(),
+    "num_steps": pa.int32(),
+    "id": pa.string(),
+    "label": None,
+    "part": pa.int32(),
+    "num_parts": pa.int32(),
+    "group": pa.string(),
+    "source": pa.string(),
+    KEY: pa.uint64(),
+}
+# The unit in which a part of an index is read.
+_ROW_GROUP_ROWS = 65_536
+# Columns with few distinct values. A dictionary of the others would only be an additional copy of them.
+_REPEATED = ("num_bytes", "num_steps", "label", "label.list.element", "part", "num_parts", "group", "source")
+# Ascending columns, stored as differences. Measured: 5.9 bytes a key instead of 7.8, and the file is read sooner.
+_ASCENDING = ("offset", KEY)
+# Memory that the strings of one record may take on average, beside what follows from the size of the shard.
+_STRING_BYTES, _FILE_BYTES = 4096, 16 * 2**20
 
 
-def index_schema(label: Label) -> pa.Schema:
+def index_schema(label: Label, *, with_key: bool = True) -> pa.Schema:
     """Returns the columns of an index.
 
     offset: Where the record's frame begins, in bytes.
@@ -26,6 +49,10 @@ def index_schema(label: Label) -> pa.Schema:
     part, num_parts: Always 0 and 1: each record is complete.
     group: Value of the schema's group field; null if the schema has no group.
     source: Path of the raw file; null if it is unknown.
+    key: The `key_number` of the record's order key, ascending. Format version 1 has no such column.
+
+    Args:
+        with_key: False for the columns of format version 1.
     """
     label_type = {
         "class": pa.string(),
@@ -33,19 +60,10 @@ def index_schema(label: Label) -> pa.Schema:
         "distribution": pa.list_(pa.float32()),
         "regression": pa.float32(),
     }.get(label.kind, pa.null())
-    return pa.schema(
-        [
-            ("offset", pa.int64()),
-            ("num_bytes", pa.int64()),
-            ("num_steps", pa.int32()),
-            ("id", pa.string()),
-            ("label", label_type),
-            ("part", pa.int32()),
-            ("num_parts", pa.int32()),
-            ("group", pa.string()),
-            ("source", pa.string()),
-        ]
-    )
+    types = {name: label_type if name == "label" else type for name, type in _TYPES.items()}
+    if not with_key:
+        del types[KEY]
+    return pa.schema(types)
 
 
 def index_label(values: Any, label: Label) -> Any:
@@ -72,17 +90,19 @@ def build_index(
     labels: Sequence[Any],
     groups: Any,
     sources: Any,
+    keys: Any,
 ) -> pa.Table:
     """Returns the index of a file whose records follow one another from its start.
 
     Args:
-        num_bytes, num_steps, ids, groups, sources: Columns of the index: Arrow arrays, or values that convert to them.
+        num_bytes, num_steps, ids, groups, sources, keys: Columns of the index: Arrow arrays, or values that convert to
+            them.
         labels: The result of `index_label` for each record.
     """
     sizes = np.asarray(num_bytes, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
     parts = np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)
-    columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources]
+    columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources, keys]
     schema = index_schema(label)
     arrays = [
         column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
@@ -94,22 +114,124 @@ def build_index(
 def serialize_index(table: pa.Table) -> bytes:
     """Returns the bytes of an index file. Equal tables give equal bytes with the same version of pyarrow."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=_ROW_GROUP_ROWS,
+        use_dictionary=list(_REPEATED),
+        column_encoding=dict.fromkeys(_ASCENDING, "DELTA_BINARY_PACKED"),
+    )
     return buffer.getvalue()
 
 
-def read_index(data: bytes, columns: list[str] | None = None) -> pa.Table:
+def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> pa.Table:
     """Returns the index in the bytes of its file, or only some of its columns.
 
+    Args:
+        shard: The manifest's entry of the shard. It limits the memory that a file can take.
+
     Raises:
-        ValueError: The bytes are not a Parquet file, or a column of an index is missing.
+        ValueError: The bytes are not a Parquet file, a column of an index is missing or has another type, there is not
+            one row for each record of the shard, or the rows are too large for this shard.
     """
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        missing = set(_COLUMNS) - set(file.schema_arrow.names)
-        if missing:
-            raise ValueError(f"has no column {', '.join(sorted(missing))}")
-        # Threads are not faster here, and each thread keeps its own memory.
-        return file.read(columns, use_threads=False)
+        file = open_index(io.BytesIO(data), records=shard.records, shard_bytes=shard.bytes, columns=columns)
+        # One row group at a time: pyarrow does not read lists of dictionaries from several.
+        groups = [[number] for number in range(file.num_row_groups)] or [[]]
+        size, limit, tables = 0, _limit(shard.records, shard.bytes), []
+        for group in groups:
+            # Threads are not faster here, and each thread keeps its own memory.
+            rows = file.read_row_groups(group, columns, use_threads=False)
+            size += string_bytes(rows)
+            _check_size(size, limit)
+            tables.append(decode_strings(rows))
+        return pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None
+
+
+def open_index(
+    source: IO[bytes], *, records: int, shard_bytes: int, columns: list[str] | None = None
+) -> pq.ParquetFile:
+    """Opens an index file after a check of its size. No row is read. Strings will be read as Arrow dictionaries.
+
+    A small file can claim, or compress, any number of rows and bytes. So both are compared with the manifest first.
+
+    Args:
+        records: Number of records of the shard.
+        shard_bytes: Size of the shard's TFRecord file.
+        columns: The columns that will be read; None for all.
+
+    Raises:
+        ValueError: A column of an index is missing or has another type, there is not one row for each record, or the
+            rows are too large.
+        pyarrow.ArrowException, OSError: The file is not a Parquet file.
+    """
+    metadata = pq.read_metadata(source)
+    schema = metadata.schema
+    fields = schema.to_arrow_schema()
+    missing = _TYPES.keys() - {KEY} - set(fields.names)
+    if missing:
+        raise ValueError(f"has no column {', '.join(sorted(missing))}")
+    if any(field.type != (_TYPES.get(field.name) or field.type) for field in fields):
+        raise ValueError(f"has columns of other types than an index: {fields.types}")
+    if len(set(fields.names)) < len(fields):
+        raise ValueError(f"has several columns of the same name: {', '.join(fields.names)}")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for rows in (metadata.num_rows, sum(group.num_rows for group in groups)):
+        if rows != records:
+            raise ValueError(f"has {rows:,} rows, but the manifest says {records:,} records")
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size = sum(
+        chunk.total_uncompressed_size + 8 * chunk.num_values
+        for chunk in chunks
+        if columns is None or chunk.path_in_schema.split(".")[0] in columns
+    )
+    _check_size(size, _limit(records, shard_bytes))
+    all_columns = map(schema.column, range(metadata.num_columns))
+    strings = [column.path for column in all_columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(source, metadata=metadata, read_dictionary=strings)
+
+
+def string_bytes(rows: pa.Table) -> int:
+    """Returns the bytes of all strings of rows from `open_index`. A dictionary can hold a long string of all rows."""
+    strings = [_list_items(column) for column in rows.columns]
+    return sum(_decoded_bytes(chunk) for column in strings for chunk in column.chunks)
+
+
+def decode_strings(rows: pa.Table) -> pa.Table:
+    """Returns rows from `open_index` with strings in place of Arrow dictionaries."""
+    fields = []
+    for field in rows.schema:
+        is_list = pa.types.is_list(field.type)
+        item = field.type.value_type if is_list else field.type
+        if pa.types.is_dictionary(item):
+            field = field.with_type(pa.list_(item.value_type) if is_list else item.value_type)
+        fields.append(field)
+    return rows.cast(pa.schema(fields))
+
+
+def _list_items(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+
+
+def _decoded_bytes(values: pa.Array) -> int:
+    """Returns the bytes of the strings of a dictionary array, or 0 for another array."""
+    if not pa.types.is_dictionary(values.type):
+        return 0
+    lengths = pc.take(pc.binary_length(values.dictionary), values.indices)
+    return pc.sum(lengths.cast(pa.int64())).as_py() or 0
+
+
+def _limit(records: int, shard_bytes: int) -> int:
+    """Returns the most bytes that the index of a shard takes in memory.
+
+    The ids and labels of the index are in the shard too, where the name of a class takes a byte.
+    """
+    return 16 * shard_bytes + _STRING_BYTES * records + _FILE_BYTES
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"takes {size:,} bytes in memory, but the index of this shard takes at most {limit:,}")

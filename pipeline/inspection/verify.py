@@ -17,7 +17,7 @@ from pipeline.format.models import TRAIN, Shard
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
 from pipeline.inspection.verify_counts import SplitCounts, compare_counts
-from pipeline.inspection.verify_records import OriginCheck, check_example
+from pipeline.inspection.verify_records import KeyCheck, OriginCheck, check_example
 from pipeline.inspection.verify_report import (
     Fault,
     FaultError,
@@ -30,6 +30,7 @@ from pipeline.inspection.verify_report import (
 from pipeline.schema.labels import Label
 from pipeline.schema.record import Values
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.hashing import shard_ranges
 
 # Rows of the index that are in memory as Python objects at once.
 _INDEX_ROWS = 4096
@@ -55,8 +56,14 @@ def verify(dataset: str) -> Report:
         for name, split in manifest.splits.items():
             counts = SplitCounts(manifest.record_schema, with_moments=name == TRAIN)
             origins = OriginCheck(manifest, name)
+            ranges = shard_ranges([shard.path for shard in split.shards])
             # A list, not a generator: every shard is checked, also after a fault.
-            complete = all([_verify_shard(dataset, shard, counts, origins, report) for shard in split.shards])
+            complete = all(
+                [
+                    _verify_shard(dataset, shard, counts, origins, KeyCheck(manifest.seed, keys), report)
+                    for shard, keys in zip(split.shards, ranges, strict=True)
+                ]
+            )
             train = (counts if complete else None) if name == TRAIN else train
             # The counts of a split that could not be read completely are wrong for that reason alone.
             if complete:
@@ -69,7 +76,9 @@ def verify(dataset: str) -> Report:
     return report
 
 
-def _verify_shard(dataset: str, shard: Shard, counts: SplitCounts, origins: OriginCheck, report: Report) -> bool:
+def _verify_shard(
+    dataset: str, shard: Shard, counts: SplitCounts, origins: OriginCheck, keys: KeyCheck, report: Report
+) -> bool:
     """Checks the two files of a shard and returns whether both match the manifest."""
     index = None
     with collect_fault(shard.index_path, report):
@@ -77,7 +86,7 @@ def _verify_shard(dataset: str, shard: Shard, counts: SplitCounts, origins: Orig
     # Without its index, a shard is checked by its checksums and counts.
     complete = False
     with collect_fault(shard.path, report):
-        _check_shard(join(dataset, shard.path), shard, index, counts, origins)
+        _check_shard(join(dataset, shard.path), shard, index, counts, origins, keys)
         complete = index is not None
     if complete:
         report.records += shard.records
@@ -94,17 +103,18 @@ def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
         FaultError: The file is not the one that the manifest lists, or is not an index of this shard.
     """
     try:
-        index = read_index(read_verified(path, shard.index_sha256))
+        index = read_index(read_verified(path, shard.index_sha256), shard)
     except ValueError as error:
         raise FaultError(None, str(error)) from None
-    if not index.schema.equals(index_schema(label)):
+    # Format version 1 has no keys.
+    if not any(index.schema.equals(index_schema(label, with_key=with_key)) for with_key in (True, False)):
         raise FaultError(None, f"has columns of other types than an index: {index.schema.types}")
-    if index.num_rows != shard.records:
-        raise FaultError(None, f"has {index.num_rows:,} rows, but the manifest says {shard.records:,} records")
     return index
 
 
-def _check_shard(path: str, shard: Shard, index: pa.Table | None, counts: SplitCounts, origins: OriginCheck) -> None:
+def _check_shard(
+    path: str, shard: Shard, index: pa.Table | None, counts: SplitCounts, origins: OriginCheck, keys: KeyCheck
+) -> None:
     """Reads a shard once and compares each record with its row of the index. Raises a FaultError at the first fault."""
     check_exists(path)
     rows = None if index is None else _iterate_rows(index)
@@ -123,6 +133,7 @@ def _check_shard(path: str, shard: Shard, index: pa.Table | None, counts: SplitC
                         raise ValueError(f"the index has no row for this record, with the id {found['id']!r}")
                     _compare_rows(found, row)
                     origins.check(row)
+                    keys.check(row)
             except ValueError as error:
                 raise FaultError(record.offset, str(error)) from None
             counts.add(example, num_steps)

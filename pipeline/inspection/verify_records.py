@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.format.index import KEY
 from pipeline.format.manifest import Manifest
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
 from pipeline.schema.schema import Schema, SplitFromField
-from pipeline.shuffle.hashing import choose_split
+from pipeline.shuffle.hashing import choose_split, key_number, order_key
 
 # Type names by NumPy's kind. Reading the name of a dtype takes as long as all other checks together.
 _DTYPES = {"f": "float32", "i": "int64"}
@@ -138,3 +139,29 @@ class OriginCheck:
         # A dataset of records that came from no file lists no sources.
         if self._sources and source is not None and source not in self._sources:
             raise ValueError(f"the index has the source {source!r}, but the manifest does not list it")
+
+
+class KeyCheck:
+    """Checks the keys of the rows of a shard's index, where it has keys.
+
+    Args:
+        keys: The range [first, end) of the shard.
+    """
+
+    def __init__(self, seed: int, keys: tuple[int, int]) -> None:
+        self._seed = seed
+        self._first, self._end = keys
+        self._last = 0
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError if the key of the next row is not that of its id, or does not belong here."""
+        if KEY not in row:  # format version 1
+            return
+        key, expected = row[KEY], key_number(order_key(row["id"], seed=self._seed))
+        if key != expected:
+            raise ValueError(f"the index has the key {key}, but the id {row['id']!r} has the key {expected}")
+        if not self._first <= key < self._end:
+            raise ValueError(f"its key {key} is not in the range of this shard, {self._first} to {self._end - 1}")
+        if key < self._last:
+            raise ValueError(f"its key {key} is less than the key of the record before, {self._last}")
+        self._last = key

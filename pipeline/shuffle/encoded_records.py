@@ -6,11 +6,12 @@ import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.format.examples import encode_record
 from pipeline.raw.rejects import Origin
-from pipeline.schema.record import ParsedRecord, num_labels
+from pipeline.schema.record import Array, ParsedRecord, num_labels
 from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.shuffle.hashing import choose_split, order_key
 
@@ -139,3 +140,10 @@ def from_rows(rows: pa.Table) -> list[EncodedRecord]:
     columns["example"] = itertools.repeat(b"", len(rows))
     values = zip(*(columns[name] for name in EncodedRecord._fields), strict=True)
     return list(map(EncodedRecord._make, values))
+
+
+def key_numbers(keys: pa.ChunkedArray) -> Array:
+    """Returns uint64[keys, 2] that sorts as the keys do: the `key_number` of each key, and its last 8 bytes."""
+    array = keys.combine_chunks()
+    numbers = np.frombuffer(array.buffers()[1], ">u8").astype(np.uint64)
+    return numbers.reshape(-1, 2)[array.offset : array.offset + len(array)]

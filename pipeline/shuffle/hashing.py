@@ -4,8 +4,10 @@ So the same input and seed give the same files on every runner, however often a 
 changes its split when other records are added.
 """
 
+import collections
 import hashlib
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Mapping, Sequence
 
 # One more than the largest `key_number`.
 END_NUMBER = 2**64
@@ -40,6 +42,25 @@ def shard_range(number: int, *, num_shards: int) -> tuple[int, int]:
     """
     first, end = (-(-(n * END_NUMBER) // num_shards) for n in (number, number + 1))
     return first, end
+
+
+def shard_ranges(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns the `shard_range` of each shard of a split.
+
+    Args:
+        paths: The paths of all shards of the split. Those of one generation are in one folder, and in order.
+
+    >>> shard_ranges(["data/b/0", "data/b/1", "data/a/0"]) == [(0, 2**63), (2**63, 2**64), (0, 2**64)]
+    True
+    """
+    folders = [posixpath.dirname(path) for path in paths]
+    num_shards = collections.Counter(folders)
+    before = collections.Counter[str]()
+    ranges = []
+    for folder in folders:
+        ranges.append(shard_range(before[folder], num_shards=num_shards[folder]))
+        before[folder] += 1
+    return ranges
 
 
 def choose_split(group: str, shares: Mapping[str, float], *, seed: int) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.files import open_read
 from pipeline.schema.record import Array
-from pipeline.shuffle.encoded_records import Block, EncodedRecord, from_rows, sort_key, to_block
+from pipeline.shuffle.encoded_records import Block, EncodedRecord, from_rows, key_numbers, sort_key, to_block
 from pipeline.shuffle.hashing import END_NUMBER, key_number
 from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING, ROWS_PER_BLOCK, RUN_COLUMNS, Run
 
@@ -61,7 +61,7 @@ def _merge_rows(tables: list[pa.Table]) -> tuple[pa.Table, Array]:
     """
     rows = pa.concat_tables(tables) if tables else RUN_COLUMNS.empty_table()
     which = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    keys = _key_numbers(rows["key"])
+    keys = key_numbers(rows["key"])
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     keys = keys[order]
     shared = np.append(False, (keys[1:] == keys[:-1]).all(axis=1))
@@ -179,7 +179,7 @@ class _RunReader:
 
     def _take_rows(self, stop: int) -> pa.Table:
         """Removes the rows before `stop` from the current block and returns them."""
-        count = _count_less(_key_numbers(self._rows["key"])[:, 0], stop)
+        count = _count_less(key_numbers(self._rows["key"])[:, 0], stop)
         part, self._rows = self._rows[:count], self._rows[count:]
         return part
 
@@ -203,10 +203,3 @@ class _RunReader:
 def _count_less(numbers: Array, stop: int) -> int:
     """Returns how many of the sorted uint64 `numbers` are less than `stop`, which may be END_NUMBER, 2**64."""
     return len(numbers) if stop >= END_NUMBER else int(np.searchsorted(numbers, np.uint64(stop)))
-
-
-def _key_numbers(keys: pa.ChunkedArray) -> Array:
-    """Returns uint64[keys, 2] that sorts as the keys do: the `key_number` of each key, and its last 8 bytes."""
-    array = keys.combine_chunks()
-    numbers = np.frombuffer(array.buffers()[1], ">u8").astype(np.uint64)
-    return numbers.reshape(-1, 2)[array.offset : array.offset + len(array)]

@@ -17,12 +17,12 @@ from pipeline.format.tfrecord import FRAME_BYTES, frames
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows
+from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
 from pipeline.writing.paths import shard_paths
 from pipeline.writing.shard_statistics import ShardStatistics
 
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
-_INDEX_COLUMNS = ["path", "id", "group", "num_steps"]
+_INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +172,7 @@ class _OpenShard:
                 labels=statistics.labels,
                 groups=rows["group"],
                 sources=rows["path"],
+                keys=rows["key"],
             )
         )
         with replace(join(output, self._index_path)) as file:
@@ -203,4 +204,5 @@ class _OpenShard:
 def _select_index_columns(rows: pa.Table) -> pa.Table:
     selected = rows.select(_INDEX_COLUMNS)
     # The path of the raw file would take most of the memory of a short record's row.
-    return selected.set_column(0, "path", selected["path"].dictionary_encode())
+    selected = selected.set_column(0, "path", selected["path"].dictionary_encode())
+    return selected.set_column(4, "key", pa.array(key_numbers(rows["key"])[:, 0]))

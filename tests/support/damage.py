@@ -68,7 +68,7 @@ def change_record(dataset, change, *, split="train", row=0):
     records[row] = encode_example(example)
     data = b"".join(map(frame, records))
     (dataset / shard.path).write_bytes(data)
-    rows = read_index((dataset / shard.index_path).read_bytes())
+    rows = read_index((dataset / shard.index_path).read_bytes(), shard)
     table = rows.to_pydict()
     table["num_bytes"] = [len(record) for record in records]
     table["offset"] = [sum(len(record) + 16 for record in records[:n]) for n in range(len(records))]

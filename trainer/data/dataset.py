@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.format.index import read_index
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.schema import Schema
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors
-from trainer.data.shard_index import ShardIndex, check_headers, check_size, read_shard_index
+from trainer.data.shard_index import ShardIndex, check_headers, check_size, read_shard_index, read_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,12 @@ class Dataset:
         return read_vocabularies(self.path, self.manifest)
 
     def index(self, name: str) -> pa.Table:
-        """Returns the indexes of the shards of a split as one table, with one row per record in the split's order."""
-        tables = [read_index(read_checked(self.path, s.index_path, s.index_sha256)) for s in self.split(name).shards]
+        """Returns the indexes of the shards of a split as one table, with one row per record in the split's order.
+
+        Raises:
+            UserError: An index is missing, or is not the one that the manifest lists.
+        """
+        tables = [read_table(self.path, shard) for shard in self.split(name).shards]
         return pa.concat_tables(tables) if tables else pa.table({})
 
     def indexes(self, name: str) -> list[ShardIndex]:

@@ -74,6 +74,19 @@ class ShardIndex:
         return damage_error(self.path, problem)
 
 
+def read_table(folder: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+    """Returns the rows of the index of a shard of the dataset in `folder`, or only some of its columns.
+
+    Raises:
+        UserError: The index is missing, or is not the one that the manifest lists.
+    """
+    data = read_checked(folder, shard.index_path, shard.index_sha256)
+    try:
+        return read_index(data, shard, columns)
+    except ValueError as error:
+        raise damage_error(folder, f"{shard.index_path} {error}") from None
+
+
 # The index of a shard is read once per process. If the file changes later, the checksums of the records show it.
 @functools.lru_cache(maxsize=1 << 16)
 def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
@@ -82,16 +95,12 @@ def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
     Raises:
         UserError: The index is missing, or is not the one that the manifest lists.
     """
-    try:
-        data = read_checked(folder, shard.index_path, shard.index_sha256)
-        table = read_index(data, ["offset", "num_bytes", "num_steps"])
-        offset, num_bytes, num_steps = (np.array(table[name]) for name in ("offset", "num_bytes", "num_steps"))
-        # Arrow would keep ten times the memory of these columns.
-        del table
-        pa.default_memory_pool().release_unused()
-        index = ShardIndex(f"{folder}/{shard.path}", num_bytes, num_steps)
-    except ValueError as error:
-        raise damage_error(folder, f"{shard.index_path} {error}") from None
+    table = read_table(folder, shard, ["offset", "num_bytes", "num_steps"])
+    offset, num_bytes, num_steps = (np.array(table[name]) for name in ("offset", "num_bytes", "num_steps"))
+    # Arrow would keep ten times the memory of these columns.
+    del table
+    pa.default_memory_pool().release_unused()
+    index = ShardIndex(f"{folder}/{shard.path}", num_bytes, num_steps)
     adjacent = len(offset) == shard.records and (offset == index.offset[:-1]).all()
     if not adjacent or index.offset[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
         raise damage_error(folder, f"{shard.index_path} does not match the manifest's entry of {shard.path}")

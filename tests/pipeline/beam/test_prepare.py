@@ -101,7 +101,7 @@ def test_the_index_has_the_offset_of_each_record(dataset, read_records):
 def read_indexes(folder):
     """Returns the rows of all indexes of a dataset, by id."""
     shards = [shard for split in load(folder).splits.values() for shard in split.shards]
-    rows = [row for s in shards for row in read_index(pathlib.Path(folder, s.index_path).read_bytes()).to_pylist()]
+    rows = [row for s in shards for row in read_index(pathlib.Path(folder, s.index_path).read_bytes(), s).to_pylist()]
     return {row["id"]: row for row in rows}
 
 
@@ -122,7 +122,7 @@ def test_a_sequence_from_no_file_has_no_source_and_needs_its_group(tmp_path):
     writer = ShardWriter(schema, str(tmp_path), new_generation())
     encoded = encode_for_shuffle(sequence, Origin(None, 0, 0, 0, b"", None), schema, seed=0)
     (summary,) = writer.write(0, [to_block([encoded])], num_shards=1, reject=print)
-    (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes()).to_pylist()
+    (row,) = read_index((tmp_path / summary.shard.index_path).read_bytes(), summary.shard).to_pylist()
     assert (row["group"], row["source"]) == ("g", None)
     sequence.group = None
     with pytest.raises(ValueError, match="Record 'a' has no group, but the schema has one: 'who'"):

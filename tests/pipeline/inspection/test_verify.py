@@ -365,11 +365,12 @@ def test_a_fault_in_a_shard_is_found_without_its_index(dataset):
         ("part", 1),
         ("group", "g"),
         ("source", "/elsewhere.jsonl"),
+        ("key", 7),
     ],
 )
 def test_an_index_that_contradicts_its_shard_is_found_at_the_record(capsys, dataset, column, value):
     shard = first_shard(dataset)
-    index = read_index((dataset / shard.index_path).read_bytes())
+    index = read_index((dataset / shard.index_path).read_bytes(), shard)
     rows = index.to_pylist()
     rows[4][column] = value
     offset = at_row(dataset, shard, 4)
@@ -390,17 +391,17 @@ def replace_index(dataset, index):
 
 def test_an_index_with_equal_rows_but_other_bytes_is_found(dataset):
     path = dataset / first_shard(dataset).index_path
-    pq.write_table(read_index(path.read_bytes()), path, compression="none")
+    pq.write_table(read_index(path.read_bytes(), first_shard(dataset)), path, compression="none")
     (fault,) = verify(str(dataset)).faults
     assert (fault.file, fault.offset) == (first_shard(dataset).index_path, None)
     assert fault.message.startswith("the SHA-256 of the file is ")
 
 
 def test_an_index_with_other_columns_or_rows_is_found(dataset):
-    index = read_index((dataset / first_shard(dataset).index_path).read_bytes())
+    index = read_index((dataset / first_shard(dataset).index_path).read_bytes(), first_shard(dataset))
     changed = {
         "has no column num_steps": index.drop_columns(["num_steps"]),
-        "has columns of other types": index.set_column(0, "offset", index["offset"].cast(pa.string())),
+        "has columns of other types": index.set_column(5, "part", index["part"].cast(pa.string())),
         "rows, but the manifest says": index.slice(1),
     }
     for message, table in changed.items():
@@ -408,6 +409,39 @@ def test_an_index_with_other_columns_or_rows_is_found(dataset):
         (fault,) = verify(str(dataset)).faults
         assert fault.file == first_shard(dataset).index_path
         assert message in fault.message
+
+
+def test_an_index_of_format_version_1_has_no_keys(dataset):
+    index = read_index((dataset / first_shard(dataset).index_path).read_bytes(), first_shard(dataset))
+    replace_index(dataset, index.drop_columns(["key"]))
+    assert verify(str(dataset)).faults == []
+
+
+def test_records_in_another_order_than_their_keys_are_found(dataset):
+    shard = first_shard(dataset)
+    records = [record.data for record in walk_file(dataset / shard.path)]
+    index = read_index((dataset / shard.index_path).read_bytes(), shard)
+    order = [0, 2, 1, *range(3, len(records))]
+    data = b"".join(frame(records[row]) for row in order)
+    (dataset / shard.path).write_bytes(data)
+    rows = index.take(order)
+    sizes = rows["num_bytes"].to_numpy() + 16
+    replace_index(dataset, rows.set_column(0, "offset", pa.array(np.cumsum(sizes) - sizes)))
+    edit_manifest(dataset, edit(*SHARD, "sha256", to=hashlib.sha256(data).hexdigest()))
+    (fault,) = verify(str(dataset)).faults
+    assert (fault.file, fault.offset) == (shard.path, at_row(dataset, shard, 2))
+    assert "is less than the key of the record before" in fault.message
+
+
+def test_a_shard_in_the_place_of_another_holds_keys_of_another_range(dataset):
+    def swap(values):
+        values["splits"]["train"]["shards"].reverse()
+
+    edit_manifest(dataset, swap)
+    faults = [fault for fault in verify(str(dataset)).faults if fault.file != "manifest.json"]
+    assert [fault.offset for fault in faults] == [0, 0]
+    assert f"is not in the range of this shard, 0 to {2**63 - 1}" in faults[0].message
+    assert f"is not in the range of this shard, {2**63} to {2**64 - 1}" in faults[1].message
 
 
 SHARD = ("splits", "train", "shards", 0)

@@ -240,8 +240,9 @@ def test_a_changed_or_missing_vocabulary_file_is_found(copy_dataset):
 def test_a_record_whose_group_belongs_to_another_split_is_found(copy_dataset):
     dataset = copy_dataset("step_class")
     shard = read_manifest(str(dataset)).splits["test"].shards[1]
-    index = read_index((dataset / shard.index_path).read_bytes())
-    train = read_index((dataset / read_manifest(str(dataset)).splits["train"].shards[0].index_path).read_bytes())
+    index = read_index((dataset / shard.index_path).read_bytes(), shard)
+    other = read_manifest(str(dataset)).splits["train"].shards[0]
+    train = read_index((dataset / other.index_path).read_bytes(), other)
     rows = index.to_pylist()
     for group, message in (
         (train["group"][0].as_py(), r"its group '\d+' belongs to the split train, not to test"),

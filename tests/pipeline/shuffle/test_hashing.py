@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shuffle import hashing
-from pipeline.shuffle.hashing import choose_shard, choose_split, order_key
+from pipeline.shuffle.hashing import choose_shard, choose_split, order_key, shard_range, shard_ranges
 
 IDS = [f"record-{n}" for n in range(20_000)]
 SHARES = {"train": 0.8, "validation": 0.15, "test": 0.05}
@@ -51,6 +51,12 @@ def test_shards_are_ranges_of_keys(one, other, num_shards):
     numbers = [choose_shard(key, num_shards=num_shards) for key in (first, second)]
     assert numbers == sorted(numbers)
     assert 0 <= numbers[0] <= numbers[1] < num_shards
+
+
+@given(st.lists(st.integers(1, 5), max_size=4))
+def test_the_range_of_a_shard_follows_from_its_place_in_its_generation(num_shards):
+    paths = [f"data/{folder}/train-{number}" for folder, count in enumerate(num_shards) for number in range(count)]
+    assert shard_ranges(paths) == [shard_range(n, num_shards=count) for count in num_shards for n in range(count)]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers())
