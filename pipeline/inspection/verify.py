@@ -52,9 +52,9 @@ def verify(dataset: str) -> Report:
     with progress.report("verify", total_bytes=total):
         vocabularies = _read_vocabularies(dataset, manifest, report)
         # Without a train split, a vocabulary is empty.
-        train: SplitCounts | None = SplitCounts(manifest.record_schema, with_moments=False)
+        train: SplitCounts | None = SplitCounts(manifest.record_schema, with_sums=False)
         for name, split in manifest.splits.items():
-            counts = SplitCounts(manifest.record_schema, with_moments=name == TRAIN)
+            counts = SplitCounts(manifest.record_schema, with_sums=name == TRAIN)
             origins = OriginCheck(manifest, name)
             ranges = shard_ranges([shard.path for shard in split.shards])
             # A list, not a generator: every shard is checked, also after a fault.

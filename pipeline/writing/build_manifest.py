@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 
 from pipeline.format.manifest import Manifest, Source, fingerprint
 from pipeline.format.models import TRAIN, FeatureStatistics, Split, Vocabulary
-from pipeline.format.statistics import merge_moments
+from pipeline.format.sums import merge_sums
 from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_terms, vocabulary_file_names
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.labels import class_name
@@ -46,7 +46,7 @@ def build_manifest(
     """Returns the manifest of a generation.
 
     Args:
-        shards: Sorted by number. The statistics are merged in this order, so that their bits are reproducible.
+        shards: Sorted by number.
         chunks: All chunks of raw files that were read.
     """
     splits = {
@@ -101,10 +101,10 @@ def _build_vocabularies(vocabularies: Vocabularies, generation: str) -> dict[str
 
 def _build_statistics(shards: Sequence[ShardSummary]) -> dict[str, FeatureStatistics]:
     statistics = {}
-    for name in sorted({name for shard in shards for name in shard.moments}):
-        moments = merge_moments(shard.moments.get(name) for shard in shards)
-        assert moments is not None
-        statistics[name] = moments.statistics()
+    for name in sorted({name for shard in shards for name in shard.sums}):
+        sums = merge_sums(shard.sums.get(name) for shard in shards)
+        assert sums is not None
+        statistics[name] = sums.statistics()
     return statistics
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from pipeline.format.batch_decoding import decode_columns
 from pipeline.format.examples import decode_example
 from pipeline.format.index import index_label
-from pipeline.format.statistics import BLOCK_BYTES, Moments, merge_moments
+from pipeline.format.statistics import ColumnSums
 from pipeline.format.stored_fields import stored_fields
+from pipeline.format.sums import FeatureSums
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES
 from pipeline.schema.labels import class_name
 from pipeline.schema.record import MISSING_STRING, Array, is_missing, named_classes
@@ -28,22 +29,21 @@ class ShardStatistics:
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
         strings: Number of occurrences of each string, for each feature with a vocabulary.
-        moments: The moments of each feature (or label) that has statistics; None before the first block.
     """
 
-    def __init__(self, schema: Schema, *, with_moments: bool) -> None:
+    def __init__(self, schema: Schema, *, with_sums: bool) -> None:
         self._label = schema.label
         self._fields = stored_fields(schema)
         self._has_strings = any(field.dtype == "string" for field in self._fields)
         self._class_names = [class_name(c) for c in schema.label.classes]
-        self._widths = schema.statistics_widths if with_moments else {}
+        self._widths = schema.statistics_widths if with_sums else {}
+        self._sums = {name: ColumnSums(width) for name, width in self._widths.items()}
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
         self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
         self.strings: dict[str, collections.Counter[bytes]] = {
             name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
         }
-        self.moments: dict[str, Moments | None] = dict.fromkeys(self._widths)
 
     def add(self, framed: bytes, records: list[bytes]) -> None:
         """Adds a block of records.
@@ -65,11 +65,11 @@ class ShardStatistics:
             counts.update(columns[name][0])
             counts.pop(MISSING_STRING, None)
         for name, width in self._widths.items():
-            rows = columns[name][0].reshape(-1, width)
-            # One record may be much larger than a block of statistics.
-            max_rows = max(1, BLOCK_BYTES // (4 * width))
-            parts = [Moments.of(rows[start : start + max_rows]) for start in range(0, len(rows), max_rows)]
-            self.moments[name] = merge_moments([self.moments[name], *parts])
+            self._sums[name].add(columns[name][0].reshape(-1, width))
+
+    def sums(self) -> dict[str, FeatureSums]:
+        """Returns the sums of each feature (or label) that has statistics; empty before the first block."""
+        return {name: total for name, column in self._sums.items() if (total := column.sums()) is not None}
 
     def _add_labels(self, columns: _Columns, num_records: int) -> None:
         label = self._label

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.files import join, replace
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
-from pipeline.format.statistics import BLOCK_BYTES, BLOCK_RECORDS, Moments
+from pipeline.format.sums import FeatureSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
@@ -21,6 +21,9 @@ from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from
 from pipeline.writing.paths import shard_paths
 from pipeline.writing.shard_statistics import ShardStatistics
 
+# Records are written, and counted, in blocks that end at this number of records, or of bytes: large enough for NumPy to
+# be fast, and small enough for the cache of a core.
+_BLOCK_RECORDS, _BLOCK_BYTES = 1024, 2**20
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
 _INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key"]
 
@@ -37,7 +40,7 @@ class ShardSummary:
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
         strings: Number of occurrences of each string, for each feature with a vocabulary.
-        moments: The moments of each feature (or label) that has statistics; only in shards of the train split.
+        sums: The sums of each feature (or label) that has statistics; only in shards of the train split.
     """
 
     split: str
@@ -49,7 +52,7 @@ class ShardSummary:
     label_counts: dict[str, int]
     missing: dict[str, int]
     strings: dict[str, dict[bytes, int]]
-    moments: dict[str, Moments]
+    sums: dict[str, FeatureSums]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +133,9 @@ class _OpenShard:
     def __init__(self, schema: Schema, split: str, number: int, path: str, index_path: str, file: IO[bytes]) -> None:
         self._schema, self._split, self._number, self._file = schema, split, number, file
         self._path, self._index_path = path, index_path
-        self._statistics = ShardStatistics(schema, with_moments=split == TRAIN)
+        self._statistics = ShardStatistics(schema, with_sums=split == TRAIN)
         self._digest = hashlib.sha256()
-        # The records that are not written yet, a part of a block of statistics.
+        # The records that are not written yet, a part of a block.
         self._block: list[bytes] = []
         self._block_bytes = 0
         self._sizes: list[int] = []
@@ -148,11 +151,11 @@ class _OpenShard:
         for example in examples:
             self._block.append(example)
             self._block_bytes += len(example)
-            if len(self._block) == BLOCK_RECORDS or self._block_bytes >= BLOCK_BYTES:
+            if len(self._block) == _BLOCK_RECORDS or self._block_bytes >= _BLOCK_BYTES:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes the records that `add` holds back until a block of statistics is full."""
+        """Writes the records that `add` holds back until a block is full."""
         if self._block:
             framed = b"".join(frames(self._block))
             self._digest.update(framed)
@@ -197,7 +200,7 @@ class _OpenShard:
             label_counts=dict(statistics.label_counts),
             missing=statistics.missing,
             strings={name: dict(counts) for name, counts in statistics.strings.items()},
-            moments={name: m for name, m in statistics.moments.items() if m is not None},
+            sums=statistics.sums(),
         )
 
 

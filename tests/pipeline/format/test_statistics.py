@@ -1,106 +1,25 @@
-"""The statistics of the manifest equal NumPy's over the raw values of the train split, and its counts are exact."""
+"""The statistics of the manifest are those of exact fractions of the raw values of the train split, rounded once."""
 
 import collections
-import dataclasses
 import json
 import pathlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.statistics import Moments, merge_moments
 
 
-@given(
-    st.lists(st.lists(st.none() | st.integers(-(10**6), 10**6), min_size=1, max_size=9), min_size=1, max_size=6),
-    st.sampled_from([0, 1, 1e6, 1e12]),
-)
-def test_merged_moments_equal_numpys_over_all_values_that_are_not_missing(blocks, shift):
-    # A column with missing values, the same column without them, and a column that has values where the first has none.
-    parts = [np.array(block, np.float64)[:, None] / 1000 + shift for block in blocks]
-    parts = [np.concatenate([p, np.nan_to_num(p), np.where(np.isnan(p), 7.5, np.nan)], axis=1) for p in parts]
-    rows = np.concatenate(parts)
-    total = merge_moments([None, *map(Moments.of, parts), None]).statistics()
-    missing = np.isnan(rows).sum(axis=0)
-    assert total.count == len(rows)
-    assert total.missing == (tuple(missing) if missing.any() else ())
-    for column in range(3):
-        present = rows[~np.isnan(rows[:, column]), column]
-        found = [getattr(total, key)[column] for key in ("mean", "variance", "min", "max")]
-        if not len(present):
-            assert found == [0, 0, 0, 0]
-            continue
-        assert found[2:] == [present.min(), present.max()]
-        np.testing.assert_allclose(found[0], present.mean(), rtol=1e-12, atol=1e-9)
-        # The shift uses up digits of float64, which limits the accuracy of every algorithm.
-        np.testing.assert_allclose(found[1], present.var(), rtol=1e-9, atol=(1 + shift) * 1e-9)
+def exact_statistics(column):
+    """Returns the (mean, variance) of numbers, computed as fractions and rounded once to float64."""
+    values = [Fraction(value) for value in column]
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / len(values)
+    return mean.numerator / mean.denominator, variance.numerator / variance.denominator
 
 
-@given(st.lists(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=9), min_size=1, max_size=6))
-def test_missing_values_in_one_column_change_no_bit_of_another(blocks):
-    def beside(other):
-        parts = [np.array(block, np.float64)[:, None] / 7 for block in blocks]
-        return merge_moments(
-            Moments.of(np.concatenate([p, np.full_like(p, other)], axis=1)) for p in parts
-        ).statistics()
-
-    with_all, with_none = beside(3), beside(np.nan)
-    for key in ("mean", "variance", "min", "max"):
-        assert getattr(with_all, key)[0] == getattr(with_none, key)[0]
-        assert getattr(with_none, key)[1] == 0
-    assert (with_all.missing, with_none.missing) == ((), (0, with_all.count))
-
-
-def plain_moments(blocks):
-    """Returns (mean, variance) by the algorithm of the first version, which had no missing values."""
-    count, mean, squares = 0, 0, 0
-    for rows in blocks:
-        here = np.where(rows.min(axis=0) == rows.max(axis=0), rows.min(axis=0), rows.mean(axis=0))
-        here_squares = np.square(rows - here).sum(axis=0)
-        if not count:
-            count, mean, squares = len(rows), here, here_squares
-            continue
-        total, delta = count + len(rows), here - mean
-        squares = squares + here_squares + np.square(delta) * (count * len(rows) / total)
-        mean = mean + delta * (len(rows) / total)
-        count = total
-    return mean.tolist(), (squares / count).tolist()
-
-
-@given(st.integers(0, 2**32), st.integers(1, 9), st.lists(st.integers(1, 2000), min_size=1, max_size=5))
-def test_without_missing_values_the_bits_are_those_of_the_first_version(seed, width, sizes):
-    random = np.random.default_rng(seed)
-    blocks = [random.normal(random.normal(0, 100), 1, (size, width)) for size in sizes]
-    found = merge_moments(map(Moments.of, blocks)).statistics()
-    assert (list(found.mean), list(found.variance)) == plain_moments(blocks)
-
-
-def test_the_counts_of_a_very_large_dataset_do_not_overflow():
-    part = Moments(2**40, np.array([2**40]), np.array([0.5]), np.array([2.0**40]), np.array([0.5]), np.array([0.5]))
-    other = dataclasses.replace(part, mean=np.array([2.5]))
-    assert merge_moments([part, other]).statistics().mean == (1.5,)
-    assert merge_moments([part, other]).statistics().variance == (2.0,)
-
-
-@pytest.mark.parametrize("constant", [0.1, -1e30, 1 / 3])
-def test_a_constant_column_has_a_variance_of_exactly_zero(constant):
-    column = np.full((1000, 1), constant)
-    assert column[:7].mean() != constant or column[:99].mean() != constant  # rounding changes a plain mean
-    for width in (7, 99):
-        total = merge_moments(Moments.of(column[start : start + width]) for start in range(0, 1000, width)).statistics()
-        assert total.variance == (0.0,)
-        assert total.mean == (constant,)
-
-
-def test_no_parts_have_no_moments():
-    assert merge_moments([]) is None
-    assert merge_moments([None]) is None
-
-
-def test_the_manifest_has_numpys_statistics_of_the_train_split(dataset, records, read_records):
+def test_the_manifest_has_the_exact_statistics_of_the_train_split(dataset, records, read_records):
     manifest = Manifest.parse(pathlib.Path(dataset, FILE_NAME).read_bytes(), origin="manifest")
     assert list(manifest.statistics) == ["x"]
     in_train = {example["id"][0].decode() for example in read_records(dataset, "train")}
@@ -111,6 +30,7 @@ def test_the_manifest_has_numpys_statistics_of_the_train_split(dataset, records,
     assert found.max == tuple(raw.max(axis=0))
     np.testing.assert_allclose(found.mean, raw.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.variance, raw.var(axis=0), rtol=1e-12)
+    assert [*zip(found.mean, found.variance, strict=True)] == [exact_statistics(column) for column in raw.T.tolist()]
 
 
 def test_the_counts_of_lengths_and_labels_are_exact(dataset, records, read_records):
@@ -144,8 +64,8 @@ def test_constant_features_and_regressions_have_statistics_and_steps_without_a_l
     assert manifest.statistics["c"].mean == manifest.statistics["c"].min == (float(np.float32(0.1)),)
     labels = np.array([row["y"] for row in rows], np.float32).astype(np.float64)
     assert manifest.statistics["y"].count == 40
-    np.testing.assert_allclose(manifest.statistics["y"].mean, labels.mean(), rtol=1e-12)
-    np.testing.assert_allclose(manifest.statistics["y"].variance, labels.var(), rtol=1e-12)
+    (mean,), (variance,) = manifest.statistics["y"].mean, manifest.statistics["y"].variance
+    assert (mean, variance) == exact_statistics(labels.tolist())
     assert manifest.splits["train"].label_counts == {}
     assert (manifest.splits["test"].records, manifest.splits["test"].shards) == (0, ())
 
@@ -237,8 +157,9 @@ def test_statistics_ignore_missing_values(every, name, width):
         assert (found.mean, found.variance, found.min, found.max) == ((0,), (0,), (0,), (0,))
         return
     assert missing.any() == (name != "size")
-    np.testing.assert_allclose(found.mean, np.nanmean(rows, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.variance, np.nanvar(rows, axis=0), rtol=1e-12)
+    for number, column in enumerate(rows.astype(np.float32).T.tolist()):
+        present = [value for value in column if value == value]
+        assert (found.mean[number], found.variance[number]) == exact_statistics(present)
     assert found.min == tuple(np.nanmin(rows, axis=0))
     assert found.max == tuple(np.nanmax(rows, axis=0))
 
