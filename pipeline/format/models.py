@@ -100,6 +100,14 @@ class Vocabulary(Model):
     size: Count = pydantic.Field(description="Number of strings; less than in the schema if the train split has fewer.")
 
 
+class CountsFile(Model):
+    """A file with the exact counts of the strings of a feature (see pipeline/format/string_counts.py)."""
+
+    path: InsidePath
+    sha256: Sha256
+    strings: Count = pydantic.Field(description="Number of distinct strings.")
+
+
 class Rejected(Model):
     """The number of rejects, in total and for each reason, and the files that list them."""
 

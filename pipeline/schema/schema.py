@@ -174,6 +174,11 @@ class Schema(Document):
         label = self.label
         return widths | ({label.name: 1} if label.name is not None and label.kind in REGRESSION else {})
 
+    @property
+    def vocabulary_sizes(self) -> dict[str, int]:
+        """Largest size of the vocabulary, for each string feature that has one."""
+        return {name: f.vocabulary for name, f in self.features.items() if f.vocabulary is not None}
+
     def is_per_step(self, name: str) -> bool:
         """Whether the feature or the label of this name has a value for each step rather than one for the record."""
         return name in self.steps or (name == self.label.name and self.label.per_step)

@@ -5,32 +5,21 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from pipeline.format.manifest import Manifest, Source, fingerprint
-from pipeline.format.models import TRAIN, FeatureStatistics, Split, Vocabulary
+from pipeline.format.models import FeatureStatistics, Split, Vocabulary
 from pipeline.format.sums import merge_sums
-from pipeline.format.vocabulary import choose_terms, count_unknown, serialize_terms, vocabulary_file_names
+from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
+from pipeline.writing.merge_strings import MergedStrings
 from pipeline.writing.paths import vocabulary_path
 from pipeline.writing.rejects import RejectsFile, count_rejects
 from pipeline.writing.shards import ShardSummary
 
 Key = TypeVar("Key", int, str)
-# The terms of the vocabulary of each feature that has one.
-Vocabularies: TypeAlias = Mapping[str, Sequence[bytes]]
-
-
-def choose_vocabularies(schema: Schema, shards: Iterable[ShardSummary]) -> dict[str, list[bytes]]:
-    """Returns the vocabulary of each string feature that has one: the most frequent strings of the train split."""
-    train = [shard for shard in shards if shard.split == TRAIN]
-    return {
-        name: choose_terms(_count_strings(name, train), feature.vocabulary)
-        for name, feature in schema.features.items()
-        if feature.vocabulary is not None
-    }
 
 
 def build_manifest(
@@ -38,7 +27,7 @@ def build_manifest(
     shards: Sequence[ShardSummary],
     rejects: Iterable[RejectsFile],
     chunks: Iterable[ChunkSummary],
-    vocabularies: Vocabularies,
+    strings: Mapping[str, MergedStrings],
     *,
     seed: int,
     generation: str,
@@ -48,9 +37,10 @@ def build_manifest(
     Args:
         shards: Sorted by number.
         chunks: All chunks of raw files that were read.
+        strings: The strings of each feature with a vocabulary.
     """
     splits = {
-        name: _build_split(schema, [shard for shard in shards if shard.split == name], vocabularies)
+        name: _build_split(name, schema, [shard for shard in shards if shard.split == name], strings)
         for name in schema.split_names
     }
     return Manifest(
@@ -64,14 +54,16 @@ def build_manifest(
         generations=(generation,),
         splits=splits,
         statistics=_build_statistics(shards),
-        vocabularies=_build_vocabularies(vocabularies, generation),
+        vocabularies=_build_vocabularies(strings, generation),
         rejected=count_rejects(rejects),
         sources=_build_sources(chunks),
         software=_software_versions(),
     )
 
 
-def _build_split(schema: Schema, shards: Sequence[ShardSummary], vocabularies: Vocabularies) -> Split:
+def _build_split(
+    name: str, schema: Schema, shards: Sequence[ShardSummary], strings: Mapping[str, MergedStrings]
+) -> Split:
     records = sum(s.shard.records for s in shards)
     labels = _sum_counts(s.label_counts for s in shards)
     return Split(
@@ -84,18 +76,18 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary], vocabularies: V
         length_counts=_sum_counts(s.length_counts for s in shards),
         label_counts={n: labels.get(n, 0) for n in map(class_name, schema.label.classes)} if labels else {},
         missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.allows_nulls},
-        unknown={name: count_unknown(_count_strings(name, shards), terms) for name, terms in vocabularies.items()},
+        unknown={feature: merged.unknown[name] for feature, merged in strings.items()},
     )
 
 
-def _build_vocabularies(vocabularies: Vocabularies, generation: str) -> dict[str, Vocabulary]:
+def _build_vocabularies(strings: Mapping[str, MergedStrings], generation: str) -> dict[str, Vocabulary]:
     return {
         name: Vocabulary(
             path=vocabulary_path(generation, file_name),
-            sha256=hashlib.sha256(serialize_terms(vocabularies[name])).hexdigest(),
-            size=len(vocabularies[name]),
+            sha256=hashlib.sha256(serialize_terms(strings[name].terms)).hexdigest(),
+            size=len(strings[name].terms),
         )
-        for name, file_name in vocabulary_file_names(vocabularies).items()
+        for name, file_name in vocabulary_file_names(strings).items()
     }
 
 
@@ -120,14 +112,6 @@ def _build_sources(chunks: Iterable[ChunkSummary]) -> tuple[Source, ...]:
         )
         for path, parts in by_path.items()
     )
-
-
-def _count_strings(name: str, shards: Iterable[ShardSummary]) -> dict[bytes, int]:
-    """Returns the number of occurrences of each string of a feature in all of `shards`."""
-    total: collections.Counter[bytes] = collections.Counter()
-    for shard in shards:
-        total.update(shard.strings[name])
-    return total
 
 
 def _sum_counts(counts: Iterable[dict[Key, int]]) -> dict[Key, int]:

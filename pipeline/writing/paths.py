@@ -7,8 +7,10 @@ path matches. All other files belong to someone else. (An output folder may hold
 import datetime
 import re
 import uuid
+from collections.abc import Collection
 
 from pipeline.files import join
+from pipeline.format.merge_counts import COUNTS_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING
 
@@ -34,12 +36,15 @@ def new_generation() -> str:
     return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-_RUN_ENDINGS = "|".join(re.escape(ending) for ending in (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING))
+_RUN_ENDINGS = "|".join(map(re.escape, (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, COUNTS_RUN_ENDING)))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"
 
 
 def runs_folder(output: str, generation: str) -> str:
-    """Returns the folder for the runs of a generation, which hold the records until they are in its shards."""
+    """Returns the folder for the runs of a generation, which hold the records until they are in its shards.
+
+    It also holds the counts of the strings of its shards, until they are added up.
+    """
     return join(output, "data", generation)
 
 
@@ -61,6 +66,23 @@ def shard_paths(generation: str, split: str, number: int, *, num_shards: int) ->
     return f"{stem}.tfrecord", f"{stem}.index.parquet"
 
 
+# The names that `vocabulary_file_names` gives, without `.txt`.
+_FEATURE_PATTERN = rf"([\w-]{{1,64}}|sha256\.{HEX32_PATTERN})"
+_STRINGS_PATTERN = rf"data/{GENERATION_PATTERN}/strings/{_FEATURE_PATTERN}\.parquet"
+
+
+def strings_path(generation: str, file_name: str) -> str:
+    """Returns the path of the counts of the strings of a feature, inside the output folder.
+
+    Args:
+        file_name: Name of the vocabulary file of the feature.
+
+    >>> strings_path("20260101T000000-00000000", "page.txt")
+    'data/20260101T000000-00000000/strings/page.parquet'
+    """
+    return f"data/{generation}/strings/{file_name.removesuffix('.txt')}.parquet"
+
+
 # Earlier versions wrote one file for each raw file, with a hash of the raw file's path in its name.
 REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}(-[0-9a-f]{{16}})?\.jsonl"
 
@@ -74,8 +96,7 @@ def rejects_path(generation: str) -> str:
     return f"rejected/{generation}.jsonl"
 
 
-# The names that `vocabulary_file_names` gives.
-_VOCABULARY_FILE = rf"([\w-]{{1,64}}|sha256\.{HEX32_PATTERN})\.txt"
+_VOCABULARY_FILE = rf"{_FEATURE_PATTERN}\.txt"
 _VOCABULARY_PATTERN = rf"vocabulary/{GENERATION_PATTERN}/{_VOCABULARY_FILE}"
 _VOCABULARY_COPY_PATTERN = rf"vocabulary/{_VOCABULARY_FILE}"
 
@@ -103,6 +124,7 @@ _WRITTEN = paths_pattern(
     _RUN_PATTERN,
     f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_COPY_PATTERN}{TEMPORARY_PATTERN}",
@@ -117,3 +139,9 @@ def is_written_by_prepare(path: str) -> bool:
 def is_vocabulary(path: str) -> bool:
     """Returns whether a path that a `prepare` job wrote is that of a vocabulary file of a generation."""
     return path.startswith("vocabulary/") and path.count("/") == 2
+
+
+def is_strings_of(path: str, generations: Collection[str]) -> bool:
+    """Returns whether a path that a `prepare` job wrote is that of the counts of strings of one of `generations`."""
+    folder, generation, *rest = path.split("/")
+    return folder == "data" and generation in generations and rest[0] == "strings" and path.endswith(".parquet")

@@ -21,8 +21,15 @@ from pipeline.format.models import Rejected
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema
-from pipeline.writing.build_manifest import build_manifest, choose_vocabularies
-from pipeline.writing.paths import FOLDERS, is_vocabulary, is_written_by_prepare, vocabulary_copy_path
+from pipeline.writing.build_manifest import build_manifest
+from pipeline.writing.merge_strings import merge_strings
+from pipeline.writing.paths import (
+    FOLDERS,
+    is_strings_of,
+    is_vocabulary,
+    is_written_by_prepare,
+    vocabulary_copy_path,
+)
 from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.shards import ShardSummary
 
@@ -70,13 +77,13 @@ class Publisher:
                 a dataset in the meantime. Nothing is published then, and the rejects files remain.
         """
         shards = sorted(shards, key=lambda shard: shard.number)
-        vocabularies = choose_vocabularies(self.schema, shards)
+        strings = merge_strings(self.schema, shards, output=self.output, generation=self.generation)
         manifest = build_manifest(
             self.schema,
             shards,
             list(rejects),
             list(chunks),
-            vocabularies,
+            strings,
             seed=self.seed,
             generation=self.generation,
         )
@@ -89,7 +96,7 @@ class Publisher:
         self._check_shard_sizes(manifest)
         if not self.overwrite:
             self._check_no_other_dataset()
-        files = {manifest.vocabularies[name].path: serialize_terms(terms) for name, terms in vocabularies.items()}
+        files = {manifest.vocabularies[name].path: serialize_terms(merged.terms) for name, merged in strings.items()}
         for path, data in files.items():
             self._replace(path, data)
         self._replace(FILE_NAME, manifest.to_json())
@@ -156,6 +163,7 @@ def remove_unlisted(output: str, manifest: Manifest) -> None:
         listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
     inside = {path.removeprefix(join(output, "")) for folder in FOLDERS for path in list_files(join(output, folder))}
     unlisted = {path for path in inside - listed if is_written_by_prepare(path)}
+    unlisted -= {path for path in unlisted if is_strings_of(path, manifest.generations)}
     copies = {vocabulary_copy_path(path) for path in unlisted if is_vocabulary(path)}
     remove(
         [join(output, path) for path in sorted(unlisted | copies & inside)] + list_temporary(join(output, FILE_NAME))

@@ -1,7 +1,8 @@
-"""Counts the labels, missing values and strings in the records of a shard, and sums up its numbers."""
+"""Counts the labels and missing values in the records of a shard, and sums up its numbers."""
 
 import collections
 import itertools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.format.stored_fields import stored_fields
 from pipeline.format.sums import FeatureSums
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES
 from pipeline.schema.labels import class_name
-from pipeline.schema.record import MISSING_STRING, Array, is_missing, named_classes
+from pipeline.schema.record import Array, is_missing, named_classes
 from pipeline.schema.schema import Schema
 
 # For each field: the values of all records, joined, and int64[records], the number of values of each record.
@@ -28,10 +29,13 @@ class ShardStatistics:
         labels: The label of each record as the index stores it.
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
-        strings: Number of occurrences of each string, for each feature with a vocabulary.
+
+    Args:
+        with_sums: Whether to compute the sums.
+        count_strings: Called with the name and the strings of each feature with a vocabulary, block by block.
     """
 
-    def __init__(self, schema: Schema, *, with_sums: bool) -> None:
+    def __init__(self, schema: Schema, *, with_sums: bool, count_strings: Callable[[str, list[bytes]], None]) -> None:
         self._label = schema.label
         self._fields = stored_fields(schema)
         self._has_strings = any(field.dtype == "string" for field in self._fields)
@@ -41,9 +45,8 @@ class ShardStatistics:
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
         self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
-        self.strings: dict[str, collections.Counter[bytes]] = {
-            name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
-        }
+        self._in_vocabulary = schema.vocabulary_sizes
+        self._count_strings = count_strings
 
     def add(self, framed: bytes, records: list[bytes]) -> None:
         """Adds a block of records.
@@ -61,9 +64,8 @@ class ShardStatistics:
         self._add_labels(columns, len(records))
         for name in self.missing:
             self.missing[name] += int(is_missing(columns[name][0]).sum())
-        for name, counts in self.strings.items():
-            counts.update(columns[name][0])
-            counts.pop(MISSING_STRING, None)
+        for name in self._in_vocabulary:
+            self._count_strings(name, columns[name][0])
         for name, width in self._widths.items():
             self._sums[name].add(columns[name][0].reshape(-1, width))
 

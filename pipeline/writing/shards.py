@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import IO
@@ -18,7 +19,8 @@ from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
-from pipeline.writing.paths import shard_paths
+from pipeline.writing.count_strings import StringCounter
+from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.shard_statistics import ShardStatistics
 
 # Records are written, and counted, in blocks that end at this number of records, or of bytes: large enough for NumPy to
@@ -39,7 +41,7 @@ class ShardSummary:
         length_counts: Number of records of each length.
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
-        strings: Number of occurrences of each string, for each feature with a vocabulary.
+        strings: Path of the file of counts of each feature with a vocabulary. The shards of one number share it.
         sums: The sums of each feature (or label) that has statistics; only in shards of the train split.
     """
 
@@ -51,7 +53,7 @@ class ShardSummary:
     length_counts: dict[int, int]
     label_counts: dict[str, int]
     missing: dict[str, int]
-    strings: dict[str, dict[bytes, int]]
+    strings: dict[str, str]
     sums: dict[str, FeatureSums]
 
 
@@ -76,21 +78,24 @@ class ShardWriter:
             reject: Called with each reject.
         """
         kept: EncodedRecord | None = None
+        splits = self.schema.split_names
+        strings = StringCounter(self.schema.vocabulary_sizes, splits, runs_folder(self.output, self.generation))
         with contextlib.ExitStack() as files:
             shards = {}
-            for name in self.schema.split_names:
+            for name in splits:
                 path, index_path = shard_paths(self.generation, name, number, num_shards=num_shards)
                 file = files.enter_context(replace(join(self.output, path)))
-                shards[name] = _OpenShard(self.schema, name, number, path, index_path, file)
+                shards[name] = _OpenShard(self.schema, name, number, path, index_path, file, strings)
             for block in blocks:
                 is_kept, kept = _reject_duplicates(block.rows, kept, reject)
-                splits = block.rows["split"].to_numpy(zero_copy_only=False)
+                split_of = block.rows["split"].to_numpy(zero_copy_only=False)
                 for name, shard in shards.items():
-                    places = np.flatnonzero(is_kept & (splits == name))
+                    places = np.flatnonzero(is_kept & (split_of == name))
                     shard.add(block.rows.take(pa.array(places)), [block.examples[i] for i in places.tolist()])
             for shard in shards.values():
                 shard.flush()
-        return [shard.finish(self.output) for shard in shards.values()]
+        counts_files = strings.finish()
+        return [shard.finish(self.output, counts_files) for shard in shards.values()]
 
 
 def _reject_duplicates(
@@ -130,10 +135,21 @@ def _describe(origin: Origin) -> str:
 class _OpenShard:
     """A shard that is being written."""
 
-    def __init__(self, schema: Schema, split: str, number: int, path: str, index_path: str, file: IO[bytes]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        split: str,
+        number: int,
+        path: str,
+        index_path: str,
+        file: IO[bytes],
+        strings: StringCounter,
+    ) -> None:
         self._schema, self._split, self._number, self._file = schema, split, number, file
         self._path, self._index_path = path, index_path
-        self._statistics = ShardStatistics(schema, with_sums=split == TRAIN)
+        self._statistics = ShardStatistics(
+            schema, with_sums=split == TRAIN, count_strings=functools.partial(strings.add, split)
+        )
         self._digest = hashlib.sha256()
         # The records that are not written yet, a part of a block.
         self._block: list[bytes] = []
@@ -163,8 +179,12 @@ class _OpenShard:
             self._statistics.add(framed, self._block)
             self._block, self._block_bytes = [], 0
 
-    def finish(self, output: str) -> ShardSummary:
-        """Writes the index, after the TFRecord file was closed."""
+    def finish(self, output: str, strings: dict[str, str]) -> ShardSummary:
+        """Writes the index, after the TFRecord file was closed.
+
+        Args:
+            strings: The attribute of ShardSummary.
+        """
         statistics, rows, sizes = self._statistics, pa.concat_tables(self._rows), self._sizes
         index = serialize_index(
             build_index(
@@ -199,7 +219,7 @@ class _OpenShard:
             length_counts=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             label_counts=dict(statistics.label_counts),
             missing=statistics.missing,
-            strings={name: dict(counts) for name, counts in statistics.strings.items()},
+            strings=strings,
             sums=statistics.sums(),
         )
 

@@ -12,6 +12,7 @@ from paths import ROOT
 
 from pipeline.format.manifest import FILE_NAME, read_manifest
 from pipeline.inspection.verify import verify
+from pipeline.writing.paths import strings_path
 
 SCHEMA = """\
 id: id
@@ -61,12 +62,13 @@ def read_whole(folder):
 
 
 def unlisted(folder):
-    """Returns the files and folders in a dataset that its manifest does not list."""
+    """Returns the files and folders in a dataset that do not belong to the generations of its manifest."""
     manifest = load(folder)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     listed = {FILE_NAME, *manifest.rejected.files, *(s.path for s in shards), *(s.index_path for s in shards)}
     for vocabulary in manifest.vocabularies.values():
         listed |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
+        listed |= {strings_path(name, vocabulary.path.split("/")[-1]) for name in manifest.generations}
     folders = {str(parent) for name in listed for parent in pathlib.Path(name).parents}
     return [path for path in folder.rglob("*") if str(path.relative_to(folder)) not in listed | folders]
 

@@ -7,6 +7,7 @@ import pytest
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.writing import paths
 from pipeline.writing.paths import (
+    is_strings_of,
     is_vocabulary,
     is_written_by_prepare,
     marker_path,
@@ -14,6 +15,7 @@ from pipeline.writing.paths import (
     rejects_path,
     runs_folder,
     shard_paths,
+    strings_path,
     vocabulary_copy_path,
     vocabulary_path,
 )
@@ -26,14 +28,18 @@ REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), *VOCABULARIES]
 REPLACED += [rejects_path(GENERATION), marker_path(GENERATION)]
 # Of format version 1.
 REPLACED.append(f"rejected/{GENERATION}-{'0a' * 8}.jsonl")
+STRINGS = [strings_path(GENERATION, name) for name in FILE_NAMES]
+REPLACED += STRINGS
 RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
 TEMPORARY = f".{'9a' * 16}.tmp"
 
 
-@pytest.mark.parametrize("path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects"])
+@pytest.mark.parametrize("path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects", f"{RUN}.strings"])
 def test_every_path_that_a_job_writes_is_recognised(path):
     assert is_written_by_prepare(path)
     assert is_vocabulary(path) == (path in VOCABULARIES)
+    assert is_strings_of(path, {GENERATION}) == (path in STRINGS)
+    assert not is_strings_of(path, {"20260102T030405-00000000"})
 
 
 @pytest.mark.parametrize("path", [*REPLACED, *map(vocabulary_copy_path, VOCABULARIES)])
@@ -50,6 +56,9 @@ def test_an_incomplete_file_is_recognised(path):
         f"{RUN}.rows.gz",
         f"data/{GENERATION}/notes.txt",
         "data/writer.json",
+        f"data/{GENERATION}/page.parquet",
+        f"data/{GENERATION}/strings/sha256.0.parquet",
+        f"data/{GENERATION}/strings/more/page.parquet",
         "data/2026/train-00000-of-00001.tfrecord",
         "data/raw.jsonl",
         f"rejected/{GENERATION}-.jsonl",
