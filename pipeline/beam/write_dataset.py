@@ -20,6 +20,7 @@ from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.paths import new_generation, runs_folder
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
+from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import WrittenShards, merge_into_shards
 
@@ -43,6 +44,7 @@ class WriteDataset(beam.PTransform):
         max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
         overwrite: Replaces an existing dataset. Without it, an existing dataset is an error.
         generation: Name of this version of the dataset, a part of its files' paths.
+        published: Shards of earlier generations with the same seed. A record whose id they hold is rejected.
 
     Raises:
         ValueError: `num_shards` or `max_rejected` is out of range.
@@ -57,6 +59,7 @@ class WriteDataset(beam.PTransform):
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     generation: str = dataclasses.field(default_factory=new_generation)
+    published: tuple[PublishedShard, ...] = ()
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class WriteDataset(beam.PTransform):
         """
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
-        writer = ShardWriter(self.schema, self.output, self.generation)
+        writer = ShardWriter(self.schema, self.output, self.generation, self.published)
         write = beam.ParDo(_WriteShards(writer, self.runs_folder, pool), all_runs)
         written = (
             pipeline

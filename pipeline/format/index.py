@@ -136,41 +136,83 @@ def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> p
             one row for each record of the shard, or the rows are too large for this shard.
     """
     try:
-        file = open_index(io.BytesIO(data), records=shard.records, shard_bytes=shard.bytes, columns=columns)
-        # One row group at a time: pyarrow does not read lists of dictionaries from several.
-        groups = [[number] for number in range(file.num_row_groups)] or [[]]
-        size, limit, tables = 0, _limit(shard.records, shard.bytes), []
-        for group in groups:
-            # Threads are not faster here, and each thread keeps its own memory.
-            rows = file.read_row_groups(group, columns, use_threads=False)
-            size += string_bytes(rows)
-            _check_size(size, limit)
-            tables.append(decode_strings(rows))
-        return pa.concat_tables(tables)
+        reader = IndexReader(io.BytesIO(data), records=shard.records, shard_bytes=shard.bytes, columns=columns)
+        return pa.concat_tables([reader.read(number, columns) for number in range(reader.num_row_groups)])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None
 
 
-def open_index(
-    source: IO[bytes], *, records: int, shard_bytes: int, columns: list[str] | None = None
-) -> pq.ParquetFile:
-    """Opens an index file after a check of its size. No row is read. Strings will be read as Arrow dictionaries.
+class IndexReader:
+    """Reads an index row group by row group. Its size is checked first.
 
-    A small file can claim, or compress, any number of rows and bytes. So both are compared with the manifest first.
+    A small file can claim, or compress, any number of rows and bytes. So both are compared with the manifest.
 
     Args:
         records: Number of records of the shard.
         shard_bytes: Size of the shard's TFRecord file.
         columns: The columns that will be read; None for all.
 
+    Attributes:
+        num_row_groups: Number of row groups.
+        has_keys: Whether there is a column of keys. Format version 1 has none.
+
     Raises:
         ValueError: A column of an index is missing or has another type, there is not one row for each record, or the
-            rows are too large.
+            rows are too large. `read` raises this error too.
         pyarrow.ArrowException, OSError: The file is not a Parquet file.
     """
-    metadata = pq.read_metadata(source)
-    schema = metadata.schema
-    fields = schema.to_arrow_schema()
+
+    def __init__(self, source: IO[bytes], *, records: int, shard_bytes: int, columns: list[str] | None = None) -> None:
+        metadata = pq.read_metadata(source)
+        fields = metadata.schema.to_arrow_schema()
+        _check_columns(fields)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        for rows in (metadata.num_rows, sum(group.num_rows for group in groups)):
+            if rows != records:
+                raise ValueError(f"has {rows:,} rows, but the manifest says {records:,} records")
+        # The ids and labels of the index are in the shard too, where the name of a class takes a byte.
+        self._limit = 16 * shard_bytes + _STRING_BYTES * records + _FILE_BYTES
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        self._check_size(
+            sum(
+                chunk.total_uncompressed_size + 8 * chunk.num_values
+                for chunk in chunks
+                if columns is None or chunk.path_in_schema.split(".")[0] in columns
+            )
+        )
+        all_columns = map(metadata.schema.column, range(metadata.num_columns))
+        # As a dictionary, a string takes memory once. A file can name a long string in each of its rows.
+        strings = [column.path for column in all_columns if column.physical_type == "BYTE_ARRAY"]
+        self._file = pq.ParquetFile(source, metadata=metadata, read_dictionary=strings)
+        self._num_bytes = 0
+        self.num_row_groups: int = metadata.num_row_groups
+        self.has_keys = KEY in fields.names
+
+    def key_range(self, number: int) -> tuple[int, int]:
+        """Returns the first and the last key of a row group, from the file's statistics."""
+        group = self._file.metadata.row_group(number)
+        (column,) = [c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == KEY]
+        if not column.is_stats_set or not column.statistics.has_min_max:
+            raise ValueError(f"has no statistics of the keys of row group {number}")
+        return int(column.statistics.min), int(column.statistics.max)
+
+    def read(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Returns the rows of a row group, or only some of their columns."""
+        # One row group at a time: pyarrow does not read lists of dictionaries from several.
+        # Threads are not faster here, and each thread keeps its own memory.
+        rows = self._file.read_row_group(number, columns, use_threads=False)
+        self._num_bytes += sum(map(_dictionary_bytes, rows.columns))
+        self._check_size(self._num_bytes)
+        return rows.cast(pa.schema([field.with_type(_without_dictionary(field.type)) for field in rows.schema]))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise ValueError(
+                f"takes {size:,} bytes in memory, but the index of this shard takes at most {self._limit:,}"
+            )
+
+
+def _check_columns(fields: pa.Schema) -> None:
     missing = _TYPES.keys() - {KEY} - set(fields.names)
     if missing:
         raise ValueError(f"has no column {', '.join(sorted(missing))}")
@@ -178,60 +220,18 @@ def open_index(
         raise ValueError(f"has columns of other types than an index: {fields.types}")
     if len(set(fields.names)) < len(fields):
         raise ValueError(f"has several columns of the same name: {', '.join(fields.names)}")
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for rows in (metadata.num_rows, sum(group.num_rows for group in groups)):
-        if rows != records:
-            raise ValueError(f"has {rows:,} rows, but the manifest says {records:,} records")
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    size = sum(
-        chunk.total_uncompressed_size + 8 * chunk.num_values
-        for chunk in chunks
-        if columns is None or chunk.path_in_schema.split(".")[0] in columns
-    )
-    _check_size(size, _limit(records, shard_bytes))
-    all_columns = map(schema.column, range(metadata.num_columns))
-    strings = [column.path for column in all_columns if column.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(source, metadata=metadata, read_dictionary=strings)
 
 
-def string_bytes(rows: pa.Table) -> int:
-    """Returns the bytes of all strings of rows from `open_index`. A dictionary can hold a long string of all rows."""
-    strings = [_list_items(column) for column in rows.columns]
-    return sum(_decoded_bytes(chunk) for column in strings for chunk in column.chunks)
+def _without_dictionary(type: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(type):
+        return pa.list_(_without_dictionary(type.value_type))
+    return type.value_type if pa.types.is_dictionary(type) else type
 
 
-def decode_strings(rows: pa.Table) -> pa.Table:
-    """Returns rows from `open_index` with strings in place of Arrow dictionaries."""
-    fields = []
-    for field in rows.schema:
-        is_list = pa.types.is_list(field.type)
-        item = field.type.value_type if is_list else field.type
-        if pa.types.is_dictionary(item):
-            field = field.with_type(pa.list_(item.value_type) if is_list else item.value_type)
-        fields.append(field)
-    return rows.cast(pa.schema(fields))
-
-
-def _list_items(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
-
-
-def _decoded_bytes(values: pa.Array) -> int:
-    """Returns the bytes of the strings of a dictionary array, or 0 for another array."""
-    if not pa.types.is_dictionary(values.type):
+def _dictionary_bytes(column: pa.ChunkedArray) -> int:
+    """Returns the bytes of the strings of a column of dictionaries or lists of them, or 0 for another column."""
+    items = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    if not pa.types.is_dictionary(items.type):
         return 0
-    lengths = pc.take(pc.binary_length(values.dictionary), values.indices)
-    return pc.sum(lengths.cast(pa.int64())).as_py() or 0
-
-
-def _limit(records: int, shard_bytes: int) -> int:
-    """Returns the most bytes that the index of a shard takes in memory.
-
-    The ids and labels of the index are in the shard too, where the name of a class takes a byte.
-    """
-    return 16 * shard_bytes + _STRING_BYTES * records + _FILE_BYTES
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise ValueError(f"takes {size:,} bytes in memory, but the index of this shard takes at most {limit:,}")
+    lengths = [pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in items.chunks]
+    return sum(pc.sum(chunk.cast(pa.int64())).as_py() or 0 for chunk in lengths)

@@ -115,6 +115,26 @@ def _read_examples(readers: "list[_RunReader]", rows: pa.Table, which: Array) ->
         start = stop
 
 
+def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
+    """Returns uint64[keys], the key numbers in [first, end) of the records of all runs, ascending, each once.
+
+    Reads no other column.
+    """
+    options = pa.ipc.IpcReadOptions(included_fields=[RUN_COLUMNS.get_field_index("key")])
+    found = [np.zeros(0, np.uint64)]
+    for run in runs:
+        starts = _block_numbers(run)
+        # Keys from `first` on may begin inside the block before the first block that starts with one.
+        blocks = range(max(0, count_less(starts, first) - 1), count_less(starts, end))
+        if blocks:
+            with open_read(f"{run.path}{ROWS_ENDING}") as file:
+                table = pa.ipc.open_file(file, options=options)
+                rows = pa.Table.from_batches([table.get_batch(block) for block in blocks])
+                numbers = key_numbers(rows["key"])[:, 0]
+            found.append(np.unique(numbers[count_less(numbers, first) : count_less(numbers, end)]))
+    return np.unique(np.concatenate(found))
+
+
 class _RunReader:
     """Reads the rows of a run once, in their order, and the Examples of any of them."""
 
@@ -123,8 +143,7 @@ class _RunReader:
         self._keep_open = keep_open
         self._files = contextlib.ExitStack()
         self._open: dict[str, Any] = {}
-        # uint64[blocks], the number of the first key of each block.
-        self._block_numbers = np.array([key_number(key) for key in run.first_keys], np.uint64)
+        self._block_numbers = _block_numbers(run)
         self._next_block = 0
         # The rows of the block before `_next_block` that were not read yet.
         self._rows = RUN_COLUMNS.empty_table()
@@ -135,14 +154,14 @@ class _RunReader:
     def skip_to(self, number: int) -> None:
         """Skips the rows whose key number is less than `number`. Must be called before any row is read."""
         # Rows with this key number may begin inside the block before the first block that starts with it.
-        self._next_block = max(0, _count_less(self._block_numbers, number) - 1)
+        self._next_block = max(0, count_less(self._block_numbers, number) - 1)
         if self._next_block < len(self._block_numbers):
             self._read_block()
             self._take_rows(number)
 
     def estimate(self, stop: int) -> int:
         """Returns about how many rows are left with a key number less than `stop`: those of whole blocks."""
-        blocks = _count_less(self._block_numbers, stop)
+        blocks = count_less(self._block_numbers, stop)
         return len(self._rows) + max(0, blocks - self._next_block - 1) * ROWS_PER_BLOCK
 
     def take(self, stop: int) -> pa.Table:
@@ -179,7 +198,7 @@ class _RunReader:
 
     def _take_rows(self, stop: int) -> pa.Table:
         """Removes the rows before `stop` from the current block and returns them."""
-        count = _count_less(key_numbers(self._rows["key"])[:, 0], stop)
+        count = count_less(key_numbers(self._rows["key"])[:, 0], stop)
         part, self._rows = self._rows[:count], self._rows[count:]
         return part
 
@@ -200,6 +219,11 @@ class _RunReader:
         yield self._open[ending]
 
 
-def _count_less(numbers: Array, stop: int) -> int:
+def _block_numbers(run: Run) -> Array:
+    """Returns uint64[blocks], the number of the first key of each block of a run."""
+    return np.array([key_number(key) for key in run.first_keys], np.uint64)
+
+
+def count_less(numbers: Array, stop: int) -> int:
     """Returns how many of the sorted uint64 `numbers` are less than `stop`, which may be END_NUMBER, 2**64."""
     return len(numbers) if stop >= END_NUMBER else int(np.searchsorted(numbers, np.uint64(stop)))

@@ -21,6 +21,7 @@ from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
 from pipeline.writing.count_strings import StringCounter
 from pipeline.writing.paths import runs_folder, shard_paths
+from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.shard_statistics import ShardStatistics
 
 # Records are written, and counted, in blocks that end at this number of records, or of bytes: large enough for NumPy to
@@ -59,11 +60,18 @@ class ShardSummary:
 
 @dataclasses.dataclass(frozen=True)
 class ShardWriter:
-    """Writes the shards of a generation. All shards of one number, one for each split, are written together."""
+    """Writes the shards of a generation. All shards of one number, one for each split, are written together.
+
+    Attributes:
+        output: Folder of the dataset.
+        published: Shards of earlier generations, whose ids no new record may have. `merge_into_shards` rejects these
+            records. Their keys are comparable only if both have the same seed.
+    """
 
     schema: Schema
     output: str
     generation: str
+    published: tuple[PublishedShard, ...] = ()
 
     def write(
         self, number: int, blocks: Iterable[Block], *, num_shards: int, reject: Callable[[Reject], None]

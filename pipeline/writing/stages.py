@@ -13,9 +13,10 @@ from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
-from pipeline.shuffle.merge_runs import merge_runs
+from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
 from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.writing.published_ids import find_published, reject_published
 from pipeline.writing.shards import ShardSummary, ShardWriter
 
 
@@ -80,6 +81,8 @@ def merge_into_shards(
 ) -> WrittenShards:
     """Merges the records of shard `number` from all runs, and writes one shard for each split.
 
+    A record whose id is in a published shard of `writer` is rejected, and so is all but one record of each new id.
+
     Args:
         folder: Folder for the runs of rejected duplicates.
     """
@@ -89,8 +92,11 @@ def merge_into_shards(
     def reject(duplicate: Reject) -> None:
         reject_runs.extend(buffer.add(duplicate))
 
-    blocks = merge_runs(runs, *shard_range(number, num_shards=num_shards))
-    shards = writer.write(number, _report_progress(blocks), num_shards=num_shards, reject=reject)
+    keys = shard_range(number, num_shards=num_shards)
+    blocks = _report_progress(merge_runs(runs, *keys))
+    if writer.published:
+        blocks = reject_published(blocks, find_published(writer.published, read_key_numbers(runs, *keys)), reject)
+    shards = writer.write(number, blocks, num_shards=num_shards, reject=reject)
     return WrittenShards(shards, reject_runs + buffer.flush())
 
 

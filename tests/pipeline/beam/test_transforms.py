@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
+from pipeline.writing.published_ids import list_published
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,22 @@ def test_sequences_can_be_written_directly(dataset, records, schema, tmp_path):
             | WriteDataset(schema, str(tmp_path / "out"), num_shards=4)
         )
     assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
+
+
+def test_records_with_a_published_id_are_rejected(dataset, records, schema, tmp_path, read_records):
+    """Half of the records are in an earlier generation, with one shard less."""
+    half = records[::2]
+    write(half, schema, tmp_path / "half", num_shards=3)
+    published = list_published(str(tmp_path / "half"), load(tmp_path / "half").splits)
+    changed = [record | {"y": "a"} for record in half[:5]]
+    options = {"num_shards": 4, "max_rejected": 1, "published": published}
+    write([*records, *changed], schema, tmp_path / "out", **options)
+    for split in ("train", "validation", "test"):
+        kept = {example["id"][0].decode() for example in read_records(dataset, split)} - {row["id"] for row in half}
+        assert {example["id"][0].decode() for example in read_records(tmp_path / "out", split)} == kept
+    rows = rejects(tmp_path / "out")
+    assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in [*half, *changed])
+    assert all("that an earlier commit published (generation 2" in row["message"] for row in rows)
 
 
 def test_any_element_becomes_a_sequence_or_a_reject(records, schema, tmp_path):

@@ -11,8 +11,8 @@ import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
 from pipeline.shuffle.encoded_records import EncodedRecord, from_rows, sort_key
-from pipeline.shuffle.hashing import choose_shard, order_key, shard_range
-from pipeline.shuffle.merge_runs import merge_runs
+from pipeline.shuffle.hashing import choose_shard, key_number, order_key, shard_range
+from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.runs import write_run
 
 
@@ -67,12 +67,14 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         patch.setattr(pipeline.shuffle.merge_runs, "_MAX_OPEN", 2)
         runs = [write_run(part, folder) for part in parts]
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
+        numbers = [read_key_numbers(runs, *shard_range(n, num_shards=num_shards)).tolist() for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=sort_key)
     # Records with equal sort keys may come in any order.
     assert [sort_key(record) for found in merged for record in found] == [sort_key(record) for record in everything]
     assert collections.Counter(record for found in merged for record in found) == collections.Counter(everything)
     for number, found in enumerate(merged):
         assert {choose_shard(record.key, num_shards=num_shards) for record in found} <= {number}
+        assert numbers[number] == sorted({key_number(record.key) for record in found})
     sizes = collections.Counter()
     for run in runs:
         sizes.update(run.split_bytes)
