@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -61,6 +62,20 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
+
+
+def file_sha256(path: str) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits. Memory holds a megabyte of it."""
+    with open_read(path) as file:
+        return stream_sha256(file)
+
+
+def stream_sha256(file: IO[bytes]) -> str:
+    """Returns the SHA-256 of the rest of an open file."""
+    digest = hashlib.sha256()
+    while data := file.read(2**20):
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def exists(path: str) -> bool:

@@ -10,12 +10,15 @@ from apache_beam.metrics import Metrics
 from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
-from pipeline.beam.write_rejects import REJECT_RUNS
+from pipeline.beam.write_lists import REJECT_RUNS
 from pipeline.raw.find_files import RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.writing.publish import check_output
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
+
+# What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
+_MIN_BYTES = 2**12
 
 
 @dataclasses.dataclass
@@ -73,7 +76,7 @@ class _MakeRuns(beam.DoFn):
 
     def process(self, chunk: Chunk) -> Iterator[Any]:
         if not chunk.compressed or self._pool is None:
-            yield from self._add(chunk, chunk.stop - chunk.start)
+            yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
             return
         # Only one process can read a gzip file, so this one reads and the others parse.
         for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=self._record_bytes):

@@ -10,13 +10,16 @@ from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
+from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.workers import PendingCalls, WorkerPool
-from pipeline.beam.write_rejects import REJECT_RUNS, SortRejects, WriteRejects
+from pipeline.beam.write_lists import REJECT_RUNS, WriteRejects, WriteSources
 from pipeline.files import absolute
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.paths import new_generation, runs_folder
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
@@ -76,7 +79,7 @@ class WriteDataset(beam.PTransform):
         pipeline = inputs["sequences"].pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
         runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, self.runs_folder))
-        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRejects(self.runs_folder))
+        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer, self.runs_folder))
         return self.publish(runs, reject_runs, inputs.get(CHUNKS, nothing))
 
     @property
@@ -105,9 +108,11 @@ class WriteDataset(beam.PTransform):
             | "WriteShards" >> write.with_outputs(REJECT_RUNS, main="shards")
         )
         shards = copy_output(written["shards"], "Written")
-        chunks = copy_output(chunks, "Chunks")
+        chunk_runs = chunks | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer, self.runs_folder))
         all_reject_runs = (reject_runs, written[REJECT_RUNS]) | "Flatten" >> beam.Flatten()
-        rejects_files = {"reject_runs": all_reject_runs, "chunks": chunks} | WriteRejects(self.output, self.generation)
+        place = self.output, self.generation
+        rejects_files = {"reject_runs": all_reject_runs, "chunk_runs": chunk_runs} | WriteRejects(*place)
+        sources_files = chunk_runs | WriteSources(*place)
         publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
         return (
             pipeline
@@ -117,7 +122,7 @@ class WriteDataset(beam.PTransform):
                 Publisher.publish,
                 beam.pvalue.AsList(shards),
                 beam.pvalue.AsList(rejects_files),
-                beam.pvalue.AsList(chunks),
+                beam.pvalue.AsList(sources_files),
             )
         )
 

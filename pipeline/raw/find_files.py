@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, show
 from pipeline.files import absolute, beam_filesystems, is_local, list_files
 
 # Endings of the raw files in a folder. A file given by its path or by a glob may have any name.
@@ -41,6 +41,8 @@ def find_files(patterns: RawFiles) -> list[RawFile]:
         found = [pattern] if isinstance(pattern, RawFile) else _match(absolute(os.fspath(pattern)))
         files.update((file.path, file) for file in found)
     for path in files:
+        if any("\ud800" <= character <= "\udfff" for character in path):  # os.fsdecode makes them of other bytes
+            raise UserError(f"{show(path, max_characters=500)}: the name is not valid UTF-8. Rename the file first.")
         if path.endswith(_OTHER_COMPRESSION):
             raise UserError(
                 f"{path}: this compression is not supported; expected plain JSON Lines or .gz. Decompress it first."

@@ -56,6 +56,7 @@ class ChunkSummary(NamedTuple):
         path: The file.
         start: Offset of the chunk in the file, in bytes.
         num_bytes: Bytes of all lines, decompressed.
+        stored_bytes: Bytes of the chunk in the file.
         num_lines: Number of lines, including blank lines.
         sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once.
     """
@@ -63,6 +64,7 @@ class ChunkSummary(NamedTuple):
     path: str
     start: int
     num_bytes: int
+    stored_bytes: int
     num_lines: int
     sha256: bytes
 
@@ -93,12 +95,12 @@ class LineBatch(NamedTuple):
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:
-    """Yields the chunks of a file. Gzip is recognized by the first bytes, not by the name."""
+    """Yields the chunks of a file, at least one. Gzip is recognized by the first bytes, not by the name."""
     with open_read(file.path) as stream:
         if stream.read(2) == _GZIP_MAGIC:
             yield Chunk(file.path, 0, file.num_bytes, True)
             return
-    for start in range(0, file.num_bytes, CHUNK_BYTES):
+    for start in range(0, max(1, file.num_bytes), CHUNK_BYTES):
         yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False)
 
 
@@ -130,6 +132,8 @@ def read_chunk(
 
 def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
     """Yields contiguous (offset, bytes) blocks that hold the lines that begin in [start, stop)."""
+    if start == stop:  # the file was empty when it was listed
+        return
     # A line that begins before `start` belongs to the previous chunk. The byte before `start` shows whether a line
     # begins exactly at `start`.
     position, found_start = start - (start > 0), not start
@@ -179,7 +183,8 @@ def _read_batches(
     batches.add(lines.finish())
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
-    yield ChunkSummary(chunk.path, chunk.start, num_bytes, batches.num_lines, batches.digest.digest())
+    stored_bytes = chunk.stop - chunk.start
+    yield ChunkSummary(chunk.path, chunk.start, num_bytes, stored_bytes, batches.num_lines, batches.digest.digest())
 
 
 def _refuse_bomb(path: str, gzip_bytes: int, line_bytes: int) -> None:

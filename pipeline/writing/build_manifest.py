@@ -11,7 +11,6 @@ from pipeline.format.manifest import Manifest, Source, fingerprint
 from pipeline.format.models import FeatureStatistics, Split, Vocabulary
 from pipeline.format.sums import merge_sums
 from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
-from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
 from pipeline.writing.merge_strings import MergedStrings
@@ -26,7 +25,7 @@ def build_manifest(
     schema: Schema,
     shards: Sequence[ShardSummary],
     rejects: Iterable[RejectsFile],
-    chunks: Iterable[ChunkSummary],
+    sources: Iterable[Source],
     strings: Mapping[str, MergedStrings],
     *,
     seed: int,
@@ -36,7 +35,7 @@ def build_manifest(
 
     Args:
         shards: Sorted by number.
-        chunks: All chunks of raw files that were read.
+        sources: All raw files that were read.
         strings: The strings of each feature with a vocabulary.
     """
     splits = {
@@ -56,7 +55,7 @@ def build_manifest(
         statistics=_build_statistics(shards),
         vocabularies=_build_vocabularies(strings, generation),
         rejected=count_rejects(rejects),
-        sources=_build_sources(chunks),
+        sources=tuple(sources),
         software=_software_versions(),
     )
 
@@ -98,20 +97,6 @@ def _build_statistics(shards: Sequence[ShardSummary]) -> dict[str, FeatureStatis
         assert sums is not None
         statistics[name] = sums.statistics()
     return statistics
-
-
-def _build_sources(chunks: Iterable[ChunkSummary]) -> tuple[Source, ...]:
-    by_path: dict[str, list[ChunkSummary]] = collections.defaultdict(list)
-    for chunk in sorted(chunks):
-        by_path[chunk.path].append(chunk)
-    return tuple(
-        Source(
-            path=path,
-            bytes=sum(chunk.num_bytes for chunk in parts),
-            sha256=hashlib.sha256(b"".join(chunk.sha256 for chunk in parts)).hexdigest(),
-        )
-        for path, parts in by_path.items()
-    )
 
 
 def _sum_counts(counts: Iterable[dict[Key, int]]) -> dict[Key, int]:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from pipeline.files import join
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
+from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING
 
@@ -36,7 +37,8 @@ def new_generation() -> str:
     return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-_RUN_ENDINGS = "|".join(map(re.escape, (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, COUNTS_RUN_ENDING)))
+_ENDINGS = ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, CHUNK_RUN_ENDING, COUNTS_RUN_ENDING
+_RUN_ENDINGS = "|".join(map(re.escape, _ENDINGS))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"
 
 
@@ -83,6 +85,14 @@ def strings_path(generation: str, file_name: str) -> str:
     return f"data/{generation}/strings/{file_name.removesuffix('.txt')}.parquet"
 
 
+_SOURCES_PATTERN = rf"data/{GENERATION_PATTERN}/sources\.parquet"
+
+
+def sources_path(generation: str) -> str:
+    """Returns the path of the list of the raw files of a generation, inside the output folder."""
+    return f"data/{generation}/sources.parquet"
+
+
 # Earlier versions wrote one file for each raw file, with a hash of the raw file's path in its name.
 REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}(-[0-9a-f]{{16}})?\.jsonl"
 
@@ -125,6 +135,7 @@ _WRITTEN = paths_pattern(
     f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_SOURCES_PATTERN}({TEMPORARY_PATTERN})?",
     f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_COPY_PATTERN}{TEMPORARY_PATTERN}",

@@ -16,10 +16,10 @@ from pipeline.files import (
     replace,
     size,
 )
-from pipeline.format.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.format.manifest import FILE_NAME, Manifest, Source, read_manifest
 from pipeline.format.models import Rejected
+from pipeline.format.sources import SourcesFile, read_sources
 from pipeline.format.vocabulary import serialize_terms
-from pipeline.raw.json_lines import ChunkSummary
 from pipeline.schema.schema import Schema
 from pipeline.writing.build_manifest import build_manifest
 from pipeline.writing.merge_strings import merge_strings
@@ -28,6 +28,7 @@ from pipeline.writing.paths import (
     is_strings_of,
     is_vocabulary,
     is_written_by_prepare,
+    sources_path,
     vocabulary_copy_path,
 )
 from pipeline.writing.rejects import RejectsFile
@@ -66,7 +67,7 @@ class Publisher:
     overwrite: bool
 
     def publish(
-        self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], chunks: Iterable[ChunkSummary]
+        self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
     ) -> Manifest:
         """Checks the generation, writes the manifest last, and removes the files that the manifest does not list.
 
@@ -82,7 +83,7 @@ class Publisher:
             self.schema,
             shards,
             list(rejects),
-            list(chunks),
+            self._read_sources(sources),
             strings,
             seed=self.seed,
             generation=self.generation,
@@ -114,6 +115,14 @@ class Publisher:
                     raise UserError(
                         f"{self.output}: {shard.path} changed while the dataset was made. Run prepare again."
                     )
+
+    def _read_sources(self, files: Iterable[SourcesFile]) -> list[Source]:
+        return [
+            Source(path=row["path"], bytes=row["bytes"], sha256=row["sha256"].hex())
+            for file in files
+            for block in read_sources(self.output, file)
+            for row in block.to_pylist()
+        ]
 
     def _check_no_other_dataset(self) -> None:
         if exists(join(self.output, FILE_NAME)) and self.generation not in read_manifest(self.output).generations:
@@ -159,6 +168,7 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
 def remove_unlisted(output: str, manifest: Manifest) -> None:
     """Removes the files of older generations and of killed jobs: those that the manifest does not list."""
     listed = {*manifest.rejected.files, *(vocabulary.path for vocabulary in manifest.vocabularies.values())}
+    listed |= set(map(sources_path, manifest.generations))
     for split in manifest.splits.values():
         listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
     inside = {path.removeprefix(join(output, "")) for folder in FOLDERS for path in list_files(join(output, folder))}

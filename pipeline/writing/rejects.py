@@ -1,16 +1,16 @@
 """Merges the runs of rejects into the file of rejects of a generation."""
 
-import bisect
 import collections
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline.files import join, replace
 from pipeline.format.models import Rejected
 from pipeline.raw.json_lines import ChunkSummary
+from pipeline.shuffle.chunk_runs import ChunkRun, merge_chunk_runs
 from pipeline.shuffle.reject_runs import RejectRun, merge_reject_runs
 from pipeline.writing.paths import rejects_path
 
@@ -30,25 +30,25 @@ class RejectsFile(NamedTuple):
 
 
 def write_rejects(
-    reject_runs: Sequence[RejectRun], chunks: Iterable[ChunkSummary], *, output: str, generation: str
+    reject_runs: Iterable[RejectRun], chunk_runs: Iterable[ChunkRun], *, output: str, generation: str
 ) -> RejectsFile | None:
     """Writes all rejects to one file, sorted by raw file and by place in it. Without rejects, writes no file.
 
     Args:
-        chunks: All chunks that were read. A reject knows its line within its chunk; the number of lines in the chunks
-            before it gives its line within the file.
+        chunk_runs: All chunks that were read. A reject knows its line within its chunk; the number of lines in the
+            chunks before it gives its line within the file.
 
     Returns:
         The file, or None if there are no rejects.
     """
     path = rejects_path(generation)
     digest, reasons = hashlib.sha256(), collections.Counter[str]()
-    line_numbers = _LineNumbers(chunks)
     with merge_reject_runs(reject_runs) as rows:
         first = next(rows, None)
         if first is None:
             return None
-        with replace(join(output, path)) as file:
+        with merge_chunk_runs(chunk_runs) as chunks, replace(join(output, path)) as file:
+            line_numbers = _LineNumbers(chunks)
             for row in itertools.chain([first], rows):
                 reasons[row["reason"]] += 1
                 row["line"] = line_numbers.in_file(row["file"], row.pop("chunk"), row["line"])
@@ -72,26 +72,35 @@ def count_rejects(files: Iterable[RejectsFile]) -> Rejected:
 
 
 class _LineNumbers:
-    """Converts line numbers within chunks to line numbers within files."""
+    """Converts line numbers within chunks to line numbers within files.
 
-    def __init__(self, chunks: Iterable[ChunkSummary]) -> None:
-        # For each file: where each chunk starts, in bytes, and the number of lines before it.
-        self._starts: dict[str, list[int]] = collections.defaultdict(list)
-        self._lines_before: dict[str, list[int]] = collections.defaultdict(list)
-        total: collections.Counter[str] = collections.Counter()
-        for chunk in sorted(chunks):
-            self._starts[chunk.path].append(chunk.start)
-            self._lines_before[chunk.path].append(total[chunk.path])
-            total[chunk.path] += chunk.num_lines
+    Args:
+        chunks: All chunks, sorted by file and place. They are read as far as the rejects need them.
+    """
+
+    def __init__(self, chunks: Iterator[ChunkSummary]) -> None:
+        self._chunks = chunks
+        self._path: str | None = None
+        # The number of lines in the chunks of this file before the next chunk, and those before the current one.
+        self._lines_to_next = self._lines_before = 0
+        self._next = next(chunks, None)
 
     def in_file(self, source: str | None, chunk: int, line: int | None) -> int | None:
         """Returns the line number within the file, from 1, or None if it is unknown.
+
+        The calls are in the order of file and place.
 
         Args:
             source: Path of the raw file.
             chunk: Where the chunk starts, in bytes.
             line: Line number within the chunk, from 0.
         """
-        if source not in self._starts or source is None or line is None:
+        if source is None or line is None:
             return None
-        return self._lines_before[source][bisect.bisect_right(self._starts[source], chunk) - 1] + line + 1
+        while self._next is not None and (self._next.path, self._next.start) <= (source, chunk):
+            if self._next.path != self._path:
+                self._path, self._lines_to_next = self._next.path, 0
+            self._lines_before = self._lines_to_next
+            self._lines_to_next += self._next.num_lines
+            self._next = next(self._chunks, None)
+        return self._lines_before + line + 1 if self._path == source else None

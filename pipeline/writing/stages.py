@@ -58,7 +58,7 @@ def parse_into_runs(
                     parsed += 1
                     runs += buffer.add(encode_for_shuffle(*result, schema, seed=seed))
                 del result  # frees the record before the next one is parsed
-    return ParsedRuns(runs + buffer.flush(), reject_writer.reject_runs, chunks, parsed, rejected)
+    return ParsedRuns(runs + buffer.flush(), reject_writer.runs, chunks, parsed, rejected)
 
 
 def _read_in_order(items: list[Chunk | LineBatch], limits: Limits) -> Iterator[LineBatch | ChunkSummary]:

@@ -12,7 +12,7 @@ from paths import ROOT
 
 from pipeline.format.manifest import FILE_NAME, read_manifest
 from pipeline.inspection.verify import verify
-from pipeline.writing.paths import strings_path
+from pipeline.writing.paths import sources_path, strings_path
 
 SCHEMA = """\
 id: id
@@ -66,6 +66,7 @@ def unlisted(folder):
     manifest = load(folder)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     listed = {FILE_NAME, *manifest.rejected.files, *(s.path for s in shards), *(s.index_path for s in shards)}
+    listed |= set(map(sources_path, manifest.generations))
     for vocabulary in manifest.vocabularies.values():
         listed |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
         listed |= {strings_path(name, vocabulary.path.split("/")[-1]) for name in manifest.generations}

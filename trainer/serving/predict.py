@@ -19,14 +19,17 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.runners import make_pipeline, run_job
+from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.write_dataset import copy_output, in_global_window
-from pipeline.beam.write_rejects import SortRejects, WriteRejects
+from pipeline.beam.write_lists import WriteRejects
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.find_files import find_files
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.data.target import Target
@@ -222,10 +225,11 @@ class _PublishPredictions(beam.PTransform):
     publisher: PredictionsPublisher
 
     def expand(self, inputs: Any) -> Any:
-        chunks = copy_output(inputs["chunks"], "Chunks")
         parts = copy_output(inputs["parts"], "Parts")
-        reject_runs = inputs["rejects"] | "Spill" >> beam.ParDo(SortRejects(self.publisher.staging))
-        rejects_files = {"reject_runs": reject_runs, "chunks": chunks} | WriteRejects(
+        folder = self.publisher.staging
+        reject_runs = inputs["rejects"] | "SortRejects" >> beam.ParDo(SortRows(RejectBuffer, folder))
+        chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer, folder))
+        rejects_files = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteRejects(
             self.publisher.output, self.publisher.generation
         )
         return (

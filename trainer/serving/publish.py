@@ -23,6 +23,7 @@ from pipeline.files import (
     size,
 )
 from pipeline.format.manifest import FILE_NAME as MANIFEST
+from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 from pipeline.writing.paths import (
     GENERATION_PATTERN,
@@ -45,7 +46,7 @@ _FOLDERS = (_STAGING, "rejected")
 _PART_PATTERN = rf"part-{GENERATION_PATTERN}-\d{{5,}}\.jsonl"
 _STAGED_PATTERN = (
     rf"{re.escape(_STAGING)}/{GENERATION_PATTERN}/{HEX32_PATTERN}"
-    rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)})({TEMPORARY_PATTERN})?"
+    rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)}|{re.escape(CHUNK_RUN_ENDING)})({TEMPORARY_PATTERN})?"
 )
 _WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
 

@@ -25,7 +25,7 @@ from pipeline.raw.rejects import REASONS, Origin
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_split
-from pipeline.writing.paths import new_generation
+from pipeline.writing.paths import new_generation, sources_path
 from pipeline.writing.shards import ShardWriter
 
 TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -40,7 +40,8 @@ def listed_files(manifest):
     vocabularies = [vocabulary.path for vocabulary in manifest.vocabularies.values()]
     shard_files = [s.path for s in shards] + [s.index_path for s in shards]
     copies = [f"vocabulary/{path.split('/')[-1]}" for path in vocabularies]
-    return sorted(shard_files + vocabularies + copies + list(manifest.rejected.files))
+    sources = [sources_path(generation) for generation in manifest.generations]
+    return sorted(shard_files + vocabularies + copies + sources + list(manifest.rejected.files))
 
 
 def snapshot(folder):

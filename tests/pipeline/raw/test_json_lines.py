@@ -8,6 +8,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from spills import spill
 
 from pipeline.errors import UserError
 from pipeline.raw import json_lines as lines
@@ -15,7 +16,8 @@ from pipeline.raw.find_files import RawFile, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, read_chunk, split_file
 from pipeline.raw.records import LIMITS
 from pipeline.raw.rejects import Origin, Reject
-from pipeline.shuffle.reject_runs import write_reject_run
+from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.rejects import write_rejects
 
 
@@ -72,10 +74,10 @@ def test_every_line_is_read_once_with_its_place_whatever_the_chunks(tmp_path_fac
         if isinstance(batch, LineBatch)
         for offset, number, line in zip(batch.offsets, batch.numbers, batch.lines, strict=True)
     ]
-    other = ChunkSummary("other.jsonl", 0, 99, 99, b"")
+    other = ChunkSummary("other.jsonl", 0, 99, 99, 99, b"")
     file = write_rejects(
-        [*write_reject_run(reversed(rejects[1::2]), str(folder)), *write_reject_run(rejects[::2], str(folder))],
-        [other, *reversed(chunks)],
+        [run for part in (rejects[1::2], rejects[::2]) for run in spill(RejectBuffer, part, folder)],
+        [run for part in ([other], chunks[::2], chunks[1::2]) for run in spill(ChunkBuffer, part, folder)],
         output=str(folder),
         generation="20260101T000000-00000000",
     )
@@ -192,3 +194,12 @@ def test_an_unsupported_compression_is_an_error(folder):
         UserError, match=r"a\.jsonl\.zst: this compression is not supported; expected plain JSON Lines or"
     ):
         find_files([f"{folder}/a.jsonl.zst"])
+
+
+def test_a_file_whose_name_is_not_unicode_is_refused(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.jsonl", "wb"):
+        pass
+    with pytest.raises(
+        UserError, match=r"^\"/.*/\\xdcff\.jsonl\": the name is not valid UTF-8\. Rename the file first\."
+    ):
+        find_files(str(tmp_path))

@@ -15,6 +15,7 @@ from pipeline.writing.paths import (
     rejects_path,
     runs_folder,
     shard_paths,
+    sources_path,
     strings_path,
     vocabulary_copy_path,
     vocabulary_path,
@@ -25,7 +26,7 @@ GENERATION = "20260102T030405-0123abcd"
 FILE_NAMES = vocabulary_file_names(["page", "../x", "Page"]).values()
 VOCABULARIES = [vocabulary_path(GENERATION, name) for name in FILE_NAMES]
 REPLACED = [*shard_paths(GENERATION, "train", 3, num_shards=12), *VOCABULARIES]
-REPLACED += [rejects_path(GENERATION), marker_path(GENERATION)]
+REPLACED += [rejects_path(GENERATION), marker_path(GENERATION), sources_path(GENERATION)]
 # Of format version 1.
 REPLACED.append(f"rejected/{GENERATION}-{'0a' * 8}.jsonl")
 STRINGS = [strings_path(GENERATION, name) for name in FILE_NAMES]
@@ -34,7 +35,9 @@ RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/datase
 TEMPORARY = f".{'9a' * 16}.tmp"
 
 
-@pytest.mark.parametrize("path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects", f"{RUN}.strings"])
+@pytest.mark.parametrize(
+    "path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects", f"{RUN}.strings", f"{RUN}.chunks"]
+)
 def test_every_path_that_a_job_writes_is_recognised(path):
     assert is_written_by_prepare(path)
     assert is_vocabulary(path) == (path in VOCABULARIES)

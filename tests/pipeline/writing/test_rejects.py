@@ -5,16 +5,18 @@ import json
 import random
 
 import pytest
+from spills import spill
 
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import Origin, Reject
-from pipeline.shuffle.reject_runs import write_reject_run
+from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.rejects import RejectsFile, count_rejects, write_rejects
 
 GENERATION = "20260102T030405-0123abcd"
 # Files of three chunks of 10 lines each; the lines of a chunk begin every 5 bytes.
 FILES = ("/raw/b.jsonl", "/raw/a.jsonl", "/raw/a")
-CHUNKS = [ChunkSummary(path, start, 50, 10, b"") for path in FILES for start in (0, 50, 100)]
+CHUNKS = [ChunkSummary(path, start, 50, 50, 10, b"") for path in FILES for start in (0, 50, 100)]
 
 
 def reject(path, number, reason="not_json"):
@@ -26,12 +28,9 @@ def reject(path, number, reason="not_json"):
 
 
 def write(rejects, folder, *, run_size):
-    runs = [
-        run
-        for n in range(0, len(rejects), run_size)
-        for run in write_reject_run(rejects[n : n + run_size], str(folder))
-    ]
-    return write_rejects(runs, random.sample(CHUNKS, len(CHUNKS)), output=str(folder), generation=GENERATION)
+    runs = spill(RejectBuffer, rejects, folder, size=run_size)
+    chunk_runs = spill(ChunkBuffer, random.sample(CHUNKS, len(CHUNKS)), folder, size=4)
+    return write_rejects(runs, chunk_runs, output=str(folder), generation=GENERATION)
 
 
 @pytest.mark.parametrize("run_size", [1, 7, 100])
@@ -58,7 +57,7 @@ def test_one_file_has_all_rejects_sorted_by_file_and_place(tmp_path, run_size):
 
 def test_without_rejects_there_is_no_file(tmp_path):
     assert write([], tmp_path, run_size=1) is None
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "rejected").exists()
     assert count_rejects([]).model_dump() == {"total": 0, "by_reason": {}, "files": ()}
 
 

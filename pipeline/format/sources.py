@@ -1,0 +1,186 @@
+"""The raw files of a generation: a Parquet file sorted by path, written and read in blocks of bounded size.
+
+The file has one row for each raw file and these columns: `path`; `bytes`, the number of bytes of its lines,
+decompressed; `stored_bytes`, its size when it was listed; and `sha256`, 32 bytes. The digest of a file is the SHA-256
+of the joined digests of its chunks, and that of a chunk is computed from the digests of its lines that are not blank
+(see pipeline/raw/json_lines.py). So two files have the same digest if their lines are the same, whatever their line
+breaks, blank lines and compression. (A gzip file is one chunk: above the size of a chunk, its digest differs from that
+of the plain file.)
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.files import join, open_read, stream_sha256
+from pipeline.format.models import Count, InsidePath, Model, Sha256
+
+# A block, which is one row group, has at most this number of rows, and this number of bytes in its paths (or one path).
+BLOCK_FILES, BLOCK_BYTES = 2**14, 2**20
+# What the other columns and the headers of pages take in a block, at most.
+_OTHER_BYTES = 2**16 + 64 * BLOCK_FILES
+
+COLUMNS = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+    ]
+)
+
+
+class SourcesFile(Model):
+    """The file that lists the raw files of a generation.
+
+    Attributes:
+        path: Path of the file, inside the dataset.
+        sha256: SHA-256 of the file.
+        files: Number of raw files.
+        bytes: Number of bytes of their lines, decompressed.
+    """
+
+    path: InsidePath
+    sha256: Sha256
+    files: Count
+    bytes: Count
+
+
+class SourceRow(NamedTuple):
+    """A raw file as it was read. The description of this module says what each number is."""
+
+    path: str
+    num_bytes: int
+    stored_bytes: int
+    sha256: bytes
+
+
+def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]:
+    """Writes rows to a file that is open for writing. Memory holds one block.
+
+    Args:
+        rows: Sorted by path.
+
+    Returns:
+        The number of raw files, and the sum of their `bytes`.
+
+    Raises:
+        ValueError: The rows are not sorted, a path occurs twice, or a number is negative.
+    """
+    num_files = num_bytes = 0
+    options = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
+    with pq.ParquetWriter(file, COLUMNS, compression="zstd", **options) as writer:
+        for block in _check_rows(map(_to_table, _cut_into_blocks(rows)), "The sources to write"):
+            writer.write_table(block, row_group_size=len(block))
+            num_files += len(block)
+            num_bytes += pc.sum(block["bytes"]).as_py()
+    return num_files, num_bytes
+
+
+def read_sources(dataset: str, file: SourcesFile) -> Iterator[pa.Table]:
+    """Yields the blocks of a file of sources, tables with the columns COLUMNS. Memory holds one block.
+
+    Args:
+        dataset: Folder of the dataset, on any file system that Beam knows.
+
+    Raises:
+        ValueError: The file has another SHA-256, other columns or another number of rows, or its rows are not sorted.
+        OSError: The file cannot be read.
+    """
+    path = join(dataset, file.path)
+    with open_read(path) as stream:
+        # pyarrow reads some damaged footers as other rows, and aborts the process at others (both tried).
+        found = stream_sha256(stream)
+        if found != file.sha256:
+            raise ValueError(f"{path}: has the SHA-256 {found}, expected {file.sha256}.")
+        stream.seek(0)
+        with _refuse_damage(path):
+            parquet = pq.ParquetFile(stream)
+        _check_footer(path, parquet, file.files)
+        yield from _check_rows(_read_blocks(path, parquet), path)
+
+
+def _read_blocks(path: str, parquet: pq.ParquetFile) -> Iterator[pa.Table]:
+    for number in range(parquet.num_row_groups):
+        with _refuse_damage(path):
+            # Threads are not faster here, and each thread keeps its own memory.
+            block = parquet.read_row_group(number, use_threads=False)
+            # Checks the offsets in the columns, for damaged bytes may give any.
+            block.validate(full=True)
+        if len(block) != parquet.metadata.row_group(number).num_rows:
+            raise ValueError(f"{path}: block {number} does not have the rows that the footer lists.")
+        yield block
+
+
+def _check_footer(path: str, parquet: pq.ParquetFile, files: int) -> None:
+    """Checks all that the footer claims, before any block is read."""
+    found, metadata = parquet.schema_arrow, parquet.metadata
+    if not found.equals(COLUMNS):
+        raise ValueError(f"{path}: has the columns {_describe(found)}, expected {_describe(COLUMNS)}.")
+    if metadata.num_rows != files:
+        raise ValueError(f"{path}: lists {metadata.num_rows:,} raw files, expected {files:,}.")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, num_bytes = group.num_rows, group.total_byte_size
+        # Paths in a dictionary, or in another encoding, could unpack to much more than `total_byte_size`.
+        encodings = {name for column in range(len(COLUMNS)) for name in group.column(column).encodings}
+        too_large = rows > 1 and num_bytes > BLOCK_BYTES + _OTHER_BYTES
+        if not 0 < rows <= BLOCK_FILES or too_large or encodings - {"PLAIN", "RLE"}:
+            raise ValueError(
+                f"{path}: block {number} has {rows:,} rows and {num_bytes:,} bytes ({', '.join(sorted(encodings))}), "
+                f"expected 1 to {BLOCK_FILES:,} rows and at most {BLOCK_BYTES + _OTHER_BYTES:,} bytes (PLAIN)."
+            )
+
+
+def _check_rows(blocks: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
+    """Yields the same blocks. Raises a ValueError if they are not sorted by path, or a number is negative."""
+    last: str | None = None
+    for block in blocks:
+        paths = block["path"].combine_chunks()
+        first = paths[0].as_py()
+        if (last is not None and first <= last) or not pc.all(pc.less(paths[:-1], paths[1:]), min_count=0).as_py():
+            raise ValueError(f"{name}: the paths are not sorted, or one of them occurs twice.")
+        last = paths[-1].as_py()
+        for column in ("bytes", "stored_bytes"):
+            smallest = pc.min(block[column]).as_py()
+            if smallest < 0:
+                raise ValueError(f"{name}: {column} is {smallest:,}, expected at least 0.")
+        yield block
+
+
+def _cut_into_blocks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    block: list[SourceRow] = []
+    num_bytes = 0
+    for row in rows:
+        width = len(row.path.encode())
+        if block and (len(block) == BLOCK_FILES or num_bytes + width > BLOCK_BYTES):
+            yield block
+            block, num_bytes = [], 0
+        block.append(row)
+        num_bytes += width
+    if block:
+        yield block
+
+
+def _to_table(rows: list[SourceRow]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)], COLUMNS)
+
+
+@contextlib.contextmanager
+def _refuse_damage(path: str) -> Iterator[None]:
+    """Turns an error of pyarrow into a ValueError; an error of the file system remains an OSError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: not a file of sources: {error}") from None
+
+
+def _describe(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name[:40]!r} ({field.type}{'?' if field.nullable else ''})" for field in schema)[:400]

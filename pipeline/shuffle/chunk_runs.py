@@ -1,0 +1,38 @@
+"""Sorts the summaries of chunks through files, by file and place: there may be millions of raw files."""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from pipeline.raw.json_lines import ChunkSummary
+from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, merge_row_runs
+
+CHUNK_RUN_ENDING = ".chunks"
+ChunkRun: TypeAlias = RowRun
+
+
+class ChunkBuffer(RowBuffer[ChunkSummary]):
+    """Buffers summaries of chunks in any order, and writes runs to a folder."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, CHUNK_RUN_ENDING, _to_row)
+
+
+@contextlib.contextmanager
+def merge_chunk_runs(chunk_runs: Iterable[ChunkRun]) -> Iterator[Iterator[ChunkSummary]]:
+    """Opens any number of runs and gives an iterator over their summaries, sorted by file and place.
+
+    A chunk that was read twice, as by two `ReadLines` with a file in common, occurs once.
+    """
+    with merge_row_runs(chunk_runs) as rows:
+        yield (_from_row(row) for row, _ in itertools.groupby(rows))
+
+
+def _to_row(chunk: ChunkSummary) -> Row:
+    return [*chunk[:-1], chunk.sha256.hex()]
+
+
+def _from_row(row: Row) -> ChunkSummary:
+    *numbers, sha256 = row
+    return ChunkSummary._make([*numbers, bytes.fromhex(sha256)])
