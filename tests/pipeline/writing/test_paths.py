@@ -32,12 +32,11 @@ REPLACED.append(f"rejected/{GENERATION}-{'0a' * 8}.jsonl")
 STRINGS = [strings_path(GENERATION, name) for name in FILE_NAMES]
 REPLACED += STRINGS
 RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
+RUNS = [f"{RUN}.{ending}" for ending in ("rows", "examples", "rejects", "strings", "chunks")]
 TEMPORARY = f".{'9a' * 16}.tmp"
 
 
-@pytest.mark.parametrize(
-    "path", [*REPLACED, f"{RUN}.rows", f"{RUN}.examples", f"{RUN}.rejects", f"{RUN}.strings", f"{RUN}.chunks"]
-)
+@pytest.mark.parametrize("path", [*REPLACED, *RUNS])
 def test_every_path_that_a_job_writes_is_recognised(path):
     assert is_written_by_prepare(path)
     assert is_vocabulary(path) == (path in VOCABULARIES)
