@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
 from pipeline.errors import UserError
-from pipeline.files import absolute, exists, is_local, join, read_bytes
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.files import absolute, is_local
+from pipeline.format.manifest import Manifest
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.find_files import RawFile, find_files
 from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
@@ -19,8 +19,13 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.writing.commit_log import find_published
+from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
+from pipeline.writing.marker import mark_writer
 from pipeline.writing.paths import new_generation
-from pipeline.writing.publish import DEFAULT_MAX_REJECTED, check_output, discard_generation
+from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
+from pipeline.writing.retention import DEFAULT_RETAIN
+from pipeline.writing.target import Mode, check_output
 
 # Smaller inputs are done before worker processes have started.
 _SMALL_BYTES = 16 * 2**20
@@ -51,6 +56,9 @@ class PrepareOptions:
     seed: int = 0
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
+    append: bool = False
+    retain: float = DEFAULT_RETAIN
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     keep_raw: bool = False
     max_record_bytes: int = LIMITS.record_bytes
     max_record_steps: int = LIMITS.record_steps
@@ -69,13 +77,14 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
     beam_options = beam_options or {}
     schema = Schema.read(options.schema)
     output = absolute(options.output)
-    check_output(output, overwrite=options.overwrite)
+    mode: Mode = "append" if options.append else "replace" if options.overwrite else "create"
+    parent = check_output(output, mode, schema).number
     files = find_files(options.raw)
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
-        return _run_job(options, schema, files, total_bytes, output, pool, beam_options)
+        return _run_job(options, schema, files, total_bytes, output, parent, pool, beam_options)
 
 
 def _run_job(
@@ -84,12 +93,13 @@ def _run_job(
     files: Sequence[RawFile],
     total_bytes: int,
     output: str,
+    parent: int,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
 ) -> Manifest:
     # Importing Beam takes a second. The workers start meanwhile.
     from pipeline.beam.prepare_files import PrepareFiles
-    from pipeline.beam.runners import make_pipeline, run_job
+    from pipeline.beam.runners import file_errors, make_pipeline, run_job
     from pipeline.beam.write_dataset import WriteDataset
 
     generation = new_generation()
@@ -102,6 +112,9 @@ def _run_job(
         seed=options.seed,
         max_rejected=options.max_rejected,
         overwrite=options.overwrite,
+        append=options.append,
+        retain=options.retain,
+        lock_timeout=options.lock_timeout,
         generation=generation,
     )
 
@@ -111,15 +124,16 @@ def _run_job(
         discard_generation(output, generation)
 
     _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool)
-    return run_job(
-        pipeline,
-        "prepare",
-        total_bytes=total_bytes,
-        second_pass=True,
-        output=output,
-        read_published=functools.partial(_read_published, output, generation),
-        discard=discard,
-    )
+    with file_errors(), mark_writer(output, generation, command="prepare"):
+        return run_job(
+            pipeline,
+            "prepare",
+            total_bytes=total_bytes,
+            second_pass=True,
+            output=output,
+            read_published=functools.partial(find_published, output, generation, after=parent),
+            discard=discard,
+        )
 
 
 def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
@@ -127,23 +141,6 @@ def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
     if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
         return 0
     return min(count_cores(), _MAX_WORKERS)
-
-
-def _read_published(output: str, generation: str) -> Manifest | None:
-    """Returns the manifest in the output folder, or None if it is not of this generation.
-
-    Raises:
-        UserError: The manifest exists but cannot be read.
-    """
-    path = join(output, FILE_NAME)
-    if not exists(path) or os.path.isdir(path):  # this program makes no folder of that name
-        return None
-    data = read_bytes(path)
-    try:
-        manifest = Manifest.parse(data, origin=path)
-    except UserError:  # it was there before this job, which writes valid manifests only
-        return None
-    return manifest if generation in manifest.generations else None
 
 
 def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:

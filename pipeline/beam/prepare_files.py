@@ -14,8 +14,11 @@ from pipeline.beam.write_lists import REJECT_RUNS
 from pipeline.raw.find_files import RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
-from pipeline.writing.publish import check_output
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
+from pipeline.writing.target import check_output
+
+# What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
+_MIN_BYTES = 2**12
 
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
 _MIN_BYTES = 2**12
@@ -47,7 +50,7 @@ class PrepareFiles(beam.PTransform):
     pool: WorkerPool | None = None
 
     def expand(self, pipeline: Any) -> Any:
-        check_output(self.write.output, overwrite=self.write.overwrite)
+        check_output(self.write.output, self.write.mode, self.write.schema)
         make = beam.ParDo(_MakeRuns(self.write, self.keep_raw, self.limits, self.pool))
         made = split_files(pipeline, self.files) | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (

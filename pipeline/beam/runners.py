@@ -93,7 +93,10 @@ def _handle_failure(
         # The files are kept: they may belong to the only dataset there is.
         raise UserError(f"{output}: may be published or not: {unreadable} The job had ended with: {error}") from None
     if published is not None:
-        raise UserError(f"{output}: was published, but older files there could not be removed: {error}") from None
+        raise UserError(
+            f"{output}: was published, but the work after that was not completed: {error}. The next job that writes "
+            "there completes it."
+        ) from None
     discard()
     if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
         raise KeyboardInterrupt from None
@@ -141,6 +144,15 @@ def _last_exception(text: str) -> str:
         if before.startswith("  ") and line and not line[0].isspace():
             found = line
     return found
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Turns an OSError of the block into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise _file_error(str(error)) from None
 
 
 def _file_error(message: str) -> UserError:

@@ -21,11 +21,15 @@ from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.writing.commit_log import read_head
+from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.paths import new_generation, runs_folder
-from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher, check_output
+from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.published_ids import PublishedShard
+from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import WrittenShards, merge_into_shards
+from pipeline.writing.target import Mode, check_output
 
 # Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
 SHARD_BYTES = 64 * 2**20
@@ -46,11 +50,14 @@ class WriteDataset(beam.PTransform):
         seed: Seed of the splits and of the order of the records.
         max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
         overwrite: Replaces an existing dataset. Without it, an existing dataset is an error.
+        append: Adds to an existing dataset, or creates it if there is none. Excludes `overwrite`.
+        retain: How long the generations of a replaced dataset are kept, in seconds.
+        lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         generation: Name of this version of the dataset, a part of its files' paths.
         published: Shards of earlier generations with the same seed. A record whose id they hold is rejected.
 
     Raises:
-        ValueError: `num_shards` or `max_rejected` is out of range.
+        ValueError: `num_shards` or `max_rejected` is out of range, or both `overwrite` and `append` are set.
         UserError: There is a dataset already, raised when the transform is applied. Or too many records were rejected,
             raised by the job.
     """
@@ -61,6 +68,9 @@ class WriteDataset(beam.PTransform):
     seed: int = 0
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
+    append: bool = False
+    retain: float = DEFAULT_RETAIN
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     generation: str = dataclasses.field(default_factory=new_generation)
     published: tuple[PublishedShard, ...] = ()
 
@@ -70,17 +80,24 @@ class WriteDataset(beam.PTransform):
             raise ValueError(f"num_shards is {self.num_shards}, expected at least 1.")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected is {self.max_rejected}, expected a share from 0 to 1.")
+        if self.overwrite and self.append:
+            raise ValueError("overwrite and append exclude each other: choose one.")
         # The working folder of a Beam worker is a different one.
         self.output = absolute(self.output)
 
     def expand(self, inputs: Any) -> Any:
-        check_output(self.output, overwrite=self.overwrite)
+        check_output(self.output, self.mode, self.schema)
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
         pipeline = inputs["sequences"].pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
         runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, self.runs_folder))
         reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer, self.runs_folder))
         return self.publish(runs, reject_runs, inputs.get(CHUNKS, nothing))
+
+    @property
+    def mode(self) -> Mode:
+        """What may be done to a dataset in `output`."""
+        return "append" if self.append else "replace" if self.overwrite else "create"
 
     @property
     def runs_folder(self) -> str:
@@ -113,7 +130,17 @@ class WriteDataset(beam.PTransform):
         place = self.output, self.generation
         rejects_files = {"reject_runs": all_reject_runs, "chunk_runs": chunk_runs} | WriteRejects(*place)
         sources_files = chunk_runs | WriteSources(*place)
-        publisher = Publisher(self.schema, self.output, self.generation, self.seed, self.max_rejected, self.overwrite)
+        publisher = Publisher(
+            self.schema,
+            self.output,
+            self.generation,
+            self.seed,
+            mode=self.mode,
+            parent=read_head(self.output).number,
+            max_rejected=self.max_rejected,
+            retain=self.retain,
+            lock_timeout=self.lock_timeout,
+        )
         return (
             pipeline
             | "Once" >> beam.Create([publisher], reshuffle=False)

@@ -8,11 +8,14 @@ import pydantic
 
 from pipeline.errors import UserError
 from pipeline.files import exists, join, read_bytes
+from pipeline.format.commit import Number
 from pipeline.format.manifest_checks import Numbers, find_contradictions
-from pipeline.format.models import Count, FeatureStatistics, Model, Rejected, Sha256, Split, Vocabulary
+from pipeline.format.models import Count, FeatureStatistics, Model, Rejected, Sha256, Split, Vocabulary, parse_model
 from pipeline.schema.schema import Schema
 
-FORMAT_VERSION = 1
+# The version that this code writes, and all versions that it reads. Version 1 has no commits.
+FORMAT_VERSION = 2
+FORMAT_VERSIONS = (1, 2)
 FILE_NAME = "manifest.json"
 
 
@@ -29,22 +32,42 @@ class Source(Model):
     sha256: Sha256
 
 
-class Manifest(Model):
-    """The contents of `manifest.json`."""
+class InputTotals(Model):
+    """The number of raw files, and the number of bytes that were read from them. `sources` lists the files."""
 
-    format_version: Literal[1] = 1
+    files: Count
+    bytes: Count
+
+
+class Manifest(Model):
+    """The contents of `manifest.json`, which is the view of the newest commit.
+
+    Attributes:
+        commit: Number of the commit. None in format version 1, which has no commits.
+        commit_sha256: SHA-256 of the file of the commit.
+        generations: Names of the generations, in the order in which they were added.
+        summaries: SHA-256 of the summary of each generation.
+        sources: The raw files; only in format version 1. Later versions list them in a file of each generation.
+        inputs: The size of the raw files; not in format version 1.
+    """
+
+    format_version: Literal[1, 2] = 2
+    commit: Number | None = None
+    commit_sha256: Sha256 | None = None
     # Not `schema`, which is a (deprecated) method of every pydantic model.
     record_schema: Annotated[Schema, pydantic.Field(alias="schema")]
     seed: int
     fingerprint: Sha256
     generations: tuple[str, ...]
+    summaries: dict[str, Sha256] = {}
     splits: dict[str, Split]
     statistics: dict[str, FeatureStatistics] = pydantic.Field(
         description="Of float32 features and of regression labels, in the train split."
     )
     vocabularies: dict[str, Vocabulary] = pydantic.Field({}, description="Of each string feature with a vocabulary.")
     rejected: Rejected
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()
+    inputs: InputTotals | None = None
     software: dict[str, str]
 
     @classmethod
@@ -57,26 +80,18 @@ class Manifest(Model):
         Raises:
             UserError: The bytes are not a manifest, have another format version, or contradict themselves.
         """
-        try:
-            values = json.loads(data)
-            version = values["format_version"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(
-                f"{origin}: not a manifest of a dataset: {data[:40]!r}. Make it again with `lengthwise prepare`."
-            ) from None
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{origin}: has format version {version!r}, but this code reads version {FORMAT_VERSION}. "
-                "Make the dataset again with `lengthwise prepare`, or use the version of Lengthwise that wrote it."
-            )
-        try:
-            manifest = cls.model_validate(values)
-        except pydantic.ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"])
-            raise UserError(
-                f"{origin}: {place}: {str(fault['input'])[:60]!r}: {fault['msg']}. Was this file edited?"
-            ) from None
+        manifest = parse_model(
+            cls,
+            data,
+            origin=origin,
+            kind="a manifest of a dataset",
+            versions=FORMAT_VERSIONS,
+            way_out="Make it again with `lengthwise prepare`.",
+        )
+        if (manifest.format_version > 1) != (manifest.commit is not None and manifest.commit_sha256 is not None):
+            raise UserError(f"{origin}: has no commit, which format version 2 has. Was this file edited?")
+        if manifest.format_version > 1 and tuple(manifest.summaries) != manifest.generations:
+            raise UserError(f"{origin}: lists other generations than summaries. Was this file edited?")
         if manifest.fingerprint != manifest.computed_fingerprint():
             raise UserError(f"{origin}: the fingerprint does not match what the manifest lists. Was this file edited?")
         for problem in find_contradictions(manifest.numbers()):
@@ -85,13 +100,15 @@ class Manifest(Model):
 
     def to_json(self) -> bytes:
         """Returns the bytes of `manifest.json`."""
-        values = self.model_dump(mode="json", by_alias=True) | {"schema": self.record_schema.canonical()}
+        unused = _VERSION_1_ONLY if self.format_version > 1 else _SINCE_VERSION_2
+        values = self.model_dump(mode="json", by_alias=True, exclude=unused)
+        values |= {"schema": self.record_schema.canonical()}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
 
     def computed_fingerprint(self) -> str:
         """Returns the fingerprint that follows from the other attributes."""
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
-        return fingerprint(self.record_schema, seed=self.seed, shards=shards)
+        return fingerprint(self.record_schema, seed=self.seed, shards=shards, format_version=self.format_version)
 
     def numbers(self) -> Numbers:
         """Returns the numbers that must not contradict one another."""
@@ -112,6 +129,10 @@ class Manifest(Model):
             raise UserError(f"{origin} has no split {name!r}; it has {', '.join(self.splits)}.") from None
 
 
+_VERSION_1_ONLY = {"sources"}
+_SINCE_VERSION_2 = {"commit", "commit_sha256", "summaries", "inputs"}
+
+
 def read_manifest(dataset: str) -> Manifest:
     """Reads the manifest of the dataset in a folder, on any file system that Beam knows.
 
@@ -125,7 +146,9 @@ def read_manifest(dataset: str) -> Manifest:
     return Manifest.parse(read_bytes(path), origin=path)
 
 
-def fingerprint(schema: Schema, *, seed: int, shards: dict[str, list[str]]) -> str:
+def fingerprint(
+    schema: Schema, *, seed: int, shards: dict[str, list[str]], format_version: int = FORMAT_VERSION
+) -> str:
     """Returns the fingerprint of a dataset: the SHA-256 of format version, schema, seed and each shard's SHA-256.
 
     It does not depend on the time or on software versions.
@@ -134,7 +157,7 @@ def fingerprint(schema: Schema, *, seed: int, shards: dict[str, list[str]]) -> s
         shards: For each split, the SHA-256 of its shards.
     """
     content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version,
         "schema": schema.fingerprint,
         "seed": seed,
         "shards": shards,

@@ -1,9 +1,13 @@
 """The parts that the JSON files of a dataset share: shards, splits, statistics, vocabularies and rejects."""
 
+import json
 import posixpath
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, TypeVar
 
 import pydantic
+
+from pipeline.errors import UserError
 
 # The split that statistics and vocabularies are computed from.
 TRAIN = "train"
@@ -21,12 +25,52 @@ def _check_inside(path: str) -> str:
 
 
 InsidePath = Annotated[str, pydantic.AfterValidator(_check_inside)]
+# The name of a generation is a part of paths.
+Generation = Annotated[str, pydantic.Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 
 
 class Model(pydantic.BaseModel):
     """A part of a JSON file of a dataset. It never changes."""
 
     model_config = pydantic.ConfigDict(frozen=True, populate_by_name=True)
+
+
+ModelType = TypeVar("ModelType", bound=Model)
+
+
+def parse_model(
+    model: type[ModelType], data: bytes, *, origin: str, kind: str, versions: Collection[int], way_out: str
+) -> ModelType:
+    """Parses the bytes of a JSON file of a dataset.
+
+    Args:
+        origin: Path of the file, for error messages.
+        kind: What the file is, for error messages: "a manifest of a dataset".
+        versions: The format versions that this code reads.
+        way_out: What to do if the file is something else, as a sentence.
+
+    Raises:
+        UserError: The bytes are something else, have another format version, or a value has the wrong type.
+    """
+    try:
+        values = json.loads(data)
+        version = values["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{origin}: not {kind}: {data[:40]!r}. {way_out}") from None
+    if version not in versions or isinstance(version, bool):
+        expected = " and ".join(map(str, versions))
+        raise UserError(
+            f"{origin}: has format version {version!r}, but this code reads version {expected}. "
+            "Make the dataset again with `lengthwise prepare`, or use the version of Lengthwise that wrote it."
+        )
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UserError(
+            f"{origin}: {place}: {str(fault['input'])[:60]!r}: {fault['msg']}. Was this file edited?"
+        ) from None
 
 
 class Shard(Model):

@@ -1,11 +1,10 @@
-"""Adds up the counts of strings of all shards of a generation, and chooses the vocabularies from them."""
+"""Adds up the counts of strings of all shards of a generation."""
 
 import hashlib
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pipeline.files import exists, join, open_read, replace
-from pipeline.format.merge_counts import VocabularyChooser, merge_counts
+from pipeline.format.merge_counts import merge_counts
 from pipeline.format.models import CountsFile
 from pipeline.format.string_counts import read_counts, write_counts
 from pipeline.format.vocabulary import vocabulary_file_names
@@ -14,23 +13,9 @@ from pipeline.writing.paths import runs_folder, strings_path
 from pipeline.writing.shards import ShardSummary
 
 
-class MergedStrings(NamedTuple):
-    """The strings of one feature in a generation.
-
-    Attributes:
-        file: The counts of all strings.
-        terms: The vocabulary: the most frequent strings of the train split, the most frequent first.
-        unknown: For each split, the number of occurrences of strings that are not in `terms`.
-    """
-
-    file: CountsFile
-    terms: list[bytes]
-    unknown: dict[str, int]
-
-
 def merge_strings(
     schema: Schema, shards: Iterable[ShardSummary], *, output: str, generation: str
-) -> dict[str, MergedStrings]:
+) -> dict[str, CountsFile]:
     """Writes one file of counts for each feature with a vocabulary.
 
     The files of the shards are not removed, and a file that exists is not written again: a call that is retried after
@@ -43,17 +28,15 @@ def merge_strings(
     merged = {}
     for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items():
         path = strings_path(generation, file_name)
-        chooser = VocabularyChooser(schema.vocabulary_sizes[name], splits)
         if exists(join(output, path)):
-            strings = sum(len(block) for block in chooser.watch(read_counts(join(output, path), splits)))
+            strings = sum(map(len, read_counts(join(output, path), splits)))
         else:
             # The shards of one number share a file.
             parts = sorted({shard.strings[name] for shard in shards})
             blocks = merge_counts(parts, splits, folder=runs_folder(output, generation))
             with replace(join(output, path)) as file:
-                strings = write_counts(file, chooser.watch(blocks), splits)
-        counts_file = CountsFile(path=path, sha256=_digest(join(output, path)), strings=strings)
-        merged[name] = MergedStrings(counts_file, chooser.terms(), chooser.unknown())
+                strings = write_counts(file, blocks, splits)
+        merged[name] = CountsFile(path=path, sha256=_digest(join(output, path)), strings=strings)
     return merged
 
 

@@ -7,7 +7,6 @@ path matches. All other files belong to someone else. (An output folder may hold
 import datetime
 import re
 import uuid
-from collections.abc import Collection
 
 from pipeline.files import join
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
@@ -37,7 +36,7 @@ def new_generation() -> str:
     return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
-_ENDINGS = ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, CHUNK_RUN_ENDING, COUNTS_RUN_ENDING
+_ENDINGS = (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, CHUNK_RUN_ENDING, COUNTS_RUN_ENDING)
 _RUN_ENDINGS = "|".join(map(re.escape, _ENDINGS))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"
 
@@ -85,6 +84,7 @@ def strings_path(generation: str, file_name: str) -> str:
     return f"data/{generation}/strings/{file_name.removesuffix('.txt')}.parquet"
 
 
+_SUMMARY_PATTERN = rf"data/{GENERATION_PATTERN}/summary\.json"
 _SOURCES_PATTERN = rf"data/{GENERATION_PATTERN}/sources\.parquet"
 
 
@@ -107,21 +107,22 @@ def rejects_path(generation: str) -> str:
 
 
 _VOCABULARY_FILE = rf"{_FEATURE_PATTERN}\.txt"
-_VOCABULARY_PATTERN = rf"vocabulary/{GENERATION_PATTERN}/{_VOCABULARY_FILE}"
+# In format version 1, the folder of a vocabulary is named after a generation.
+_VOCABULARY_PATTERN = rf"vocabulary/({HEX32_PATTERN}|{GENERATION_PATTERN})/{_VOCABULARY_FILE}"
 _VOCABULARY_COPY_PATTERN = rf"vocabulary/{_VOCABULARY_FILE}"
 
 
-def vocabulary_path(generation: str, file_name: str) -> str:
-    """Returns the path of a vocabulary file, inside the output folder."""
-    return f"vocabulary/{generation}/{file_name}"
+def vocabulary_path(sha256: str, file_name: str) -> str:
+    """Returns the path of a vocabulary file with this digest, inside the output folder."""
+    return f"vocabulary/{sha256[:32]}/{file_name}"
 
 
 def vocabulary_copy_path(path: str) -> str:
-    """Returns the path of the copy of a vocabulary file without its generation, for people.
+    """Returns the path of the copy of a vocabulary file without its digest, for people.
 
-    No code reads the copy: a file that a manifest lists is never replaced, so that a reader never mixes generations.
+    No code reads the copy: a file that a manifest lists is never replaced, so that a reader never mixes commits.
 
-    >>> vocabulary_copy_path("vocabulary/20260101T000000-00000000/page.txt")
+    >>> vocabulary_copy_path("vocabulary/d6b96a97d147daaae49eb87a5ca7bfbc/page.txt")
     'vocabulary/page.txt'
     """
     folder, _, name = path.split("/")
@@ -135,6 +136,7 @@ _WRITTEN = paths_pattern(
     f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_SUMMARY_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SOURCES_PATTERN}({TEMPORARY_PATTERN})?",
     f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",
@@ -150,9 +152,3 @@ def is_written_by_prepare(path: str) -> bool:
 def is_vocabulary(path: str) -> bool:
     """Returns whether a path that a `prepare` job wrote is that of a vocabulary file of a generation."""
     return path.startswith("vocabulary/") and path.count("/") == 2
-
-
-def is_strings_of(path: str, generations: Collection[str]) -> bool:
-    """Returns whether a path that a `prepare` job wrote is that of the counts of strings of one of `generations`."""
-    folder, generation, *rest = path.split("/")
-    return folder == "data" and generation in generations and rest[0] == "strings" and path.endswith(".parquet")

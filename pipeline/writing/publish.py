@@ -1,51 +1,28 @@
-"""Publishes a generation: decides whether it may become the dataset, and replaces the manifest in one step."""
+"""Publishes a generation: decides whether it may become part of the dataset, and adds a commit in one step."""
 
 import dataclasses
-import os
 from collections.abc import Iterable
 
 from pipeline.errors import UserError
-from pipeline.files import (
-    exists,
-    is_local,
-    join,
-    list_files,
-    list_temporary,
-    remove,
-    remove_folder,
-    replace,
-    size,
-)
-from pipeline.format.manifest import FILE_NAME, Manifest, Source, read_manifest
+from pipeline.files import join, list_files, remove, remove_folder, size
+from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
-from pipeline.format.sources import SourcesFile, read_sources
-from pipeline.format.vocabulary import serialize_terms
+from pipeline.format.sources import SourcesFile
+from pipeline.format.summary import GenerationSummary, Rejects
+from pipeline.format.summary import RejectsFile as ListedRejects
 from pipeline.schema.schema import Schema
-from pipeline.writing.build_manifest import build_manifest
+from pipeline.writing.build_summary import build_summary
+from pipeline.writing.commit_log import Change, commit, find_published, write_summary
+from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.merge_strings import merge_strings
-from pipeline.writing.paths import (
-    FOLDERS,
-    is_strings_of,
-    is_vocabulary,
-    is_written_by_prepare,
-    sources_path,
-    vocabulary_copy_path,
-)
-from pipeline.writing.rejects import RejectsFile
+from pipeline.writing.paths import is_written_by_prepare, marker_path
+from pipeline.writing.rejects import RejectsFile, count_rejects
+from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardSummary
+from pipeline.writing.target import Mode
 
 # Default of --max_rejected: the share of the records that may be rejected.
 DEFAULT_MAX_REJECTED = 0.01
-
-
-def check_output(output: str, *, overwrite: bool) -> None:
-    """Raises a UserError if `output` is a file, or contains a dataset that must not be replaced."""
-    if is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
-        raise UserError(f"{output}: a file is in the way, expected a folder or nothing. Choose another --output.")
-    if exists(join(output, FILE_NAME)) and not overwrite:
-        raise UserError(
-            f"{output}: a dataset is there already. Choose another --output, or replace it with --overwrite."
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,84 +32,89 @@ class Publisher:
     Attributes:
         output: Folder of the dataset.
         generation: Name of the generation, which no other generation has.
+        seed: Seed of the splits and of the order of the records.
+        mode: What may be done to a dataset in `output`.
+        parent: Number of the newest commit when the job began; 0 if there was none.
         max_rejected: Share of the records, from 0 to 1, that may be rejected.
-        overwrite: Whether to replace a dataset in `output`.
+        retain: How long the generations that this one replaces are kept, in seconds.
+        lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
     """
 
     schema: Schema
     output: str
     generation: str
     seed: int
-    max_rejected: float
-    overwrite: bool
+    mode: Mode = "create"
+    parent: int = 0
+    max_rejected: float = DEFAULT_MAX_REJECTED
+    retain: float = DEFAULT_RETAIN
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
     ) -> Manifest:
-        """Checks the generation, writes the manifest last, and removes the files that the manifest does not list.
+        """Checks the generation, writes its summary and adds a commit.
 
-        A call that is retried finds its own manifest, and writes the same manifest again.
+        A call that is retried finds its own commit, and returns the same manifest.
 
         Raises:
             UserError: Too many records were rejected, there is no record, a shard has changed, or another job published
                 a dataset in the meantime. Nothing is published then, and the rejects files remain.
+            TryAgain: Another job added the same records or raw files in the meantime. Nothing is published.
+            LockTimeout: The lock of the dataset could not be had in time. Nothing is published.
         """
-        shards = sorted(shards, key=lambda shard: shard.number)
+        published = find_published(self.output, self.generation, after=self.parent)
+        if published is not None:
+            return published
+        shards, rejects = sorted(shards, key=lambda shard: shard.number), list(rejects)
+        records = sum(shard.shard.records for shard in shards)
+        check_rejected(count_rejects(rejects), records, max_rejected=self.max_rejected, output=self.output)
+        summary = self._summarize(shards, rejects, list(sources))
+        self._check_shard_sizes(summary)
+        write_summary(self.output, summary)
+        change = Change(self.mode, self.parent, summary)
+        manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
+        self._remove_temporary_files(summary)
+        return manifest
+
+    def _summarize(
+        self, shards: list[ShardSummary], rejects: list[RejectsFile], sources: list[SourcesFile]
+    ) -> GenerationSummary:
         strings = merge_strings(self.schema, shards, output=self.output, generation=self.generation)
-        manifest = build_manifest(
+        return build_summary(
             self.schema,
             shards,
-            list(rejects),
-            self._read_sources(sources),
-            strings,
+            strings=strings,
+            rejected=_list_rejects(rejects),
+            sources=sources[0],
             seed=self.seed,
             generation=self.generation,
         )
-        check_rejected(
-            manifest.rejected,
-            sum(split.records for split in manifest.splits.values()),
-            max_rejected=self.max_rejected,
-            output=self.output,
-        )
-        self._check_shard_sizes(manifest)
-        if not self.overwrite:
-            self._check_no_other_dataset()
-        files = {manifest.vocabularies[name].path: serialize_terms(merged.terms) for name, merged in strings.items()}
-        for path, data in files.items():
-            self._replace(path, data)
-        self._replace(FILE_NAME, manifest.to_json())
-        remove_unlisted(self.output, manifest)
-        # The copies come last, for they belong to the published dataset: a job that is refused or killed before this
-        # line must not leave copies of its own vocabularies.
-        for path, data in files.items():
-            self._replace(vocabulary_copy_path(path), data)
-        return manifest
 
-    def _check_shard_sizes(self, manifest: Manifest) -> None:
-        for split in manifest.splits.values():
+    def _check_shard_sizes(self, summary: GenerationSummary) -> None:
+        for split in summary.splits.values():
             for shard in split.shards:
                 if size(join(self.output, shard.path)) != shard.bytes:
                     raise UserError(
                         f"{self.output}: {shard.path} changed while the dataset was made. Run prepare again."
                     )
 
-    def _read_sources(self, files: Iterable[SourcesFile]) -> list[Source]:
-        return [
-            Source(path=row["path"], bytes=row["bytes"], sha256=row["sha256"].hex())
-            for file in files
-            for block in read_sources(self.output, file)
-            for row in block.to_pylist()
-        ]
+    def _remove_temporary_files(self, summary: GenerationSummary) -> None:
+        """Removes the files of the generation that its summary does not list: runs, and the shards of empty splits."""
+        folder = join(self.output, "data", self.generation)
+        inside = {path.removeprefix(join(self.output, "")) for path in list_files(folder)}
+        listed = summary.paths() | {marker_path(self.generation)}
+        remove([join(self.output, path) for path in sorted(inside - listed) if is_written_by_prepare(path)])
 
-    def _check_no_other_dataset(self) -> None:
-        if exists(join(self.output, FILE_NAME)) and self.generation not in read_manifest(self.output).generations:
-            raise UserError(
-                f"{self.output}: another job published a dataset there in the meantime. Choose another --output."
-            )
 
-    def _replace(self, path: str, data: bytes) -> None:
-        with replace(join(self.output, path)) as file:
-            file.write(data)
+def _list_rejects(files: list[RejectsFile]) -> Rejects:
+    """Returns the entry of the summary for the rejects of a generation."""
+    rejected = count_rejects(files)
+    return Rejects(
+        total=rejected.total,
+        by_reason=rejected.by_reason,
+        files=tuple(ListedRejects(path=file.path, sha256=file.sha256) for file in files),
+    )
 
 
 def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str) -> None:
@@ -163,21 +145,6 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
         raise UserError(
             f"All {total:,} records were rejected: {reasons}. Nothing was published. The rejects are in {where}."
         )
-
-
-def remove_unlisted(output: str, manifest: Manifest) -> None:
-    """Removes the files of older generations and of killed jobs: those that the manifest does not list."""
-    listed = {*manifest.rejected.files, *(vocabulary.path for vocabulary in manifest.vocabularies.values())}
-    listed |= set(map(sources_path, manifest.generations))
-    for split in manifest.splits.values():
-        listed.update(path for shard in split.shards for path in (shard.path, shard.index_path))
-    inside = {path.removeprefix(join(output, "")) for folder in FOLDERS for path in list_files(join(output, folder))}
-    unlisted = {path for path in inside - listed if is_written_by_prepare(path)}
-    unlisted -= {path for path in unlisted if is_strings_of(path, manifest.generations)}
-    copies = {vocabulary_copy_path(path) for path in unlisted if is_vocabulary(path)}
-    remove(
-        [join(output, path) for path in sorted(unlisted | copies & inside)] + list_temporary(join(output, FILE_NAME))
-    )
 
 
 def discard_generation(output: str, generation: str) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import orjson
 from paths import ROOT
 
+from pipeline.format.commit import commit_path
 from pipeline.format.manifest import FILE_NAME, read_manifest
+from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.inspection.verify import verify
-from pipeline.writing.paths import sources_path, strings_path
+from pipeline.writing.paths import LOCK
 
 SCHEMA = """\
 id: id
@@ -61,17 +63,23 @@ def read_whole(folder):
     return load(folder)
 
 
-def unlisted(folder):
-    """Returns the files and folders in a dataset that do not belong to the generations of its manifest."""
+def listed_files(folder):
+    """Returns the paths of all files that belong to the newest commit of a dataset, the lock and older commits."""
     manifest = load(folder)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    listed = {FILE_NAME, *manifest.rejected.files, *(s.path for s in shards), *(s.index_path for s in shards)}
-    listed |= set(map(sources_path, manifest.generations))
+    found = {FILE_NAME, LOCK, *(commit_path(number + 1) for number in range(manifest.commit))}
+    for name in manifest.generations:
+        path = summary_path(name)
+        found |= GenerationSummary.parse(pathlib.Path(folder, path).read_bytes(), origin=path).paths()
     for vocabulary in manifest.vocabularies.values():
-        listed |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
-        listed |= {strings_path(name, vocabulary.path.split("/")[-1]) for name in manifest.generations}
+        found |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
+    return sorted(found)
+
+
+def unlisted(folder):
+    """Returns the files and folders in a dataset that do not belong to its newest commit."""
+    listed = listed_files(folder)
     folders = {str(parent) for name in listed for parent in pathlib.Path(name).parents}
-    return [path for path in folder.rglob("*") if str(path.relative_to(folder)) not in listed | folders]
+    return [path for path in folder.rglob("*") if str(path.relative_to(folder)) not in {*listed, *folders}]
 
 
 def without_progress(lines, command="prepare"):

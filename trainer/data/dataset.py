@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.format.history import view_of
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.schema import Schema
-from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors
+from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_file
 from trainer.data.shard_index import ShardIndex, check_headers, check_size, read_shard_index, read_table
 
 
@@ -99,14 +100,16 @@ class Dataset:
         return [shard for shard in self.split(name).shards if shard.records]
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> Dataset:
     """Returns the dataset in a folder.
 
     Args:
         path: A folder on a local disk, or on any file system that TensorFlow supports.
+        commit: Number of the commit to open. None opens the newest one. An older commit can be opened while the files
+            of its generations exist.
 
     Raises:
-        UserError: The folder holds no dataset, or this version cannot read it.
+        UserError: The folder holds no dataset, this version cannot read it, or the commit cannot be opened.
     """
     path = os.fspath(path).rstrip("/") or "/"
     manifest_path = f"{path}/{FILE_NAME}"
@@ -117,7 +120,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         raise UserError(
             f"{path}: not a dataset: it has no {FILE_NAME} that can be read. Make one with `lengthwise prepare`."
         ) from None
-    return Dataset(path, Manifest.parse(data, origin=manifest_path))
+    manifest = Manifest.parse(data, origin=manifest_path)
+    return Dataset(path, view_of(manifest, commit, functools.partial(read_file, path), origin=path))
 
 
 def read_vocabularies(folder: str, manifest: Manifest) -> dict[str, tuple[bytes, ...]]:

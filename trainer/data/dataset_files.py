@@ -29,17 +29,26 @@ def read_errors(path: str) -> tuple[type[Exception], ...]:
     return (OSError, tf.errors.OpError)
 
 
+def read_file(folder: str, path: str) -> bytes:
+    """Returns the contents of a file of the dataset in `folder`.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with open_file(f"{folder}/{path}") as file:
+            return file.read()
+    except read_errors(folder) as error:
+        raise damage_error(folder, f"{path} cannot be read: {reason(error)}") from None
+
+
 def read_checked(folder: str, path: str, sha256: str) -> bytes:
     """Returns the contents of a file of the dataset in `folder`.
 
     Raises:
         UserError: The file cannot be read, or has another digest.
     """
-    try:
-        with open_file(f"{folder}/{path}") as file:
-            data = file.read()
-    except read_errors(folder) as error:
-        raise damage_error(folder, f"{path} cannot be read: {reason(error)}") from None
+    data = read_file(folder, path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise damage_error(folder, f"{path} is not the file that was written")
     return data

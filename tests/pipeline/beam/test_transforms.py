@@ -182,8 +182,10 @@ def test_the_default_number_of_shards_depends_on_the_largest_split(tmp_path, mon
     assert sum(split.records for split in splits.values()) == 200
     # The sorted runs were removed.
     left = [path.name for path in tmp_path.glob("out/data/**/*") if path.is_file()]
-    assert len(left) == 4 * expected + 1
-    assert "sources.parquet" in left and not any(name.endswith((".rows", ".examples", ".chunks")) for name in left)
+    assert len(left) == 4 * expected + 2
+    assert {"sources.parquet", "summary.json"} < set(left) and not any(
+        name.endswith((".rows", ".examples", ".chunks")) for name in left
+    )
 
 
 def test_files_that_do_not_exist_are_an_error_when_the_transform_is_applied(tmp_path):

@@ -1,0 +1,116 @@
+"""The summary of a generation: its files and exact counts, from which the manifest of a dataset is added up."""
+
+import json
+from typing import Annotated, Literal
+
+import pydantic
+
+from pipeline.errors import UserError
+from pipeline.format.manifest_checks import Numbers, find_contradictions
+from pipeline.format.models import (
+    Count,
+    CountsFile,
+    Generation,
+    InsidePath,
+    Model,
+    Rejected,
+    Sha256,
+    Split,
+    parse_model,
+)
+from pipeline.format.sources import SourcesFile
+from pipeline.format.sums import FeatureSums
+from pipeline.schema.schema import Schema
+
+FORMAT_VERSION = 2
+_WAY_OUT = "`lengthwise verify` lists all errors; restore the file from a copy, or prepare the dataset again."
+
+
+class RejectsFile(Model):
+    """A file of rejects, one JSON object on each line."""
+
+    path: InsidePath
+    sha256: Sha256
+
+
+class Rejects(Model):
+    """The number of rejects, in total and for each reason, and the files that list them."""
+
+    total: Count
+    by_reason: dict[str, Count]
+    files: tuple[RejectsFile, ...]
+
+
+NO_REJECTS = Rejects(total=0, by_reason={}, files=())
+
+
+class GenerationSummary(Model):
+    """The contents of `data/<generation>/summary.json`. It never changes.
+
+    Attributes:
+        splits: Shards and counts of each split. Unknown strings are counted for the whole dataset, in the commit.
+        sums: The exact sums of each feature (and of a regression label) in the train split.
+        strings: For each feature with a vocabulary, the file with the count of each string.
+        rejected: Rejects of the job that wrote this generation.
+        replayed: Rejects of earlier generations that this generation takes back: their files no longer count.
+        sources: The raw files.
+    """
+
+    format_version: Literal[2] = 2
+    generation: Generation
+    # Not `schema`, which is a (deprecated) method of every pydantic model.
+    record_schema: Annotated[Schema, pydantic.Field(alias="schema")]
+    seed: int
+    splits: dict[str, Split]
+    sums: dict[str, FeatureSums]
+    strings: dict[str, CountsFile]
+    rejected: Rejects
+    replayed: Rejects = NO_REJECTS
+    sources: SourcesFile
+    software: dict[str, str]
+
+    @classmethod
+    def parse(cls, data: bytes, *, origin: str) -> "GenerationSummary":
+        """Parses and checks the bytes of a summary.
+
+        Args:
+            origin: Path of the file, for error messages.
+
+        Raises:
+            UserError: The bytes are not a summary, have another format version, or contradict themselves.
+        """
+        summary = parse_model(
+            cls, data, origin=origin, kind="a summary of a generation", versions=(FORMAT_VERSION,), way_out=_WAY_OUT
+        )
+        rejected = Rejected(total=summary.rejected.total, by_reason=summary.rejected.by_reason, files=())
+        statistics = {name: sums.statistics() for name, sums in summary.sums.items()}
+        numbers = Numbers(summary.record_schema, summary.splits, statistics, None, rejected)
+        for problem in find_contradictions(numbers):
+            raise UserError(f"{origin}: {problem}. Was this file edited?")
+        return summary
+
+    def paths(self) -> set[str]:
+        """Returns the paths of all files of the generation, including its summary, inside the dataset."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        return {
+            summary_path(self.generation),
+            self.sources.path,
+            *(shard.path for shard in shards),
+            *(shard.index_path for shard in shards),
+            *(counts.path for counts in self.strings.values()),
+            *(file.path for file in self.rejected.files),
+        }
+
+    def to_json(self) -> bytes:
+        """Returns the bytes of the file."""
+        values = self.model_dump(mode="json", by_alias=True) | {"schema": self.record_schema.canonical()}
+        return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def summary_path(generation: str) -> str:
+    """Returns the path of the summary of a generation, inside the dataset.
+
+    >>> summary_path("20260101T000000-00000000")
+    'data/20260101T000000-00000000/summary.json'
+    """
+    return f"data/{generation}/summary.json"

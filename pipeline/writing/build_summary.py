@@ -1,0 +1,79 @@
+"""Builds the summary of a generation from the summaries of its shards."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+from pipeline.format.models import CountsFile, Split
+from pipeline.format.sources import SourcesFile
+from pipeline.format.summary import NO_REJECTS, GenerationSummary, Rejects
+from pipeline.format.sums import FeatureSums, merge_sums
+from pipeline.format.view import add_counts
+from pipeline.schema.labels import class_name
+from pipeline.schema.schema import Schema
+from pipeline.writing.shards import ShardSummary
+
+
+def build_summary(
+    schema: Schema,
+    shards: Sequence[ShardSummary],
+    *,
+    strings: Mapping[str, CountsFile],
+    rejected: Rejects,
+    sources: SourcesFile,
+    seed: int,
+    generation: str,
+    replayed: Rejects = NO_REJECTS,
+) -> GenerationSummary:
+    """Returns the summary of a generation.
+
+    Args:
+        shards: Sorted by number.
+        strings: The file of counts of each feature with a vocabulary.
+        replayed: Rejects of earlier generations that this generation takes back.
+    """
+    by_split = {name: [shard for shard in shards if shard.split == name] for name in schema.split_names}
+    return GenerationSummary(
+        generation=generation,
+        record_schema=schema,
+        seed=seed,
+        splits={name: _build_split(schema, parts) for name, parts in by_split.items()},
+        sums=_add_sums(schema, shards),
+        strings=dict(strings),
+        rejected=rejected,
+        replayed=replayed,
+        sources=sources,
+        software=software_versions(),
+    )
+
+
+def _build_split(schema: Schema, shards: Sequence[ShardSummary]) -> Split:
+    records = sum(s.shard.records for s in shards)
+    labels = add_counts(s.label_counts for s in shards)
+    return Split(
+        records=records,
+        steps=sum(s.shard.steps for s in shards),
+        labels=sum(s.labels for s in shards),
+        truncated=sum(s.truncated for s in shards),
+        # A split without records lists no shard. Its empty files are removed with all other files that are not listed.
+        shards=tuple(s.shard for s in shards) if records else (),
+        length_counts=dict(sorted(add_counts(s.length_counts for s in shards).items())),
+        label_counts={n: labels.get(n, 0) for n in map(class_name, schema.label.classes)} if labels else {},
+        missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.allows_nulls},
+    )
+
+
+def _add_sums(schema: Schema, shards: Sequence[ShardSummary]) -> dict[str, FeatureSums]:
+    totals = {name: merge_sums(shard.sums.get(name) for shard in shards) for name in schema.statistics_widths}
+    return {name: total for name, total in totals.items() if total is not None}
+
+
+def software_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that write a dataset, by name."""
+    versions = {"python": platform.python_version()}
+    for name in ("lengthwise", "apache-beam", "numpy", "pyarrow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a worker may run from a folder where Lengthwise is not installed
+            continue
+    return versions

@@ -1,0 +1,259 @@
+"""Adds commits to the log of a dataset, and keeps its manifest at the newest commit."""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pipeline.errors import TryAgain, UserError
+from pipeline.files import (
+    create_once,
+    exists,
+    join,
+    list_files,
+    list_temporary,
+    read_bytes,
+    remove,
+    replace,
+    supports_create_once,
+)
+from pipeline.format.commit import FOLDER, AddedGeneration, Commit, Operation, commit_path, sha256_of
+from pipeline.format.history import read_commit, read_summary, read_view
+from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.summary import GenerationSummary, summary_path
+from pipeline.format.view import build_view
+from pipeline.writing.lock import lock_dataset
+from pipeline.writing.paths import runs_folder
+from pipeline.writing.retention import remove_old
+from pipeline.writing.vocabularies import choose_vocabularies, copy_vocabularies, write_vocabularies
+
+_COMMIT_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
+
+
+class Head(NamedTuple):
+    """The state of an output folder.
+
+    Attributes:
+        number: Number of the newest commit; 0 if there is none, which includes a dataset of format version 1.
+        manifest: The manifest of this commit, or of the dataset of format version 1. None if there is no dataset.
+    """
+
+    number: int
+    manifest: Manifest | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a commit does to a dataset.
+
+    Attributes:
+        operation: `create` and `replace` remove all generations of `parent`.
+        parent: Number of the newest commit when the work began; 0 if there was none.
+        added: The generation that the dataset gains. Its files are written, and so is its summary.
+        removed: For `compact`, the generations that `added` takes the place of.
+        positions: For `stream`, the place up to which each source was read.
+    """
+
+    operation: Operation
+    parent: int
+    added: GenerationSummary
+    removed: tuple[str, ...] = ()
+    positions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def newest_commit(output: str) -> int:
+    """Returns the number of the newest commit in an output folder, or 0 if there is none.
+
+    Raises:
+        UserError: A commit before the newest one is missing.
+    """
+    names = (path.rsplit("/", 1)[-1] for path in list_files(join(output, FOLDER)))
+    numbers = sorted(int(found[1]) for found in map(_COMMIT_NAME.fullmatch, names) if found)
+    if numbers and numbers != list(range(1, numbers[-1] + 1)):
+        missing = min(set(range(1, numbers[-1])) - set(numbers))
+        raise UserError(
+            f"{join(output, commit_path(missing))}: is missing, but commit {numbers[-1]} exists. "
+            "Restore the file from a copy, or prepare into another --output."
+        )
+    return numbers[-1] if numbers else 0
+
+
+def read_head(output: str) -> Head:
+    """Returns the state of an output folder. Does not write: a manifest that is behind stays so.
+
+    Raises:
+        UserError: The log is damaged.
+    """
+    number = newest_commit(output)
+    manifest = _read_valid_manifest(output)
+    if number and (manifest is None or manifest.commit != number):
+        manifest = read_view(_reader(output), number, origin=output)
+    return Head(number, manifest)
+
+
+def recover(output: str) -> Head:
+    """Returns the state of an output folder, after its manifest was rebuilt if it is behind the log.
+
+    A writer that is killed between its commit and the manifest leaves the manifest one commit behind. Call it under
+    the lock of the dataset.
+
+    Raises:
+        UserError: The log is damaged.
+    """
+    head = read_head(output)
+    found = _read_valid_manifest(output)
+    if head.number and head.manifest is not None and (found is None or found.commit != head.number):
+        write_manifest(output, head.manifest)
+    return head
+
+
+def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -> Manifest:
+    """Adds a commit, and returns the new manifest.
+
+    If others published commits meanwhile, `append`, `compact` and `stream` are committed on top of them.
+
+    Args:
+        lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
+        retain: How long a generation is kept after a commit has removed it, in seconds.
+
+    Raises:
+        UserError: Another commit was published that does not fit with this one. Nothing is published.
+        TryAgain: The same, and the same command will work when it is repeated.
+        LockTimeout: The lock could not be had in time.
+    """
+    with lock_dataset(output, timeout=lock_timeout):
+        head = recover(output)
+        removed = _generations_to_remove(output, head, change)
+        kept = {} if head.manifest is None else dict(head.manifest.summaries)
+        kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
+        read = _reader(output)
+        parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
+        sha256 = sha256_of(change.added.to_json())
+        parts.append((change.added, sha256))
+        folder = runs_folder(output, change.added.generation)
+        chosen = choose_vocabularies(output, [summary for summary, _ in parts], folder=folder)
+        vocabularies = write_vocabularies(output, chosen.terms)
+        made = Commit(
+            number=head.number + 1,
+            previous_sha256=sha256_of(read(commit_path(head.number))) if head.number else None,
+            time=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+            operation=change.operation if head.manifest is not None else "create",
+            added=(AddedGeneration(generation=change.added.generation, summary_sha256=sha256),),
+            removed=removed,
+            positions=dict(change.positions),
+            vocabularies=vocabularies,
+            unknown=chosen.unknown,
+        )
+        data = made.to_json()
+        # Built before the commit exists: what contradicts itself must not be published.
+        manifest = build_view(made, sha256_of(data), parts)
+        _create(output, made, data)
+        write_manifest(output, manifest)
+        # The copies belong to the newest commit: a job that is refused or killed before must not leave copies of its
+        # own vocabularies.
+        copy_vocabularies(output, vocabularies, chosen.terms)
+        remove_old(output, manifest, retain=retain)
+        return manifest
+
+
+def find_published(output: str, generation: str, *, after: int) -> Manifest | None:
+    """Returns the manifest of the commit that added a generation, or None if no commit did.
+
+    Args:
+        after: Only later commits are searched.
+    """
+    read = _reader(output)
+    for number in range(newest_commit(output), after, -1):
+        made = read_commit(read, number, origin=output).commit
+        if any(added.generation == generation for added in made.added):
+            newest = _read_valid_manifest(output)
+            is_newest = newest is not None and newest.commit == number
+            return newest if is_newest else read_view(read, number, origin=output)
+    return None
+
+
+def write_manifest(output: str, manifest: Manifest) -> None:
+    """Replaces the manifest of a dataset atomically."""
+    with replace(join(output, FILE_NAME)) as file:
+        file.write(manifest.to_json())
+    remove(list_temporary(join(output, FILE_NAME)))
+
+
+def write_summary(output: str, summary: GenerationSummary) -> None:
+    """Writes the summary of a generation."""
+    with replace(join(output, summary_path(summary.generation))) as file:
+        file.write(summary.to_json())
+
+
+def _create(output: str, made: Commit, data: bytes) -> None:
+    """Creates the file of a commit, if there is none.
+
+    A store that cannot create a file only if it does not exist gets one commit, but no second one.
+    """
+    path = join(output, commit_path(made.number))
+    try:
+        if supports_create_once(path):
+            create_once(path, data)
+        elif made.number == 1:
+            with replace(path) as file:
+                file.write(data)
+        else:
+            raise UserError(
+                f"{output}: has a dataset already. A second commit must create a file only if it does not exist, which "
+                "this kind of storage cannot do. Choose another --output, or delete the folder first."
+            )
+    except FileExistsError:
+        raise TryAgain(
+            f"{output}: another job published commit {made.number} meanwhile. Nothing was published. Run the same "
+            "command again."
+        ) from None
+
+
+def _generations_to_remove(output: str, head: Head, change: Change) -> tuple[str, ...]:
+    """Returns the generations that a change removes, after a check that it fits the newest commit."""
+    live = () if head.manifest is None else head.manifest.generations
+    if change.operation in ("create", "replace"):
+        if head.number != change.parent or (change.operation == "create" and live):
+            raise UserError(f"{output}: {_describe(output, head)} was published meanwhile. Nothing was published.")
+        return live
+    if head.manifest is not None and head.manifest.format_version == 1:
+        raise UserError(f"{output}: {_describe(output, head)} was published meanwhile. Nothing was published.")
+    missing = set(change.removed) - set(live)
+    if missing:
+        raise UserError(
+            f"{output}: {_describe(output, head)} was published meanwhile, without the generation {min(missing)}. "
+            "Nothing was published."
+        )
+    return change.removed
+
+
+def _describe(output: str, head: Head) -> str:
+    """Returns a description of the newest commit for messages."""
+    if not head.number:
+        return "a dataset of format version 1"
+    made = read_commit(_reader(output), head.number, origin=output).commit
+    return f"commit {head.number} ({made.operation}, {made.time})"
+
+
+def _read_valid_manifest(output: str) -> Manifest | None:
+    """Returns the manifest in an output folder, or None if there is none that is valid.
+
+    Raises:
+        UserError: The file exists but cannot be read.
+    """
+    path = join(output, FILE_NAME)
+    if not exists(path):
+        return None
+    data = read_bytes(path)
+    try:
+        return Manifest.parse(data, origin=path)
+    except UserError:
+        return None
+
+
+def _reader(output: str) -> Any:
+    def read(path: str) -> bytes:
+        return read_bytes(join(output, path))
+
+    return read

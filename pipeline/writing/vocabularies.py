@@ -1,0 +1,79 @@
+"""Chooses the vocabularies of a dataset from the strings of all of its generations, and writes their files."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.files import exists, join, replace
+from pipeline.format.merge_counts import VocabularyChooser, merge_counts
+from pipeline.format.models import Vocabulary
+from pipeline.format.summary import GenerationSummary
+from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
+from pipeline.writing.paths import vocabulary_copy_path, vocabulary_path
+
+
+class Vocabularies(NamedTuple):
+    """The vocabularies of a dataset.
+
+    Attributes:
+        terms: The strings of each feature that has a vocabulary.
+        unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
+    """
+
+    terms: dict[str, list[bytes]]
+    unknown: dict[str, dict[str, int]]
+
+
+def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, folder: str) -> Vocabularies:
+    """Returns the most frequent strings of the train split of all generations, for each feature with a vocabulary.
+
+    Args:
+        summaries: The generations, which have the same schema; at least one.
+        folder: Folder for temporary files.
+
+    Raises:
+        ValueError: A file of counts is damaged.
+    """
+    schema = summaries[0].record_schema
+    splits = schema.split_names
+    terms: dict[str, list[bytes]] = {}
+    unknown: dict[str, dict[str, int]] = {split: {} for split in splits}
+    for name, size in schema.vocabulary_sizes.items():
+        chooser = VocabularyChooser(size, splits)
+        paths = [join(output, summary.strings[name].path) for summary in summaries]
+        for table in merge_counts(paths, splits, folder=folder):
+            chooser.add(table)
+        terms[name] = chooser.terms()
+        for split, count in chooser.unknown().items():
+            unknown[split][name] = count
+    return Vocabularies(terms, unknown)
+
+
+def write_vocabularies(output: str, terms: Mapping[str, Sequence[bytes]]) -> dict[str, Vocabulary]:
+    """Writes a file for each vocabulary, and returns their entries for the manifest.
+
+    The path of a file contains the digest of its contents, so a file never changes, and commits whose vocabularies are
+    equal share a file.
+    """
+    written = {}
+    for name, file_name in vocabulary_file_names(terms).items():
+        data = serialize_terms(terms[name])
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = vocabulary_path(sha256, file_name)
+        if not exists(join(output, path)):
+            _write(output, path, data)
+        written[name] = Vocabulary(path=path, sha256=sha256, size=len(terms[name]))
+    return written
+
+
+def copy_vocabularies(
+    output: str, vocabularies: Mapping[str, Vocabulary], terms: Mapping[str, Sequence[bytes]]
+) -> None:
+    """Writes a copy of each vocabulary of the newest commit under a plain name, for people. No code reads it."""
+    for name, vocabulary in vocabularies.items():
+        _write(output, vocabulary_copy_path(vocabulary.path), serialize_terms(terms[name]))
+
+
+def _write(output: str, path: str, data: bytes) -> None:
+    with replace(join(output, path)) as file:
+        file.write(data)
