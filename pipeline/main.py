@@ -3,7 +3,7 @@
 import json
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.flags import FlagParser, fraction, natural, positive
+from pipeline.flags import FlagParser, duration, fraction, natural, positive
 
 
 def sample(arguments: list[str]) -> None:
@@ -35,10 +35,12 @@ def prepare(arguments: list[str]) -> None:
     parser = FlagParser(
         "prepare",
         "Converts raw records (JSON Lines, plain or .gz) to a dataset: TFRecord shards, indexes and a manifest.\n"
-        "All flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
+        "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
+        "none.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
-        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite \\\n"
+        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
+        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
         "      --direct_running_mode=multi_processing --direct_num_workers=2",
     )
     parser.add_argument(
@@ -52,7 +54,9 @@ def prepare(arguments: list[str]) -> None:
         help="number of TFRecord files per split; default: the shards of the largest split have about 64 MB each",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the splits and of the order of the records; default: 0"
+        "--seed",
+        type=int,
+        help="seed of the splits and of the order of the records; default: 0, or that of the dataset to add to",
     )
     parser.add_argument(
         "--max_rejected",
@@ -60,7 +64,31 @@ def prepare(arguments: list[str]) -> None:
         default=0.01,
         help="maximum fraction of rejected records, 0 to 1; above it, nothing is published; default: 0.01",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    existing.add_argument(
+        "--append",
+        action="store_true",
+        help="add the raw files to an existing dataset, or create it; files that it has already are skipped",
+    )
+    parser.add_argument(
+        "--changed_inputs",
+        choices=("refuse", "add"),
+        default="refuse",
+        help="with --append, what to do with a file that the dataset has taken with other content; default: refuse",
+    )
+    parser.add_argument(
+        "--retain",
+        type=duration,
+        default="24h",
+        help="how long the files of a replaced dataset are kept, for example 90s, 24h or 7d; default: 24h",
+    )
+    parser.add_argument(
+        "--lock_timeout",
+        type=duration,
+        default="60s",
+        help="longest time to wait for another job that publishes to the dataset; default: 60s",
+    )
     parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
     parser.add_argument(
         "--max_record_bytes",

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
-from pipeline.errors import UserError
+from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
 from pipeline.format.tfrecord import FRAME_BYTES
@@ -19,18 +20,22 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
-from pipeline.writing.commit_log import find_published
+from pipeline.writing.base import Base, choose_mode
+from pipeline.writing.classify_inputs import classify_inputs, describe_taken
+from pipeline.writing.commit_log import find_published, read_summaries
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
+from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.target import Mode, check_output
 
 # Smaller inputs are done before worker processes have started.
 _SMALL_BYTES = 16 * 2**20
 # A process holds 150 MB, and 250 MB with the largest records. Use --processes for more of them.
 _MAX_WORKERS = 2
+# How often a job is done before it gives up because others added the same records meanwhile.
+_ATTEMPTS = 4
 # Bytes of the first file that are parsed to estimate the size of the output.
 _SAMPLE_BYTES = 2**18
 # Smallest ratio of decompressed to compressed size that is assumed.
@@ -44,6 +49,8 @@ class PrepareOptions:
     Attributes:
         raw: Paths, globs or folders of raw files.
         schema: Path of the schema file.
+        changed_inputs: What to do with a raw file that the dataset has taken with other content: `refuse` is an error,
+            `add` adds all records of the file. Only for `append`.
         max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
         max_record_steps: Largest number of steps of a record. A longer record is rejected as `too_large`.
         processes: Number of worker processes that parse and write. 0 does all work in this process. None chooses.
@@ -53,10 +60,11 @@ class PrepareOptions:
     schema: str
     output: str
     num_shards: int | None = None
-    seed: int = 0
+    seed: int | None = None
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     append: bool = False
+    changed_inputs: Literal["refuse", "add"] = "refuse"
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     keep_raw: bool = False
@@ -66,25 +74,55 @@ class PrepareOptions:
 
 
 def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None) -> Manifest:
-    """Makes a dataset from raw files and returns its manifest.
+    """Makes a dataset from raw files, or adds them to it, and returns its manifest.
 
     Args:
         beam_options: Beam's pipeline options by name, including `runner`.
 
     Raises:
         UserError: Input, options or file system are wrong. A dataset that existed before still exists.
+        NothingNew: With `append`, the dataset has all raw files already.
+        TryAgain: With `append`, other jobs added the same records again and again.
+        LockTimeout: The lock of the dataset could not be had in time.
     """
-    beam_options = beam_options or {}
+    for attempt in range(2, _ATTEMPTS + 1):
+        try:
+            return _prepare_once(options, beam_options or {})
+        except TryAgain as error:
+            print(f"prepare: {error} This is done now (attempt {attempt} of {_ATTEMPTS}).", file=sys.stderr)
+    return _prepare_once(options, beam_options or {})
+
+
+def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Manifest:
     schema = Schema.read(options.schema)
     output = absolute(options.output)
-    mode: Mode = "append" if options.append else "replace" if options.overwrite else "create"
-    parent = check_output(output, mode, schema).number
-    files = find_files(options.raw)
+    mode = choose_mode(append=options.append, overwrite=options.overwrite)
+    base = open_base(output, mode, schema, options.seed)
+    files = _select_new(find_files(options.raw), output, base, options)
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in files)
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
-        return _run_job(options, schema, files, total_bytes, output, parent, pool, beam_options)
+        return _run_job(options, schema, files, total_bytes, output, base, pool, beam_options)
+
+
+def _select_new(files: list[RawFile], output: str, base: Base, options: PrepareOptions) -> list[RawFile]:
+    """Returns the files that are not in the dataset yet, after a line on stderr for each of the others.
+
+    Raises:
+        UserError: The dataset has a file with other content.
+        NothingNew: The dataset has all files.
+    """
+    if not base.summaries:
+        return files
+    sources = [summary.sources for summary in read_summaries(output, base.summaries)]
+    classified = classify_inputs(files, output, sources, record_bytes=options.max_record_bytes)
+    new = classified.to_add(add_changed=options.changed_inputs == "add")
+    for line in describe_taken(classified.taken):
+        print(line, file=sys.stderr)
+    if not new:
+        raise NothingNew(f"{output}: has all {len(files):,} raw files already. Nothing was added.")
+    return new
 
 
 def _run_job(
@@ -93,7 +131,7 @@ def _run_job(
     files: Sequence[RawFile],
     total_bytes: int,
     output: str,
-    parent: int,
+    base: Base,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
 ) -> Manifest:
@@ -109,13 +147,13 @@ def _run_job(
         schema,
         output,
         num_shards=options.num_shards,
-        seed=options.seed,
         max_rejected=options.max_rejected,
         overwrite=options.overwrite,
         append=options.append,
         retain=options.retain,
         lock_timeout=options.lock_timeout,
         generation=generation,
+        base=base,
     )
 
     def discard() -> None:
@@ -131,7 +169,7 @@ def _run_job(
             total_bytes=total_bytes,
             second_pass=True,
             output=output,
-            read_published=functools.partial(find_published, output, generation, after=parent),
+            read_published=functools.partial(find_published, output, generation, after=base.number),
             discard=discard,
         )
 

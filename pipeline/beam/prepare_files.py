@@ -15,7 +15,6 @@ from pipeline.raw.find_files import RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
-from pipeline.writing.target import check_output
 
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
 _MIN_BYTES = 2**12
@@ -50,22 +49,22 @@ class PrepareFiles(beam.PTransform):
     pool: WorkerPool | None = None
 
     def expand(self, pipeline: Any) -> Any:
-        check_output(self.write.output, self.write.mode, self.write.schema)
-        make = beam.ParDo(_MakeRuns(self.write, self.keep_raw, self.limits, self.pool))
+        base = self.write.open_base()
+        make = beam.ParDo(_MakeRuns(self.write, base.seed, self.keep_raw, self.limits, self.pool))
         made = split_files(pipeline, self.files) | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)
             for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
         )
-        return self.write.publish(runs, reject_runs, chunks, self.pool)
+        return self.write.publish(base, runs, reject_runs, chunks, self.pool)
 
 
 class _MakeRuns(beam.DoFn):
     """Parses and sorts chunks: Chunk -> Run, and under tags RejectRun and ChunkSummary."""
 
-    def __init__(self, write: WriteDataset, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
+    def __init__(self, write: WriteDataset, seed: int, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
         self._schema = write.schema
-        self._options: Any = {"seed": write.seed, "folder": write.runs_folder, "keep_raw": keep_raw, "limits": limits}
+        self._options: Any = {"seed": seed, "folder": write.runs_folder, "keep_raw": keep_raw, "limits": limits}
         self._record_bytes = limits.record_bytes
         self._pool = pool
         self._parsed = Metrics.counter("lengthwise", "records_parsed")

@@ -21,15 +21,14 @@ from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run, RunBuffer
-from pipeline.writing.commit_log import read_head
+from pipeline.writing.base import Base, choose_mode
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
+from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation, runs_folder
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
-from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import WrittenShards, merge_into_shards
-from pipeline.writing.target import Mode, check_output
 
 # Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
 SHARD_BYTES = 64 * 2**20
@@ -47,32 +46,32 @@ class WriteDataset(beam.PTransform):
         schema: Features and label of a record.
         output: Folder of the dataset, on any file system that Beam knows.
         num_shards: Number of TFRecord files of each split. By default the shards of the largest split have about 64 MB.
-        seed: Seed of the splits and of the order of the records.
+        seed: Seed of the splits and of the order of the records. By default 0, or that of the dataset that is added to.
         max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
         overwrite: Replaces an existing dataset. Without it, an existing dataset is an error.
         append: Adds to an existing dataset, or creates it if there is none. Excludes `overwrite`.
         retain: How long the generations of a replaced dataset are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         generation: Name of this version of the dataset, a part of its files' paths.
-        published: Shards of earlier generations with the same seed. A record whose id they hold is rejected.
+        base: The dataset as it was when the job began. By default as it is when the transform is applied.
 
     Raises:
         ValueError: `num_shards` or `max_rejected` is out of range, or both `overwrite` and `append` are set.
-        UserError: There is a dataset already, raised when the transform is applied. Or too many records were rejected,
-            raised by the job.
+        UserError: There is a dataset already, or one that nothing can be added to, raised when the transform is
+            applied. Or too many records were rejected, raised by the job.
     """
 
     schema: Schema
     output: str
     num_shards: int | None = None
-    seed: int = 0
+    seed: int | None = None
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     append: bool = False
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     generation: str = dataclasses.field(default_factory=new_generation)
-    published: tuple[PublishedShard, ...] = ()
+    base: Base | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -86,27 +85,29 @@ class WriteDataset(beam.PTransform):
         self.output = absolute(self.output)
 
     def expand(self, inputs: Any) -> Any:
-        check_output(self.output, self.mode, self.schema)
+        base = self.open_base()
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
         pipeline = inputs["sequences"].pipeline
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, self.seed, self.runs_folder))
+        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, base.seed, self.runs_folder))
         reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer, self.runs_folder))
-        return self.publish(runs, reject_runs, inputs.get(CHUNKS, nothing))
+        return self.publish(base, runs, reject_runs, inputs.get(CHUNKS, nothing))
 
-    @property
-    def mode(self) -> Mode:
-        """What may be done to a dataset in `output`."""
-        return "append" if self.append else "replace" if self.overwrite else "create"
+    def open_base(self) -> Base:
+        """Returns what the job adds to or replaces. Raises a UserError if it must not."""
+        if self.base is not None:
+            return self.base
+        return open_base(self.output, choose_mode(append=self.append, overwrite=self.overwrite), self.schema, self.seed)
 
     @property
     def runs_folder(self) -> str:
         return runs_folder(self.output, self.generation)
 
-    def publish(self, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None) -> Any:
+    def publish(self, base: Base, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None) -> Any:
         """Merges sorted runs into shards and publishes the dataset.
 
         Args:
+            base: The dataset as it was when the job began.
             runs, reject_runs, chunks: PCollections of Run, RejectRun and ChunkSummary.
             pool: Worker processes that write the shards. None writes them in the workers of Beam.
 
@@ -115,7 +116,7 @@ class WriteDataset(beam.PTransform):
         """
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
-        writer = ShardWriter(self.schema, self.output, self.generation, self.published)
+        writer = ShardWriter(self.schema, self.output, self.generation, base.published)
         write = beam.ParDo(_WriteShards(writer, self.runs_folder, pool), all_runs)
         written = (
             pipeline
@@ -134,9 +135,7 @@ class WriteDataset(beam.PTransform):
             self.schema,
             self.output,
             self.generation,
-            self.seed,
-            mode=self.mode,
-            parent=read_head(self.output).number,
+            base,
             max_rejected=self.max_rejected,
             retain=self.retain,
             lock_timeout=self.lock_timeout,

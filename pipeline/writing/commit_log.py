@@ -23,6 +23,8 @@ from pipeline.format.history import read_commit, read_summary, read_view
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
+from pipeline.writing.base import Base
+from pipeline.writing.conflicts import check_may_append, check_no_conflict
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
@@ -48,15 +50,15 @@ class Change:
     """What a commit does to a dataset.
 
     Attributes:
-        operation: `create` and `replace` remove all generations of `parent`.
-        parent: Number of the newest commit when the work began; 0 if there was none.
+        operation: `create` and `replace` remove all generations of `base`.
+        base: The dataset as it was when the work began.
         added: The generation that the dataset gains. Its files are written, and so is its summary.
         removed: For `compact`, the generations that `added` takes the place of.
         positions: For `stream`, the place up to which each source was read.
     """
 
     operation: Operation
-    parent: int
+    base: Base
     added: GenerationSummary
     removed: tuple[str, ...] = ()
     positions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -129,6 +131,9 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
         read = _reader(output)
         parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
+        if change.operation == "append":
+            meanwhile = [summary for summary, _ in parts if summary.generation not in change.base.summaries]
+            check_no_conflict(output, change.added, meanwhile)
         sha256 = sha256_of(change.added.to_json())
         parts.append((change.added, sha256))
         folder = runs_folder(output, change.added.generation)
@@ -173,6 +178,15 @@ def find_published(output: str, generation: str, *, after: int) -> Manifest | No
     return None
 
 
+def read_summaries(output: str, digests: Mapping[str, str]) -> list[GenerationSummary]:
+    """Returns the summaries of generations.
+
+    Args:
+        digests: The name of each generation, and the SHA-256 of its summary.
+    """
+    return [read_summary(_reader(output), name, sha256, origin=output) for name, sha256 in digests.items()]
+
+
 def write_manifest(output: str, manifest: Manifest) -> None:
     """Replaces the manifest of a dataset atomically."""
     with replace(join(output, FILE_NAME)) as file:
@@ -214,11 +228,11 @@ def _generations_to_remove(output: str, head: Head, change: Change) -> tuple[str
     """Returns the generations that a change removes, after a check that it fits the newest commit."""
     live = () if head.manifest is None else head.manifest.generations
     if change.operation in ("create", "replace"):
-        if head.number != change.parent or (change.operation == "create" and live):
+        if head.number != change.base.number or (change.operation == "create" and live):
             raise UserError(f"{output}: {_describe(output, head)} was published meanwhile. Nothing was published.")
         return live
-    if head.manifest is not None and head.manifest.format_version == 1:
-        raise UserError(f"{output}: {_describe(output, head)} was published meanwhile. Nothing was published.")
+    if head.manifest is not None:
+        check_may_append(output, head.manifest, change.added.record_schema, change.added.seed)
     missing = set(change.removed) - set(live)
     if missing:
         raise UserError(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from pipeline.errors import UserError
+from pipeline.errors import NothingNew, UserError
 from pipeline.files import join, list_files, remove, remove_folder, size
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
@@ -11,6 +11,7 @@ from pipeline.format.sources import SourcesFile
 from pipeline.format.summary import GenerationSummary, Rejects
 from pipeline.format.summary import RejectsFile as ListedRejects
 from pipeline.schema.schema import Schema
+from pipeline.writing.base import Base
 from pipeline.writing.build_summary import build_summary
 from pipeline.writing.commit_log import Change, commit, find_published, write_summary
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
@@ -19,7 +20,6 @@ from pipeline.writing.paths import is_written_by_prepare, marker_path
 from pipeline.writing.rejects import RejectsFile, count_rejects
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardSummary
-from pipeline.writing.target import Mode
 
 # Default of --max_rejected: the share of the records that may be rejected.
 DEFAULT_MAX_REJECTED = 0.01
@@ -32,9 +32,7 @@ class Publisher:
     Attributes:
         output: Folder of the dataset.
         generation: Name of the generation, which no other generation has.
-        seed: Seed of the splits and of the order of the records.
-        mode: What may be done to a dataset in `output`.
-        parent: Number of the newest commit when the job began; 0 if there was none.
+        base: The dataset as it was when the job began, and what may be done to it.
         max_rejected: Share of the records, from 0 to 1, that may be rejected.
         retain: How long the generations that this one replaces are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
@@ -43,9 +41,7 @@ class Publisher:
     schema: Schema
     output: str
     generation: str
-    seed: int
-    mode: Mode = "create"
-    parent: int = 0
+    base: Base
     max_rejected: float = DEFAULT_MAX_REJECTED
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
@@ -63,16 +59,18 @@ class Publisher:
             TryAgain: Another job added the same records or raw files in the meantime. Nothing is published.
             LockTimeout: The lock of the dataset could not be had in time. Nothing is published.
         """
-        published = find_published(self.output, self.generation, after=self.parent)
+        published = find_published(self.output, self.generation, after=self.base.number)
         if published is not None:
             return published
         shards, rejects = sorted(shards, key=lambda shard: shard.number), list(rejects)
         records = sum(shard.shard.records for shard in shards)
+        if not records and not rejects and self.base.mode == "append":
+            raise NothingNew(f"{self.output}: the new raw files contain no records. Nothing was published.")
         check_rejected(count_rejects(rejects), records, max_rejected=self.max_rejected, output=self.output)
         summary = self._summarize(shards, rejects, list(sources))
         self._check_shard_sizes(summary)
         write_summary(self.output, summary)
-        change = Change(self.mode, self.parent, summary)
+        change = Change(self.base.mode, self.base, summary)
         manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
         self._remove_temporary_files(summary)
         return manifest
@@ -87,7 +85,7 @@ class Publisher:
             strings=strings,
             rejected=_list_rejects(rejects),
             sources=sources[0],
-            seed=self.seed,
+            seed=self.base.seed,
             generation=self.generation,
         )
 

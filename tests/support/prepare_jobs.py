@@ -63,6 +63,12 @@ def read_whole(folder):
     return load(folder)
 
 
+def snapshot(folder):
+    """Returns the bytes of every file in a folder, by path."""
+    folder = pathlib.Path(folder)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def listed_files(folder):
     """Returns the paths of all files that belong to the newest commit of a dataset, the lock and older commits."""
     manifest = load(folder)

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 from paths import ROOT
-from prepare_jobs import listed_files, load
+from prepare_jobs import listed_files, load, snapshot
 
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
@@ -35,12 +35,6 @@ TINY = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, clas
 
 def tiny(record_id, num_steps=3, **fields):
     return {"id": record_id, "x": [0.5] * num_steps, "y": "a"} | fields
-
-
-def snapshot(folder):
-    """Returns the bytes of every file in a folder, by path."""
-    folder = pathlib.Path(folder)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def shard_bytes(folder):

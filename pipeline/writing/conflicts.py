@@ -1,0 +1,79 @@
+"""Decides whether new records fit a dataset: the schema, and what other jobs published meanwhile."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import TryAgain, UserError, show
+from pipeline.format.manifest import Manifest
+from pipeline.format.sources import SourcesFile, read_sources
+from pipeline.format.summary import GenerationSummary
+from pipeline.schema.schema import Schema
+from pipeline.writing.published_ids import find_common_ids, list_published
+
+
+def check_no_conflict(output: str, added: GenerationSummary, others: Sequence[GenerationSummary]) -> None:
+    """Checks that a generation can be added on top of generations that other jobs published meanwhile.
+
+    Raises:
+        TryAgain: A record or a raw file of the generation is in one of the others too.
+    """
+    for other in others:
+        found = _find_common_source(output, added.sources, other.sources)
+        if found is not None:
+            raise TryAgain(
+                f"{output}: another job added the raw file {found} meanwhile (generation {other.generation}). Nothing "
+                "was published. Run the same command again, which then skips this file."
+            )
+    if not others:
+        return
+    theirs = [shard for other in others for shard in list_published(output, other.splits)]
+    for record_id, _, shard in find_common_ids(list_published(output, added.splits), theirs):
+        raise TryAgain(
+            f"{output}: another job added a record with the id {show(record_id)} meanwhile (generation "
+            f"{shard.generation}). Nothing was published. Run the same command again, which then rejects this record."
+        )
+
+
+def _find_common_source(output: str, some: SourcesFile, others: SourcesFile) -> str | None:
+    """Returns the path of a raw file in `some` whose digest is also in `others`, or None if there is none."""
+    for block in read_sources(output, some):
+        for other in read_sources(output, others):
+            common = block.filter(pc.is_in(block["sha256"], value_set=pa.chunked_array(other["sha256"].chunks)))
+            if len(common):
+                path: str = common["path"][0].as_py()
+                return path
+    return None
+
+
+def check_may_append(output: str, manifest: Manifest, schema: Schema, seed: int | None) -> None:
+    """Raises a UserError unless records with this schema and seed can be added to a dataset.
+
+    Args:
+        seed: None is the seed of the dataset.
+    """
+    if manifest.format_version == 1:
+        raise UserError(
+            f"{output}: has format version 1, to which nothing can be added. Prepare all raw files again with "
+            "--overwrite, or choose another --output."
+        )
+    if schema != manifest.record_schema:
+        difference = _describe_difference(schema.canonical(), manifest.record_schema.canonical())
+        raise UserError(
+            f"{output}: has another schema than the records to add: {difference}."
+            " Use the schema of the dataset, or prepare all raw files again with --overwrite."
+        )
+    if seed is not None and seed != manifest.seed:
+        raise UserError(
+            f"{output}: has the seed {manifest.seed}, so records with seed {seed} cannot be added. Leave --seed out."
+        )
+
+
+def _describe_difference(mine: Any, theirs: Any, place: str = "") -> str:
+    """Returns the first place where the values of two schemas differ, and both values."""
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        return f"{place} is {show(mine)}, but {show(theirs)} in the dataset"
+    key = next(key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key))
+    return _describe_difference(mine.get(key), theirs.get(key), f"{place}.{key}" if place else key)

@@ -1,0 +1,55 @@
+"""Decides, before any work, what a job may do to the dataset in its output folder."""
+
+import os
+
+from pipeline.errors import UserError
+from pipeline.files import exists, is_local, join
+from pipeline.format.manifest import FILE_NAME
+from pipeline.schema.schema import Schema
+from pipeline.writing.base import Base, Mode
+from pipeline.writing.commit_log import Head, read_head
+from pipeline.writing.conflicts import check_may_append
+from pipeline.writing.published_ids import list_published
+
+
+def open_base(output: str, mode: Mode, schema: Schema, seed: int | None) -> Base:
+    """Returns the dataset in an output folder, after a check that a job with this mode may publish there.
+
+    Args:
+        seed: Seed of the splits and of the order of the records. None is 0, or that of the dataset to add to.
+
+    Raises:
+        UserError: `output` is a file, or contains a dataset that must not be replaced, or that records with this schema
+            and seed cannot be added to.
+    """
+    head = _check_output(output, mode, schema, seed)
+    manifest = head.manifest
+    if mode != "append" or manifest is None:
+        return Base(mode, head.number, seed or 0)
+    return Base(mode, head.number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
+
+
+def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None) -> Head:
+    """Returns the state of an output folder, after a check that a job with this mode may publish there."""
+    if is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
+        raise UserError(f"{output}: a file is in the way, expected a folder or nothing. Choose another --output.")
+    manifest_path = join(output, FILE_NAME)
+    if is_local(output) and os.path.isdir(manifest_path):
+        raise UserError(
+            f"{manifest_path}: a folder is in the way, expected a file or nothing. Choose another --output."
+        )
+    head = read_head(output)
+    if mode == "create" and (head.manifest is not None or exists(manifest_path)):
+        raise UserError(
+            f"{output}: a dataset is there already. Choose another --output, add to it with --append, or replace it "
+            "with --overwrite."
+        )
+    if mode == "append":
+        if head.manifest is not None:
+            check_may_append(output, head.manifest, schema, seed)
+        elif exists(manifest_path):
+            raise UserError(
+                f"{manifest_path}: not a manifest of a dataset, so nothing can be added. Choose another "
+                "--output, or replace it with --overwrite."
+            )
+    return head
