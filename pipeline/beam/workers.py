@@ -23,7 +23,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -72,6 +72,13 @@ class WorkerPool:
         The future raises what the function raised, or a UserError if the worker process ended.
         """
         return self._threads.submit(self._call, function, arguments)
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+        """Yields the results of a module-level function for values, in order. Takes a few values ahead at most."""
+        calls = PendingCalls(self)
+        for value in values:
+            yield from calls.call(function, value)
+        yield from calls.finish()
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         worker = self._idle.get()

@@ -44,6 +44,14 @@ def test_a_worker_returns_and_raises_what_a_function_returns_and_raises(pool):
     assert "pyarrow" in loaded and not {"apache_beam", "tensorflow", "pytest"} & loaded
 
 
+def test_a_pool_maps_values_in_order_and_takes_few_of_them_ahead(pool):
+    taken = []
+    results = pool.map(abs, (taken.append(n) or -n for n in range(30)))
+    assert next(results) == 0
+    assert len(taken) <= 5
+    assert list(results) == list(range(1, 30))
+
+
 def test_the_counts_of_a_worker_are_added_to_those_of_this_process(pool):
     before = dict(progress._counts)
     pool.submit(progress.add_rejects, 3).result()

@@ -1,10 +1,10 @@
 """The list of the raw files of a generation has the size and the digest of each file."""
 
 import gzip
-import hashlib
 
 import pytest
 from prepare_jobs import load
+from raw_contents import expected_row
 from spills import spill
 
 from pipeline.files import file_sha256
@@ -18,28 +18,6 @@ from pipeline.writing.write_sources import list_sources
 
 GENERATION = "20260102T030405-0123abcd"
 CHUNK_BYTES = 50
-
-
-def sha256(data):
-    return hashlib.sha256(data).digest()
-
-
-def expected_row(path):
-    """Returns the row of a raw file in the simplest way: from all of its bytes in memory."""
-    stored = path.read_bytes()
-    zipped = stored[:2] == b"\x1f\x8b"
-    content = gzip.decompress(stored) if zipped else stored
-    chunks = [b""]
-    offset = 0
-    for line in content.splitlines(keepends=True):
-        number = 0 if zipped else offset // CHUNK_BYTES
-        chunks += [b""] * (number + 1 - len(chunks))
-        if line.strip():
-            chunks[number] += sha256(line.rstrip(b"\r\n"))
-        offset += len(line)
-    num_chunks = 1 if zipped else max(1, -(-len(content) // CHUNK_BYTES))
-    chunks += [b""] * (num_chunks - len(chunks))
-    return SourceRow(str(path), len(content), len(stored), sha256(b"".join(map(sha256, chunks))))
 
 
 @pytest.fixture
@@ -74,7 +52,7 @@ def test_every_raw_file_is_listed_with_its_size_and_digest(raw, tmp_path, run_si
     chunks = [item for item in items if isinstance(item, ChunkSummary)][::-1]
     runs = spill(ChunkBuffer, chunks, tmp_path, size=run_size)
     file = list_sources(runs, output=str(tmp_path), generation=GENERATION)
-    expected = [expected_row(path) for path in sorted(path for path in raw.rglob("*") if path.is_file())]
+    expected = [expected_row(path, CHUNK_BYTES) for path in sorted(path for path in raw.rglob("*") if path.is_file())]
     assert rows_of(tmp_path, file) == expected
     assert (file.files, file.bytes) == (7, sum(row.num_bytes for row in expected))
     assert (file.path, file.sha256) == (sources_path(GENERATION), file_sha256(f"{tmp_path}/{file.path}"))
@@ -99,7 +77,7 @@ def test_prepare_lists_its_raw_files(raw, tmp_path, run_prepare):
     schema = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
     (raw / "good.jsonl").write_bytes(b'{"id": "good", "x": [1], "y": "a"}\n')
     manifest = run_prepare(str(raw), schema=schema, max_rejected=1)
-    expected = [expected_row(path) for path in sorted(path for path in raw.rglob("*") if path.is_file())]
+    expected = [expected_row(path, CHUNK_BYTES) for path in sorted(path for path in raw.rglob("*") if path.is_file())]
     assert [(row.path, row.bytes, row.sha256) for row in manifest.sources] == [
         (row.path, row.num_bytes, row.sha256.hex()) for row in expected
     ]
