@@ -60,7 +60,7 @@ def verify(dataset: str) -> Report:
             # A list, not a generator: every shard is checked, also after a fault.
             complete = all(
                 [
-                    _verify_shard(dataset, shard, counts, origins, KeyCheck(manifest.seed, keys), report)
+                    _verify_shard(dataset, shard, counts, origins, KeyCheck(manifest, keys), report)
                     for shard, keys in zip(split.shards, ranges, strict=True)
                 ]
             )
@@ -82,7 +82,7 @@ def _verify_shard(
     """Checks the two files of a shard and returns whether both match the manifest."""
     index = None
     with collect_fault(shard.index_path, report):
-        index = _check_index(join(dataset, shard.index_path), shard, counts.schema.label)
+        index = _check_index(join(dataset, shard.index_path), shard, counts.schema.label, with_key=keys.with_key)
     # Without its index, a shard is checked by its checksums and counts.
     complete = False
     with collect_fault(shard.path, report):
@@ -96,7 +96,7 @@ def _verify_shard(
     return complete
 
 
-def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
+def _check_index(path: str, shard: Shard, label: Label, *, with_key: bool) -> pa.Table:
     """Returns the index of a shard.
 
     Raises:
@@ -106,8 +106,7 @@ def _check_index(path: str, shard: Shard, label: Label) -> pa.Table:
         index = read_index(read_verified(path, shard.index_sha256), shard)
     except ValueError as error:
         raise FaultError(None, str(error)) from None
-    # Format version 1 has no keys.
-    if not any(index.schema.equals(index_schema(label, with_key=with_key)) for with_key in (True, False)):
+    if not index.schema.equals(index_schema(label, with_key=with_key)):
         raise FaultError(None, f"has columns of other types than an index: {index.schema.types}")
     return index
 

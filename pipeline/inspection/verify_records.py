@@ -142,20 +142,24 @@ class OriginCheck:
 
 
 class KeyCheck:
-    """Checks the keys of the rows of a shard's index, where it has keys.
+    """Checks the keys of the rows of a shard's index.
 
     Args:
         keys: The range [first, end) of the shard.
+
+    Attributes:
+        with_key: Whether an index has keys. Those of format version 1 have none.
     """
 
-    def __init__(self, seed: int, keys: tuple[int, int]) -> None:
-        self._seed = seed
+    def __init__(self, manifest: Manifest, keys: tuple[int, int]) -> None:
+        self.with_key = manifest.format_version > 1
+        self._seed = manifest.seed
         self._first, self._end = keys
         self._last = 0
 
     def check(self, row: Mapping[str, Any]) -> None:
         """Raises a ValueError if the key of the next row is not that of its id, or does not belong here."""
-        if KEY not in row:  # format version 1
+        if not self.with_key:
             return
         key, expected = row[KEY], key_number(order_key(row["id"], seed=self._seed))
         if key != expected:

@@ -400,6 +400,7 @@ def test_an_index_with_equal_rows_but_other_bytes_is_found(dataset):
 def test_an_index_with_other_columns_or_rows_is_found(dataset):
     index = read_index((dataset / first_shard(dataset).index_path).read_bytes(), first_shard(dataset))
     changed = {
+        "has columns of other types than an index: [": index.drop_columns(["key"]),
         "has no column num_steps": index.drop_columns(["num_steps"]),
         "has columns of other types": index.set_column(5, "part", index["part"].cast(pa.string())),
         "rows, but the manifest says": index.slice(1),
@@ -409,12 +410,6 @@ def test_an_index_with_other_columns_or_rows_is_found(dataset):
         (fault,) = verify(str(dataset)).faults
         assert fault.file == first_shard(dataset).index_path
         assert message in fault.message
-
-
-def test_an_index_of_format_version_1_has_no_keys(dataset):
-    index = read_index((dataset / first_shard(dataset).index_path).read_bytes(), first_shard(dataset))
-    replace_index(dataset, index.drop_columns(["key"]))
-    assert verify(str(dataset)).faults == []
 
 
 def test_records_in_another_order_than_their_keys_are_found(dataset):
