@@ -77,6 +77,7 @@ _PUBLIC = {
 COMMANDS = {
     "sample": ("pipeline.main:sample", "make the raw records of a classic benchmark, and their schema"),
     "prepare": ("pipeline.main:prepare", "turn raw records into a dataset"),
+    "compact": ("pipeline.main:compact", "merge the small generations of a dataset into large shards"),
     "inspect": ("pipeline.main:inspect", "show the contents of a dataset by split, label and length"),
     "plan": ("trainer.main:plan", "show the cost of each way of batching before you train"),
     "verify": ("pipeline.main:verify", "check every byte of a dataset"),

@@ -60,6 +60,16 @@ class FlagParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def add_commit_flag(parser: FlagParser) -> None:
+    """Adds the flag of a command that can open an older commit of a dataset."""
+    parser.add_argument(
+        "--commit",
+        type=positive,
+        metavar="N",
+        help="open an older commit of the dataset, while its files exist (see `lengthwise inspect --commits`)",
+    )
+
+
 def fraction(text: str) -> float:
     """Converts the text of a flag to a number from 0 to 1."""
     value = float(text)

@@ -3,7 +3,7 @@
 import json
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.flags import FlagParser, duration, fraction, natural, positive
+from pipeline.flags import FlagParser, add_commit_flag, duration, fraction, natural, positive
 
 
 def sample(arguments: list[str]) -> None:
@@ -77,18 +77,7 @@ def prepare(arguments: list[str]) -> None:
         default="refuse",
         help="with --append, what to do with a file that the dataset has taken with other content; default: refuse",
     )
-    parser.add_argument(
-        "--retain",
-        type=duration,
-        default="24h",
-        help="how long the files of a replaced dataset are kept, for example 90s, 24h or 7d; default: 24h",
-    )
-    parser.add_argument(
-        "--lock_timeout",
-        type=duration,
-        default="60s",
-        help="longest time to wait for another job that publishes to the dataset; default: 60s",
-    )
+    _add_commit_flags(parser)
     parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
     parser.add_argument(
         "--max_record_bytes",
@@ -124,20 +113,74 @@ def prepare(arguments: list[str]) -> None:
         print_summary(manifest, values["output"])
 
 
+def _add_commit_flags(parser: FlagParser) -> None:
+    """Adds the flags of a command that adds a commit."""
+    parser.add_argument(
+        "--retain",
+        type=duration,
+        default="24h",
+        help="how long the files that are replaced are kept for readers, for example 90s, 24h or 7d; default: 24h",
+    )
+    parser.add_argument(
+        "--lock_timeout",
+        type=duration,
+        default="60s",
+        help="longest time to wait for another job that publishes to the dataset; default: 60s",
+    )
+
+
+def compact(arguments: list[str]) -> None:
+    """Runs `lengthwise compact`."""
+    parser = FlagParser(
+        "compact",
+        "Merges the small generations of a dataset, which appends leave, into one with large shards, in one commit.\n"
+        "Records, ids and splits stay. Other jobs may append meanwhile, and readers keep the old shards for a time.",
+        examples="  lengthwise compact dataset\n  lengthwise compact dataset --num_shards 8 --retain 1h",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
+    parser.add_argument(
+        "--num_shards",
+        type=positive,
+        help="merge all generations, into this number of TFRecord files per split; default: merge those whose shards "
+        "are small, into shards of about 64 MB",
+    )
+    _add_commit_flags(parser)
+    values = parser.parse(arguments)
+    from pipeline.writing.compact import compact as run
+
+    done = run(**values)
+    if done.generations:
+        before, commit = len(done.generations), done.manifest.commit
+        print(f"{values['dataset']}: merged {before:,} generations into one (commit {commit})")
+    else:
+        print(f"{values['dataset']}: nothing to merge: it has fewer than two generations with small shards")
+
+
 def inspect(arguments: list[str]) -> None:
     """Runs `lengthwise inspect`."""
     parser = FlagParser(
         "inspect",
-        "Shows a dataset: records, steps, lengths, labels and features by split, and rejects by reason.",
-        examples="  lengthwise inspect dataset\n  lengthwise inspect dataset --json | python -m json.tool",
+        "Shows a dataset: records, steps, lengths, labels and features by split, and rejects by reason.\n"
+        "With --commits, lists its commits instead: what each of them did, and whether it can still be opened.",
+        examples="  lengthwise inspect dataset\n  lengthwise inspect dataset --json | python -m json.tool\n"
+        "  lengthwise inspect dataset --commits",
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
+    parser.add_argument("--commits", action="store_true", help="list the commits of the dataset")
+    add_commit_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
-    from pipeline.format.manifest import read_manifest
+    from pipeline.format.history import read_manifest_at
+
+    manifest = read_manifest_at(values["dataset"], values["commit"])
+    if values["commits"]:
+        from pipeline.inspection.commits import list_commits, print_commits
+
+        commits = list_commits(values["dataset"], manifest)
+        print(json.dumps(commits)) if values["json"] else print_commits(commits, values["dataset"])
+        return
     from pipeline.inspection.inspect import print_details, summarize
 
-    manifest = read_manifest(values["dataset"])
     if values["json"]:
         print(json.dumps(summarize(manifest)))
     else:

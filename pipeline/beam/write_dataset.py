@@ -27,11 +27,8 @@ from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation, runs_folder
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardWriter
+from pipeline.writing.shards import SHARD_BYTES, ShardWriter
 from pipeline.writing.stages import WrittenShards, merge_into_shards
-
-# Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
-SHARD_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass

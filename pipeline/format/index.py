@@ -114,8 +114,9 @@ def build_index(
 def serialize_index(table: pa.Table) -> bytes:
     """Returns the bytes of an index file. Equal tables give equal bytes with the same version of pyarrow."""
     buffer = io.BytesIO()
+    # Equal chunks, too: they decide where the pages end.
     pq.write_table(
-        table,
+        table.combine_chunks(),
         buffer,
         compression="zstd",
         row_group_size=_ROW_GROUP_ROWS,

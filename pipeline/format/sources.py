@@ -63,13 +63,13 @@ def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]
     """Writes rows to a file that is open for writing. Memory holds one block.
 
     Args:
-        rows: Sorted by path.
+        rows: Sorted by path. A path occurs again if its file was taken again with other content; the newest is last.
 
     Returns:
         The number of raw files, and the sum of their `bytes`.
 
     Raises:
-        ValueError: The rows are not sorted, a path occurs twice, or a number is negative.
+        ValueError: The rows are not sorted, or a number is negative.
     """
     num_files = num_bytes = 0
     options = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
@@ -142,8 +142,8 @@ def _check_rows(blocks: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
     for block in blocks:
         paths = block["path"].combine_chunks()
         first = paths[0].as_py()
-        if (last is not None and first <= last) or not pc.all(pc.less(paths[:-1], paths[1:]), min_count=0).as_py():
-            raise ValueError(f"{name}: the paths are not sorted, or one of them occurs twice.")
+        if (last is not None and first < last) or not pc.all(pc.less_equal(paths[:-1], paths[1:]), min_count=0).as_py():
+            raise ValueError(f"{name}: the paths are not sorted.")
         last = paths[-1].as_py()
         for column in ("bytes", "stored_bytes"):
             smallest = pc.min(block[column]).as_py()

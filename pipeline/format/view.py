@@ -37,7 +37,7 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
             )
     schema = newest.record_schema
     splits = {
-        name: _add_splits([part.splits[name] for part in parts], commit.unknown.get(name, {}))
+        name: add_splits([part.splits[name] for part in parts], commit.unknown.get(name, {}))
         for name in schema.split_names
     }
     sums = {name: merge_sums([part.sums.get(name) for part in parts]) for name in schema.statistics_widths}
@@ -65,7 +65,12 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
     )
 
 
-def _add_splits(parts: Sequence[Split], unknown: dict[str, int]) -> Split:
+def add_splits(parts: Sequence[Split], unknown: dict[str, int]) -> Split:
+    """Returns the sum of several splits.
+
+    Args:
+        unknown: The number of unknown strings of each feature with a vocabulary.
+    """
     return Split(
         records=sum(part.records for part in parts),
         steps=sum(part.steps for part in parts),

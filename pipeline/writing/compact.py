@@ -1,181 +1,153 @@
 """Merges small generations of a dataset into one with large shards. Records, ids and splits stay as they are."""
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
-
-import numpy as np
-import pyarrow as pa
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 from pipeline import progress
-from pipeline.files import join, open_read, replace
-from pipeline.format.index import KEY, index_schema, read_index, serialize_index
-from pipeline.format.models import Shard
-from pipeline.format.summary import GenerationSummary
-from pipeline.format.tfrecord import FRAME_BYTES, check_frames
-from pipeline.schema.record import Array
-from pipeline.shuffle.hashing import order_key, shard_range, shard_ranges
-from pipeline.writing.paths import shard_paths
+from pipeline.errors import UserError
+from pipeline.files import absolute, file_sha256, join, replace
+from pipeline.format.manifest import Manifest, read_manifest
+from pipeline.format.merge_counts import merge_counts
+from pipeline.format.models import CountsFile, Split
+from pipeline.format.string_counts import write_counts
+from pipeline.format.summary import GenerationSummary, Rejects
+from pipeline.format.sums import merge_sums
+from pipeline.format.tfrecord import CorruptRecord
+from pipeline.format.view import add_counts, add_splits
+from pipeline.format.vocabulary import vocabulary_file_names
+from pipeline.writing.base import Base
+from pipeline.writing.build_summary import software_versions
+from pipeline.writing.commit_log import Change, commit, read_summaries, write_summary
+from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
+from pipeline.writing.marker import mark_writer
+from pipeline.writing.merge_shards import merge_shards
+from pipeline.writing.paths import new_generation, runs_folder, strings_path
+from pipeline.writing.publish import discard_generation
+from pipeline.writing.retention import DEFAULT_RETAIN
+from pipeline.writing.shards import SHARD_BYTES
+from pipeline.writing.write_sources import merge_sources
 
-# Bytes of records that are in memory at once (or one record).
-_PART_BYTES = 8 * 2**20
-# Files that are open at once. Some systems allow a process 256 open files.
-_MAX_OPEN = 64
 
-
-class _Slice(NamedTuple):
-    """Records of one shard that follow one another.
+@dataclasses.dataclass(frozen=True)
+class Compacted:
+    """What `compact` did.
 
     Attributes:
-        path: Path of the shard's TFRecord file, inside the dataset.
-        rows: Their rows of the index.
+        generations: The generations that were merged; empty if there was nothing to merge.
+        manifest: The manifest of the dataset.
     """
 
-    path: str
-    rows: pa.Table
+    generations: tuple[str, ...]
+    manifest: Manifest
 
 
-def merge_shards(
-    output: str, summaries: Sequence[GenerationSummary], split: str, *, generation: str, num_shards: int
-) -> Iterator[Shard]:
-    """Writes the records of one split of several generations as shards of a new generation, and yields the shards.
+def compact(
+    dataset: str,
+    *,
+    num_shards: int | None = None,
+    retain: float = DEFAULT_RETAIN,
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
+) -> Compacted:
+    """Merges the small generations of a dataset into one generation with large shards, in one commit.
 
-    The shards have the same bytes as those that one job writes from the raw records of all of these generations.
+    A generation is small if its shards have less than half of the size of a large shard on average. Other jobs may
+    append at the same time. Readers keep the old shards for the time of `retain`.
 
     Args:
-        summaries: The generations. No id is in two of them.
-        num_shards: Number of shards to write.
+        num_shards: Number of shards of each split. By default the shards of the largest split have about 64 MB. If it
+            is given, all generations are merged.
+        retain: How long the merged generations are kept, in seconds.
+        lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
 
     Raises:
-        ValueError: An index is damaged.
-        CorruptRecord: A record is damaged.
+        UserError: There is no dataset, it has format version 1, or one of its files is damaged.
+        LockTimeout: The lock could not be had in time.
     """
-    sources = []
-    empty = index_schema(summaries[0].record_schema.label).empty_table()
-    for summary in summaries:
-        shards = summary.splits[split].shards
-        sources += list(zip(shards, shard_ranges([shard.path for shard in shards]), strict=True))
-    for number in range(num_shards):
-        first, end = shard_range(number, num_shards=num_shards)
-        slices = [
-            slice
-            for shard, (begin, stop) in sources
-            if begin < end and first < stop and (slice := _read_slice(output, shard, first, end)).rows.num_rows
-        ]
-        paths = shard_paths(generation, split, number, num_shards=num_shards)
-        yield _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty)
+    output = absolute(dataset)
+    manifest = read_manifest(output)
+    if manifest.commit is None:
+        raise UserError(
+            f"{dataset}: has format version 1, which cannot be compacted. Prepare all raw files again with --overwrite."
+        )
+    summaries = read_summaries(output, manifest.summaries)
+    small = summaries if num_shards is not None else [summary for summary in summaries if _is_small(summary)]
+    if len(small) < 2:
+        return Compacted((), manifest)
+    generation = new_generation()
+    num_bytes = sum(shard.bytes for part in small for split in part.splits.values() for shard in split.shards)
+    with mark_writer(output, generation, command="compact"), progress.report("compact", total_bytes=num_bytes):
+        try:
+            merged = _merge(output, small, generation, num_shards or _choose_num_shards(small))
+            write_summary(output, merged)
+            base = Base("append", manifest.commit, manifest.seed)
+            removed = tuple(summary.generation for summary in small)
+            change = Change("compact", base, merged, removed)
+            manifest = commit(output, change, lock_timeout=lock_timeout, retain=retain)
+        except (ValueError, CorruptRecord) as error:
+            discard_generation(output, generation)
+            raise UserError(f"{dataset}: {error}. `lengthwise verify` lists all errors. Nothing was changed.") from None
+        except BaseException:
+            discard_generation(output, generation)
+            raise
+    return Compacted(removed, manifest)
 
 
-def _read_slice(output: str, shard: Shard, first: int, end: int) -> _Slice:
-    """Returns the records of a shard whose key is in [first, end)."""
-    with open_read(join(output, shard.index_path)) as file:
-        rows = read_index(file.read(), shard)
-    keys = rows[KEY].to_numpy()
-    begin = int(np.searchsorted(keys, np.uint64(first)))
-    stop = len(keys) if end > int(np.iinfo(np.uint64).max) else int(np.searchsorted(keys, np.uint64(end)))
-    return _Slice(shard.path, rows[begin:stop])
+def _is_small(summary: GenerationSummary) -> bool:
+    shards = [shard for split in summary.splits.values() for shard in split.shards]
+    return sum(shard.bytes for shard in shards) < len(shards) * SHARD_BYTES / 2
 
 
-def _write_shard(
-    output: str, path: str, index_path: str, slices: Sequence[_Slice], *, seed: int, empty: pa.Table
-) -> Shard:
-    """Writes the records of all slices, sorted by their order keys, and their index."""
-    rows = pa.concat_tables([empty, *(slice.rows for slice in slices)]).combine_chunks()
-    which = np.repeat(np.arange(len(slices)), [slice.rows.num_rows for slice in slices])
-    order = _sort(rows, seed)
-    rows, which = rows.take(pa.array(order)), which[order]
-    offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
-    ends = np.cumsum(sizes + FRAME_BYTES)
-    digest = hashlib.sha256()
-    with contextlib.ExitStack() as files:
-        file = files.enter_context(replace(join(output, path)))
-        # Some systems allow a process 256 open files.
-        keep_open = files if len(slices) <= _MAX_OPEN else None
-        readers = [_FrameReader(join(output, slice.path), keep_open) for slice in slices]
-        start = 0
-        while start < len(rows):
-            limit = ends[start] - sizes[start] + _PART_BYTES
-            stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-            frames = _read_frames(readers, which[start:stop], offsets[start:stop], sizes[start:stop])
-            digest.update(frames)
-            file.write(frames)
-            progress.add_written(stop - start)
-            start = stop
-    new_offsets = pa.array(ends - sizes - FRAME_BYTES, pa.int64())
-    rows = rows.set_column(rows.schema.get_field_index("offset"), rows.schema.field("offset"), new_offsets)
-    index = serialize_index(rows)
-    with replace(join(output, index_path)) as file:
-        file.write(index)
-    return Shard(
-        path=path,
-        records=len(rows),
-        steps=int(rows["num_steps"].to_numpy().sum()),
-        bytes=int(ends[-1]) if len(rows) else 0,
-        sha256=digest.hexdigest(),
-        index_path=index_path,
-        index_sha256=hashlib.sha256(index).hexdigest(),
+def _choose_num_shards(summaries: Sequence[GenerationSummary]) -> int:
+    """Returns the number of shards with which those of the largest split have about SHARD_BYTES."""
+    sizes = add_counts(
+        {name: sum(shard.bytes for shard in split.shards) for name, split in summary.splits.items()}
+        for summary in summaries
+    )
+    return max(1, round(max(sizes.values()) / SHARD_BYTES))
+
+
+def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str, num_shards: int) -> GenerationSummary:
+    """Writes the files of the merged generation and returns its summary. All of its numbers are sums."""
+    newest = summaries[-1]
+    schema = newest.record_schema
+    splits: dict[str, Split] = {}
+    for name in schema.split_names:
+        total = add_splits([summary.splits[name] for summary in summaries], {})
+        shards = merge_shards(output, summaries, name, generation=generation, num_shards=num_shards)
+        splits[name] = total.model_copy(update={"shards": tuple(shards) if total.records else ()})
+    sums = {name: merge_sums(summary.sums.get(name) for summary in summaries) for name in schema.statistics_widths}
+    return GenerationSummary(
+        generation=generation,
+        record_schema=schema,
+        seed=newest.seed,
+        splits=splits,
+        sums={name: total for name, total in sums.items() if total is not None},
+        strings=_merge_strings(output, summaries, generation),
+        rejected=_add_rejects(summary.rejected for summary in summaries),
+        replayed=_add_rejects(summary.replayed for summary in summaries),
+        sources=merge_sources([summary.sources for summary in summaries], output=output, generation=generation),
+        software=software_versions(),
     )
 
 
-def _sort(rows: pa.Table, seed: int) -> Array:
-    """Returns int64[rows], the places of the rows in the order of their order keys and ids."""
-    keys = rows[KEY].to_numpy()
-    order = np.argsort(keys, kind="stable")
-    shared = np.append(False, keys[order][1:] == keys[order][:-1])
-    shared[:-1] |= shared[1:]
-    places = np.flatnonzero(shared)
-    if len(places):
-        # The index holds only the first half of an order key.
-        ids = rows["id"].take(pa.array(order[places])).to_pylist()
-        by_key = sorted(range(len(places)), key=lambda place: (order_key(ids[place], seed=seed), ids[place]))
-        order[places] = order[places][by_key]
-    return order
+def _merge_strings(output: str, summaries: Sequence[GenerationSummary], generation: str) -> dict[str, CountsFile]:
+    schema = summaries[0].record_schema
+    merged = {}
+    for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items():
+        path = strings_path(generation, file_name)
+        parts = [join(output, summary.strings[name].path) for summary in summaries]
+        blocks = merge_counts(parts, schema.split_names, folder=runs_folder(output, generation))
+        with replace(join(output, path)) as file:
+            strings = write_counts(file, blocks, schema.split_names)
+        merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
+    return merged
 
 
-class _FrameReader:
-    """Reads frames of a TFRecord file.
-
-    Args:
-        keep_open: Where the file is entered when it is opened first. None opens it for each read.
-    """
-
-    def __init__(self, path: str, keep_open: contextlib.ExitStack | None) -> None:
-        self._path, self._keep_open = path, keep_open
-        self._file: IO[bytes] | None = None
-
-    def read(self, offset: int, num_bytes: int) -> bytes:
-        if self._keep_open is None:
-            with open_read(self._path) as file:
-                return self._read_from(file, offset, num_bytes)
-        if self._file is None:
-            self._file = self._keep_open.enter_context(open_read(self._path))
-        return self._read_from(self._file, offset, num_bytes)
-
-    @staticmethod
-    def _read_from(file: IO[bytes], offset: int, num_bytes: int) -> bytes:
-        file.seek(offset)
-        return file.read(num_bytes)
-
-
-def _read_frames(readers: Sequence[_FrameReader], which: Array, offsets: Array, sizes: Array) -> bytes:
-    """Returns the frames of records, joined.
-
-    Args:
-        which: int64[records], the reader of each record.
-        offsets, sizes: int64[records], where its frame begins, and the size of its data.
-
-    Raises:
-        CorruptRecord: A frame is damaged.
-    """
-    frames: list[bytes] = [b""] * len(which)
-    for number in np.unique(which).tolist():
-        # The records of one shard lie in the same order in its file, one directly after the other.
-        places = np.flatnonzero(which == number)
-        begin, size = offsets[places], sizes[places]
-        start, stop = int(begin[0]), int(begin[-1] + size[-1]) + FRAME_BYTES
-        data = readers[number].read(start, stop - start)
-        check_frames(data, begin - start, size)
-        for place, a, b in zip(places.tolist(), (begin - start).tolist(), size.tolist(), strict=True):
-            frames[place] = data[a : a + b + FRAME_BYTES]
-    return b"".join(frames)
+def _add_rejects(parts: Iterable[Rejects]) -> Rejects:
+    """Returns the rejects of all parts. Their files keep their names."""
+    parts = list(parts)
+    return Rejects(
+        total=sum(part.total for part in parts),
+        by_reason=dict(sorted(add_counts(part.by_reason for part in parts).items())),
+        files=tuple(file for part in parts for file in part.files),
+    )

@@ -27,6 +27,8 @@ from pipeline.writing.shard_statistics import ShardStatistics
 # Records are written, and counted, in blocks that end at this number of records, or of bytes: large enough for NumPy to
 # be fast, and small enough for the cache of a core.
 _BLOCK_RECORDS, _BLOCK_BYTES = 1024, 2**20
+# Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
+SHARD_BYTES = 64 * 2**20
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
 _INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key"]
 

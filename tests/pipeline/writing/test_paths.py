@@ -38,7 +38,8 @@ TEMPORARY = f".{'9a' * 16}.tmp"
 
 
 @pytest.mark.parametrize(
-    "path", [*REPLACED, *(f"{RUN}.{ending}" for ending in ("rows", "examples", "rejects", "strings", "chunks"))]
+    "path",
+    [*REPLACED, *(f"{RUN}.{ending}" for ending in ("rows", "examples", "rejects", "strings", "chunks", "sources"))],
 )
 def test_every_path_that_a_job_writes_is_recognised(path):
     assert is_written_by_prepare(path)
