@@ -139,7 +139,7 @@ def test_the_command_says_what_it_merged(parts, capsys, tmp_path, monkeypatch):
     status, out, _ = call(capsys, "compact", "dataset")
     assert (status, out) == (0, "dataset: nothing to merge: it has fewer than two generations with small shards\n")
     status, _, err = call(capsys, "compact", "nowhere")
-    assert (status, "nowhere: not a dataset: there is no such folder" in err) == (1, True)
+    assert (status, "nowhere: not a dataset: there is no such folder" in err[0]) == (1, True)
     (generation,) = load("dataset").generations
     data = pathlib.Path("dataset", summary_path(generation)).read_bytes()
     assert len(GenerationSummary.parse(data, origin="summary").rejected.files) == 4
