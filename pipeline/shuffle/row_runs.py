@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
+import orjson
+
 from pipeline.files import create, join, open_read
 
 Value = TypeVar("Value")
@@ -48,7 +50,7 @@ class RowRunWriter:
         """Writes the next row."""
         if self._file is None:
             self._file = self._files.enter_context(create(self._path))
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.write(_serialize(row) + b"\n")
 
     @property
     def runs(self) -> list[RowRun]:
@@ -85,6 +87,20 @@ class RowBuffer(Generic[Value]):
         return writer.runs
 
 
+def _serialize(row: Row) -> bytes:
+    try:
+        return orjson.dumps(row)
+    except TypeError:  # a string with half of a surrogate pair
+        return json.dumps(row).encode()
+
+
+def _parse(line: bytes) -> Row:
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        return json.loads(line)
+
+
 @contextlib.contextmanager
 def merge_row_runs(runs: Iterable[RowRun], key: SortKey | None = None) -> Iterator[Iterator[Row]]:
     """Opens any number of runs that were sorted by `key`, and gives an iterator over all of their rows, sorted."""
@@ -96,7 +112,7 @@ def merge_row_runs(runs: Iterable[RowRun], key: SortKey | None = None) -> Iterat
 def _merge_open(runs: Sequence[RowRun], key: SortKey | None) -> Iterator[Iterator[Row]]:
     """Merges runs, with all of their files open at the same time."""
     with contextlib.ExitStack() as files:
-        parts = [map(json.loads, files.enter_context(open_read(run.path))) for run in runs]
+        parts = [map(_parse, files.enter_context(open_read(run.path))) for run in runs]
         yield heapq.merge(*parts, key=key)
 
 

@@ -21,6 +21,8 @@ from pipeline.writing.write_sources import join_chunks
 # Sources that are compared at the same time: about this number of rows, or of bytes. Each comparison also takes time in
 # proportion to the number of new files.
 _ROWS, _BYTES = 2**16, 2**24
+# Sources that are kept in memory, in bytes. More are read twice.
+_KEPT_BYTES = 2**24
 _REPORT = "prepare: comparing raw files with the dataset"
 
 # A function like `map` that computes the summaries of chunks, in order.
@@ -123,14 +125,14 @@ def classify_inputs(
     """
     if not any(source.files for source in sources):
         return ClassifiedInputs(list(files), [], [])
-    comparison = _Comparison(files)
+    comparison, known = _Comparison(files), _KnownRows(dataset, sources)
     with progress.report(_REPORT):
-        for rows in _read_all(dataset, sources):
+        for rows in known:
             comparison.compare_names(rows)
         candidates = comparison.find_candidates()
     with progress.report(_REPORT, total_bytes=sum(files[number].num_bytes for number in candidates)):
         comparison.hash(candidates, record_bytes, map_chunks)
-        for rows in _read_all(dataset, sources) if candidates else ():
+        for rows in known if candidates else ():
             comparison.compare_contents(rows)
     return comparison.classify()
 
@@ -147,8 +149,8 @@ class _Comparison:
         # The content of the newest source with the path of the file, and that of the file. The digest is None if there
         # is no such source, or if the file was not read.
         self._before, self._now = _Contents(len(files)), _Contents(len(files))
-        # Path of the newest source with the content of the file, by the number of the file.
-        self._taken: dict[int, str] = {}
+        # Path of the newest source with the content of the file, or None.
+        self._taken = np.full(len(files), None, object)
 
     def compare_names(self, rows: pa.Table) -> None:
         """Compares the paths and sizes of the files with those of the next sources."""
@@ -172,15 +174,17 @@ class _Comparison:
     def compare_contents(self, rows: pa.Table) -> None:
         """Compares the digests of the files that were read with those of the next sources."""
         numbers, found = _look_up(self._digests, rows, "sha256")
-        self._taken.update(zip(numbers.tolist(), found["path"].to_pylist(), strict=True))
+        for number, path in zip(numbers.tolist(), found["path"].to_pylist(), strict=True):
+            own = self._files[number].path
+            self._taken[number] = own if path == own else path  # most are equal: keeps one string of them
 
     def classify(self) -> ClassifiedInputs:
         """Returns the classes of the files."""
         classified = ClassifiedInputs([], [], [])
         known = self._before.known
         for number, file in enumerate(self._files):
-            if number in self._taken:
-                classified.taken.append(TakenInput(file, self._taken.pop(number)))
+            if self._taken[number] is not None:
+                classified.taken.append(TakenInput(file, self._taken[number]))
             elif known[number]:
                 classified.changed.append(ChangedInput(file, self._now.get(number), self._before.get(number)))
             else:
@@ -214,6 +218,32 @@ def _look_up(values: pa.Array, rows: pa.Table, column: str) -> tuple[Array, pa.T
     backwards = rows.take(pa.array(np.arange(len(rows))[::-1]))
     places = pc.index_in(values, value_set=backwards[column], skip_nulls=True)
     return np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False)), backwards.take(places.drop_null())
+
+
+class _KnownRows:
+    """The rows of all sources, in tables of moderate size. Iterates over them any number of times.
+
+    Few rows are kept in memory after the first time: there may be thousands of small files.
+    """
+
+    def __init__(self, dataset: str, sources: Iterable[SourcesFile]) -> None:
+        self._dataset, self._sources = dataset, sources
+        self._kept: list[pa.Table] | None = None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, num_bytes = [], 0
+        for table in _read_all(self._dataset, self._sources):
+            yield table
+            num_bytes += table.nbytes
+            if num_bytes <= _KEPT_BYTES:
+                kept.append(table)
+            else:
+                kept.clear()
+        if num_bytes <= _KEPT_BYTES:
+            self._kept = kept
 
 
 def _read_all(dataset: str, sources: Iterable[SourcesFile]) -> Iterator[pa.Table]:

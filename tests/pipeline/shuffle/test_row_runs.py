@@ -30,17 +30,21 @@ def open_files(monkeypatch):
     return counts
 
 
+def to_row(value):
+    return [value, None, "\ud800" if value % 3 else "ü\n", 2**63 - value]
+
+
 @pytest.mark.parametrize("num_values", [0, 1, 20, 21, 22, 200])
 @pytest.mark.parametrize("key", [None, lambda row: -row[0]])
 def test_any_number_of_runs_gives_all_rows_sorted(tmp_path, monkeypatch, open_files, num_values, key):
     monkeypatch.setattr(row_runs, "_BUFFER_VALUES", 7)
     values = [random.Random(num_values).randrange(50) for _ in range(num_values)]
-    buffer = RowBuffer(str(tmp_path), ".test", lambda value: [value, "ü\ud800"], key)
+    buffer = RowBuffer(str(tmp_path), ".test", to_row, key)
     runs = [run for value in values for run in buffer.add(value)] + buffer.flush()
     assert len(runs) == -(-num_values // 7)
     assert all(run.path.endswith(".test") for run in runs)
     with merge_row_runs(runs, key) as rows:
-        assert list(rows) == sorted(([value, "ü\ud800"] for value in values), key=key)
+        assert list(rows) == sorted(map(to_row, values), key=key)
     assert max(open_files, default=0) <= 3
 
 

@@ -81,8 +81,8 @@ FILES = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(CONTENTS), max_s
 numbers = itertools.count()
 
 
-@given(st.lists(FILES, max_size=4), FILES.filter(bool))
-def test_files_are_classified_as_by_hashing_all_of_them(tmp_path_factory, generations, new):
+@given(st.lists(FILES, max_size=4), FILES.filter(bool), st.sampled_from([0, 100, 2**24]))
+def test_files_are_classified_as_by_hashing_all_of_them(tmp_path_factory, generations, new, kept_bytes):
     folder = tmp_path_factory.getbasetemp() / f"classify-{next(numbers)}"
     (folder / "dataset").mkdir(parents=True)
     history, sources = [], []
@@ -92,7 +92,9 @@ def test_files_are_classified_as_by_hashing_all_of_them(tmp_path_factory, genera
         sources.append(write_list(folder / "dataset", rows))
     write_files(folder / "raw", new)
     files = find_files([str(folder / "raw" / name) for name in new])
-    found = classify_inputs(files, str(folder / "dataset"), sources)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_KEPT_BYTES", kept_bytes)
+        found = classify_inputs(files, str(folder / "dataset"), sources)
     assert found == classify_slowly(files, history)
     assert sorted(
         file.path for file in [*found.new, *(t.file for t in found.taken), *(c.file for c in found.changed)]
@@ -217,3 +219,10 @@ def test_progress_is_shown_while_files_are_read(dataset, monkeypatch, capsys):
 
     assert len(dataset(map_chunks=map_slowly).taken) == 3
     assert "prepare: comparing raw files with the dataset: 1 records, " in shown[-1]
+
+
+def test_many_small_lists_are_compared_together(tmp_path, monkeypatch):
+    sources = [write_list(tmp_path, write_files(tmp_path / "raw", {name: name.encode()})) for name in NAMES * 2]
+    assert [len(table) for table in module._read_all(str(tmp_path), sources)] == [3, 3, 3, 1]
+    monkeypatch.setattr(module, "_BYTES", 1)
+    assert [len(table) for table in module._read_all(str(tmp_path), sources)] == [1] * 10
