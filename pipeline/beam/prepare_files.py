@@ -19,9 +19,6 @@ from pipeline.writing.stages import ParsedRuns, parse_into_runs
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
 _MIN_BYTES = 2**12
 
-# What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
-_MIN_BYTES = 2**12
-
 
 @dataclasses.dataclass
 class PrepareFiles(beam.PTransform):
