@@ -334,7 +334,7 @@ def _trained(path, dataset):
     from trainer.runs.run import Run
 
     run = Run(str(path))
-    model = build_model(dataset.schema, run.manifest().statistics, run.config(), vocabularies=run.vocabularies())
+    model = build_model(dataset.schema, run.statistics(), run.config(), vocabularies=run.vocabularies())
     restore_weights(run, model, None)
     return model
 

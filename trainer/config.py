@@ -132,9 +132,19 @@ class TrainConfig(Document):
     warm_start: Annotated[
         str | None,
         pydantic.Field(
-            min_length=1, description="Run whose weights initialize those with the same name, shape and meaning."
+            min_length=1,
+            description="Run whose weights initialize those with the same name, shape and meaning. Its statistics and "
+            "vocabularies are kept too (see statistics).",
         ),
     ] = None
+    statistics: Annotated[
+        Literal["run", "dataset"],
+        pydantic.Field(
+            description="Statistics and vocabularies of a run with warm_start. run: those that its weights were "
+            "trained with; dataset: those of the dataset, and what changes is printed, for example --warm_start "
+            "old_run --statistics dataset. Without warm_start, they are always those of the dataset."
+        ),
+    ] = "run"
 
     @pydantic.model_validator(mode="before")
     @classmethod

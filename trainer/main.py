@@ -59,7 +59,8 @@ def _make_train_parser() -> FlagParser:
         examples="  lengthwise train dataset --output run --epochs 30\n"
         "  lengthwise train dataset --output run --units 200 --bidirectional --dropout 0.2 --early_stopping 5\n"
         "  lengthwise train dataset --output run --config train.yaml --seed 1\n"
-        "  lengthwise train dataset --output run --local_workers 2",
+        "  lengthwise train dataset --output run --local_workers 2\n"
+        "  lengthwise train new_dataset --output new_run --warm_start run",
         planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")

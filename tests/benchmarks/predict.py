@@ -117,7 +117,7 @@ def run_twin(run_path: str, raw: str, predictions: str, *, num_records: int, bat
 
     run = Run(os.path.abspath(run_path))
     manifest = run.manifest()
-    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=run.vocabularies())
+    model = build_model(manifest.record_schema, run.statistics(), run.config(), vocabularies=run.vocabularies())
     restore_weights(run, model, None)
     # The model is compiled before the work that is timed and scaled.
     warm = {"x": np.zeros((batch_size, MAX_LENGTH, NUM_FEATURES), np.float32), "length": np.ones(batch_size, np.int32)}

@@ -70,7 +70,7 @@ def model_of(kind):
     run = Run(run_of(kind))
     manifest = run.manifest()
     vocabularies = run.vocabularies()
-    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=vocabularies)
+    model = build_model(manifest.record_schema, run.statistics(), run.config(), vocabularies=vocabularies)
     restore_weights(run, model, None)
     return model
 

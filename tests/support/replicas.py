@@ -71,9 +71,11 @@ class OneByOne:
         optimizer = {"rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}[config.optimizer](
             config.learning_rate
         )
+        own = {"seed": config.seed, "vocabularies": dataset.vocabularies()}
+        dealer = BatchDealer(dataset, find_replicas("one"), **own)
         for epoch in range(config.epochs):
             plan = plan_next_epoch(dataset, config, State(epoch=epoch))
-            for batch in BatchDealer(dataset, find_replicas("one"), seed=config.seed).batches(plan, epoch=epoch + 1):
+            for batch in dealer.batches(plan, epoch=epoch + 1):
                 loss, weight, gradients = self.measure(batch.rows())
                 by_epoch = plan.num_batches / dataset.split("train").labels
                 scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
@@ -90,7 +92,7 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
     """Returns how much each replica's gradients differ from the sum over the records, in the first batches."""
     replicas, one = find_replicas(strategy), OneByOne(dataset, config)
     plan = plan_next_epoch(dataset, config, State())
-    feed = BatchDealer(dataset, replicas, seed=config.seed)
+    feed = BatchDealer(dataset, replicas, seed=config.seed, vocabularies=dataset.vocabularies())
     with replicas.strategy.scope():
         keras.utils.set_random_seed(config.seed)
         vocabularies = dataset.vocabularies()

@@ -33,6 +33,7 @@ VALUES = {
     "checkpoint_updates": ("40", 40),
     "keep_checkpoints": ("3", 3),
     "warm_start": ("{run}", "{run}"),
+    "statistics": ("dataset", "dataset"),
 }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +53,7 @@ class Dataset:
         Raises:
             UserError: A file is missing, or is not the one that the manifest lists.
         """
-        return read_vocabularies(self.path, self.manifest)
+        return read_vocabularies(self.path, self.manifest.vocabularies)
 
     def index(self, name: str) -> pa.Table:
         """Returns the indexes of the shards of a split as one table, with one row per record in the split's order.
@@ -124,13 +125,13 @@ def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> 
     return Dataset(path, view_of(manifest, commit, functools.partial(read_file, path), origin=path))
 
 
-def read_vocabularies(folder: str, manifest: Manifest) -> dict[str, tuple[bytes, ...]]:
-    """Returns the vocabularies beside a manifest, in the folder of a dataset or of a run.
+def read_vocabularies(folder: str, vocabularies: Mapping[str, Vocabulary]) -> dict[str, tuple[bytes, ...]]:
+    """Returns the strings of each vocabulary, from the files in the folder of a dataset or of a run.
 
     Raises:
-        UserError: A file is missing, or is not the one that the manifest lists.
+        UserError: A file is missing, or has another digest.
     """
-    return {name: _read_terms(folder, vocabulary) for name, vocabulary in manifest.vocabularies.items()}
+    return {name: _read_terms(folder, vocabulary) for name, vocabulary in vocabularies.items()}
 
 
 # Every epoch needs the vocabularies. A file that was checked once is not read again.

@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from pipeline import progress
 from pipeline.errors import UserError, show
-from pipeline.format.manifest import Manifest
-from pipeline.format.models import FeatureStatistics
+from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset
@@ -28,7 +27,7 @@ class Evaluator:
     """Measures a model on the splits of a dataset. The model is compiled once for all measurements.
 
     Args:
-        statistics, vocabularies: The ones that the model was built with; by default the dataset's own.
+        statistics, vocabularies: Those that the model was built with; the dataset's own may differ.
     """
 
     def __init__(
@@ -36,15 +35,14 @@ class Evaluator:
         model: keras.Model,
         dataset: Dataset,
         *,
-        statistics: Mapping[str, FeatureStatistics] | None = None,
-        vocabularies: Vocabularies | None = None,
+        statistics: Mapping[str, FeatureStatistics],
+        vocabularies: Vocabularies,
     ) -> None:
-        self._dataset = dataset
-        self._vocabularies = dataset.vocabularies() if vocabularies is None else vocabularies
-        self.target = make_target(dataset.schema, self._vocabularies)
+        self._dataset, self._vocabularies = dataset, vocabularies
+        self.target = make_target(dataset.schema, vocabularies)
         self._numbered: dict[str, tf.data.Dataset] = {}
         head, kind = head_model(model), self.target.kind
-        column_scale = column_scales(self.target, dataset.manifest.statistics if statistics is None else statistics)
+        column_scale = column_scales(self.target, statistics)
 
         @tf.function(autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -115,11 +113,11 @@ def evaluate(
 
 
 def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) -> dict[str, Any]:
-    config, trained_on = run.config(), run.manifest()
+    config, trained_on, own = run.config(), run.manifest(), run.own_statistics()
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} has no record. Splits with records: {_sizes(dataset)}.")
-    built_with: dict[str, Any] = {"statistics": trained_on.statistics, "vocabularies": run.vocabularies()}
+    built_with: dict[str, Any] = {"statistics": own.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
     evaluator = Evaluator(model, dataset, **built_with)
@@ -134,7 +132,7 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
         "checkpoint": used,
         "dataset_fingerprint": dataset.manifest.fingerprint,
         "dataset_changed": dataset.manifest.fingerprint != trained_on.fingerprint,
-        "vocabularies_changed": _changed_vocabularies(trained_on, dataset.manifest),
+        "vocabularies_changed": _changed_vocabularies(own.vocabularies, dataset.manifest.vocabularies),
     }
     run.write_json(f"evaluation-{split}.json", evaluation)
     return evaluation
@@ -174,10 +172,10 @@ def _format(value: Any) -> str:
     return "missing" if value is None else show(value)
 
 
-def _changed_vocabularies(trained_on: Manifest, found: Manifest) -> list[str]:
-    """Returns the features whose vocabulary differs from the run's; the model uses the run's vocabulary."""
-    known = {name: vocabulary.sha256 for name, vocabulary in found.vocabularies.items()}
-    return [name for name, vocabulary in trained_on.vocabularies.items() if known.get(name) != vocabulary.sha256]
+def _changed_vocabularies(own: Mapping[str, Vocabulary], found: Mapping[str, Vocabulary]) -> list[str]:
+    """Returns the features for which the dataset has another vocabulary than the run, whose own the model uses."""
+    known = {name: vocabulary.sha256 for name, vocabulary in found.items()}
+    return [name for name, vocabulary in own.items() if known.get(name) != vocabulary.sha256]
 
 
 def _sizes(dataset: Dataset) -> str:

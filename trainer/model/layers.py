@@ -18,6 +18,14 @@ from trainer.data.lookup import make_lookup
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 
 
+def column_deviation(mean: float, variance: float) -> float:
+    """Returns what a column is divided by after its mean is subtracted: its standard deviation, or 1 if it is constant.
+
+    Keras's Normalization divides a constant column by 1e-7: a new value that differs by 0.001 becomes 10,000.
+    """
+    return variance**0.5 if variance > 1e-12 * mean**2 else 1.0
+
+
 def step_mask(values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """Returns bool[batch, time]: which steps of values[batch, time, …] are real."""
     return tf.sequence_mask(length, tf.shape(values)[1])
@@ -43,8 +51,7 @@ class ZeroPadding(keras.layers.Layer):
 class Standardize(keras.layers.Layer):
     """Maps float32[…, width] to values with mean 0 and variance 1 in each column of the train split.
 
-    In a constant column, only the mean is subtracted. Keras's Normalization divides such a column by 1e-7: a new value
-    that differs by 0.001 becomes 10,000.
+    In a constant column, only the mean is subtracted.
     """
 
     def __init__(self, mean: list[float], variance: list[float], **kwargs: Any) -> None:
@@ -53,8 +60,7 @@ class Standardize(keras.layers.Layer):
         self.variance = list(variance)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        columns = zip(self.mean, self.variance, strict=True)
-        deviation = [variance**0.5 if variance > 1e-12 * mean**2 else 1.0 for mean, variance in columns]
+        deviation = [column_deviation(*column) for column in zip(self.mean, self.variance, strict=True)]
         return (values - tf.constant(self.mean, values.dtype)) / tf.constant(deviation, values.dtype)
 
     def compute_output_spec(self, values: Any) -> Any:

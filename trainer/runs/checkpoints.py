@@ -224,7 +224,8 @@ def _check_digest(run: Run, name: str, path: str, values: list[Array]) -> None:
         return
     if run.inputs_sha256() != result.get(INPUTS_SHA256):
         raise UserError(
-            f"{run.path}: its manifest.json or config.yaml has changed since the run ended. Was one of them edited? "
+            f"{run.path}: its manifest.json, statistics.json or config.yaml has changed since the run ended. Was one "
+            "of them edited? "
             "Train again with --overwrite."
         )
     found, expected = sha256(values), result.get(WEIGHTS_SHA256[name])

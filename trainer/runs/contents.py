@@ -15,7 +15,7 @@ from trainer.runs.lock import LOCK
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 CHECKPOINTS, LOGS, VOCABULARY = "checkpoints", "logs", "vocabulary"
-ENVIRONMENT, FAILED_UPDATE = "environment.json", "failed-update.json"
+STATISTICS, ENVIRONMENT, FAILED_UPDATE = "statistics.json", "environment.json", "failed-update.json"
 
 # A kill can leave a temporary file next to a file that `Run.write` replaces.
 _TMP = r"(\.tmp)?"
@@ -34,12 +34,14 @@ _CLEARED = (
     rf"evaluation-[A-Za-z]\w*\.json{_TMP}",
     rf"metrics\.jsonl{_TMP}",
     rf"vocabulary/.+/.+\.txt{_TMP}",
+    rf"statistics\.json{_TMP}",
     rf"manifest\.json{_TMP}",
     rf"config\.yaml{_TMP}",
 )
 _PATTERNS = [pattern.split("/") for pattern in (LOCK, *_CLEARED)]
 # What `Run.create` writes until the configuration is there.
-_CREATED_FIRST = {LOCK, VOCABULARY, MANIFEST, METRICS, *(f"{name}.tmp" for name in (MANIFEST, METRICS, CONFIG))}
+_CREATED_FIRST = {LOCK, VOCABULARY, STATISTICS, MANIFEST, METRICS}
+_CREATED_FIRST |= {f"{name}.tmp" for name in (STATISTICS, MANIFEST, METRICS, CONFIG)}
 _MAX_LISTED = 5
 
 

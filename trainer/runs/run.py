@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, the manifest of its dataset, its metrics and its result."""
+"""The folder of a run: its configuration, the manifest of its dataset, its statistics, its metrics and its result."""
 
 import dataclasses
 import hashlib
@@ -12,19 +12,23 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.manifest import Manifest
+from pipeline.format.models import FeatureStatistics
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.yaml_document import parse_yaml
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import Dataset, read_vocabularies
 from trainer.runs.contents import (
+    CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     FAILED_UPDATE,
     METRICS,
     RESULT,
+    STATISTICS,
     is_partly_created,
     names_to_clear,
 )
+from trainer.runs.statistics import RunStatistics, keep_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +55,28 @@ class Run:
             return False
         return not is_partly_created(self._names())
 
-    def create(self, config: TrainConfig, dataset: Dataset) -> None:
-        """Writes the files of a new run. The configuration comes last, because it makes the folder a run."""
+    def has_checkpoints(self) -> bool:
+        """Returns whether training has begun: the first checkpoint is written before the first update."""
+        return tf.io.gfile.exists(self.file(CHECKPOINTS))
+
+    def create(self, config: TrainConfig, dataset: Dataset, *, source: "Run | None" = None) -> None:
+        """Writes the files of a new run. The configuration comes last, because it makes the folder a run.
+
+        Args:
+            source: Another run whose statistics and vocabularies this run keeps, where both have the same feature. By
+                default all are those of the dataset.
+        """
+        manifest, terms = dataset.manifest, dataset.vocabularies()
+        own = RunStatistics.of_dataset(manifest, origin=f"{dataset.path}/{MANIFEST}")
+        if source is not None:
+            source_schema, source_terms = source.manifest().record_schema, source.vocabularies()
+            own, not_kept = keep_statistics(source.own_statistics(), source_schema, own, manifest.record_schema)
+            terms = {name: found if name in not_kept else source_terms[name] for name, found in terms.items()}
         tf.io.gfile.makedirs(self.path)
-        manifest = dataset.manifest
-        for name, terms in dataset.vocabularies().items():
-            path = manifest.vocabularies[name].path
-            tf.io.gfile.makedirs(os.path.dirname(self.file(path)))
-            self.write(path, serialize_terms(terms))
+        for name, vocabulary in own.vocabularies.items():
+            tf.io.gfile.makedirs(os.path.dirname(self.file(vocabulary.path)))
+            self.write(vocabulary.path, serialize_terms(terms[name]))
+        self.write(STATISTICS, own.to_json())
         self.write(MANIFEST, manifest.to_json())
         self.write(METRICS, b"")
         self.write_config(config)
@@ -68,6 +86,8 @@ class Run:
         for name in (RESULT, FAILED_UPDATE):
             if tf.io.gfile.exists(self.file(name)):
                 tf.io.gfile.remove(self.file(name))
+        if not self._has_statistics():
+            self.write(STATISTICS, self.own_statistics().to_json())
         self.write_config(config)
 
     def clear(self) -> None:
@@ -87,17 +107,43 @@ class Run:
         """Returns the manifest of the dataset that the run trains on. Raises a UserError if it cannot be read."""
         return Manifest.parse(self.read(MANIFEST), origin=self.file(MANIFEST))
 
-    def vocabularies(self) -> dict[str, tuple[bytes, ...]]:
-        """Returns the vocabularies of the dataset that the run trains on, by feature name.
+    def own_statistics(self) -> RunStatistics:
+        """Returns the contents of statistics.json; for a run of an older version, those of its dataset.
 
         Raises:
-            UserError: A file is missing, or it is not the one that the manifest lists.
+            UserError: The file is missing or damaged.
         """
-        return read_vocabularies(self.path, self.manifest())
+        manifest = self.manifest()
+        if not self._has_statistics():
+            return RunStatistics.of_dataset(manifest, origin=self.file(MANIFEST))
+        return RunStatistics.parse(self.read(STATISTICS), manifest, origin=self.file(STATISTICS))
+
+    def statistics(self) -> dict[str, FeatureStatistics]:
+        """Returns the statistics that the run's model is built with, by name of the feature or label.
+
+        They are those of the commit that the run started on, or of the run that it started from (`warm_start`).
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        return self.own_statistics().statistics
+
+    def vocabularies(self) -> dict[str, tuple[bytes, ...]]:
+        """Returns the vocabularies that the run's model is built with, by feature name.
+
+        Raises:
+            UserError: A file is missing, or it is not the one that statistics.json lists.
+        """
+        return read_vocabularies(self.path, self.own_statistics().vocabularies)
 
     def inputs_sha256(self) -> str:
-        """Returns the SHA-256 of everything that the model is built from: manifest and configuration."""
-        return hashlib.sha256(self.read(MANIFEST) + self.read(CONFIG)).hexdigest()
+        """Returns the SHA-256 of everything that the model is built from: manifest, configuration and statistics."""
+        statistics = self.read(STATISTICS) if self._has_statistics() else b""
+        return hashlib.sha256(self.read(MANIFEST) + self.read(CONFIG) + statistics).hexdigest()
+
+    def _has_statistics(self) -> bool:
+        """Returns whether the run has a statistics.json, or should have one, because its configuration is as new."""
+        return "statistics" in self.config().model_fields_set
 
     def result(self) -> dict[str, Any] | None:
         """Returns the contents of result.json, or None if the run is not finished.

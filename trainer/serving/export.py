@@ -19,7 +19,7 @@ from trainer.runs.contents import refuse_foreign_files, unfinished_error
 
 EXPORT_JSON = "export.json"
 # The files and folders at the top of an export. --overwrite removes no others.
-_CONTENTS = {EXPORT_JSON, "manifest.json", "model.keras", "saved_model", "vocabulary"}
+_CONTENTS = {EXPORT_JSON, "manifest.json", "statistics.json", "model.keras", "saved_model", "vocabulary"}
 # The functions for the two processes, for `call_in_subprocess`.
 _MAKE, _CHECK = "trainer.serving.saved_model:make", "trainer.serving.export_check:check"
 
@@ -31,7 +31,10 @@ def export(
     checkpoint: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes OUTPUT/saved_model, OUTPUT/model.keras, OUTPUT/export.json and the run's manifest and vocabularies.
+    """Writes OUTPUT/saved_model, OUTPUT/model.keras and OUTPUT/export.json.
+
+    OUTPUT/manifest.json describes the dataset of the run. OUTPUT/statistics.json has the statistics of the run, and
+    lists the files of its vocabularies in OUTPUT/vocabulary.
 
     Args:
         run: Folder of the run.

@@ -133,9 +133,8 @@ def load_predictor(run_path: str, checkpoint: str | None = None) -> Predictor:
         UserError: There is no run or no such checkpoint, or the checkpoint is damaged.
     """
     run = Run(run_path)
-    config, manifest, vocabularies = run.config(), run.manifest(), run.vocabularies()
-    schema = manifest.record_schema
-    model = build_model(schema, manifest.statistics, config, vocabularies=vocabularies)
+    config, schema, vocabularies = run.config(), run.manifest().record_schema, run.vocabularies()
+    model = build_model(schema, run.statistics(), config, vocabularies=vocabularies)
     used = restore_weights(run, model, checkpoint)
     spec = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in model.input.items()}
 

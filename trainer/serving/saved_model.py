@@ -1,4 +1,4 @@
-"""Makes the files of an export from a finished run: SavedModel, Keras file, export.json, manifest and vocabularies."""
+"""Makes the files of an export from a finished run: SavedModel, Keras file, export.json, and its statistics."""
 
 import contextlib
 import itertools
@@ -15,15 +15,15 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from pipeline.errors import UserError
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import FILE_NAME
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.schema.schema import Schema
-from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
-from trainer.runs.contents import VOCABULARY, unfinished_error
+from trainer.runs.contents import STATISTICS, unfinished_error
 from trainer.runs.run import Run
+from trainer.runs.statistics import RunStatistics
 from trainer.serving.golden_records import LENGTHS, Golden, draw_golden_records, encode_without_label, save_golden
 from trainer.serving.predictor import pad_batch
 from trainer.serving.signatures import input_names, make_signatures, output_name
@@ -45,13 +45,13 @@ def make(run_path: str, folder: str, golden_path: str, checkpoint: str | None) -
         UserError: The run is not finished, or one of its files was changed.
     """
     run = Run(run_path)
-    config, manifest, result = run.config(), run.manifest(), run.result()
+    manifest, result = run.manifest(), run.result()
     if result is None:
         raise unfinished_error(run.path)
-    vocabularies, schema = run.vocabularies(), manifest.record_schema
-    files = {FILE_NAME: run.read(FILE_NAME), **_vocabulary_files(manifest, vocabularies)}
+    own, vocabularies, schema = run.own_statistics(), run.vocabularies(), manifest.record_schema
+    files = {FILE_NAME: run.read(FILE_NAME), STATISTICS: own.to_json(), **_vocabulary_files(own, vocabularies)}
     used = checkpoint or (BEST if result.get("best_epoch") else LAST)
-    model = _load_model(run, used, config, manifest, vocabularies)
+    model = _load_model(run, used, schema, own, vocabularies)
     target = make_target(schema, vocabularies)
     os.makedirs(folder)
     _write_saved_model(f"{folder}/saved_model", model, schema, target)
@@ -65,14 +65,16 @@ def make(run_path: str, folder: str, golden_path: str, checkpoint: str | None) -
         "software": _software_versions(),
     }
     _write(folder, "export.json", json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n")
-    save_golden(golden_path, _make_golden(model, manifest, vocabularies))
+    save_golden(golden_path, _make_golden(model, schema, own, vocabularies))
 
 
 def _load_model(
-    run: Run, checkpoint: str, config: TrainConfig, manifest: Manifest, vocabularies: Vocabularies
+    run: Run, checkpoint: str, schema: Schema, own: RunStatistics, vocabularies: Vocabularies
 ) -> keras.Model:
+    config = run.config()
+
     def build() -> keras.Model:
-        return build_model(manifest.record_schema, manifest.statistics, config, vocabularies=vocabularies)
+        return build_model(schema, own.statistics, config, vocabularies=vocabularies)
 
     # First without memory for the weights: an edited configuration may ask for 2 billion units, and the shapes in the
     # checkpoint show that they are wrong.
@@ -84,13 +86,12 @@ def _load_model(
     return model
 
 
-def _make_golden(model: keras.Model, manifest: Manifest, vocabularies: Vocabularies) -> Golden:
+def _make_golden(model: keras.Model, schema: Schema, own: RunStatistics, vocabularies: Vocabularies) -> Golden:
     @tf.function(autograph=False, jit_compile=False)
     def forward(features: dict[str, tf.Tensor]) -> tf.Tensor:
         return model(features, training=False)
 
-    schema = manifest.record_schema
-    records = draw_golden_records(schema, manifest.statistics, vocabularies)
+    records = draw_golden_records(schema, own.statistics, vocabularies)
     features = pad_batch(records[: len(LENGTHS)], schema)
     outputs = forward({name: tf.constant(values) for name, values in features.items()}).numpy()
     return Golden(features, [encode_without_label(record) for record in records], outputs)
@@ -115,13 +116,9 @@ def find_not_portable(path: str) -> set[str]:
     return {node.op for node in nodes if _NOT_PORTABLE.search(node.op)}
 
 
-def _vocabulary_files(manifest: Manifest, vocabularies: Vocabularies) -> dict[str, bytes]:
-    """Returns the content of the vocabulary files by path, relative to the manifest."""
-    files = {manifest.vocabularies[name].path: serialize_terms(terms) for name, terms in vocabularies.items()}
-    misplaced = [path for path in files if path.split("/")[0] != VOCABULARY]
-    if misplaced:
-        raise UserError(f"{FILE_NAME}: a vocabulary is {misplaced[0]}, expected a file in {VOCABULARY}/.")
-    return files
+def _vocabulary_files(own: RunStatistics, vocabularies: Vocabularies) -> dict[str, bytes]:
+    """Returns the content of the vocabulary files by path, relative to statistics.json."""
+    return {own.vocabularies[name].path: serialize_terms(terms) for name, terms in vocabularies.items()}
 
 
 def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, Any]:

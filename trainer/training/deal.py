@@ -14,6 +14,7 @@ from trainer.batching.plan import Plan
 from trainer.batching.window import WindowPlan, reader_of
 from trainer.data.dataset import Dataset
 from trainer.data.padding import add_filler_rows
+from trainer.data.target import Vocabularies
 from trainer.devices.replicas import Replicas
 from trainer.reading.batches import PREFETCHED_BATCHES, planned_batches
 from trainer.reading.window_reader import WindowReader
@@ -39,16 +40,19 @@ class GlobalBatch:
 class BatchDealer:
     """Reads the train split by a plan for one reader and deals each batch to the replicas.
 
+    Args:
+        vocabularies: Those of the run, which give the labels that are the next string their numbers.
+
     Attributes:
         element_spec: Spec of a part; the same for every way of batching.
     """
 
-    def __init__(self, dataset: Dataset, replicas: Replicas, *, seed: int) -> None:
-        self._dataset, self._replicas, self._seed = dataset, replicas, seed
+    def __init__(self, dataset: Dataset, replicas: Replicas, *, seed: int, vocabularies: Vocabularies) -> None:
+        self._dataset, self._replicas, self._seed, self._vocabularies = dataset, replicas, seed, vocabularies
         # With the way `window`, each replica reads its own records only. For other ways, only the spec is used.
         options: dict[str, Any] = {"num_readers": replicas.num_replicas, "with_rows": False}
         self._readers = [
-            WindowReader(dataset, TRAIN, reader_index=replica, vocabularies=dataset.vocabularies(), **options)
+            WindowReader(dataset, TRAIN, reader_index=replica, vocabularies=vocabularies, **options)
             for replica in range(replicas.first_replica, replicas.first_replica + replicas.num_local_replicas)
         ]
         self.element_spec = self._readers[0].dataset.element_spec
@@ -60,8 +64,10 @@ class BatchDealer:
         """Yields the batches of an epoch from `first_batch` on. Only one epoch can be read at a time."""
         if isinstance(plan, WindowPlan):
             return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch)
-        whole = planned_batches(self._dataset, TRAIN, plan, seed=self._seed, epoch=epoch, first_batch=first_batch)
-        return self._dealt_batches(whole)
+        order: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "first_batch": first_batch}
+        return self._dealt_batches(
+            planned_batches(self._dataset, TRAIN, plan, vocabularies=self._vocabularies, **order)
+        )
 
     def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[GlobalBatch]:
         for reader in self._readers:

@@ -61,17 +61,19 @@ class Training:
         self._environment = describe_environment(replicas, deterministic=deterministic)
         keras.utils.set_random_seed(config.seed)
         with replicas.strategy.scope():
-            statistics, vocabularies = dataset.manifest.statistics, dataset.vocabularies()
-            self._target = make_target(dataset.schema, vocabularies)
-            self._model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
+            # The run's own, not the dataset's: the weights depend on them.
+            self._statistics, self._vocabularies = run.statistics(), run.vocabularies()
+            self._target = make_target(dataset.schema, self._vocabularies)
+            self._model = build_model(dataset.schema, self._statistics, config, vocabularies=self._vocabularies)
             self._optimizer = make_optimizer(config)
             # For callbacks that use model.optimizer; `fit` is never called.
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
             self._optimizer.build(self._model.trainable_variables)
         self._model.stop_training = False
         self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
-        self._dealer = BatchDealer(dataset, replicas, seed=config.seed)
-        self._validation = Validation(self._model, dataset, replicas, stop)
+        self._dealer = BatchDealer(dataset, replicas, seed=config.seed, vocabularies=self._vocabularies)
+        built_with: dict[str, Any] = {"statistics": self._statistics, "vocabularies": self._vocabularies}
+        self._validation = Validation(self._model, dataset, replicas, stop, **built_with)
         self._reporter = Reporter(epochs=config.epochs, quiet=not replicas.is_chief)
         self._user_callbacks = callbacks
         self._planned: tuple[Any, Plan] | None = None
@@ -115,8 +117,8 @@ class Training:
             checkpoints.restore(path)
             state = checkpoints.state
         elif self._config.warm_start is not None:
-            vocabularies = self._dataset.vocabularies()
-            self._reporter.note(warm_start(self._config.warm_start, self._model, self._dataset.schema, vocabularies))
+            for line in warm_start(self._run, self._model, self._config):
+                self._reporter.note(line)
         if replicas.is_chief:
             checkpoints.clean()
             past_lines = self._run.truncate_metrics(epoch=state.epoch, update=state.update)
@@ -161,7 +163,7 @@ class Training:
             by_epoch=self._config.loss_scale == "epoch",
             replicas=self._replicas,
             clip_norm=self._config.clip_norm,
-            column_scale=column_scales(self._target, self._dataset.manifest.statistics),
+            column_scale=column_scales(self._target, self._statistics),
         )
 
     def _make_runner(self, update: Update, callbacks: Callbacks, policy: CheckpointPolicy) -> EpochRunner:
@@ -190,7 +192,7 @@ class Training:
         if self._config.truncate is None or not self._dataset.schema.label.per_step:
             return max(float(self._dataset.split(TRAIN).labels), 1.0)
         total = 0.0
-        for _, _, weight, _ in planned_batches(self._dataset, TRAIN, plan):
+        for _, _, weight, _ in planned_batches(self._dataset, TRAIN, plan, vocabularies=self._vocabularies):
             total += float(tf.reduce_sum(weight))
             if self._replicas.num_workers == 1:  # several workers would not all stop here
                 raise_if_stopped(self._stop)
@@ -229,6 +231,7 @@ class Training:
                 "updates": state.update,
                 "parameters": count_parameters(self._model),
                 "useful_share": state.steps / state.padded_steps if state.padded_steps else self._plan().useful_share,
+                "commit": getattr(self._dataset.manifest, "commit", None),
                 INPUTS_SHA256: self._run.inputs_sha256(),
                 WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
                 WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),

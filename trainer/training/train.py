@@ -18,7 +18,6 @@ from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import make_deterministic
 from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
-from trainer.runs.contents import CHECKPOINTS
 from trainer.runs.lock import lock_run
 from trainer.runs.run import Run
 from trainer.runs.state import State
@@ -115,27 +114,35 @@ def _open(
         result = run.result()
         if result is not None and (result["epochs"] >= config.epochs or result.get("stopped_early")):
             return result
-    if config.warm_start is not None and (overwrite or not run.exists()):
-        source = Run(config.warm_start.rstrip("/"))
-        if os.path.realpath(source.path) == os.path.realpath(run.path):
-            raise UserError(f"warm_start is {source.path}, the same run as --output. Choose another --output.")
-        source.manifest()  # raises if it is not a run
+    if config.warm_start is not None and (overwrite or not run.has_checkpoints()):
+        _open_source(run, config)  # raises before anything is written
     tf.io.gfile.makedirs(run.path)
     stack.enter_context(lock_run(run.path))
     if overwrite:
         run.clear()
-    if not run.exists():
-        run.create(config, dataset)
-    else:
+    if run.has_checkpoints():
         run.resume(config)
+    else:
+        keeps = config.warm_start is not None and config.statistics == "run"
+        run.create(config, dataset, source=_open_source(run, config) if keeps else None)
     return None
+
+
+def _open_source(run: Run, config: TrainConfig) -> Run:
+    """Returns the run of a warm start. Raises a UserError if it cannot be read."""
+    assert config.warm_start is not None
+    source = Run(config.warm_start.rstrip("/"))
+    if os.path.realpath(source.path) == os.path.realpath(run.path):
+        raise UserError(f"warm_start is {source.path}, the same run as --output. Choose another --output.")
+    source.vocabularies()
+    return source
 
 
 def _refuse_difference(run: Run, config: TrainConfig) -> None:
     """Raises a UserError if the run was started with another configuration."""
     before, now = run.config().model_dump(mode="json"), config.model_dump(mode="json")
-    # Before the first checkpoint, no weight depends on warm_start.
-    may_change = _MAY_CHANGE if tf.io.gfile.exists(run.file(CHECKPOINTS)) else _MAY_CHANGE | {"warm_start"}
+    # Before the first checkpoint, no weight depends on the other run or on the statistics.
+    may_change = _MAY_CHANGE if run.has_checkpoints() else _MAY_CHANGE | {"warm_start", "statistics"}
     different = [name for name in before if before[name] != now[name] and name not in may_change]
     if different:
         listed = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in different)

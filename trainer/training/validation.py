@@ -1,10 +1,13 @@
 """Measures the validation split while a run trains."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from pipeline.format.models import FeatureStatistics
 from trainer.data.dataset import Dataset
+from trainer.data.target import Vocabularies
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.evaluation.evaluate import Evaluator
@@ -16,14 +19,28 @@ VALIDATION = "validation"
 class Validation:
     """Measures the validation split on the chief, for all workers.
 
+    Args:
+        statistics, vocabularies: Those that the model was built with.
+
     Attributes:
         has_labels: Whether there is anything to measure.
     """
 
-    def __init__(self, model: keras.Model, dataset: Dataset, replicas: Replicas, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: Dataset,
+        replicas: Replicas,
+        stop: StopSignal,
+        *,
+        statistics: Mapping[str, FeatureStatistics],
+        vocabularies: Vocabularies,
+    ) -> None:
         self._replicas, self._stop = replicas, stop
         self.has_labels = dataset.has_labels(VALIDATION)
-        self._evaluator = Evaluator(model, dataset) if self.has_labels and replicas.is_chief else None
+        self._evaluator = None
+        if self.has_labels and replicas.is_chief:
+            self._evaluator = Evaluator(model, dataset, statistics=statistics, vocabularies=vocabularies)
 
     def measure(self, checkpoints: CheckpointPolicy) -> dict[str, Any] | None:
         """Returns {"loss", "metrics"} on all workers; None if the split has no label.

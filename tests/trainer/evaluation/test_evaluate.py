@@ -49,7 +49,7 @@ def call_evaluate(capsys, *arguments):
 
 def model_of(run):
     manifest = run.manifest()
-    return build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=run.vocabularies())
+    return build_model(manifest.record_schema, run.statistics(), run.config(), vocabularies=run.vocabularies())
 
 
 def answers(kind, checkpoint, split):
@@ -91,7 +91,7 @@ def by_hand(target, answered, statistics):
 def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     found = evaluate(run_of(kind), made(kind).path, checkpoint="last")
     target, answered = answers(kind, "last", "test")
-    statistics = Run(run_of(kind)).manifest().statistics
+    statistics = Run(run_of(kind)).statistics()
     bands = found["by_length"]
     assert len(bands) > 3 and sum(band["records"] for band in bands) == 30
     for measured in (found, *bands):

@@ -60,7 +60,7 @@ def weights_of(run):
     """Returns the weights in the best checkpoint of a run, or in its last one, by path."""
     run = Run(str(run))
     manifest = run.manifest()
-    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=run.vocabularies())
+    model = build_model(manifest.record_schema, run.statistics(), run.config(), vocabularies=run.vocabularies())
     restore_weights(run, model, None)
     return {weight.path: weight.numpy() for weight in model.weights}
 
@@ -100,7 +100,8 @@ def test_a_head_for_other_classes_is_not_loaded_even_if_its_shape_is_the_same(tm
 
 
 def test_an_embedding_for_another_vocabulary_is_not_loaded(tmp_path, capsys):
-    report = start_from_first(capsys, make(tmp_path, words=("one", "two", "four")), tmp_path / "run")
+    path = make(tmp_path, words=("one", "two", "four"))
+    report = start_from_first(capsys, path, tmp_path / "run", statistics="dataset")
     assert report.endswith("; not loaded: embedding_1/embeddings (the vocabulary of word differs).")
     assert_loaded(tmp_path / "run", ALL - {"embedding_1"})
 

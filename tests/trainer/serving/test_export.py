@@ -63,13 +63,14 @@ def test_an_export_contains_the_documented_files_and_leaves_no_others():
     assert files_of(folder) == vocabularies | {
         "export.json",
         "manifest.json",
+        "statistics.json",
         "model.keras",
         "saved_model/fingerprint.pb",
         "saved_model/saved_model.pb",
         "saved_model/variables/variables.data-00000-of-00001",
         "saved_model/variables/variables.index",
     }
-    for name in {"manifest.json"} | vocabularies:
+    for name in {"manifest.json", "statistics.json"} | vocabularies:
         assert (folder / name).read_bytes() == (run / name).read_bytes()
     assert os.listdir(folder.parent) == ["export"]
     result = json.loads((run / "result.json").read_text())

@@ -40,7 +40,7 @@ def misplace_vocabulary(run):
     name = str(word_file(run).relative_to(run))
     (run / "saved_model").mkdir()
     word_file(run).rename(run / "saved_model" / "saved_model.pb")
-    edit("manifest.json", name.encode(), b"saved_model/saved_model.pb")(run)
+    edit("statistics.json", name.encode(), b"saved_model/saved_model.pb")(run)
 
 
 def overwrite(name, data):
@@ -70,10 +70,13 @@ def huge_tensors(run):
         os.replace(f"{path}.{ending}", checkpoint_file(run, ending))
 
 
-def shift_the_mean(run):
-    manifest = json.loads((run / "manifest.json").read_bytes())
-    manifest["statistics"]["x"]["mean"][0] += 1
-    (run / "manifest.json").write_text(json.dumps(manifest))
+def shift_the_mean(file):
+    def change(run):
+        values = json.loads((run / file).read_bytes())
+        values["statistics"]["x"]["mean"][0] += 1
+        (run / file).write_text(json.dumps(values))
+
+    return change
 
 
 BEST_KEY = b'best_weights_sha256": "'
@@ -86,7 +89,8 @@ DAMAGES = {
     ),
     "2 billion units": (edit("config.yaml", b"- 4", b"- 2147483647"), "expected float32[14, 6442450941]."),
     "another pooling": (edit("config.yaml", b"pooling: mean", b"pooling: last"), "has changed since the run ended"),
-    "another mean": (shift_the_mean, "has changed since the run ended"),
+    "another mean": (shift_the_mean("statistics.json"), "has changed since the run ended"),
+    "another mean of the dataset": (shift_the_mean("manifest.json"), "has changed since the run ended"),
     "other layers": (edit("config.yaml", b"- 4", b"- 4\n- 4"), "it holds 1"),
     "no manifest": (lambda run: (run / "manifest.json").unlink(), "it has no manifest.json that can be read"),
     "no JSON": (overwrite("manifest.json", b"{"), "manifest.json: not a manifest of a dataset: b'{'"),
@@ -170,7 +174,7 @@ def test_a_run_records_the_digest_of_its_best_weights_and_has_no_result_until_it
         make(str(folder), str(tmp_path / "made"), str(tmp_path / "golden.npz"), None)
     result = train(path, folder, longer)
     run = Run(str(folder))
-    model = build_model(run.manifest().record_schema, run.manifest().statistics, longer)
+    model = build_model(run.manifest().record_schema, run.statistics(), longer)
     for which, key in ((BEST, "best_weights_sha256"), (LAST, "weights_sha256")):
         assert restore_weights(run, model, which) == which
         assert weights_sha256(model) == result[key] == checkpoint_sha256(run, model, which)

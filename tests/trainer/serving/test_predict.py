@@ -48,7 +48,7 @@ def dataset_predictions(made, run_path):
     """Returns {id: (target, outputs)} of the split test, from batches that the reader of the dataset gives."""
     dataset, run = open_dataset(made.path), Run(run_path)
     manifest, vocabularies = run.manifest(), run.vocabularies()
-    model = build_model(manifest.record_schema, manifest.statistics, run.config(), vocabularies=vocabularies)
+    model = build_model(manifest.record_schema, run.statistics(), run.config(), vocabularies=vocabularies)
     restore_weights(run, model, None)
     target = make_target(manifest.record_schema, vocabularies)
     ids = dataset.index("test")["id"].to_pylist()

@@ -64,7 +64,8 @@ def batches_of(kind, plan, team, *, first_batch=0):
     """Yields for each batch the parts of all replicas in order, and the batch of one worker; all have its counts."""
     num_replicas, num_workers = team
     workers = [team_of(num_replicas, workers=num_workers, worker=worker) for worker in range(num_workers)]
-    dealers = [BatchDealer(dataset_of(kind), worker, seed=SEED) for worker in workers]
+    dataset = dataset_of(kind)
+    dealers = [BatchDealer(dataset, worker, seed=SEED, vocabularies=dataset.vocabularies()) for worker in workers]
     each = [dealer.batches(plan, epoch=EPOCH, first_batch=first_batch) for dealer in dealers]
     for of_workers in zip(*each, strict=True):
         counts = {(batch.records, batch.steps, batch.padded_steps, tuple(batch.rows())) for batch in of_workers}

@@ -645,7 +645,9 @@ def test_memory_too_small_for_one_record_is_reported(tmp_path, monkeypatch):
 
 def test_probing_memory_changes_nothing_in_the_run(tmp_path):
     opened, config = open_dataset(dataset()), change(CONFIG, epochs=1)
-    training = Training(Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal())
+    run = Run(str(tmp_path))
+    run.create(config, opened)
+    training = Training(run, opened, config, find_replicas("one"), StopSignal())
     plan = plan_next_epoch(opened, config, State())
     update = training._make_update()
     variables = [*training._model.variables, *training._optimizer.variables]

@@ -99,6 +99,7 @@ def test_the_result_summarises_the_run():
         "updates": max(line.get("update", 0) for line in lines),
         "parameters": sum(math.prod(shape) for shape in weights),
         "useful_share": pytest.approx(sum(e["steps"] for e in epochs) / sum(e["padded_steps"] for e in epochs)),
+        "commit": None,  # a dataset of format version 1 has no commits
         "inputs_sha256": Run(str(run)).inputs_sha256(),
         "weights_sha256": result["weights_sha256"],
         "best_weights_sha256": result["best_weights_sha256"],
@@ -121,7 +122,8 @@ def test_the_hash_depends_on_every_bit_of_the_last_weights():
 def test_a_run_writes_only_its_own_files():
     run, _ = finished()
     assert {file.name for file in run.iterdir()} - {"evaluation-validation.json"} == {
-        "config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "logs"
+        "config.yaml", "environment.json", "manifest.json", "statistics.json", "metrics.jsonl", "result.json",
+        "checkpoints", "logs",
     }  # fmt: skip
     assert (run / "manifest.json").read_bytes() == pathlib.Path(
         datasets.of_kind("class").path, "manifest.json"
@@ -214,7 +216,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path, path, ove
 
 
 def test_a_run_that_was_stopped_while_it_was_created_is_created_again(tmp_path, path):
-    for name in ("manifest.json", "metrics.jsonl", "config.yaml.tmp"):
+    for name in ("statistics.json", "manifest.json", "metrics.jsonl", "config.yaml.tmp"):
         (tmp_path / name).write_text("half")
     assert train(path, tmp_path, change(SMALL, epochs=0))["epochs"] == 0
 
@@ -467,6 +469,7 @@ def test_the_total_weight_excludes_truncated_labels(tmp_path):
     made = datasets.make(tmp_path, records, datasets.schema_text("step_class"))
     config = change(SMALL, batching="pad", pad_length=2, truncate="tail", batch_size=4)
     dataset, run = open_dataset(made.path), Run(str(tmp_path / "run"))
+    run.create(config, dataset)
     training = Training(run, dataset, config, find_replicas("one"), StopSignal())
     kept = sum(y is not None for record in records for y in record["y"][:2])
     assert training._total_weight(plan_next_epoch(dataset, config, State())) == kept < dataset.split("train").labels
