@@ -62,6 +62,6 @@ def _compare_terms(name: str, before: Sequence[bytes], after: Sequence[bytes]) -
     num_kept = sum(term in positions for term in after)
     num_moved = sum(positions.get(term, position) != position for position, term in enumerate(after))
     return num_other / max(len(before), len(after), 1), (
-        f"{name}: {len(after) - num_kept:,} of {len(after):,} strings are new, {len(before) - num_kept:,} of "
-        f"{len(before):,} are gone, {num_moved:,} have another position"
+        f"{name}: {len(after) - num_kept:,} of {len(after):,} strings new, {len(before) - num_kept:,} of "
+        f"{len(before):,} gone, {num_moved:,} at another position"
     )

@@ -46,7 +46,7 @@ def test_the_column_that_changes_most_is_shown():
 def test_strings_are_counted_that_are_new_gone_or_moved():
     before, after = (b"a", b"b", b"c", b"d"), (b"b", b"a", b"e", b"d", b"f")
     assert describe({}, {}, {"word": before}, {"word": after}) == [
-        "word: 2 of 5 strings are new, 1 of 4 are gone, 2 have another position"
+        "word: 2 of 5 strings new, 1 of 4 gone, 2 at another position"
     ]
     new, gone = set(after) - set(before), set(before) - set(after)
     moved = [term for term in set(after) & set(before) if before.index(term) != after.index(term)]

@@ -196,7 +196,7 @@ def test_statistics_dataset_prints_what_changes_and_by_how_much_the_largest_chan
         for name in ("source", "shifted")
     )
     found, sizes = {line.split()[0].strip(":"): line for line in lines}, {}
-    assert found["word"] == "  word: 2 of 3 strings are new, 2 of 3 are gone, 1 have another position"
+    assert found["word"] == "  word: 2 of 3 strings new, 2 of 3 gone, 1 at another position"
     for name, rows in before.items():
         old, new = np.array(rows), np.array(after[name])
         shift = (new.mean(axis=0) - old.mean(axis=0)) / old.std(axis=0)
