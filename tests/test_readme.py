@@ -29,6 +29,7 @@ def test_the_python_of_the_readme_runs_as_printed(tmp_path):
         "manifest.json",
         "model.keras",
         "saved_model",
+        "statistics.json",
         "vocabulary",
     ]
 

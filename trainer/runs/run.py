@@ -107,6 +107,10 @@ class Run:
         """Returns the manifest of the dataset that the run trains on. Raises a UserError if it cannot be read."""
         return Manifest.parse(self.read(MANIFEST), origin=self.file(MANIFEST))
 
+    def commit(self) -> int | None:
+        """Returns the number of the dataset's commit that the run started on; None for format version 1."""
+        return getattr(self.manifest(), "commit", None)
+
     def own_statistics(self) -> RunStatistics:
         """Returns the contents of statistics.json; for a run of an older version, those of its dataset.
 

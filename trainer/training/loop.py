@@ -231,7 +231,7 @@ class Training:
                 "updates": state.update,
                 "parameters": count_parameters(self._model),
                 "useful_share": state.steps / state.padded_steps if state.padded_steps else self._plan().useful_share,
-                "commit": getattr(self._dataset.manifest, "commit", None),
+                "commit": self._run.commit(),
                 INPUTS_SHA256: self._run.inputs_sha256(),
                 WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
                 WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),

@@ -66,6 +66,8 @@ def train(
         )
     deterministic = make_deterministic(config.deterministic)
     replicas = find_replicas(config.strategy)
+    run = Run(os.fspath(output).rstrip("/"))
+    # A run that resumes must get the commit that it started on, `run.commit()`; `_open` refuses other data.
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
@@ -73,7 +75,6 @@ def train(
     plan_next_epoch(dataset, config, State())
     if config.early_stopping is not None and not dataset.has_labels(VALIDATION):
         raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {dataset.path}, which has none.")
-    run = Run(os.fspath(output).rstrip("/"))
     with contextlib.ExitStack() as stack:
         finished = _open_on_all_workers(run, config, dataset, replicas, stack, overwrite=overwrite)
         if finished is not None:
