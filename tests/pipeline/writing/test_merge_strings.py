@@ -86,26 +86,13 @@ def test_a_retried_merge_returns_the_same_after_the_files_of_the_shards_were_rem
     again = merge_strings(schema, shards, **options)
     assert strings_files(tmp_path / "dataset") == files
     for merged in again.values():
-        data = files[merged.file.path]
-        assert merged.file.sha256 == hashlib.sha256(data).hexdigest()
-        blocks = read_counts(str(tmp_path / "dataset" / merged.file.path), SPLITS, strings=merged.file.strings)
-        assert sum(map(len, blocks)) == merged.file.strings
-    (tmp_path / "dataset" / again["word"].file.path).unlink()
+        data = files[merged.path]
+        assert merged.sha256 == hashlib.sha256(data).hexdigest()
+        blocks = read_counts(str(tmp_path / "dataset" / merged.path), SPLITS, strings=merged.strings)
+        assert sum(map(len, blocks)) == merged.strings
+    (tmp_path / "dataset" / again["word"].path).unlink()
     with pytest.raises(FileNotFoundError):  # the files of the shards are gone
         merge_strings(schema, shards, **options)
-
-
-def test_replaced_counts_are_removed(run_prepare, write_raw, tmp_path):
-    run_prepare(write_raw(RECORDS), schema=SCHEMA)
-    mine = tmp_path / "dataset/data/strings/mine.parquet"
-    mine.parent.mkdir()
-    mine.write_bytes(b"")
-    before = set(strings_files(tmp_path / "dataset"))
-    manifest = run_prepare(write_raw(RECORDS), schema=SCHEMA, overwrite=True)
-    after = set(strings_files(tmp_path / "dataset"))
-    assert len(after) == 2 and not before & after
-    assert all(path.startswith(f"data/{manifest.generations[0]}/") for path in after)
-    assert mine.exists()
 
 
 def test_without_records_the_counts_are_empty(tmp_path):
@@ -113,6 +100,6 @@ def test_without_records_the_counts_are_empty(tmp_path):
     generation = "20260102T030405-0123abcd"
     shards = ShardWriter(schema, str(tmp_path), generation).write(0, [], num_shards=1, reject=lambda reject: None)
     merged = merge_strings(schema, shards, output=str(tmp_path), generation=generation)
-    for strings in merged.values():
-        assert (strings.file.strings, strings.terms, strings.unknown) == (0, [], {"train": 0, "test": 0})
-        assert list(read_counts(str(tmp_path / strings.file.path), SPLITS, strings=0)) == []
+    assert [counts.strings for counts in merged.values()] == [0, 0]
+    for counts in merged.values():
+        assert list(read_counts(str(tmp_path / counts.path), SPLITS, strings=0)) == []
