@@ -1,5 +1,6 @@
 """Exact sums of the values of a feature, as files store them: sums of parts of a dataset add up without rounding."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -17,7 +18,8 @@ SUM_UNIT, SQUARES_UNIT = -149, -298
 _MAX_COUNT = 2**53 - 1
 # The sum of _MAX_COUNT squares has at most 53 + 256 + 298 bits, which are 152 digits.
 _MAX_DIGITS, _MAX_EXPONENT = 152, 53 + 256
-_NUMBER = re.compile(rf"(-?0x[0-9a-f]{{1,{_MAX_DIGITS}}})p([+-][0-9]{{1,3}})")
+# Exactly the texts that `format_number` returns, without zero: the last digit is odd, and the first is not 0.
+_NUMBER = re.compile(rf"(-?0x(?:[1-9a-f][0-9a-f]{{0,{_MAX_DIGITS - 2}}})?[13579bdf])p(\+0|[+-][1-9][0-9]{{0,2}})")
 _ZERO = "0x0p+0"
 
 
@@ -39,11 +41,11 @@ def parse_number(text: Any, *, unit: int) -> int:
     Raises:
         ValueError: It makes this text of no value, or of one that is larger than every sum.
     """
+    if text == _ZERO:
+        return 0
     match = _NUMBER.fullmatch(text) if isinstance(text, str) else None
-    if match and (text == _ZERO or unit <= int(match[2]) <= _MAX_EXPONENT):
-        value = int(match[1], 16) << int(match[2]) - unit
-        if format_number(value, unit=unit) == text:
-            return value
+    if match and unit <= (exponent := int(match[2])) <= _MAX_EXPONENT:
+        return int(match[1], 16) << exponent - unit
     raise ValueError(
         f"expected an odd hexadecimal integer of at most {_MAX_DIGITS} digits and a power of two from {unit} to "
         f"{_MAX_EXPONENT}, such as '-0x1f3p-20', or {_ZERO!r}"
@@ -181,6 +183,50 @@ def _find_problem(count: int, total: int, squares: int, low: float, high: float)
     if not total * total <= count * squares <= count * count * max(least * least, most * most):
         return f"no {count:,} values from {low!r} to {high!r} with this sum have this sum_squares"
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSums:
+    """Sums as a few long objects, for Beam: it visits every object in a value that it passes between workers.
+
+    Attributes:
+        sum, sum_squares: The integers of all columns, each of the same number of bytes.
+        minimum, maximum: float64[width].
+    """
+
+    count: int
+    missing: Array
+    sum: bytes
+    sum_squares: bytes
+    minimum: Array
+    maximum: Array
+
+    @classmethod
+    def of(cls, sums: FeatureSums) -> "PackedSums":
+        """Packs sums."""
+        return cls(
+            sums.count,
+            _missing(sums),
+            _pack_integers(sums.sum),
+            _pack_integers(sums.sum_squares),
+            np.array(sums.min),
+            np.array(sums.max),
+        )
+
+    def unpack(self) -> FeatureSums:
+        """Returns the sums that `of` packed."""
+        sums, squares = (_unpack_integers(data, len(self.minimum)) for data in (self.sum, self.sum_squares))
+        return FeatureSums.of(self.count, self.missing, sums, squares, self.minimum, self.maximum)
+
+
+def _pack_integers(values: tuple[int, ...]) -> bytes:
+    size = max(value.bit_length() for value in values) // 8 + 1
+    return b"".join([value.to_bytes(size, "little", signed=True) for value in values])
+
+
+def _unpack_integers(data: bytes, count: int) -> list[int]:
+    size = len(data) // count
+    return [int.from_bytes(data[at : at + size], "little", signed=True) for at in range(0, len(data), size)]
 
 
 def merge_sums(parts: Iterable[FeatureSums | None]) -> FeatureSums | None:

@@ -64,7 +64,10 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary]) -> Split:
 
 
 def _add_sums(schema: Schema, shards: Sequence[ShardSummary]) -> dict[str, FeatureSums]:
-    totals = {name: merge_sums(shard.sums.get(name) for shard in shards) for name in schema.statistics_widths}
+    totals = {
+        name: merge_sums(shard.sums[name].unpack() for shard in shards if name in shard.sums)
+        for name in schema.statistics_widths
+    }
     return {name: total for name, total in totals.items() if total is not None}
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.files import join, replace
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
-from pipeline.format.sums import FeatureSums
+from pipeline.format.sums import PackedSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
@@ -57,7 +57,7 @@ class ShardSummary:
     label_counts: dict[str, int]
     missing: dict[str, int]
     strings: dict[str, str]
-    sums: dict[str, FeatureSums]
+    sums: dict[str, PackedSums]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _OpenShard:
             label_counts=dict(statistics.label_counts),
             missing=statistics.missing,
             strings=strings,
-            sums=statistics.sums(),
+            sums={name: PackedSums.of(sums) for name, sums in statistics.sums().items()},
         )
 
 

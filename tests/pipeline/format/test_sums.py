@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.format import statistics
 from pipeline.format.statistics import ColumnSums
-from pipeline.format.sums import SQUARES_UNIT, SUM_UNIT, FeatureSums, merge_sums
+from pipeline.format.sums import SQUARES_UNIT, SUM_UNIT, FeatureSums, PackedSums, merge_sums
 
 SMALLEST, LARGEST = float(np.float32(2.0**-149)), float(np.finfo(np.float32).max)
 FLOAT32 = st.floats(width=32, allow_infinity=False)
@@ -83,6 +83,7 @@ def test_sums_are_exact_in_every_order_and_grouping(rows, places, random):
     again = FeatureSums.model_validate_json(whole.model_dump_json())
     assert (again, again.model_dump_json()) == (whole, whole.model_dump_json())
     assert FeatureSums.model_validate(whole.model_dump()) == whole
+    assert PackedSums.of(whole).unpack() == whole
 
 
 def numbers(kind, size):
@@ -234,6 +235,10 @@ def test_good_sums_are_read():
         ({"sum": ("-0x6p-1", "0x3p-1")}, "expected an odd hexadecimal integer"),
         ({"sum": ("-0x03p+0", "0x3p-1")}, "expected an odd hexadecimal integer"),
         ({"sum": ("-0x3p-0", "0x3p-1")}, "expected an odd hexadecimal integer"),
+        ({"sum": ("-0x3p+00", "0x3p-1")}, "expected an odd hexadecimal integer"),
+        ({"sum": ("-0x0p+0", "0x3p-1")}, "expected an odd hexadecimal integer"),
+        ({"sum": ("-0x3p+0", "0x3p-01")}, "expected an odd hexadecimal integer"),
+        ({"sum": ("-0x3p+0", "0x٣p-1")}, "expected an odd hexadecimal integer"),
         ({"sum": ("-0x3p+0", "0x1p-150")}, "a power of two from -149 to 309"),
         ({"sum": ("-0x3p+0", "0x1p+310")}, "a power of two from -149 to 309"),
         ({"sum": ("-0x3p+0", "0x1p+999999999")}, "a power of two from -149"),
