@@ -109,7 +109,7 @@ class Run:
 
     def commit(self) -> int | None:
         """Returns the number of the dataset's commit that the run started on; None for format version 1."""
-        return getattr(self.manifest(), "commit", None)
+        return self.manifest().commit
 
     def own_statistics(self) -> RunStatistics:
         """Returns the contents of statistics.json; for a run of an older version, those of its dataset.

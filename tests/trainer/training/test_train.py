@@ -99,7 +99,7 @@ def test_the_result_summarises_the_run():
         "updates": max(line.get("update", 0) for line in lines),
         "parameters": sum(math.prod(shape) for shape in weights),
         "useful_share": pytest.approx(sum(e["steps"] for e in epochs) / sum(e["padded_steps"] for e in epochs)),
-        "commit": None,  # a dataset of format version 1 has no commits
+        "commit": 1,
         "inputs_sha256": Run(str(run)).inputs_sha256(),
         "weights_sha256": result["weights_sha256"],
         "best_weights_sha256": result["best_weights_sha256"],
