@@ -1,20 +1,24 @@
-"""Datasets of the released format, kept in tests/golden/: old datasets must stay readable.
+"""Datasets of the released formats, kept in tests/golden/: old datasets must stay readable.
 
-If one of these tests fails, the format changed: raise FORMAT_VERSION in pipeline/format/manifest.py. Then make new
-golden datasets, from paths that are the same on every machine:
+`dataset` and `every_kind` have format version 1, `version_2` has format version 2. If one of these tests fails, the
+format changed: raise FORMAT_VERSION in pipeline/format/manifest.py. Then make new golden datasets beside the old ones,
+from paths that are the same on every machine. Those of version 2 were made with:
 
-    mkdir -p /tmp/golden/every_kind
-    cp tests/golden/*.* /tmp/golden/ && cp tests/golden/every_kind/*.* /tmp/golden/every_kind/
-    lengthwise prepare /tmp/golden/raw.jsonl --schema /tmp/golden/schema.yaml --output tests/golden/dataset \
-        --num_shards 2 --overwrite
-    for schema in /tmp/golden/every_kind/*.yaml; do
-        lengthwise prepare /tmp/golden/every_kind/raw.jsonl --schema $schema --num_shards 1 --overwrite \
-            --output tests/golden/every_kind/$(basename $schema .yaml)
+    mkdir -p /tmp/golden/every_kind && cp tests/golden/*.* /tmp/golden/
+    lengthwise prepare /tmp/golden/raw.jsonl --schema /tmp/golden/schema.yaml --num_shards 2 \
+        --output tests/golden/version_2/dataset
+    cp tests/golden/every_kind/*.* /tmp/golden/every_kind/ && cd /tmp/golden/every_kind
+    head -n 5 raw.jsonl > first.jsonl && tail -n +6 raw.jsonl > second.jsonl && echo "{" >> second.jsonl
+    for part in first second; do
+        lengthwise prepare $part.jsonl --schema next_word.yaml --append --max_rejected 0.5 --num_shards 1 \
+            --output tests/golden/version_2/next_word
     done
 """
 
+import dataclasses
 import json
 import pathlib
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -24,8 +28,11 @@ from strategies import plain_example, same_values
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.format.examples import decode_example
+from pipeline.format.history import read_manifest_at
 from pipeline.format.index import read_index
-from pipeline.format.manifest import FORMAT_VERSION, read_manifest
+from pipeline.format.manifest import FORMAT_VERSION, fingerprint, read_manifest
+from pipeline.format.sources import read_sources
+from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.tfrecord import walk
 from pipeline.inspection.verify import verify
 from pipeline.schema.labels import LabelKind
@@ -52,11 +59,31 @@ def read_raw(folder=GOLDEN):
     return [json.loads(line) for line in (folder / "raw.jsonl").read_bytes().splitlines()]
 
 
-def test_the_golden_dataset_has_the_current_format_version_and_passes_verify():
-    report = verify(str(GOLDEN / "dataset"))
+@pytest.mark.parametrize(("folder", "version"), [("dataset", 1), ("version_2/dataset", 2)])
+def test_the_golden_dataset_passes_verify(folder, version):
+    report = verify(str(GOLDEN / folder))
     assert report.faults == []
     assert (report.records, report.shards) == (16, 6)
-    assert read_manifest(str(GOLDEN / "dataset")).format_version == FORMAT_VERSION
+    assert read_manifest(str(GOLDEN / folder)).format_version == version
+    assert FORMAT_VERSION == 2
+
+
+def test_the_golden_dataset_of_two_commits_is_read_and_appended_to(tmp_path):
+    golden = GOLDEN / "version_2" / "next_word"
+    assert verify(str(golden)).faults == []
+    manifest = read_manifest(str(golden))
+    assert (manifest.commit, manifest.rejected.by_reason) == (2, {"not_json": 1})
+    old = read_manifest(str(EVERY / "next_word"))
+    assert manifest.statistics.keys() == old.statistics.keys()
+    assert manifest.splits["train"].model_dump(exclude={"shards"}) == old.splits["train"].model_dump(exclude={"shards"})
+    first = read_manifest_at(str(golden), 1)
+    assert sum(split.records for split in first.splits.values()) == 5
+    # Every byte of a new dataset but those of times and random names is that of the golden one.
+    shutil.copytree(golden, tmp_path / "copy")
+    (tmp_path / "raw.jsonl").write_text(json.dumps(read_raw(EVERY)[0] | {"id": "new"}) + "\n")
+    options = PrepareOptions((str(tmp_path / "raw.jsonl"),), str(EVERY / "next_word.yaml"), str(tmp_path / "copy"))
+    assert prepare(dataclasses.replace(options, append=True)).commit == 3
+    assert verify(str(tmp_path / "copy")).faults == []
 
 
 @pytest.mark.parametrize("raw", read_raw(), ids=lambda raw: repr(raw["id"]))
@@ -93,7 +120,8 @@ def prepare_again(schema, output, *, num_shards):
 
 def check_same(new, new_folder, golden, golden_folder):
     """Asserts that a new dataset equals the golden one: bytes, counts and statistics."""
-    assert new.fingerprint == golden.fingerprint
+    shards = {name: [shard.sha256 for shard in split.shards] for name, split in new.splits.items()}
+    assert fingerprint(new.record_schema, seed=new.seed, shards=shards, format_version=1) == golden.fingerprint
     assert new.statistics.keys() == golden.statistics.keys()
     for name, statistics in golden.statistics.items():
         found = new.statistics[name]
@@ -110,7 +138,14 @@ def check_same(new, new_folder, golden, golden_folder):
     for name, vocabulary in golden.vocabularies.items():
         assert (new_folder / new.vocabularies[name].path).read_bytes() == (golden_folder / vocabulary.path).read_bytes()
     # The digest of the raw file, not its path.
-    assert [source.sha256 for source in new.sources] == [source.sha256 for source in golden.sources]
+    (generation,) = new.generations
+    summary = GenerationSummary.parse((new_folder / summary_path(generation)).read_bytes(), origin="summary")
+    found = [
+        digest.hex()
+        for block in read_sources(str(new_folder), summary.sources)
+        for digest in block["sha256"].to_pylist()
+    ]
+    assert found == [source.sha256 for source in golden.sources]
 
 
 def test_preparing_the_raw_file_again_gives_the_same_shards_and_fingerprint(tmp_path):
@@ -143,7 +178,7 @@ def test_a_golden_dataset_of_every_kind_of_feature_passes_verify(kind):
     report = verify(str(EVERY / kind))
     assert report.faults == []
     assert (report.records, report.shards) == (8, 2)
-    assert read_manifest(str(EVERY / kind)).format_version == FORMAT_VERSION
+    assert read_manifest(str(EVERY / kind)).format_version == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
