@@ -143,7 +143,7 @@ def files(tmp_path, raw_file, schema_file, dataset):
         ("{raw}", "gone.yaml", "out", "gone.yaml: cannot be read: No such file or directory."),
         ("{raw}", ".", "out", ".: cannot be read: Is a directory."),
         ("{raw}", "bad.yaml", "out", 'bad.yaml: steps.x.dtype: "float64": should be'),
-        ("{raw}", "{schema}", "{dataset}", "{dataset}: a dataset is there already. Choose another --output, or repl"),
+        ("{raw}", "{schema}", "{dataset}", "{dataset}: a dataset is there already. Choose another --output, add to"),
         ("{raw}", "{schema}", "file", "{here}/file: a file is in the way, expected a folder or nothing."),
         ("{raw}", "{schema}", "file/out", "A file could not be read or written: [Errno 20] Not a directory: "),
         ("cut.gz", "{schema}", "out", "{here}/cut.gz: not a complete gzip file: Compressed file ended before"),

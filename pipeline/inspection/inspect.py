@@ -26,6 +26,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
     splits = manifest.splits
     return {
         "format_version": manifest.format_version,
+        "commit": manifest.commit,
         "fingerprint": manifest.fingerprint,
         "generations": list(manifest.generations),
         "seed": manifest.seed,
@@ -142,7 +143,10 @@ def print_details(manifest: Manifest, dataset: str) -> None:
 def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     lengths = _all_lengths(manifest)
     records = sum(lengths.values())
-    console.print(f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}", soft_wrap=True)
+    commit = "" if manifest.commit is None else f", commit {manifest.commit:,}"
+    console.print(
+        f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}{commit}", soft_wrap=True
+    )
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(f"generations {', '.join(manifest.generations)}")
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
+from pipeline.errors import UserError
 from pipeline.format.manifest import read_manifest
 from pipeline.format.vocabulary import choose_terms, count_unknown, parse_terms, serialize_terms, vocabulary_file_names
 from pipeline.inspection.verify import verify
-from pipeline.writing.publish import remove_unlisted
+from pipeline.writing.paths import vocabulary_copy_path
+from pipeline.writing.retention import remove_old
 
 SCHEMA = """
 id: id
@@ -195,15 +198,19 @@ def test_no_feature_name_leads_out_of_the_folder_or_to_the_file_of_another_featu
     manifest = run_prepare(write_raw(records), schema=schema)
     paths = [vocabulary.path for vocabulary in manifest.vocabularies.values()]
     assert len({path.lower() for path in paths}) == len(names)
-    folder = f"vocabulary/{manifest.generations[0]}/"
-    assert all(path.startswith(folder) and path.endswith(".txt") and "/" not in path[len(folder) :] for path in paths)
-    copies = {f"vocabulary/{path.removeprefix(folder)}" for path in paths}
+    assert all(re.fullmatch(r"vocabulary/[0-9a-f]{32}/[^/]+\.txt", path) for path in paths)
+    copies = {vocabulary_copy_path(path) for path in paths}
     assert {name for name in files_of(tmp_path / "dataset") if name.startswith("vocabulary")} == {*paths, *copies}
     assert {p.name for p in tmp_path.iterdir()} == {"raw.jsonl", "schema.yaml", "dataset"}
     for name, terms in vocabularies(tmp_path / "dataset").items():
         assert sorted(terms) == sorted(f"{name} {n}".encode() for n in range(3))
-    run_prepare(write_raw(records), schema=schema, overwrite=True)
-    assert not (tmp_path / "dataset" / folder).exists()
+    # Equal vocabularies share their files.
+    again = run_prepare(write_raw(records), schema=schema, overwrite=True, retain=0)
+    assert again.vocabularies == manifest.vocabularies
+    records = [record | {name: [f"other {name}"] for name in names} for record in records]
+    changed = run_prepare(write_raw(records), schema=schema, overwrite=True, retain=0)
+    assert not set(paths) & {vocabulary.path for vocabulary in changed.vocabularies.values()}
+    assert not any((tmp_path / "dataset" / path).exists() for path in paths)
 
 
 @given(st.sets(st.text(min_size=1, max_size=70) | st.text("aAbB", min_size=1, max_size=2)))
@@ -218,22 +225,22 @@ def test_every_feature_has_its_own_file(names):
 def test_older_vocabularies_are_removed_and_other_files_remain(run_prepare, write_raw, tmp_path):
     dataset = tmp_path / "dataset"
     first = make(run_prepare, write_raw)
-    theirs = ["vocabulary/mine.txt", "vocabulary/2026/page.txt", f"vocabulary/{first.generations[0]}/notes.md"]
+    folder = first.vocabularies["word"].path.rsplit("/", 1)[0]
+    theirs = ["vocabulary/mine.txt", "vocabulary/2026/page.txt", f"{folder}/notes.md"]
     left = [
-        f"vocabulary/{first.generations[0]}/word.txt.{'0' * 32}.tmp",
+        f"{folder}/word.txt.{'0' * 32}.tmp",
         "vocabulary/20200101T000000-00000000/word.txt",
         f"vocabulary/20200101T000000-00000000/sha256.{'0' * 32}.txt",
     ]
     for name in [*theirs, *left]:
         (dataset / name).parent.mkdir(parents=True, exist_ok=True)
         (dataset / name).write_bytes(b"a\n")
-    second = make(run_prepare, write_raw, overwrite=True)
+    second = make(run_prepare, write_raw, overwrite=True, retain=0)
     listed = [vocabulary.path for vocabulary in second.vocabularies.values()]
     found = [name for name in files_of(dataset) if name.startswith("vocabulary/")]
     copies = ["vocabulary/city.txt", "vocabulary/tag.txt", "vocabulary/word.txt"]
     assert sorted(found) == sorted([*theirs, *listed, *copies])
-    assert not set(listed) & {vocabulary.path for vocabulary in first.vocabularies.values()}
-    remove_unlisted(str(dataset), second)
+    remove_old(str(dataset), second, retain=0)
     assert [name for name in files_of(dataset) if name.startswith("vocabulary/")] == found
 
 
@@ -245,7 +252,7 @@ def test_the_copies_of_vocabularies_are_those_of_the_current_dataset(run_prepare
             copy = dataset / "vocabulary" / f"{name}.txt"
             assert copy.read_bytes() == (dataset / vocabulary.path).read_bytes()
     schema = "id: id\nsteps: {word: {dtype: string, vocabulary: 2}}\nlabel: {name: y, kind: regression}"
-    run_prepare(write_raw([{"id": 1, "word": ["a"], "y": 0}]), schema=schema, overwrite=True)
+    run_prepare(write_raw([{"id": 1, "word": ["a"], "y": 0}]), schema=schema, overwrite=True, retain=0)
     assert [path.name for path in (dataset / "vocabulary").glob("*.txt")] == ["word.txt"]
     assert (dataset / "vocabulary" / "word.txt").read_bytes() in (b"a\n", b"")
 
@@ -253,19 +260,16 @@ def test_the_copies_of_vocabularies_are_those_of_the_current_dataset(run_prepare
 def test_a_job_that_is_killed_before_it_publishes_changes_no_dataset_and_the_next_job_cleans_up(
     run_prepare, write_raw, tmp_path, read_records
 ):
-    """The job is killed after it wrote the vocabularies and before it writes the manifest that lists them."""
+    """The job is killed after it wrote the vocabularies and before it creates the commit that names them."""
     before = make(run_prepare, write_raw)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     program = """
 import os, sys
-import pipeline.writing.publish
+import pipeline.writing.commit_log
 from pipeline.beam.prepare import PrepareOptions, prepare
-replace = pipeline.writing.publish.replace
-def kill_at_manifest(path):
-    if path.endswith("manifest.json"):
-        os.kill(os.getpid(), 9)
-    return replace(path)
-pipeline.writing.publish.replace = kill_at_manifest
+def kill(path, data):
+    os.kill(os.getpid(), 9)
+pipeline.writing.commit_log.create_once = kill
 prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, overwrite=True))
 """
     done = subprocess.run(
@@ -274,15 +278,13 @@ prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, o
     assert done.returncode == -9, done.stderr
     assert read_manifest(str(tmp_path / "dataset")) == before
     assert verify(str(tmp_path / "dataset")).faults == []
-    generations = {path.parent.name for path in (tmp_path / "dataset" / "vocabulary").glob("*/*.txt")}
-    assert len(generations) == 2
-    after = make(run_prepare, write_raw, overwrite=True)
-    generations = {path.parent.name for path in (tmp_path / "dataset" / "vocabulary").glob("*/*.txt")}
-    assert generations == set(after.generations)
+    assert len(list((tmp_path / "dataset" / "data").iterdir())) == 2
+    after = make(run_prepare, write_raw, overwrite=True, retain=0)
+    assert {path.name for path in (tmp_path / "dataset" / "data").iterdir()} == set(after.generations)
 
 
 def test_a_manifest_that_cannot_be_written_leaves_no_vocabulary(run_prepare, write_raw, tmp_path):
     (tmp_path / "dataset" / "manifest.json").mkdir(parents=True)
-    with pytest.raises(Exception, match="could not be read or written"):
+    with pytest.raises(UserError, match="a folder is in the way, expected a file or nothing"):
         make(run_prepare, write_raw, overwrite=True)
     assert files_of(tmp_path / "dataset") == {}

@@ -122,7 +122,7 @@ def test_the_json_of_both_commands_is_the_summary(capsys, dataset):
     summary = json.loads(out)
     assert summary["fingerprint"] == manifest.fingerprint
     assert summary["generations"] == list(manifest.generations)
-    assert (summary["seed"], summary["format_version"]) == (0, 1)
+    assert (summary["seed"], summary["format_version"], summary["commit"]) == (0, 2, 1)
 
 
 def test_prepare_prints_the_result_in_a_few_lines(capsys, dataset):
