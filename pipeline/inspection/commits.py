@@ -61,18 +61,12 @@ def print_commits(commits: list[dict[str, Any]], dataset: str) -> None:
             str(commit["commit"]),
             commit["time"],
             commit["operation"],
-            _abbreviate(commit["added"]),
-            _abbreviate(commit["removed"]),
+            f"{len(commit['added']):,}",
+            f"{len(commit['removed']):,}",
             f"{commit['records']:,}" if commit["available"] else "files removed",
         )
         for commit in reversed(commits)
     ]
     with buffered_console() as console:
         title = f"{dataset}: {len(commits):,} commits. --commit N opens an older one while its files exist."
-        print_table(console, title, ("commit", "time", "operation", "added", "removed", "records"), rows)
-
-
-def _abbreviate(names: list[str]) -> str:
-    if len(names) > 2:
-        return f"{names[0]} and {len(names) - 1:,} more"
-    return ", ".join(names) or "-"
+        print_table(console, title, ("commit", "time", "operation", "generations added", "removed", "records"), rows)
