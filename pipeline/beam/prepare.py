@@ -23,10 +23,10 @@ from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
 from pipeline.writing.commit_log import find_published, read_summaries
+from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.open_base import open_base
-from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 
@@ -140,7 +140,8 @@ def _run_job(
     from pipeline.beam.runners import file_errors, make_pipeline, run_job
     from pipeline.beam.write_dataset import WriteDataset
 
-    generation = new_generation()
+    job = DatasetJob(name_files(output), base)
+    generation = job.files.generation
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     pipeline = make_pipeline(beam_options)
     write = WriteDataset(
@@ -152,8 +153,7 @@ def _run_job(
         append=options.append,
         retain=options.retain,
         lock_timeout=options.lock_timeout,
-        generation=generation,
-        base=base,
+        job=job,
     )
 
     def discard() -> None:

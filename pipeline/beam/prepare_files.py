@@ -14,6 +14,8 @@ from pipeline.beam.write_lists import REJECT_RUNS
 from pipeline.raw.find_files import RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.schema.schema import Schema
+from pipeline.writing.job import DatasetJob
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
 
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
@@ -46,22 +48,22 @@ class PrepareFiles(beam.PTransform):
     pool: WorkerPool | None = None
 
     def expand(self, pipeline: Any) -> Any:
-        base = self.write.open_base()
-        make = beam.ParDo(_MakeRuns(self.write, base.seed, self.keep_raw, self.limits, self.pool))
+        job, files = self.write.begin(pipeline)
+        make = beam.ParDo(_MakeRuns(self.write.schema, self.keep_raw, self.limits, self.pool), job)
         made = split_files(pipeline, self.files) | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)
             for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
         )
-        return self.write.publish(base, runs, reject_runs, chunks, self.pool)
+        return self.write.publish(job, files, runs, reject_runs, chunks, self.pool)
 
 
 class _MakeRuns(beam.DoFn):
     """Parses and sorts chunks: Chunk -> Run, and under tags RejectRun and ChunkSummary."""
 
-    def __init__(self, write: WriteDataset, seed: int, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
-        self._schema = write.schema
-        self._options: Any = {"seed": seed, "folder": write.runs_folder, "keep_raw": keep_raw, "limits": limits}
+    def __init__(self, schema: Schema, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
+        self._schema = schema
+        self._options: Any = {"keep_raw": keep_raw, "limits": limits}
         self._record_bytes = limits.record_bytes
         self._pool = pool
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
@@ -69,11 +71,13 @@ class _MakeRuns(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._calls = PendingCalls(self._pool)
+        self._job: DatasetJob | None = None
         # Input of the next call, and its size in bytes.
         self._batch: list[Chunk | LineBatch] = []
         self._batch_bytes = 0
 
-    def process(self, chunk: Chunk) -> Iterator[Any]:
+    def process(self, chunk: Chunk, job: DatasetJob) -> Iterator[Any]:
+        self._job = job
         if not chunk.compressed or self._pool is None:
             yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
             return
@@ -94,8 +98,9 @@ class _MakeRuns(beam.DoFn):
 
     def _call(self) -> Iterator[Any]:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
-        if batch:
-            for made in self._calls.call(parse_into_runs, batch, self._schema, **self._options):
+        if batch and self._job is not None:
+            place = {"seed": self._job.base.seed, "folder": self._job.files.folder}
+            for made in self._calls.call(parse_into_runs, batch, self._schema, **place, **self._options):
                 yield from self._outputs(made)
 
     def finish_bundle(self) -> Iterator[Any]:

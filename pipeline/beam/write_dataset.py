@@ -2,18 +2,22 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 
+from pipeline.beam.begin_run import begin_run
 from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_lists import REJECT_RUNS, WriteRejects, WriteSources
 from pipeline.files import absolute
+from pipeline.format.manifest import Manifest
+from pipeline.format.sources import SourcesFile
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
@@ -22,12 +26,13 @@ from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.base import Base, choose_mode
+from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.open_base import open_base
-from pipeline.writing.paths import new_generation, runs_folder
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
+from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import SHARD_BYTES, ShardWriter
+from pipeline.writing.shards import SHARD_BYTES, ShardSummary, ShardWriter
 from pipeline.writing.stages import WrittenShards, merge_into_shards
 
 
@@ -49,13 +54,13 @@ class WriteDataset(beam.PTransform):
         append: Adds to an existing dataset, or creates it if there is none. Excludes `overwrite`.
         retain: How long the generations of a replaced dataset are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
-        generation: Name of this version of the dataset, a part of its files' paths.
-        base: The dataset as it was when the job began. By default as it is when the transform is applied.
+        job: The names of the files, and the dataset as it was when the job began. By default each run of the pipeline
+            begins with new names and looks at the dataset. With a job, the pipeline may run only once.
 
     Raises:
         ValueError: `num_shards` or `max_rejected` is out of range, or both `overwrite` and `append` are set.
         UserError: There is a dataset already, or one that nothing can be added to, raised when the transform is
-            applied. Or too many records were rejected, raised by the job.
+            applied and when the pipeline runs. Or too many records were rejected, raised by the job.
     """
 
     schema: Schema
@@ -67,8 +72,7 @@ class WriteDataset(beam.PTransform):
     append: bool = False
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
-    generation: str = dataclasses.field(default_factory=new_generation)
-    base: Base | None = None
+    job: DatasetJob | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -82,29 +86,33 @@ class WriteDataset(beam.PTransform):
         self.output = absolute(self.output)
 
     def expand(self, inputs: Any) -> Any:
-        base = self.open_base()
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
         pipeline = inputs["sequences"].pipeline
+        job, files = self.begin(pipeline)
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema, base.seed, self.runs_folder))
-        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer, self.runs_folder))
-        return self.publish(base, runs, reject_runs, inputs.get(CHUNKS, nothing))
+        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema), job)
+        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer), files)
+        return self.publish(job, files, runs, reject_runs, inputs.get(CHUNKS, nothing))
 
-    def open_base(self) -> Base:
-        """Returns what the job adds to or replaces. Raises a UserError if it must not."""
-        if self.base is not None:
-            return self.base
-        return open_base(self.output, choose_mode(append=self.append, overwrite=self.overwrite), self.schema, self.seed)
+    def begin(self, pipeline: Any) -> tuple[Any, Any]:
+        """Returns the DatasetJob and its JobFiles as arguments for steps: values if they are known, else side inputs.
 
-    @property
-    def runs_folder(self) -> str:
-        return runs_folder(self.output, self.generation)
+        Raises:
+            UserError: There is a dataset already, or one that nothing can be added to.
+        """
+        if self.job is not None:
+            return self.job, self.job.files
+        mode = choose_mode(append=self.append, overwrite=self.overwrite)
+        open_base(self.output, mode, self.schema, self.seed)  # an error is better now than when the pipeline runs
+        return begin_run(pipeline, functools.partial(begin_job, self.output, mode, self.schema, self.seed))
 
-    def publish(self, base: Base, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None) -> Any:
+    def publish(
+        self, job: Any, files: Any, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None
+    ) -> Any:
         """Merges sorted runs into shards and publishes the dataset.
 
         Args:
-            base: The dataset as it was when the job began.
+            job, files: The results of `begin`.
             runs, reject_runs, chunks: PCollections of Run, RejectRun and ChunkSummary.
             pool: Worker processes that write the shards. None writes them in the workers of Beam.
 
@@ -113,8 +121,7 @@ class WriteDataset(beam.PTransform):
         """
         pipeline = runs.pipeline
         all_runs = beam.pvalue.AsList(runs)
-        writer = ShardWriter(self.schema, self.output, self.generation, base.published)
-        write = beam.ParDo(_WriteShards(writer, self.runs_folder, pool), all_runs)
+        write = beam.ParDo(_WriteShards(self.schema, pool), all_runs, job)
         written = (
             pipeline
             | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
@@ -123,31 +130,40 @@ class WriteDataset(beam.PTransform):
             | "WriteShards" >> write.with_outputs(REJECT_RUNS, main="shards")
         )
         shards = copy_output(written["shards"], "Written")
-        chunk_runs = chunks | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer, self.runs_folder))
+        chunk_runs = chunks | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
         all_reject_runs = (reject_runs, written[REJECT_RUNS]) | "Flatten" >> beam.Flatten()
-        place = self.output, self.generation
-        rejects_files = {"reject_runs": all_reject_runs, "chunk_runs": chunk_runs} | WriteRejects(*place)
-        sources_files = chunk_runs | WriteSources(*place)
-        publisher = Publisher(
+        rejects_files = {"reject_runs": all_reject_runs, "chunk_runs": chunk_runs} | WriteRejects(files)
+        sources_files = chunk_runs | WriteSources(files)
+        make_publisher = functools.partial(
+            Publisher,
             self.schema,
             self.output,
-            self.generation,
-            base,
             max_rejected=self.max_rejected,
             retain=self.retain,
             lock_timeout=self.lock_timeout,
         )
         return (
             pipeline
-            | "Once" >> beam.Create([publisher], reshuffle=False)
+            | "Once" >> beam.Create([make_publisher], reshuffle=False)
             | "Publish"
             >> beam.Map(
-                Publisher.publish,
+                _publish,
+                job,
                 beam.pvalue.AsList(shards),
                 beam.pvalue.AsList(rejects_files),
                 beam.pvalue.AsList(sources_files),
             )
         )
+
+
+def _publish(
+    make_publisher: Callable[[str, Base], Publisher],
+    job: DatasetJob,
+    shards: list[ShardSummary],
+    rejects: list[RejectsFile],
+    sources: list[SourcesFile],
+) -> Manifest:
+    return make_publisher(job.files.generation, job.base).publish(shards, rejects, sources)
 
 
 def copy_output(output: Any, label: str) -> Any:
@@ -162,21 +178,22 @@ def copy_output(output: Any, label: str) -> Any:
 class _WriteRuns(beam.DoFn):
     """Sorts the sequences of a bundle: ParsedRecord or lists of (ParsedRecord, Origin) -> Run."""
 
-    def __init__(self, schema: Schema, seed: int, folder: str) -> None:
+    def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._seed = seed
-        self._folder = folder
 
     def start_bundle(self) -> None:
-        self._buffer = RunBuffer(self._folder)
+        self._buffer: RunBuffer | None = None
 
-    def process(self, element: Any) -> Iterator[Run]:
+    def process(self, element: Any, job: DatasetJob) -> Iterator[Run]:
+        if self._buffer is None:
+            self._buffer = RunBuffer(job.files.folder)
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
         for sequence, origin in batch:
-            yield from self._buffer.add(encode_for_shuffle(sequence, origin, self._schema, seed=self._seed))
+            yield from self._buffer.add(encode_for_shuffle(sequence, origin, self._schema, seed=job.base.seed))
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._buffer.flush())
+        if self._buffer is not None:
+            yield from map(GlobalWindows.windowed_value, self._buffer.flush())
 
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
@@ -192,16 +209,17 @@ def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[in
 class _WriteShards(beam.DoFn):
     """Merges runs: (shard number, number of shards) -> ShardSummary, and under a tag the RejectRun of duplicates."""
 
-    def __init__(self, writer: ShardWriter, folder: str, pool: WorkerPool | None) -> None:
-        self._writer = writer
-        self._folder = folder
+    def __init__(self, schema: Schema, pool: WorkerPool | None) -> None:
+        self._schema = schema
         self._pool = pool
 
     def start_bundle(self) -> None:
         self._calls = PendingCalls(self._pool)
 
-    def process(self, element: tuple[int, int], runs: list[Run]) -> Iterator[Any]:
-        for written in self._calls.call(merge_into_shards, *element, runs, self._writer, folder=self._folder):
+    def process(self, element: tuple[int, int], runs: list[Run], job: DatasetJob) -> Iterator[Any]:
+        output, generation, folder = job.files
+        writer = ShardWriter(self._schema, output, generation, job.base.published)
+        for written in self._calls.call(merge_into_shards, *element, runs, writer, folder=folder):
             yield from _outputs(written)
 
     def finish_bundle(self) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import apache_beam as beam
 from pipeline.format.sources import SourcesFile
 from pipeline.shuffle.chunk_runs import ChunkRun
 from pipeline.shuffle.reject_runs import RejectRun
+from pipeline.writing.job import JobFiles
 from pipeline.writing.rejects import RejectsFile, write_rejects
 from pipeline.writing.write_sources import list_sources
 
@@ -19,26 +20,25 @@ class WriteRejects(beam.PTransform):
     """Merges sorted rejects: {"reject_runs": RejectRun, "chunk_runs": ChunkRun} -> one RejectsFile, or none.
 
     Attributes:
-        output: Folder of the dataset.
-        generation: Name of the generation, a part of the file's name.
+        files: The JobFiles of the run, or a side input of them.
     """
 
-    output: str
-    generation: str
+    files: Any
 
     def expand(self, inputs: Any) -> Any:
-        output, generation = self.output, self.generation
-
-        def write(_: Any, reject_runs: list[RejectRun], chunk_runs: list[ChunkRun]) -> list[RejectsFile]:
-            file = write_rejects(reject_runs, chunk_runs, output=output, generation=generation)
-            return [] if file is None else [file]
-
+        runs = (beam.pvalue.AsList(inputs[name]) for name in ("reject_runs", "chunk_runs"))
         return (
             inputs["reject_runs"].pipeline
             | "OnceForRejects" >> beam.Create([None], reshuffle=False)
-            | "WriteRejects"
-            >> beam.FlatMap(write, beam.pvalue.AsList(inputs["reject_runs"]), beam.pvalue.AsList(inputs["chunk_runs"]))
+            | "WriteRejects" >> beam.FlatMap(_write_rejects, self.files, *runs)
         )
+
+
+def _write_rejects(
+    _: None, files: JobFiles, reject_runs: list[RejectRun], chunk_runs: list[ChunkRun]
+) -> list[RejectsFile]:
+    file = write_rejects(reject_runs, chunk_runs, output=files.output, generation=files.generation)
+    return [] if file is None else [file]
 
 
 @dataclasses.dataclass
@@ -46,21 +46,18 @@ class WriteSources(beam.PTransform):
     """Lists the raw files: ChunkRun -> one SourcesFile.
 
     Attributes:
-        output: Folder of the dataset.
-        generation: Name of the generation, a part of the file's path.
+        files: The JobFiles of the run, or a side input of them.
     """
 
-    output: str
-    generation: str
+    files: Any
 
     def expand(self, chunk_runs: Any) -> Any:
-        output, generation = self.output, self.generation
-
-        def write(_: Any, chunk_runs: list[ChunkRun]) -> SourcesFile:
-            return list_sources(chunk_runs, output=output, generation=generation)
-
         return (
             chunk_runs.pipeline
             | "OnceForSources" >> beam.Create([None], reshuffle=False)
-            | "WriteSources" >> beam.Map(write, beam.pvalue.AsList(chunk_runs))
+            | "WriteSources" >> beam.Map(_write_sources, self.files, beam.pvalue.AsList(chunk_runs))
         )
+
+
+def _write_sources(_: None, files: JobFiles, chunk_runs: list[ChunkRun]) -> SourcesFile:
+    return list_sources(chunk_runs, output=files.output, generation=files.generation)

@@ -30,6 +30,7 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.reject_runs import RejectBuffer
+from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.data.target import Target
@@ -226,12 +227,10 @@ class _PublishPredictions(beam.PTransform):
 
     def expand(self, inputs: Any) -> Any:
         parts = copy_output(inputs["parts"], "Parts")
-        folder = self.publisher.staging
-        reject_runs = inputs["rejects"] | "SortRejects" >> beam.ParDo(SortRows(RejectBuffer, folder))
-        chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer, folder))
-        rejects_files = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteRejects(
-            self.publisher.output, self.publisher.generation
-        )
+        files = JobFiles(self.publisher.output, self.publisher.generation, self.publisher.staging)
+        reject_runs = inputs["rejects"] | "SortRejects" >> beam.ParDo(SortRows(RejectBuffer), files)
+        chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
+        rejects_files = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteRejects(files)
         return (
             parts.pipeline
             | "Once" >> beam.Create([self.publisher], reshuffle=False)

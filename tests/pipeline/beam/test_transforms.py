@@ -8,15 +8,20 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from prepare_jobs import load
+from datasets import some
+from prepare_jobs import load, read_whole
 
 from pipeline.beam.parse_records import ParseRecords
+from pipeline.beam.prepare_files import PrepareFiles
 from pipeline.beam.read_lines import ReadLines
+from pipeline.beam.runners import make_pipeline
 from pipeline.beam.write_dataset import WriteDataset
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.schema import Schema
+from pipeline.writing.base import Base
+from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.published_ids import list_published
 
 
@@ -83,7 +88,8 @@ def test_records_with_a_published_id_are_rejected(dataset, records, schema, tmp_
     write(half, schema, tmp_path / "half", num_shards=3)
     published = list_published(str(tmp_path / "half"), load(tmp_path / "half").splits)
     changed = [record | {"y": "a"} for record in half[:5]]
-    options = {"num_shards": 4, "max_rejected": 1, "published": published}
+    job = DatasetJob(name_files(str(tmp_path / "out")), Base("create", published=published))
+    options = {"num_shards": 4, "max_rejected": 1, "job": job}
     write([*records, *changed], schema, tmp_path / "out", **options)
     for split in ("train", "validation", "test"):
         kept = {example["id"][0].decode() for example in read_records(dataset, split)} - {row["id"] for row in half}
@@ -160,6 +166,50 @@ def test_a_relative_output_becomes_absolute_when_the_transform_is_made(schema, t
     monkeypatch.chdir(tmp_path)
     assert WriteDataset(schema, "out").output == str(tmp_path / "out")
     assert WriteDataset(schema, "gs://bucket/out").output == "gs://bucket/out"
+
+
+def test_a_pipeline_that_runs_twice_never_changes_the_dataset_of_its_first_run(records, schema, tmp_path):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    write = WriteDataset(schema, str(tmp_path), max_rejected=1)
+    _ = pipeline | beam.Create([*records, 3]) | ParseRecords(schema) | write
+    pipeline.run().wait_until_finish()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(Exception, match=f"{tmp_path}: a dataset is there already"):
+        pipeline.run().wait_until_finish()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    read_whole(tmp_path)
+
+
+RUNNERS = [
+    {"direct_runner_bundle_repeat": 1},
+    {"runner": "BundleBasedDirectRunner"},
+    {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
+]
+
+
+@pytest.mark.parametrize("options", some(RUNNERS, RUNNERS[:1]), ids=repr)
+def test_a_pipeline_that_runs_twice_replaces_the_dataset_of_its_first_run(raw_file, schema, tmp_path, options):
+    pipeline = make_pipeline(options)
+    _ = pipeline | PrepareFiles(raw_file, WriteDataset(schema, str(tmp_path / "out"), overwrite=True))
+    generations, fingerprints = [], set()
+    for number in range(2):
+        pipeline.run().wait_until_finish()
+        manifest = read_whole(tmp_path / "out")
+        generations += manifest.generations
+        fingerprints.add(manifest.fingerprint)
+        assert manifest.commit == number + 1
+    assert len(set(generations)) == 2 and len(fingerprints) == 1
+
+
+def test_a_pipeline_that_runs_twice_adds_nothing_that_its_first_run_added(records, schema, tmp_path):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    write = WriteDataset(schema, str(tmp_path), append=True, max_rejected=1)
+    _ = pipeline | beam.Create([parse_record(record, schema) for record in records]) | write
+    pipeline.run().wait_until_finish()
+    first = read_whole(tmp_path)
+    with pytest.raises(Exception, match=r"All 200 records were rejected: 200 duplicate_id"):
+        pipeline.run().wait_until_finish()
+    assert read_whole(tmp_path) == first
 
 
 SCHEMA_OF_SIZES = """

@@ -3,7 +3,6 @@
 import gzip
 
 import pytest
-from prepare_jobs import load
 from raw_contents import expected_row
 from spills import spill
 
@@ -13,6 +12,7 @@ from pipeline.raw import json_lines
 from pipeline.raw.find_files import find_files
 from pipeline.raw.json_lines import ChunkSummary, read_chunk, split_file
 from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.paths import sources_path
 from pipeline.writing.write_sources import list_sources
 
@@ -78,8 +78,7 @@ def test_prepare_lists_its_raw_files(raw, tmp_path, run_prepare):
     (raw / "good.jsonl").write_bytes(b'{"id": "good", "x": [1], "y": "a"}\n')
     manifest = run_prepare(str(raw), schema=schema, max_rejected=1)
     expected = [expected_row(path, CHUNK_BYTES) for path in sorted(path for path in raw.rglob("*") if path.is_file())]
-    assert [(row.path, row.bytes, row.sha256) for row in manifest.sources] == [
-        (row.path, row.num_bytes, row.sha256.hex()) for row in expected
-    ]
-    (name,) = load(tmp_path / "dataset").generations
-    assert (tmp_path / "dataset" / sources_path(name)).exists()
+    (summary,) = read_summaries(str(tmp_path / "dataset"), manifest.summaries)
+    assert rows_of(tmp_path / "dataset", summary.sources) == expected
+    assert manifest.inputs is not None
+    assert (manifest.inputs.files, manifest.inputs.bytes) == (8, sum(row.num_bytes for row in expected))

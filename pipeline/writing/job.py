@@ -1,0 +1,45 @@
+"""One run of a job: the names of what it writes, and the dataset as it was when the run began."""
+
+from typing import NamedTuple
+
+from pipeline.schema.schema import Schema
+from pipeline.writing.base import Base, Mode
+from pipeline.writing.open_base import open_base
+from pipeline.writing.paths import new_generation, runs_folder
+
+
+class JobFiles(NamedTuple):
+    """The names of what one run writes.
+
+    Attributes:
+        output: Folder of the results.
+        generation: Name of the run, which no other run has.
+        folder: Folder of its temporary files.
+    """
+
+    output: str
+    generation: str
+    folder: str
+
+
+class DatasetJob(NamedTuple):
+    """One run that writes a generation of a dataset.
+
+    Attributes:
+        files: The names of what it writes.
+        base: The dataset as it was when the run began.
+    """
+
+    files: JobFiles
+    base: Base
+
+
+def name_files(output: str) -> JobFiles:
+    """Returns the names for a new generation of the dataset in a folder."""
+    generation = new_generation()
+    return JobFiles(output, generation, runs_folder(output, generation))
+
+
+def begin_job(output: str, mode: Mode, schema: Schema, seed: int | None) -> DatasetJob:
+    """Returns the job of a run that begins now. See `open_base` for the arguments and errors."""
+    return DatasetJob(name_files(output), open_base(output, mode, schema, seed))
