@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
-from pipeline.flags import FlagParser, fraction, positive
+from pipeline.flags import FlagParser, add_commit_flag, fraction, positive
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 
 
@@ -22,7 +22,7 @@ def train(arguments: list[str]) -> int:
     parser = _make_train_parser()
     values = parser.parse(arguments)
     config_values = {name: values.pop(name) for name in TrainConfig.model_fields if name in values}
-    dataset, output = values["dataset"], values["output"]
+    dataset, output, commit = values["dataset"], values["output"], values["commit"]
     file_values = read_config(values["config"]) if values["config"] else {}
     try:
         config = make_config(file_values | config_values, origin="flags")
@@ -31,7 +31,7 @@ def train(arguments: list[str]) -> int:
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
         from trainer.data.dataset import open_dataset
 
-        open_dataset(dataset)  # reports a missing dataset once and early, instead of once in each worker
+        open_dataset(dataset, commit=commit)  # reports a missing dataset once and early, instead of once in each worker
         return run_local_workers(config.local_workers, ["train", *arguments])
     exit_with_parent()
     with exit_on_sigterm():
@@ -40,7 +40,7 @@ def train(arguments: list[str]) -> int:
         from trainer.training.train import train as run
 
         with explain_tensorflow_errors(dataset):
-            result = run(dataset, output, config, overwrite=values["overwrite"])
+            result = run(dataset, output, config, overwrite=values["overwrite"], commit=commit)
     if values["json"]:
         print(json.dumps(result))
     else:
@@ -67,6 +67,7 @@ def _make_train_parser() -> FlagParser:
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below; flags override it")
     parser.add_argument("--overwrite", action="store_true", help="delete an existing run and train from the start")
+    add_commit_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     for name, field in TrainConfig.model_fields.items():
         _add_field(parser, name, field)
@@ -84,15 +85,18 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--split", default="test", help="split to evaluate; default: test")
+    add_commit_flag(parser)
     _add_checkpoint(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     start_tensorflow()
+    from trainer.data.dataset import open_dataset
     from trainer.evaluation.evaluate import evaluate as run
     from trainer.report import print_evaluation
 
     with explain_tensorflow_errors(values["dataset"]):
-        evaluation = run(values["run"], values["dataset"], split=values["split"], checkpoint=values["checkpoint"])
+        dataset = open_dataset(values["dataset"], commit=values["commit"])
+        evaluation = run(values["run"], dataset, split=values["split"], checkpoint=values["checkpoint"])
     if values["json"]:
         print(json.dumps(evaluation))
     else:
@@ -183,7 +187,7 @@ def plan(arguments: list[str]) -> None:
     from trainer.data.dataset import open_dataset
     from trainer.report import print_plans
 
-    dataset = open_dataset(values["dataset"])
+    dataset = open_dataset(values["dataset"], commit=values["commit"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}
     options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
     try:
@@ -213,6 +217,7 @@ def _make_plan_parser() -> FlagParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--split", default="train", help="split to plan; default: train")
+    add_commit_flag(parser)
     parser.add_argument(
         "--batch_steps",
         type=positive,

@@ -37,6 +37,7 @@ def train(
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     overwrite: bool = False,
+    commit: int | None = None,
 ) -> dict[str, Any]:
     """Trains a model, writes the run to the folder `output` and returns the contents of result.json.
 
@@ -51,6 +52,8 @@ def train(
         callbacks: Keras's or your own callbacks. They get the logs that `model.fit` passes: loss, val_loss,
             val_accuracy, …. With several workers, they are called on each of them.
         overwrite: Start over, also if `output` holds a run.
+        commit: Number of the dataset's commit to train on, if `dataset` is a path. By default the commit that the run
+            in `output` started on, or the newest one for a new run.
 
     Raises:
         UserError: There is no dataset, the train split has no label, the run in `output` was started with another
@@ -67,8 +70,8 @@ def train(
     deterministic = make_deterministic(config.deterministic)
     replicas = find_replicas(config.strategy)
     run = Run(os.fspath(output).rstrip("/"))
-    # A run that resumes must get the commit that it started on, `run.commit()`; `_open` refuses other data.
-    dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    if not isinstance(dataset, Dataset):
+        dataset = _open_dataset(dataset, run, commit, overwrite=overwrite)
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
@@ -81,6 +84,17 @@ def train(
             return finished
         stop = stack.enter_context(StopSignal())
         return Training(run, dataset, config, replicas, stop, callbacks, deterministic=deterministic).run()
+
+
+def _open_dataset(path: str | os.PathLike[str], run: Run, commit: int | None, *, overwrite: bool) -> Dataset:
+    """Returns the dataset as of a commit: by default the one that an existing run started on, else the newest one."""
+    newest = open_dataset(path, commit=commit)
+    if commit is not None or overwrite or not run.exists():
+        return newest
+    started_on, now = run.commit(), newest.manifest.commit
+    if started_on is None or now is None or started_on >= now:
+        return newest
+    return open_dataset(path, commit=started_on)
 
 
 def _open_on_all_workers(

@@ -1,0 +1,126 @@
+"""A trainer reads one commit, whatever others publish meanwhile, and a run resumes on its commit."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from datasets import call
+from interruptions import InterruptAt, Interrupted, lines_of
+
+from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.errors import UserError
+from pipeline.inspection.verify import verify
+from trainer.batching.plan_epoch import plan_epoch
+from trainer.config import TrainConfig
+from trainer.data.dataset import open_dataset
+from trainer.evaluation.evaluate import evaluate
+from trainer.training.train import train
+
+SCHEMA = """\
+id: id
+steps: {x: {dtype: float32, shape: [2]}, word: {dtype: string, vocabulary: 6}}
+label: {name: y, kind: class, classes: [a, b]}
+splits: {train: 0.7, validation: 0.3}
+"""
+CONFIG = TrainConfig(units=[4], epochs=3, batch_size=8, dropout=0.1)
+
+
+def write(path, first, last, shift=0.0):
+    numbers = np.random.default_rng(first)
+    with open(path, "w") as file:
+        for n in range(first, last):
+            length = n % 6 + 1
+            x = (numbers.normal(size=(length, 2)) + shift).round(3).tolist()
+            record = {"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": "ab"[n % 2]}
+            file.write(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    write("one.jsonl", 0, 90)
+    write("two.jsonl", 90, 150, shift=3.0)
+    job("one.jsonl", append=True)
+    return tmp_path
+
+
+def job(raw, **options):
+    return prepare(PrepareOptions(raw=(raw,), schema="schema.yaml", output="dataset", num_shards=2, **options))
+
+
+class Publish(InterruptAt):
+    """Replaces or extends the dataset at the begin of each epoch."""
+
+    def __init__(self, **options):
+        super().__init__(epoch=-1)
+        self.options = options
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        job("two.jsonl", **self.options)
+
+
+def test_a_dataset_that_is_replaced_meanwhile_does_not_disturb_a_trainer(place):
+    expected = train("dataset", "undisturbed", CONFIG)
+    assert expected["commit"] == 1
+    shards = [shard.path for split in open_dataset("dataset").manifest.splits.values() for shard in split.shards]
+    found = train("dataset", "disturbed", CONFIG, callbacks=[Publish(overwrite=True)])
+    assert found["weights_sha256"] == expected["weights_sha256"]
+    assert lines_of("disturbed") == lines_of("undisturbed")
+    assert open_dataset("dataset").manifest.commit == 4
+    assert all(pathlib.Path("dataset", path).exists() for path in shards)
+    assert verify("dataset").faults == []
+    # Each commit can still be opened, and gives the same run.
+    assert train("dataset", "again", CONFIG, commit=1)["weights_sha256"] == expected["weights_sha256"]
+    assert evaluate("again", open_dataset("dataset", commit=1), split="validation")["dataset_changed"] is False
+    assert evaluate("again", "dataset", split="validation")["dataset_changed"] is True
+
+
+def test_a_run_resumes_on_its_commit(place):
+    expected = train("dataset", "whole", CONFIG)
+    with pytest.raises(Interrupted):
+        train("dataset", "run", CONFIG, callbacks=[InterruptAt(1)])
+    job("two.jsonl", append=True)
+    assert open_dataset("dataset").manifest.commit == 2
+    found = train("dataset", "run", CONFIG)
+    assert (found["commit"], found["weights_sha256"]) == (1, expected["weights_sha256"])
+    # A new run starts on the newest commit, and a finished one stays what it is.
+    assert train("dataset", "new", CONFIG)["commit"] == 2
+    assert train("dataset", "run", CONFIG) == found
+    with pytest.raises(UserError, match="was started on a dataset with fingerprint"):
+        train("dataset", "run", CONFIG, commit=2)
+
+
+def test_a_commit_whose_files_were_removed_is_named(place, capsys):
+    job("two.jsonl", overwrite=True)
+    (generation,) = open_dataset("dataset", commit=1).manifest.generations
+    for path in sorted(pathlib.Path("dataset", "data", generation).rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    with pytest.raises(
+        UserError, match=f"commit 1 cannot be opened: its generation {generation} is not there any more"
+    ):
+        open_dataset("dataset", commit=1)
+    for command in (["plan", "dataset"], ["inspect", "dataset"], ["train", "dataset", "--output", "run"]):
+        status, _, err = call(capsys, *command, "--commit", "1")
+        assert (status, "its generation" in err[-1]) == (1, True), err
+        status, _, err = call(capsys, *command, "--commit", "7")
+        assert (status, "has no commit 7; expected 1 to 2, which is the newest one" in err[-1]) == (1, True), err
+    status, out, _ = call(capsys, "inspect", "dataset", "--commits", "--json")
+    rows = json.loads(out)
+    assert [(row["commit"], row["operation"], row["available"]) for row in rows] == [
+        (1, "create", False),
+        (2, "replace", True),
+    ]
+    assert [row["records"] for row in rows] == [None, 60]
+
+
+def test_the_plan_of_an_older_commit_is_that_of_its_records(place):
+    def plan(commit):
+        return plan_epoch(open_dataset("dataset", commit=commit), "train", batching="window", batch_size=8).to_dict()
+
+    before = plan(None)
+    job("two.jsonl", append=True)
+    assert plan(1) == before
+    assert plan(2) == plan(None) != before
