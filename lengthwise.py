@@ -81,6 +81,7 @@ COMMANDS = {
     "inspect": ("pipeline.main:inspect", "show the contents of a dataset by split, label and length"),
     "plan": ("trainer.main:plan", "show the cost of each way of batching before you train"),
     "verify": ("pipeline.main:verify", "check every byte of a dataset"),
+    "clean": ("pipeline.main:clean", "remove files that are too old to keep from a dataset"),
     "train": ("trainer.main:train", "train the masked stacked LSTM on a dataset"),
     "evaluate": ("trainer.main:evaluate", "print and write the metrics of a run, also by length, group and source"),
     "export": ("trainer.main:export", "export a run as a model that serves without Lengthwise"),

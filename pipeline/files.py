@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
 
 from pipeline.errors import UserError
 
@@ -92,6 +92,18 @@ def size(path: str) -> int:
     )
 
 
+def _open_new(path: str) -> IO[bytes]:
+    """Creates a local file, and the folders that contain it. The file must not exist yet."""
+    for _ in range(9):
+        # Another process may remove a folder while it is still empty. `makedirs` raises FileExistsError if it does so
+        # between the attempt to make the folder and the check that it is one.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "xb")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "xb")
+
+
 @contextlib.contextmanager
 def create(path: str) -> Iterator[IO[bytes]]:
     """Opens a new file for writing. Removes a local file if the block raises. A local file must not exist yet."""
@@ -99,8 +111,7 @@ def create(path: str) -> Iterator[IO[bytes]]:
         with beam_filesystems().create(path, "application/octet-stream") as file:
             yield file
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "xb") as file:
+    with _open_new(path) as file:
         try:
             yield file
         except BaseException:
@@ -117,9 +128,8 @@ def replace(path: str) -> Iterator[IO[bytes]]:
     """
     if is_local(path):
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            with open(temporary, "xb") as file:
+            with _open_new(temporary) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())  # else a power failure may keep the new name and lose the bytes
@@ -157,9 +167,8 @@ def create_once(path: str, data: bytes) -> None:
     if not is_local(path):
         raise UserError(f"{path}: this store has no writes that only create a file. Choose a local folder.")
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
-        with open(temporary, "xb") as file:
+        with _open_new(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -230,6 +239,44 @@ def list_files(folder: str) -> list[str]:
         return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
     matches = beam_filesystems().match([join(folder, "**")])
     return sorted(metadata.path for match in matches for metadata in match.metadata_list)
+
+
+class FileDetails(NamedTuple):
+    """A file as it is stored.
+
+    Attributes:
+        num_bytes: Size of the file.
+        modified: Time of its last change in seconds since 1970. None if the store does not tell.
+    """
+
+    path: str
+    num_bytes: int
+    modified: float | None
+
+
+def list_details(folder: str, *, skip: Callable[[str], bool] = lambda path: False) -> list[FileDetails]:
+    """Returns all files below `folder` with their size and time, sorted by path. Empty if there is no such folder.
+
+    Args:
+        skip: Whether to leave out a path: a file, or a folder with everything in it.
+    """
+    found = []
+    if is_local(folder):
+        for root, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not skip(join(root, name))]
+            for path in (join(root, name) for name in names):
+                # Another process may remove the file meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if not skip(path):
+                        status = os.lstat(path)
+                        found.append(FileDetails(path, status.st_size, status.st_mtime))
+    else:
+        for match in beam_filesystems().match([join(folder, "**")]):
+            for metadata in match.metadata_list:
+                if not skip(metadata.path):
+                    modified = metadata.last_updated_in_seconds or None
+                    found.append(FileDetails(metadata.path, metadata.size_in_bytes, modified))
+    return sorted(found)
 
 
 def list_named(prefix: str, suffix: str) -> list[str]:

@@ -114,12 +114,12 @@ def prepare(arguments: list[str]) -> None:
 
 
 def _add_commit_flags(parser: FlagParser) -> None:
-    """Adds the flags of a command that adds a commit."""
+    """Adds the flags of a command that writes to a dataset."""
     parser.add_argument(
         "--retain",
         type=duration,
         default="24h",
-        help="how long the files that are replaced are kept for readers, for example 90s, 24h or 7d; default: 24h",
+        help="how long replaced files are kept for readers, for example 90s, 24h or 7d; default: 24h",
     )
     parser.add_argument(
         "--lock_timeout",
@@ -207,3 +207,23 @@ def verify(arguments: list[str]) -> int:
     else:
         print_report(report, values["dataset"])
     return 1 if report.faults else 0
+
+
+def clean(arguments: list[str]) -> None:
+    """Runs `lengthwise clean`."""
+    parser = FlagParser(
+        "clean",
+        "Removes the files of a dataset that are older than --retain: those of generations that a commit removed, and\n"
+        "those that no commit names, which killed or failed jobs left. The newest commit stays, and so does what jobs\n"
+        "at work have written. Every commit removes such files too: this command only does it sooner.",
+        examples="  lengthwise clean dataset --dry_run\n  lengthwise clean dataset --retain 1h",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
+    parser.add_argument("--dry_run", action="store_true", help="only print each file that would be removed, and why")
+    _add_commit_flags(parser)
+    values = parser.parse(arguments)
+    from pipeline.writing.clean import clean as run
+    from pipeline.writing.clean import print_cleaning
+
+    dataset = values.pop("dataset")
+    print_cleaning(run(dataset, **values), dataset)

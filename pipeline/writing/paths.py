@@ -28,12 +28,23 @@ def paths_pattern(*patterns: str) -> re.Pattern[str]:
 
 
 GENERATION_PATTERN = r"\d{8}T\d{6}-[0-9a-f]{8}"
+_OF_GENERATION = re.compile(rf"(?:{'|'.join(FOLDERS)})/({GENERATION_PATTERN})(?![^/.-])", re.ASCII)
 
 
 def new_generation() -> str:
     """Returns a unique name for a generation: the time in UTC, for people, and eight random digits."""
     now = datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def generation_of(path: str) -> str | None:
+    """Returns the generation that a file or folder belongs to, or None if its path names none.
+
+    >>> generation_of("rejected/20260101T000000-00000000.jsonl")
+    '20260101T000000-00000000'
+    """
+    found = _OF_GENERATION.match(path)
+    return found[1] if found else None
 
 
 # The ending of a temporary file of sources.
@@ -52,6 +63,7 @@ def runs_folder(output: str, generation: str) -> str:
 
 
 LOCK = "commits/lock"
+_COMMIT_PATTERN = r"commits/\d{8}\.json"
 _MARKER_PATTERN = rf"data/{GENERATION_PATTERN}/writer\.json"
 
 
@@ -131,10 +143,12 @@ def vocabulary_copy_path(path: str) -> str:
     return f"{folder}/{name}"
 
 
-# A finished copy of a vocabulary is not among them: its name is too plain to prove that a job wrote it. `publish`
-# deletes it together with the vocabulary file that it is a copy of.
+# A finished copy of a vocabulary is not among them: its name is too plain to prove that a job wrote it. It is
+# removed together with the vocabulary files that it may be a copy of.
 _WRITTEN = paths_pattern(
     _RUN_PATTERN,
+    # A second ending: a probe for hard links is a temporary file, too.
+    f"{_COMMIT_PATTERN}({TEMPORARY_PATTERN}){{1,2}}",
     f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
@@ -149,6 +163,17 @@ _WRITTEN = paths_pattern(
 def is_written_by_prepare(path: str) -> bool:
     """Returns whether the name of a file shows that a `prepare` job wrote it. `path` is inside the output folder."""
     return _WRITTEN.fullmatch(path) is not None
+
+
+# Of each of these, the summary of a generation names all that there are.
+_NAMED_BY_SUMMARY = paths_pattern(
+    _SUMMARY_PATTERN, _SOURCES_PATTERN, _STRINGS_PATTERN, rf"rejected/{GENERATION_PATTERN}\.jsonl"
+)
+
+
+def is_named_by_summary(path: str) -> bool:
+    """Returns whether a path is that of a summary, of a file of which each generation has one, or of strings."""
+    return _NAMED_BY_SUMMARY.fullmatch(path) is not None
 
 
 def is_vocabulary(path: str) -> bool:

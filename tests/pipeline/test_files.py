@@ -11,7 +11,7 @@ from paths import ROOT
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.files import create_once, list_temporary, supports_create_once
+from pipeline.files import create, create_once, list_details, list_temporary, replace, supports_create_once
 
 
 def test_a_file_is_created_once_with_its_content(tmp_path):
@@ -85,6 +85,40 @@ def test_a_kill_leaves_no_incomplete_file(tmp_path, call, complete):
     assert found == [str(tmp_path / "file")] * complete + list_temporary(str(tmp_path / "file"))
     assert len(found) == 1 + complete
     assert not complete or (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_files_are_listed_with_their_size_and_time(tmp_path):
+    for name in ("b/c/file", "b/file", "skipped/file", "file", "skipped.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * len(name))
+        os.utime(tmp_path / name, (0, 1000 + len(name)))
+    folder = str(tmp_path)
+    expected = [(f"{folder}/{name}", len(name), 1000.0 + len(name)) for name in ("b/c/file", "b/file", "file")]
+    assert list_details(folder, skip=lambda path: "skipped" in path) == expected
+    assert len(list_details(folder)) == 5
+    assert list_details(f"{folder}/none") == []
+
+
+@pytest.mark.parametrize("error", [None, FileExistsError])
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch, error):
+    makedirs, calls = os.makedirs, []
+
+    def make_and_remove(path, **options):
+        makedirs(path, **options)
+        calls.append(path)
+        if len(calls) % 3:
+            os.rmdir(path)
+            if error:
+                raise error(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+    monkeypatch.setattr(files.os, "makedirs", make_and_remove)
+    create_once(str(tmp_path / "a/once"), b"")
+    with replace(str(tmp_path / "b/replaced")), create(str(tmp_path / "c/created")):
+        pass
+    assert len(calls) == 9
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)), create(str(tmp_path / "file/none")):
+        pass
 
 
 def test_a_temporary_file_that_cannot_be_removed_does_no_harm(tmp_path, monkeypatch):

@@ -4,10 +4,14 @@ import doctest
 
 import pytest
 
+from pipeline.format.commit import commit_path
 from pipeline.format.summary import summary_path
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.writing import paths
 from pipeline.writing.paths import (
+    LOCK,
+    generation_of,
+    is_named_by_summary,
     is_vocabulary,
     is_written_by_prepare,
     marker_path,
@@ -73,6 +77,26 @@ def test_an_incomplete_file_is_recognised(path):
 )
 def test_other_paths_are_not_recognised(path):
     assert not is_written_by_prepare(path)
+
+
+def test_incomplete_commits_are_recognised_but_commits_are_not():
+    path = commit_path(12)
+    # `supports_create_once` creates a temporary file beside a temporary file.
+    assert is_written_by_prepare(path + TEMPORARY) and is_written_by_prepare(path + 2 * TEMPORARY)
+    assert not is_written_by_prepare(path) and not is_written_by_prepare(LOCK)
+
+
+def test_the_files_that_every_summary_names_are_recognised():
+    named = {path for path in REPLACED if is_named_by_summary(path)}
+    assert named == {rejects_path(GENERATION), sources_path(GENERATION), summary_path(GENERATION), *STRINGS}
+
+
+def test_the_generation_of_a_path_is_found():
+    of_none = {path for path in VOCABULARIES if GENERATION not in path}
+    for path in (*REPLACED, RUN, f"{RUN}.rows", f"data/{GENERATION}"):
+        assert generation_of(path) == (None if path in of_none else GENERATION)
+    for path in (f"data/{GENERATION}0", f"x/{GENERATION}", f"data/x/{GENERATION}", f"data/{GENERATION[:-1]}"):
+        assert generation_of(path) is None
 
 
 def test_a_new_generation_has_the_form_of_a_generation():
