@@ -193,15 +193,16 @@ def verify(arguments: list[str]) -> int:
         "verify",
         "Checks every byte of a dataset against the manifest: sizes, SHA-256, both CRCs of every record, counts and "
         "index.\nPrints each fault with its file and offset. The exit status is 1 if there is a fault.",
-        examples="  lengthwise verify dataset",
+        examples="  lengthwise verify dataset\n  lengthwise verify dataset --commit 3",
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
+    add_commit_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     from pipeline.inspection.verify import verify as run
     from pipeline.inspection.verify_report import print_report
 
-    report = run(values["dataset"])
+    report = run(values["dataset"], commit=values["commit"])
     if values["json"]:
         print(json.dumps(report.to_dict()))
     else:

@@ -11,12 +11,14 @@ import pyarrow as pa
 from pipeline import progress
 from pipeline.files import join, open_read, size
 from pipeline.format.examples import decode_example
+from pipeline.format.history import read_manifest_at
 from pipeline.format.index import index_label, index_schema, read_index
-from pipeline.format.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
 from pipeline.inspection.verify_counts import SplitCounts, compare_counts
+from pipeline.inspection.verify_log import verify_log
 from pipeline.inspection.verify_records import KeyCheck, OriginCheck, check_example
 from pipeline.inspection.verify_report import (
     Fault,
@@ -38,18 +40,23 @@ _INDEX_ROWS = 4096
 _MANIFEST_FAULTS = 10
 
 
-def verify(dataset: str) -> Report:
+def verify(dataset: str, *, commit: int | None = None) -> Report:
     """Checks a dataset and returns a report. A fault in one file does not hide a fault in another file.
 
     Memory holds the index of one shard, one record, and all strings that the vocabularies are chosen from.
 
+    Args:
+        commit: Number of the commit to check. None checks the newest one.
+
     Raises:
-        UserError: There is no dataset, or its manifest contradicts itself.
+        UserError: There is no dataset, its manifest contradicts itself, or the commit cannot be opened.
     """
-    manifest = read_manifest(dataset)
+    manifest = read_manifest_at(dataset, commit)
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with progress.report("verify", total_bytes=total):
+        if manifest.format_version > 1:
+            verify_log(dataset, manifest, report, is_newest=commit is None)
         vocabularies = _read_vocabularies(dataset, manifest, report)
         # Without a train split, a vocabulary is empty.
         train: SplitCounts | None = SplitCounts(manifest.record_schema, with_sums=False)
@@ -68,7 +75,7 @@ def verify(dataset: str) -> Report:
             # The counts of a split that could not be read completely are wrong for that reason alone.
             if complete:
                 statistics = manifest.statistics if name == TRAIN else {}
-                messages = counts.compare(name, split, statistics, vocabularies)
+                messages = counts.compare(name, split, statistics, vocabularies, exact=manifest.format_version > 1)
                 report.faults += [Fault(FILE_NAME, None, text) for text in itertools.islice(messages, _MANIFEST_FAULTS)]
         if train is not None:
             _verify_vocabularies(manifest, vocabularies, train, report)

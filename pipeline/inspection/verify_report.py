@@ -36,6 +36,7 @@ class Report:
     Attributes:
         faults: At most one fault of each shard and index, because a first fault may cause others.
         records, steps, shards, bytes: Totals of the shards without fault.
+        notes: What is not as it should be, but harms nobody.
     """
 
     faults: list[Fault] = dataclasses.field(default_factory=list)
@@ -43,6 +44,7 @@ class Report:
     steps: int = 0
     shards: int = 0
     bytes: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -50,6 +52,8 @@ class Report:
 
 def print_report(report: Report, dataset: str) -> None:
     """Prints one line to stdout if there is no fault, else to stderr a line for each fault and a total."""
+    for note in report.notes:
+        print(f"{dataset}: note: {note}", file=sys.stderr)
     for fault in report.faults:
         place = "" if fault.offset is None else f", offset {fault.offset}"
         print(f"{join(dataset, fault.file)}{place}: {fault.message}", file=sys.stderr)
@@ -125,10 +129,15 @@ def read_verified(path: str, sha256: str) -> bytes:
     Raises:
         FaultError: The file is missing or has another SHA-256.
     """
+    check_sha256(path, sha256)
+    return read_bytes(path)
+
+
+def check_sha256(path: str, sha256: str) -> None:
+    """Raises a FaultError if a file is missing or has another SHA-256. Memory holds a chunk of it."""
     check_exists(path)
     with open_read(path) as file:
         hashing = HashingReader(file)
         while hashing.read(_CHUNK_BYTES):
             pass
     hashing.check_sha256(sha256)
-    return read_bytes(path)
