@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import orjson
@@ -18,7 +18,7 @@ from pipeline.format.models import TRAIN, Shard
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
 from pipeline.format.vocabulary import choose_terms, parse_terms, serialize_terms
 from pipeline.inspection.verify_counts import SplitCounts, compare_counts
-from pipeline.inspection.verify_log import verify_log
+from pipeline.inspection.verify_log import Log, compare_with_log, known_sources, verify_log
 from pipeline.inspection.verify_records import KeyCheck, OriginCheck, check_example
 from pipeline.inspection.verify_report import (
     Fault,
@@ -55,14 +55,17 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
     report = Report()
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     with progress.report("verify", total_bytes=total):
+        log: Log | None = None
+        sources: Container[str] = frozenset(source.path for source in manifest.sources)
         if manifest.format_version > 1:
-            verify_log(dataset, manifest, report, is_newest=commit is None)
+            log = verify_log(dataset, manifest, report, is_newest=commit is None)
+            sources = known_sources(dataset, log)
         vocabularies = _read_vocabularies(dataset, manifest, report)
         # Without a train split, a vocabulary is empty.
         train: SplitCounts | None = SplitCounts(manifest.record_schema, with_sums=False)
         for name, split in manifest.splits.items():
             counts = SplitCounts(manifest.record_schema, with_sums=name == TRAIN)
-            origins = OriginCheck(manifest, name)
+            origins = OriginCheck(manifest, name, sources)
             ranges = shard_ranges([shard.path for shard in split.shards])
             # A list, not a generator: every shard is checked, also after a fault.
             complete = all(
@@ -80,6 +83,8 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
         if train is not None:
             _verify_vocabularies(manifest, vocabularies, train, report)
         _verify_rejects(dataset, manifest, report)
+        if log is not None:
+            compare_with_log(manifest, log, report)
     return report
 
 
@@ -222,6 +227,8 @@ def _verify_rejects(dataset: str, manifest: Manifest, report: Report) -> None:
     """Compares the counts of rejects by reason with the files that the manifest lists."""
     reasons: collections.Counter[str] = collections.Counter()
     num_faults = len(report.faults)
+    if {fault.file for fault in report.faults} & {*manifest.rejected.files}:
+        return  # a file has another digest, so its lines are not those that were counted
     for path in manifest.rejected.files:
         with collect_fault(path, report):
             _count_reasons(join(dataset, path), reasons)

@@ -1,14 +1,19 @@
-"""Checks the log of commits of a dataset: the chain, the summaries of its generations, and the manifest against both."""
+"""Checks the log of commits of a dataset: the chain, the summaries, and the manifest against both."""
 
+import functools
+import hashlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import join, list_files, read_bytes
 from pipeline.format.commit import FOLDER, Commit, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.sources import read_sources
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_sha256, collect_fault, read_verified
@@ -16,8 +21,17 @@ from pipeline.inspection.verify_report import Fault, FaultError, Report, check_s
 _COMMIT_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
 
 
-def verify_log(dataset: str, manifest: Manifest, report: Report, *, is_newest: bool) -> None:
+class Log(NamedTuple):
+    """The commits of a dataset, and the summary of each generation."""
+
+    commits: list[Commit]
+    summaries: dict[str, GenerationSummary]
+
+
+def verify_log(dataset: str, manifest: Manifest, report: Report, *, is_newest: bool) -> Log:
     """Checks all commits, the summaries of the generations of a manifest, and the files that the summaries name.
+
+    Returns what was without fault.
 
     Args:
         is_newest: Whether the manifest should be that of the newest commit. A newer commit is a note: a writer was
@@ -36,15 +50,54 @@ def verify_log(dataset: str, manifest: Manifest, report: Report, *, is_newest: b
     summaries = dict(_read_summaries(dataset, manifest, report))
     for summary in summaries.values():
         _check_files(dataset, summary, report)
-    is_complete = len(commits) >= manifest.commit and len(summaries) == len(manifest.summaries)
-    if is_complete and not report.faults:
-        # Only if all parts are as they were written: a damaged part has its own fault.
-        live = live_generations(commit for commit in commits[: manifest.commit])
-        if list(live.items()) != list(manifest.summaries.items()):
-            report.faults.append(Fault(FILE_NAME, None, "lists other generations than its commits leave"))
-            return
-        parts = [(summaries[generation], sha256) for generation, sha256 in live.items()]
-        _compare(manifest, build_view(commits[manifest.commit - 1], manifest.commit_sha256 or "", parts), report)
+    return Log(commits, summaries)
+
+
+def compare_with_log(manifest: Manifest, log: Log, report: Report) -> None:
+    """Compares a manifest with what its commits and summaries give.
+
+    Call it last. A part that is damaged has a fault of its own, which would cause others here.
+    """
+    if report.faults:
+        return
+    live = live_generations(log.commits[: manifest.commit])
+    if list(live.items()) != list(manifest.summaries.items()):
+        report.faults.append(Fault(FILE_NAME, None, "lists other generations than its commits leave"))
+        return
+    parts = [(log.summaries[generation], sha256) for generation, sha256 in live.items()]
+    assert manifest.commit is not None and manifest.commit_sha256 is not None
+    view = build_view(log.commits[manifest.commit - 1], manifest.commit_sha256, parts)
+    for place, found, expected in _differences(manifest.model_dump(), view.model_dump(), ""):
+        message = f"{place} is {str(found)[:60]}, but its commits and summaries give {str(expected)[:60]}"
+        report.faults.append(Fault(FILE_NAME, None, message))
+
+
+class _Paths(Container[str]):
+    """A set of paths that holds eight bytes of the digest of each, for there may be millions."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._digests = np.unique(np.fromiter(map(_short_digest, paths), np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, path: object) -> bool:
+        place = int(np.searchsorted(self._digests, np.uint64(_short_digest(str(path)))))
+        return place < len(self._digests) and int(self._digests[place]) == _short_digest(str(path))
+
+
+@functools.lru_cache(maxsize=2**16)
+def _short_digest(path: str) -> int:
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
+
+
+def known_sources(dataset: str, log: Log) -> Container[str]:
+    """Returns the paths of the raw files of all generations; nothing if a list of them is damaged or missing."""
+    blocks = (block for summary in log.summaries.values() for block in read_sources(dataset, summary.sources))
+    try:
+        return _Paths(path for block in blocks for path in block["path"].to_pylist())
+    except (ValueError, OSError):  # has a fault of its own
+        return frozenset()
 
 
 def _check_chain(dataset: str, manifest: Manifest, last: int, report: Report) -> list[Commit]:
@@ -105,13 +158,6 @@ def _check_files(dataset: str, summary: GenerationSummary, report: Report) -> No
     for path, sha256 in files.items():
         with collect_fault(path, report):
             check_sha256(join(dataset, path), sha256)
-
-
-def _compare(manifest: Manifest, view: Manifest, report: Report) -> None:
-    """Adds a fault for each value of the manifest that is not the one that its commits and summaries give."""
-    for place, found, expected in _differences(manifest.model_dump(), view.model_dump(), ""):
-        message = f"{place} is {str(found)[:60]}, but its commits and summaries give {str(expected)[:60]}"
-        report.faults.append(Fault(FILE_NAME, None, message))
 
 
 def _differences(found: Any, expected: Any, place: str) -> Iterator[tuple[str, Any, Any]]:

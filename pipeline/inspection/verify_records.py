@@ -1,6 +1,6 @@
 """Checks single records: an Example against the schema, and its row of the index against the manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -117,13 +117,17 @@ def _is_text(value: bytes) -> bool:
 
 
 class OriginCheck:
-    """Checks that the records of a split belong to it and come from raw files that the manifest lists."""
+    """Checks that the records of a split belong to it and come from raw files that the dataset lists.
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    Args:
+        sources: Paths of the raw files; empty if they are unknown.
+    """
+
+    def __init__(self, manifest: Manifest, split: str, sources: Container[str]) -> None:
         self._schema = manifest.record_schema
         self._seed = manifest.seed
         self._split = split
-        self._sources = frozenset(source.path for source in manifest.sources)
+        self._sources = sources
 
     def check(self, row: Mapping[str, Any]) -> None:
         """Raises a ValueError if the group, the split or the source of a row of the index is wrong."""
@@ -138,7 +142,7 @@ class OriginCheck:
                 raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
         # A dataset of records that came from no file lists no sources.
         if self._sources and source is not None and source not in self._sources:
-            raise ValueError(f"the index has the source {source!r}, but the manifest does not list it")
+            raise ValueError(f"the index has the source {source!r}, but the dataset does not list it")
 
 
 class KeyCheck:

@@ -28,9 +28,11 @@ from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle, to_block
+from pipeline.writing.base import Base
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import Publisher
 from pipeline.writing.shards import ShardWriter
+from pipeline.writing.write_sources import list_sources
 
 SCHEMA = """
 id: id
@@ -243,6 +245,7 @@ def test_an_unchanged_dataset_has_no_fault(capsys, prepared):
         "steps": sum(split.steps for split in manifest.splits.values()),
         "shards": 4,
         "bytes": sum((prepared / shard.path).stat().st_size for shard in shards),
+        "notes": [],
     }
     status, out, err = run(capsys, prepared)
     assert (status, err) == (0, [])
@@ -460,7 +463,7 @@ SHARD = ("splits", "train", "shards", 0)
         edit("statistics", "x", "count", by=1),
         edit("rejected", "total", by=1),
         edit("rejected", "by_reason", "not_json", by=1),
-        edit("format_version", to=2),
+        edit("format_version", to=1),
     ],
     ids=lambda change: change.__name__,
 )
@@ -559,7 +562,8 @@ def test_a_missing_or_damaged_rejects_file_is_found(dataset):
     (path,) = read_manifest(str(dataset)).rejected.files
     lines = (dataset / path).read_bytes().splitlines(keepends=True)
     (dataset / path).write_bytes(lines[0] + b"no reject\n" + lines[2])
-    assert verify(str(dataset)).faults == [Fault(path, len(lines[0]), "is not a line of a rejects file")]
+    (fault,) = verify(str(dataset)).faults
+    assert (fault.file, fault.message.startswith("the SHA-256 of the file is")) == (path, True)
     (dataset / path).unlink()
     assert verify(str(dataset)).faults == [Fault(path, None, "is missing, but the manifest lists it")]
 
@@ -602,7 +606,8 @@ def test_memory_depends_on_the_record_not_on_the_shard(tmp_path, peak_of):
         for i in range(200)
     ]
     shards = ShardWriter(schema, output, generation).write(0, [to_block(records)], num_shards=1, reject=print)
-    Publisher(schema, output, generation, 0, 0.0, False).publish(shards, [], [])
+    sources = list_sources([], output=output, generation=generation)
+    Publisher(schema, output, generation, Base("create")).publish(shards, [], [sources])
     measured = peak_of(output)
     assert measured["faults"] == 0
     assert measured["bytes"] > 25e6
