@@ -17,7 +17,7 @@ from pipeline.format.view import add_counts, add_splits
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import software_versions
-from pipeline.writing.commit_log import Change, commit, read_summaries, write_summary
+from pipeline.writing.commit_log import Change, commit, find_published, read_summaries, write_summary
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.merge_shards import merge_shards
@@ -74,22 +74,44 @@ def compact(
     if len(small) < 2:
         return Compacted((), manifest)
     generation = new_generation()
+    base = Base("append", manifest.commit, manifest.seed)
     num_bytes = sum(shard.bytes for part in small for split in part.splits.values() for shard in split.shards)
     with mark_writer(output, generation, command="compact"), progress.report("compact", total_bytes=num_bytes):
         try:
             merged = _merge(output, small, generation, num_shards or _choose_num_shards(small))
             write_summary(output, merged)
-            base = Base("append", manifest.commit, manifest.seed)
             removed = tuple(summary.generation for summary in small)
             change = Change("compact", base, merged, removed)
             manifest = commit(output, change, lock_timeout=lock_timeout, retain=retain)
-        except (ValueError, CorruptRecord) as error:
-            discard_generation(output, generation)
-            raise UserError(f"{dataset}: {error}. `lengthwise verify` lists all errors. Nothing was changed.") from None
-        except BaseException:
-            discard_generation(output, generation)
+        except BaseException as error:
+            _discard(output, generation, base.number, error)
+            if isinstance(error, ValueError | CorruptRecord):
+                raise UserError(
+                    f"{dataset}: {error}. `lengthwise verify` lists all errors. Nothing was changed."
+                ) from None
             raise
     return Compacted(removed, manifest)
+
+
+def _discard(output: str, generation: str, after: int, error: BaseException) -> None:
+    """Removes the files of a generation after an error, unless it was published.
+
+    Args:
+        after: Number of the commit on which the work began.
+
+    Raises:
+        UserError: It was published, or it is not known whether it was.
+    """
+    try:
+        published = find_published(output, generation, after=after)
+    except UserError as unreadable:
+        raise UserError(f"{output}: may be compacted or not: {unreadable} The job had ended with: {error}") from None
+    if published is not None:
+        raise UserError(
+            f"{output}: was compacted, but the work after that was not completed: {error}. The next job that writes "
+            "there completes it."
+        ) from None
+    discard_generation(output, generation)
 
 
 def _is_small(summary: GenerationSummary) -> bool:

@@ -279,6 +279,8 @@ prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, o
     assert read_manifest(str(tmp_path / "dataset")) == before
     assert verify(str(tmp_path / "dataset")).faults == []
     assert len(list((tmp_path / "dataset" / "data").iterdir())) == 2
+    for marker in tmp_path.glob("dataset/data/*/writer.json"):
+        os.utime(marker, (0, 0))  # as if the job had been killed long ago
     after = make(run_prepare, write_raw, overwrite=True, retain=0)
     assert {path.name for path in (tmp_path / "dataset" / "data").iterdir()} == set(after.generations)
 

@@ -143,3 +143,14 @@ def test_the_command_says_what_it_merged(parts, capsys, tmp_path, monkeypatch):
     (generation,) = load("dataset").generations
     data = pathlib.Path("dataset", summary_path(generation)).read_bytes()
     assert len(GenerationSummary.parse(data, origin="summary").rejected.files) == 4
+
+
+def test_an_error_after_the_commit_keeps_the_new_files(parts, tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "some file")
+
+    monkeypatch.setattr("pipeline.writing.commit_log.remove_old", fail)
+    status, _, err = call(capsys, "compact", tmp_path / "dataset")
+    assert status == 1
+    assert err[-1].startswith(f"lengthwise compact: {tmp_path}/dataset: was compacted, but the work after that was not")
+    assert len(read_whole(tmp_path / "dataset").generations) == 1
