@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def train(
     replicas = find_replicas(config.strategy)
     run = Run(os.fspath(output).rstrip("/"))
     if not isinstance(dataset, Dataset):
-        dataset = _open_dataset(dataset, run, commit, overwrite=overwrite)
+        dataset = _open_on_chief(dataset, run, commit, replicas, overwrite=overwrite)
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
@@ -86,6 +87,22 @@ def train(
         return Training(run, dataset, config, replicas, stop, callbacks, deterministic=deterministic).run()
 
 
+def _open_on_chief(
+    path: str | os.PathLike[str], run: Run, commit: int | None, replicas: Replicas, *, overwrite: bool
+) -> Dataset:
+    """Returns `_open_dataset` of the chief on all workers: another job may publish a commit meanwhile."""
+    opened, error = None, None
+    if replicas.is_chief:
+        try:
+            opened = _open_dataset(path, run, commit, overwrite=overwrite)
+        except UserError as raised:
+            error = raised
+    number, chief_error = replicas.broadcast([opened and opened.manifest.commit, error and str(error)])
+    if chief_error is not None:
+        raise error or UserError(f"The chief did not start: {chief_error}")
+    return opened or open_dataset(path, commit=number)
+
+
 def _open_dataset(path: str | os.PathLike[str], run: Run, commit: int | None, *, overwrite: bool) -> Dataset:
     """Returns the dataset as of a commit: by default the one that an existing run started on, else the newest one."""
     newest = open_dataset(path, commit=commit)
@@ -94,6 +111,8 @@ def _open_dataset(path: str | os.PathLike[str], run: Run, commit: int | None, *,
     started_on, now = run.commit(), newest.manifest.commit
     if started_on is None or now is None or started_on >= now:
         return newest
+    text = f"train: {run.path} resumes on commit {started_on} of {newest.path}, where the newest is {now}."
+    print(text, file=sys.stderr, flush=True)
     return open_dataset(path, commit=started_on)
 
 
