@@ -81,6 +81,12 @@ def listed_files(folder):
     return sorted(found)
 
 
+def age_marks(folder):
+    """Makes the marks of killed writers old, as they are ten minutes later."""
+    for path in pathlib.Path(folder).glob("data/*/writer.json"):
+        os.utime(path, (0, 0))
+
+
 def unlisted(folder):
     """Returns the files and folders in a dataset that do not belong to its newest commit."""
     listed = listed_files(folder)

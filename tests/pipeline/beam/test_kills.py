@@ -11,7 +11,7 @@ import time
 
 import pytest
 from paths import ROOT
-from prepare_jobs import SCHEMA, load, read_whole, session_of, unlisted, write_parts
+from prepare_jobs import SCHEMA, age_marks, load, read_whole, session_of, unlisted, write_parts
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.format.manifest import FILE_NAME
@@ -22,6 +22,7 @@ MERGING, PUBLISHING, ANY = "merging", "publishing", "any"
 def start(folder, *, output="dataset", seed=1, **popen):
     """Starts `lengthwise prepare` on folder/raw with two workers, in a session of its own."""
     arguments = ["raw", "--schema", "schema.yaml", "--output", output, "--overwrite", "--processes", "2"]
+    arguments += ["--retain", "0s"]
     arguments += ["--num_shards", "8", "--seed", str(seed), "--max_rejected", "0.1"]
     return subprocess.Popen(
         [sys.executable, "-m", "lengthwise", "prepare", *arguments],
@@ -42,7 +43,7 @@ def run(folder, **options):
 def run_here(folder, *, output="dataset", seed=1):
     """Prepares the same dataset in this process, which starts no other."""
     raw, schema = (str(folder / "raw"),), str(folder / "schema.yaml")
-    options = {"overwrite": True, "processes": 0, "num_shards": 8, "seed": seed, "max_rejected": 0.1}
+    options = {"overwrite": True, "retain": 0.0, "processes": 0, "num_shards": 8, "seed": seed, "max_rejected": 0.1}
     prepare(PrepareOptions(raw, schema, str(folder / output), **options))
 
 
@@ -118,6 +119,7 @@ def kill_and_check(place, phases):
         assert read_whole(dataset).fingerprint == fingerprint
         left = {path.parts[len(dataset.parts)] for path in dataset.rglob("*") if path.name.endswith(".tmp")}
         found[phase, "new" if fingerprint == new else "old", *sorted(left)] += 1
+        age_marks(dataset)
         run(folder)
         assert read_whole(dataset).fingerprint == new
         assert [path for path in unlisted(dataset) if not path.is_dir()] == []

@@ -106,7 +106,7 @@ def contents(folder):
         for path in folder.rglob("*")
         if path.is_file() and path.name != "manifest.json"
     }
-    return files, {name: manifest[name] for name in ("splits", "statistics", "rejected", "sources", "fingerprint")}
+    return files, {name: manifest[name] for name in ("splits", "statistics", "rejected", "inputs", "fingerprint")}
 
 
 @pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.proof), True])

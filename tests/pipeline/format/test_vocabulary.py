@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
+from prepare_jobs import age_marks
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import read_manifest
@@ -281,6 +282,7 @@ prepare(PrepareOptions(("raw.jsonl",), "schema.yaml", "dataset", num_shards=3, o
     assert len(list((tmp_path / "dataset" / "data").iterdir())) == 2
     for marker in tmp_path.glob("dataset/data/*/writer.json"):
         os.utime(marker, (0, 0))  # as if the job had been killed long ago
+    age_marks(tmp_path / "dataset")
     after = make(run_prepare, write_raw, overwrite=True, retain=0)
     assert {path.name for path in (tmp_path / "dataset" / "data").iterdir()} == set(after.generations)
 
