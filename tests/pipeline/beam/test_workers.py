@@ -102,9 +102,10 @@ def contents(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (generation,) = manifest["generations"]
     files = {
-        str(path.relative_to(folder)).replace(generation, ""): path.read_bytes()
+        str(path.relative_to(folder)).replace(generation, ""): path.read_bytes().replace(generation.encode(), b"")
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
+        # Commits have times.
+        if path.is_file() and path.name != "manifest.json" and path.parent.name != "commits"
     }
     return files, {name: manifest[name] for name in ("splits", "statistics", "rejected", "inputs", "fingerprint")}
 
