@@ -20,9 +20,11 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle, to_block
 from pipeline.shuffle.hashing import choose_shard
+from pipeline.writing.base import Base
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import Publisher
 from pipeline.writing.shards import ShardWriter
+from pipeline.writing.write_sources import list_sources
 
 CLASSES, MAX_LENGTH, NUM_SHARDS = "abc", 400, 8
 # Values are slices of one array of random numbers, which is faster than drawing the values of each record.
@@ -79,7 +81,8 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
         for number, part in enumerate(shards)
         for summary in writer.write(number, [to_block(part)], num_shards=NUM_SHARDS, reject=print)
     ]
-    Publisher(schema, str(path), generation, 0, 0.0, True).publish(written, [], [])
+    sources = list_sources([], output=str(path), generation=generation)
+    Publisher(schema, str(path), generation, Base("replace")).publish(written, [], [sources])
     return path
 
 
