@@ -9,8 +9,8 @@ from its dataset and writes metrics and checkpoints. The other loops keep the ba
 import argparse
 import functools
 import pathlib
-import sys
 import time
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -56,7 +56,7 @@ def main() -> None:
 class BareLoop:
     """Calls a tf.function with the simplest form of an update for each batch."""
 
-    def __init__(self, path: pathlib.Path, batches_in_memory: list) -> None:
+    def __init__(self, path: pathlib.Path, batches_in_memory: list[Any]) -> None:
         dataset = open_dataset(path)
         model = build_model(dataset.schema, dataset.manifest.statistics, TrainConfig())
         head, optimizer = head_model(model), keras.optimizers.RMSprop(0.002)
@@ -64,7 +64,7 @@ class BareLoop:
         spec = batches(path, "train").element_spec
 
         @tf.function(input_signature=spec, jit_compile=False)
-        def update(features, label, weight):
+        def update(features: Any, label: Any, weight: Any) -> Any:
             with tf.GradientTape() as tape:
                 logits = head(features, training=True)
                 loss = tf.reduce_mean(weight * tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
@@ -86,7 +86,7 @@ class BareLoop:
 class KerasFit:
     """Calls Keras's `fit` with the masked model."""
 
-    def __init__(self, batches_in_memory: list) -> None:
+    def __init__(self, batches_in_memory: list[Any]) -> None:
         self._batches_in_memory, self._model = batches_in_memory, textbook.model(NUM_FEATURES)
         spec = tf.TensorSpec([None, None, NUM_FEATURES], tf.float32), tf.TensorSpec([None], tf.int64)
         pairs = [(features["x"], label) for features, label, _ in batches_in_memory]
@@ -99,10 +99,10 @@ class KerasFit:
         return useful_steps(self._batches_in_memory) / clock.seconds
 
 
-def useful_steps(batches_in_memory: list) -> int:
+def useful_steps(batches_in_memory: list[Any]) -> int:
     """Returns the number of steps in all batches, without padding."""
     return sum(int(tf.reduce_sum(features["length"])) for features, _, _ in batches_in_memory)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

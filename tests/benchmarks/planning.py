@@ -6,7 +6,6 @@ python tests/benchmarks/planning.py [--quick]
 import argparse
 import resource
 import statistics
-import sys
 import time
 import types
 
@@ -85,4 +84,4 @@ def seconds_of_plan(shards: list[types.SimpleNamespace], num_records: int, epoch
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

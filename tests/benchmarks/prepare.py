@@ -147,4 +147,4 @@ def run_twin(raw: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,7 +9,6 @@ import argparse
 import functools
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 
@@ -135,4 +134,4 @@ def useful_share(folder: pathlib.Path, num_records: int) -> Row:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,8 +11,9 @@ import functools
 import json
 import pathlib
 import shutil
-import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -83,14 +84,14 @@ class Clock(keras.callbacks.Callback):
 
 def useful_steps_of_fit(name: str, xs: list[np.ndarray], labels: list[int]) -> float:
     """Trains with `fit`, and returns the useful steps per second of the second epoch."""
-    batches = {
+    functions: dict[str, Callable[..., Any]] = {
         "padded to the longest": functools.partial(textbook.padded_to_longest, longest=MAX_LENGTH),
         "padded_batch at random": textbook.padded_batches,
         "masked bucket_by_sequence_length": functools.partial(
             textbook.bucket_batches, batch_steps=BATCH_STEPS, longest=MAX_LENGTH
         ),
-    }[name](xs, labels)
-    clock = Clock()
+    }
+    batches, clock = functions[name](xs, labels), Clock()
     textbook.model(NUM_FEATURES).fit(batches.prefetch(2), epochs=2, callbacks=[clock], verbose=0)
     return sum(map(len, xs)) / clock.seconds
 
@@ -113,4 +114,4 @@ def memory(output: pathlib.Path, num_records: int) -> Row:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from data import make_dataset
@@ -114,7 +115,7 @@ def waiting(shapes: list[list[list[int]]]) -> float:
     return float(1 - seconds.mean(axis=0).sum() / seconds.max(axis=0).sum())
 
 
-def compute(task: dict) -> None:
+def compute(task: dict[str, Any]) -> None:
     """Measures the seconds of the gradient for a batch of each shape, in the process of one worker."""
     from trainer.devices.tensorflow_setup import start_tensorflow
 
@@ -133,7 +134,7 @@ def compute(task: dict) -> None:
     )
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, NUM_FEATURES])], jit_compile=False)
-    def gradient(x):
+    def gradient(x: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(x, training=True) ** 2)
         gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
@@ -149,4 +150,4 @@ def compute(task: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
