@@ -22,7 +22,7 @@ from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
-from pipeline.writing.commit_log import find_published, read_summaries
+from pipeline.writing.commit_log import find_published, read_summaries, recover_if_behind
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
@@ -97,6 +97,8 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     schema = Schema.read(options.schema)
     output = absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
+    if mode == "append":
+        recover_if_behind(output, lock_timeout=options.lock_timeout)
     base = open_base(output, mode, schema, options.seed)
     files = _select_new(find_files(options.raw), output, base, options)
     check_free_space(files, schema, output)

@@ -97,8 +97,8 @@ def read_head(output: str) -> Head:
 def recover(output: str) -> Head:
     """Returns the state of an output folder, after its manifest was rebuilt if it is behind the log.
 
-    A writer that is killed between its commit and the manifest leaves the manifest one commit behind. Call it under
-    the lock of the dataset.
+    A writer that is killed between its commit and the manifest leaves the manifest one commit behind, and the copies of
+    the vocabularies. Call it under the lock of the dataset.
 
     Raises:
         UserError: The log is damaged.
@@ -107,7 +107,22 @@ def recover(output: str) -> Head:
     found = _read_valid_manifest(output)
     if head.number and head.manifest is not None and (found is None or found.commit != head.number):
         write_manifest(output, head.manifest)
+        copy_vocabularies(output, head.manifest.vocabularies)
     return head
+
+
+def recover_if_behind(output: str, *, lock_timeout: float) -> None:
+    """Rebuilds a manifest that is behind the log, for jobs that may find that there is nothing to commit.
+
+    Raises:
+        UserError: The log is damaged.
+        LockTimeout: The lock could not be had in time. It is not taken if the manifest is not behind.
+    """
+    number = newest_commit(output)
+    found = _read_valid_manifest(output) if number else None
+    if number and (found is None or found.commit != number):
+        with lock_dataset(output, timeout=lock_timeout):
+            recover(output)
 
 
 def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -> Manifest:
@@ -157,7 +172,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         write_manifest(output, manifest)
         # The copies belong to the newest commit: a job that is refused or killed before must not leave copies of its
         # own vocabularies.
-        copy_vocabularies(output, vocabularies, chosen.terms)
+        copy_vocabularies(output, vocabularies)
         remove_old(output, manifest, retain=retain)
         return manifest
 

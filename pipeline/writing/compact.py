@@ -17,7 +17,7 @@ from pipeline.format.view import add_counts, add_splits
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import software_versions
-from pipeline.writing.commit_log import Change, commit, find_published, read_summaries, write_summary
+from pipeline.writing.commit_log import Change, commit, find_published, read_summaries, recover_if_behind, write_summary
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.merge_shards import merge_shards
@@ -64,6 +64,7 @@ def compact(
         LockTimeout: The lock could not be had in time.
     """
     output = absolute(dataset)
+    recover_if_behind(output, lock_timeout=lock_timeout)
     manifest = read_manifest(output)
     if manifest.commit is None:
         raise UserError(

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.files import exists, join, replace
+from pipeline.files import exists, join, read_bytes, replace
 from pipeline.format.merge_counts import VocabularyChooser, merge_counts
 from pipeline.format.models import Vocabulary
 from pipeline.format.summary import GenerationSummary
@@ -66,12 +66,14 @@ def write_vocabularies(output: str, terms: Mapping[str, Sequence[bytes]]) -> dic
     return written
 
 
-def copy_vocabularies(
-    output: str, vocabularies: Mapping[str, Vocabulary], terms: Mapping[str, Sequence[bytes]]
-) -> None:
-    """Writes a copy of each vocabulary of the newest commit under a plain name, for people. No code reads it."""
-    for name, vocabulary in vocabularies.items():
-        _write(output, vocabulary_copy_path(vocabulary.path), serialize_terms(terms[name]))
+def copy_vocabularies(output: str, vocabularies: Mapping[str, Vocabulary]) -> None:
+    """Writes a copy of each vocabulary of the newest commit under a plain name, for people. No code reads it.
+
+    Raises:
+        UserError: The file of a vocabulary does not exist or cannot be read.
+    """
+    for vocabulary in vocabularies.values():
+        _write(output, vocabulary_copy_path(vocabulary.path), read_bytes(join(output, vocabulary.path)))
 
 
 def _write(output: str, path: str, data: bytes) -> None:

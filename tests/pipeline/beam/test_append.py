@@ -9,6 +9,7 @@ from pipeline.beam import prepare as prepare_module
 from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.format.history import read_manifest_at
 from pipeline.format.models import TRAIN
+from pipeline.writing.paths import LOCK
 
 SCHEMA = """\
 id: id
@@ -70,6 +71,22 @@ def vocabularies(tmp_path):
     dataset = str(tmp_path / "dataset")
     commits = [read_manifest_at(dataset, number) for number in range(1, load(dataset).commit + 1)]
     return {vocabulary.path for manifest in commits for vocabulary in manifest.vocabularies.values()}
+
+
+def test_a_manifest_that_is_behind_is_rebuilt_even_if_nothing_is_new(append, write_raw, tmp_path):
+    """As after a kill between the second commit and its manifest."""
+    first, second = (write_raw([record(n) for n in range(9 * k, 9 * k + 9)], f"{k}.jsonl") for k in range(2))
+    append(first)
+    dataset = tmp_path / "dataset"
+    behind = {path: path.read_bytes() for path in (dataset / "manifest.json", dataset / "vocabulary/word.txt")}
+    append(second)
+    files = snapshot(dataset)
+    for path, data in behind.items():
+        assert path.read_bytes() != data
+        path.write_bytes(data)
+    with pytest.raises(NothingNew):
+        append(second)
+    assert snapshot(dataset) | {LOCK: b""} == files | {LOCK: b""}
 
 
 def test_files_that_the_dataset_has_are_skipped_and_named(append, write_raw, tmp_path, capsys):

@@ -8,9 +8,11 @@ from prepare_jobs import load, read_whole, snapshot
 
 from pipeline.errors import UserError
 from pipeline.format.history import read_manifest_at
+from pipeline.format.manifest import FILE_NAME
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.writing import merge_shards, write_sources
 from pipeline.writing.compact import compact
+from pipeline.writing.paths import LOCK
 
 SCHEMA = """\
 id: id
@@ -73,7 +75,7 @@ def test_large_generations_are_left_alone(parts, monkeypatch, tmp_path):
     dataset = tmp_path / "dataset"
     # The shards of the first generation, which has one for each split, are the largest.
     monkeypatch.setattr("pipeline.writing.compact.SHARD_BYTES", 1500)
-    before = load(dataset)
+    before, manifest = load(dataset), (dataset / FILE_NAME).read_bytes()
     done = compact(str(dataset))
     assert done.generations == before.generations[1:]
     after = read_whole(dataset)
@@ -85,6 +87,10 @@ def test_large_generations_are_left_alone(parts, monkeypatch, tmp_path):
     files = snapshot(dataset)
     assert compact(str(dataset)).generations == ()
     assert snapshot(dataset) == files
+    # As after a kill between the commit and the manifest, which is rebuilt although there is nothing to merge.
+    (dataset / FILE_NAME).write_bytes(manifest)
+    assert compact(str(dataset)).manifest == after
+    assert snapshot(dataset) | {LOCK: b""} == files | {LOCK: b""}
 
 
 def test_an_append_beside_a_compaction_is_kept(parts, run_prepare, write_raw, monkeypatch, tmp_path):
