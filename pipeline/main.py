@@ -36,15 +36,17 @@ def prepare(arguments: list[str]) -> None:
         "prepare",
         "Converts raw records (JSON Lines, plain or .gz) to a dataset: TFRecord shards, indexes and a manifest.\n"
         "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
-        "none.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
+        "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
+        "more.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
+        "  lengthwise prepare --append --replay dataset/rejected --schema longer.yaml --output dataset\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
         "      --direct_running_mode=multi_processing --direct_num_workers=2",
     )
     parser.add_argument(
-        "raw", metavar="RAW", nargs="+", help="file, glob or folder, on any file system that Beam supports"
+        "raw", metavar="RAW", nargs="*", help="file, glob or folder, on any file system that Beam supports"
     )
     parser.add_argument("--schema", required=True, help="YAML file that describes the records")
     parser.add_argument("--output", required=True, help="folder of the dataset")
@@ -70,6 +72,15 @@ def prepare(arguments: list[str]) -> None:
         "--append",
         action="store_true",
         help="add the raw files to an existing dataset, or create it; files that it has already are skipped",
+    )
+    parser.add_argument(
+        "--replay",
+        nargs="+",
+        default=(),
+        metavar="REJECTS",
+        help="with --append, also try the records in these files of DATASET/rejected again, or in all of them if it is "
+        "the folder itself; --schema replaces that of the dataset, and may accept more, but the accepted records must "
+        "keep their bytes; --max_rejected does not count these records",
     )
     parser.add_argument(
         "--changed_inputs",
@@ -103,7 +114,9 @@ def prepare(arguments: list[str]) -> None:
     from pipeline.beam.prepare import prepare as run
 
     as_json = values.pop("json")
-    values["raw"] = tuple(values["raw"])
+    values |= {"raw": tuple(values["raw"]), "replay": tuple(values["replay"])}
+    if not values["raw"] and not values["replay"]:
+        parser.error("expected RAW, the raw files, or --append with --replay, the rejects to try again")
     manifest = run(PrepareOptions(**values), beam_options)
     from pipeline.inspection.inspect import print_summary, summarize
 

@@ -20,13 +20,14 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
-from pipeline.writing.base import Base, choose_mode
+from pipeline.writing.base import Base, Mode, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
 from pipeline.writing.commit_log import find_published, read_summaries, recover_if_behind
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.open_base import open_base
+from pipeline.writing.open_replay import Replay, open_replay
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 
@@ -49,6 +50,8 @@ class PrepareOptions:
     Attributes:
         raw: Paths, globs or folders of raw files.
         schema: Path of the schema file.
+        replay: Files of rejects of the dataset, or the folder of all of them, whose records are tried again. The schema
+            may then accept more than that of the dataset, which gets this schema. Only for `append`.
         changed_inputs: What to do with a raw file that the dataset has taken with other content: `refuse` is an error,
             `add` adds all records of the file. Only for `append`.
         max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
@@ -64,6 +67,7 @@ class PrepareOptions:
     max_rejected: float = DEFAULT_MAX_REJECTED
     overwrite: bool = False
     append: bool = False
+    replay: tuple[str, ...] = ()
     changed_inputs: Literal["refuse", "add"] = "refuse"
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
@@ -81,7 +85,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
 
     Raises:
         UserError: Input, options or file system are wrong. A dataset that existed before still exists.
-        NothingNew: With `append`, the dataset has all raw files already.
+        NothingNew: With `append`, the dataset has all raw files already, and no reject was accepted.
         TryAgain: With `append`, other jobs added the same records again and again.
         LockTimeout: The lock of the dataset could not be had in time.
     """
@@ -99,13 +103,34 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     if mode == "append":
         recover_if_behind(output, lock_timeout=options.lock_timeout)
-    base = open_base(output, mode, schema, options.seed)
+    base, replay = _open(output, mode, schema, options)
     files = _select_new(find_files(options.raw), output, base, options)
+    if options.append and not files and not replay.files:
+        what = f"has all {len(find_files(options.raw)):,} raw files already" if options.raw else "has no rejects"
+        raise NothingNew(f"{output}: {what}. Nothing was added.")
     check_free_space(files, schema, output)
-    total_bytes = sum(file.num_bytes for file in files)
+    total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
-        return _run_job(options, schema, files, total_bytes, output, base, pool, beam_options)
+        return _run_job(options, schema, files, total_bytes, output, base, replay, pool, beam_options)
+
+
+def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> tuple[Base, Replay]:
+    """Returns the dataset to add to or replace, and its rejects to try again."""
+    if not options.replay:
+        return open_base(output, mode, schema, options.seed), Replay()
+    if mode != "append":
+        raise UserError(
+            "--replay adds the accepted records to the dataset that rejected them: use it with --append. To make the "
+            "dataset again from its raw files, use --overwrite without --replay."
+        )
+    base = open_base(output, mode, schema, options.seed, may_widen=True)
+    replay = open_replay(output, base, options.replay)
+    if not replay.files:  # then this is a job without --replay
+        return open_base(output, mode, schema, options.seed), replay
+    files = f"{len(replay.files):,} file{'s' * (len(replay.files) > 1)}"
+    print(f"prepare: trying {replay.rejects.total:,} rejects of {files} again.", file=sys.stderr)
+    return base, replay
 
 
 def _select_new(files: list[RawFile], output: str, base: Base, options: PrepareOptions) -> list[RawFile]:
@@ -113,17 +138,14 @@ def _select_new(files: list[RawFile], output: str, base: Base, options: PrepareO
 
     Raises:
         UserError: The dataset has a file with other content.
-        NothingNew: The dataset has all files.
     """
-    if not base.summaries:
+    if not base.summaries or not files:
         return files
     sources = [summary.sources for summary in read_summaries(output, base.summaries)]
     classified = classify_inputs(files, output, sources, record_bytes=options.max_record_bytes)
     new = classified.to_add(add_changed=options.changed_inputs == "add")
     for line in describe_taken(classified.taken):
         print(line, file=sys.stderr)
-    if not new:
-        raise NothingNew(f"{output}: has all {len(files):,} raw files already. Nothing was added.")
     return new
 
 
@@ -134,6 +156,7 @@ def _run_job(
     total_bytes: int,
     output: str,
     base: Base,
+    replay: Replay,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
 ) -> Manifest:
@@ -142,7 +165,7 @@ def _run_job(
     from pipeline.beam.runners import file_errors, make_pipeline, run_job
     from pipeline.beam.write_dataset import WriteDataset
 
-    job = DatasetJob(name_files(output), base)
+    job = DatasetJob(name_files(output), base, replay.rejects)
     generation = job.files.generation
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     pipeline = make_pipeline(beam_options)
@@ -163,7 +186,7 @@ def _run_job(
             pool.close()  # before the files that its workers write are removed
         discard_generation(output, generation)
 
-    _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool)
+    _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool, replay.files)
     with file_errors(), mark_writer(output, generation, command="prepare"):
         return run_job(
             pipeline,

@@ -1,7 +1,7 @@
 """Turns raw files into a published dataset, without passing any record through Beam."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -11,9 +11,10 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_lists import REJECT_RUNS
-from pipeline.raw.find_files import RawFiles
+from pipeline.raw.find_files import RawFile, RawFiles
 from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.replay import RejectsChunk, split_rejects
 from pipeline.schema.schema import Schema
 from pipeline.writing.job import DatasetJob
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
@@ -36,6 +37,7 @@ class PrepareFiles(beam.PTransform):
         keep_raw: Stores the raw line in each reject.
         limits: Largest record. A larger record is rejected as `too_large`.
         pool: Worker processes that parse and write. None parses and writes in the workers of Beam.
+        rejects: Files of rejects whose raw lines are parsed again. The `job` of `write` takes them back.
 
     Raises:
         UserError: A path matches no file, or there is a dataset already. Raised when the transform is applied.
@@ -46,11 +48,16 @@ class PrepareFiles(beam.PTransform):
     keep_raw: bool = False
     limits: Limits = LIMITS
     pool: WorkerPool | None = None
+    rejects: Sequence[RawFile] = ()
 
     def expand(self, pipeline: Any) -> Any:
         job, files = self.write.begin(pipeline)
+        chunks_to_read = split_files(pipeline, self.files)
+        if self.rejects:
+            again = pipeline | "Rejects" >> beam.Create(self.rejects) | "SplitRejects" >> beam.FlatMap(split_rejects)
+            chunks_to_read = (chunks_to_read, again | "SpreadRejects" >> beam.Reshuffle()) | "Join" >> beam.Flatten()
         make = beam.ParDo(_MakeRuns(self.write.schema, self.keep_raw, self.limits, self.pool), job)
-        made = split_files(pipeline, self.files) | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
+        made = chunks_to_read | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)
             for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
@@ -59,7 +66,7 @@ class PrepareFiles(beam.PTransform):
 
 
 class _MakeRuns(beam.DoFn):
-    """Parses and sorts chunks: Chunk -> Run, and under tags RejectRun and ChunkSummary."""
+    """Parses and sorts chunks: Chunk or RejectsChunk -> Run, and under tags RejectRun and ChunkSummary."""
 
     def __init__(self, schema: Schema, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
         self._schema = schema
@@ -73,12 +80,12 @@ class _MakeRuns(beam.DoFn):
         self._calls = PendingCalls(self._pool)
         self._job: DatasetJob | None = None
         # Input of the next call, and its size in bytes.
-        self._batch: list[Chunk | LineBatch] = []
+        self._batch: list[Chunk | LineBatch | RejectsChunk] = []
         self._batch_bytes = 0
 
-    def process(self, chunk: Chunk, job: DatasetJob) -> Iterator[Any]:
+    def process(self, chunk: Chunk | RejectsChunk, job: DatasetJob) -> Iterator[Any]:
         self._job = job
-        if not chunk.compressed or self._pool is None:
+        if isinstance(chunk, RejectsChunk) or not chunk.compressed or self._pool is None:
             yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
             return
         # Only one process can read a gzip file, so this one reads and the others parse.
@@ -89,7 +96,7 @@ class _MakeRuns(beam.DoFn):
                 # These lines are in memory already, so a call takes fewer bytes of them.
                 yield from self._add(item, item.num_bytes * CHUNK_BYTES // GZIP_BATCH_BYTES)
 
-    def _add(self, item: Chunk | LineBatch, num_bytes: int) -> Iterator[Any]:
+    def _add(self, item: Chunk | LineBatch | RejectsChunk, num_bytes: int) -> Iterator[Any]:
         """Adds an item to the batch. Small files share a batch, so that there are fewer runs than files."""
         if self._batch_bytes + num_bytes > CHUNK_BYTES:
             yield from self._call()

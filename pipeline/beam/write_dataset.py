@@ -25,7 +25,7 @@ from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run, RunBuffer
-from pipeline.writing.base import Base, choose_mode
+from pipeline.writing.base import choose_mode
 from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.open_base import open_base
@@ -157,13 +157,14 @@ class WriteDataset(beam.PTransform):
 
 
 def _publish(
-    make_publisher: Callable[[str, Base], Publisher],
+    make_publisher: Callable[..., Publisher],
     job: DatasetJob,
     shards: list[ShardSummary],
     rejects: list[RejectsFile],
     sources: list[SourcesFile],
 ) -> Manifest:
-    return make_publisher(job.files.generation, job.base).publish(shards, rejects, sources)
+    publisher = make_publisher(job.files.generation, job.base, replayed=job.replayed)
+    return publisher.publish(shards, rejects, sources)
 
 
 def copy_output(output: Any, label: str) -> Any:

@@ -10,6 +10,9 @@ from pipeline.format.manifest import FORMAT_VERSION, InputTotals, Manifest, fing
 from pipeline.format.models import Rejected, Split
 from pipeline.format.summary import GenerationSummary
 from pipeline.format.sums import merge_sums
+from pipeline.schema.compatibility import find_widest
+from pipeline.schema.labels import class_name
+from pipeline.schema.schema import Schema
 
 Key = TypeVar("Key", int, str)
 
@@ -23,21 +26,27 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
             SHA-256 of its file.
 
     Raises:
-        UserError: The generations have different schemas or seeds, or there is none.
+        UserError: The generations have schemas that store the same record differently, or different seeds, or there
+            is no generation.
     """
     parts = [summary for summary, _ in summaries]
     if not parts:
         raise UserError(f"Commit {commit.number} leaves no generation in the dataset.")
     newest = parts[-1]
     for part in parts:
-        if part.record_schema != newest.record_schema or part.seed != newest.seed:
+        if part.seed != newest.seed:
             raise UserError(
                 f"The generations {part.generation} and {newest.generation} of commit {commit.number} have different "
-                "schemas or seeds."
+                "seeds."
             )
-    schema = newest.record_schema
+    try:
+        # A generation of replayed rejects may have a schema that accepts more. Compaction moves generations, so it
+        # need not be the newest one.
+        schema = find_widest(part.record_schema for part in parts)
+    except ValueError as error:
+        raise UserError(f"The generations of commit {commit.number} have different schemas: {error}.") from None
     splits = {
-        name: add_splits([part.splits[name] for part in parts], commit.unknown.get(name, {}))
+        name: add_splits(schema, [part.splits[name] for part in parts], commit.unknown.get(name, {}))
         for name in schema.split_names
     }
     sums = {name: merge_sums([part.sums.get(name) for part in parts]) for name in schema.statistics_widths}
@@ -65,12 +74,14 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
     )
 
 
-def add_splits(parts: Sequence[Split], unknown: dict[str, int]) -> Split:
+def add_splits(schema: Schema, parts: Sequence[Split], unknown: dict[str, int]) -> Split:
     """Returns the sum of several splits.
 
     Args:
+        schema: The schema of the sum. A part may have been made with fewer classes.
         unknown: The number of unknown strings of each feature with a vocabulary.
     """
+    labels = add_counts(part.label_counts for part in parts)
     return Split(
         records=sum(part.records for part in parts),
         steps=sum(part.steps for part in parts),
@@ -78,7 +89,7 @@ def add_splits(parts: Sequence[Split], unknown: dict[str, int]) -> Split:
         truncated=sum(part.truncated for part in parts),
         shards=tuple(shard for part in parts for shard in part.shards),
         length_counts=dict(sorted(add_counts(part.length_counts for part in parts).items())),
-        label_counts=add_counts(part.label_counts for part in parts),
+        label_counts={name: labels.get(name, 0) for name in map(class_name, schema.label.classes)} if labels else {},
         missing=add_counts(part.missing for part in parts),
         unknown=unknown,
     )

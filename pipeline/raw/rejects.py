@@ -18,6 +18,8 @@ Reason = Literal[
     "too_large",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
+# The chunk of a record that was rejected before and is parsed again.
+IN_FILE = -1
 
 
 class RecordError(Exception):
@@ -41,9 +43,9 @@ class Origin(NamedTuple):
 
     Attributes:
         path: The raw file; None if the record did not come from a file.
-        chunk: Offset of the chunk in the file, in bytes.
+        chunk: Offset of the chunk in the file, in bytes. IN_FILE if the record was rejected before and is parsed again.
         byte_offset: Offset of the line in the decompressed file, in bytes.
-        number: Number of lines before this line in its chunk.
+        number: Number of lines before this line in its chunk; with IN_FILE, in the file, and -1 if it is unknown.
         sha256: SHA-256 of the raw line; for a line that is too large, of its beginning.
         raw: The line itself if `keep_raw` is set, else None.
     """

@@ -24,7 +24,7 @@ from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.writing.base import Base
-from pipeline.writing.conflicts import check_may_append, check_no_conflict
+from pipeline.writing.conflicts import check_may_append, check_no_conflict, check_not_replayed
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
@@ -147,6 +147,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         read = _reader(output)
         parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
         if change.operation == "append":
+            check_not_replayed(output, change.added, head.manifest)
             meanwhile = [summary for summary, _ in parts if summary.generation not in change.base.summaries]
             check_no_conflict(output, change.added, meanwhile)
         sha256 = sha256_of(change.added.to_json())
@@ -246,8 +247,11 @@ def _generations_to_remove(output: str, head: Head, change: Change) -> tuple[str
         if head.number != change.base.number or (change.operation == "create" and live):
             raise UserError(f"{output}: {_describe(output, head)} was published meanwhile. Nothing was published.")
         return live
-    if head.manifest is not None:
-        check_may_append(output, head.manifest, change.added.record_schema, change.added.seed)
+    added = change.added
+    # The generations that a compaction merged determine schema and seed, and are checked below.
+    if head.manifest is not None and change.operation != "compact":
+        may_widen = added.replayed.files != ()
+        check_may_append(output, head.manifest, added.record_schema, added.seed, may_widen=may_widen)
     missing = set(change.removed) - set(live)
     if missing:
         raise UserError(

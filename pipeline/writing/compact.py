@@ -15,6 +15,7 @@ from pipeline.format.sums import merge_sums
 from pipeline.format.tfrecord import CorruptRecord
 from pipeline.format.view import add_counts, add_splits
 from pipeline.format.vocabulary import vocabulary_file_names
+from pipeline.schema.compatibility import find_widest
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import software_versions
 from pipeline.writing.commit_log import Change, commit, find_published, read_summaries, recover_if_behind, write_summary
@@ -132,13 +133,14 @@ def _choose_num_shards(summaries: Sequence[GenerationSummary]) -> int:
 def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str, num_shards: int) -> GenerationSummary:
     """Writes the files of the merged generation and returns its summary. All of its numbers are sums."""
     newest = summaries[-1]
-    schema = newest.record_schema
+    schema = find_widest(summary.record_schema for summary in summaries)
     splits: dict[str, Split] = {}
     for name in schema.split_names:
-        total = add_splits([summary.splits[name] for summary in summaries], {})
+        total = add_splits(schema, [summary.splits[name] for summary in summaries], {})
         shards = merge_shards(output, summaries, name, generation=generation, num_shards=num_shards)
         splits[name] = total.model_copy(update={"shards": tuple(shards) if total.records else ()})
     sums = {name: merge_sums(summary.sums.get(name) for summary in summaries) for name in schema.statistics_widths}
+    rejected, replayed = _merge_rejects(summaries)
     return GenerationSummary(
         generation=generation,
         record_schema=schema,
@@ -146,8 +148,8 @@ def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str,
         splits=splits,
         sums={name: total for name, total in sums.items() if total is not None},
         strings=_merge_strings(output, summaries, generation),
-        rejected=_add_rejects(summary.rejected for summary in summaries),
-        replayed=_add_rejects(summary.replayed for summary in summaries),
+        rejected=rejected,
+        replayed=replayed,
         sources=merge_sources([summary.sources for summary in summaries], output=output, generation=generation),
         software=software_versions(),
     )
@@ -164,6 +166,27 @@ def _merge_strings(output: str, summaries: Sequence[GenerationSummary], generati
             strings = write_counts(file, blocks, schema.split_names)
         merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
     return merged
+
+
+def _merge_rejects(summaries: Sequence[GenerationSummary]) -> tuple[Rejects, Rejects]:
+    """Returns the rejects of generations, and those that they take back from generations that are not among them.
+
+    What one of them rejected and another one took back is left out of both, so that no summary names its file any more.
+    """
+    rejected, left = _add_rejects(summary.rejected for summary in summaries), []
+    for replayed in (summary.replayed for summary in summaries):
+        paths = {file.path for file in replayed.files}
+        # The counts of several files are known as a sum only.
+        if paths <= {file.path for file in rejected.files}:
+            counts = {name: count - replayed.by_reason.get(name, 0) for name, count in rejected.by_reason.items()}
+            rejected = Rejects(
+                total=rejected.total - replayed.total,
+                by_reason={name: count for name, count in counts.items() if count},
+                files=tuple(file for file in rejected.files if file.path not in paths),
+            )
+        else:
+            left.append(replayed)
+    return rejected, _add_rejects(left)
 
 
 def _add_rejects(parts: Iterable[Rejects]) -> Rejects:

@@ -1,7 +1,6 @@
 """Decides whether new records fit a dataset: the schema, and what other jobs published meanwhile."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +9,7 @@ from pipeline.errors import TryAgain, UserError, show
 from pipeline.format.manifest import Manifest
 from pipeline.format.sources import SourcesFile, read_sources
 from pipeline.format.summary import GenerationSummary
+from pipeline.schema.compatibility import find_difference
 from pipeline.schema.schema import Schema
 from pipeline.writing.published_ids import find_common_ids, list_published
 
@@ -48,32 +48,46 @@ def _find_common_source(output: str, some: SourcesFile, others: SourcesFile) -> 
     return None
 
 
-def check_may_append(output: str, manifest: Manifest, schema: Schema, seed: int | None) -> None:
+def check_not_replayed(output: str, added: GenerationSummary, manifest: Manifest | None) -> None:
+    """Checks that the rejects which a generation takes back still count.
+
+    Raises:
+        TryAgain: Another job took them back meanwhile.
+    """
+    live = () if manifest is None else manifest.rejected.files
+    gone = [file.path for file in added.replayed.files if file.path not in live]
+    if gone:
+        raise TryAgain(
+            f"{output}: another job replayed {gone[0]} or replaced the dataset meanwhile. Nothing was published. Run "
+            "the same command again without this file."
+        )
+
+
+def check_may_append(
+    output: str, manifest: Manifest, schema: Schema, seed: int | None, *, may_widen: bool = False
+) -> None:
     """Raises a UserError unless records with this schema and seed can be added to a dataset.
 
     Args:
         seed: None is the seed of the dataset.
+        may_widen: Whether the schema may also be one that accepts more and stores the records of the dataset as they
+            are (`find_difference` says which). The dataset then gets this schema.
     """
     if manifest.format_version == 1:
         raise UserError(
             f"{output}: has format version 1, to which nothing can be added. Prepare all raw files again with "
             "--overwrite, or choose another --output."
         )
-    if schema != manifest.record_schema:
-        difference = _describe_difference(schema.canonical(), manifest.record_schema.canonical())
-        raise UserError(
-            f"{output}: has another schema than the records to add: {difference}."
-            " Use the schema of the dataset, or prepare all raw files again with --overwrite."
-        )
+    difference = find_difference(schema, manifest.record_schema, may_widen=may_widen)
+    if difference is not None:
+        ways_out = "Use the schema of the dataset, or prepare all raw files again with --overwrite."
+        if may_widen:
+            ways_out = (
+                "With --replay, a schema may only accept more records than that of the dataset. For any other change, "
+                "prepare all raw files again with --overwrite."
+            )
+        raise UserError(f"{output}: has another schema than the records to add: {difference}. {ways_out}")
     if seed is not None and seed != manifest.seed:
         raise UserError(
             f"{output}: has the seed {manifest.seed}, so records with seed {seed} cannot be added. Leave --seed out."
         )
-
-
-def _describe_difference(mine: Any, theirs: Any, place: str = "") -> str:
-    """Returns the first place where the values of two schemas differ, and both values."""
-    if not isinstance(mine, dict) or not isinstance(theirs, dict):
-        return f"{place} is {show(mine)}, but {show(theirs)} in the dataset"
-    key = next(key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key))
-    return _describe_difference(mine.get(key), theirs.get(key), f"{place}.{key}" if place else key)

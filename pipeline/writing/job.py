@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pipeline.format.summary import NO_REJECTS, Rejects
 from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.open_base import open_base
@@ -28,10 +29,12 @@ class DatasetJob(NamedTuple):
     Attributes:
         files: The names of what it writes.
         base: The dataset as it was when the run began.
+        replayed: Rejects of earlier generations that the run takes back, because it parses their records again.
     """
 
     files: JobFiles
     base: Base
+    replayed: Rejects = NO_REJECTS
 
 
 def name_files(output: str) -> JobFiles:

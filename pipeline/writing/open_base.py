@@ -12,24 +12,25 @@ from pipeline.writing.conflicts import check_may_append
 from pipeline.writing.published_ids import list_published
 
 
-def open_base(output: str, mode: Mode, schema: Schema, seed: int | None) -> Base:
+def open_base(output: str, mode: Mode, schema: Schema, seed: int | None, *, may_widen: bool = False) -> Base:
     """Returns the dataset in an output folder, after a check that a job with this mode may publish there.
 
     Args:
         seed: Seed of the splits and of the order of the records. None is 0, or that of the dataset to add to.
+        may_widen: Whether the schema may accept more than that of the dataset to add to.
 
     Raises:
         UserError: `output` is a file, or contains a dataset that must not be replaced, or that records with this schema
             and seed cannot be added to.
     """
-    head = _check_output(output, mode, schema, seed)
+    head = _check_output(output, mode, schema, seed, may_widen)
     manifest = head.manifest
     if mode != "append" or manifest is None:
         return Base(mode, head.number, seed or 0)
     return Base(mode, head.number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
 
 
-def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None) -> Head:
+def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None, may_widen: bool) -> Head:
     """Returns the state of an output folder, after a check that a job with this mode may publish there."""
     if is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"{output}: a file is in the way, expected a folder or nothing. Choose another --output.")
@@ -46,7 +47,7 @@ def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None) -> 
         )
     if mode == "append":
         if head.manifest is not None:
-            check_may_append(output, head.manifest, schema, seed)
+            check_may_append(output, head.manifest, schema, seed, may_widen=may_widen)
         elif exists(manifest_path):
             raise UserError(
                 f"{manifest_path}: not a manifest of a dataset, so nothing can be added. Choose another "

@@ -8,8 +8,9 @@ from pipeline.files import join, list_files, remove, remove_folder, size
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
 from pipeline.format.sources import SourcesFile
-from pipeline.format.summary import GenerationSummary, Rejects
+from pipeline.format.summary import NO_REJECTS, GenerationSummary, Rejects
 from pipeline.format.summary import RejectsFile as ListedRejects
+from pipeline.format.view import add_counts
 from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import build_summary
@@ -36,6 +37,7 @@ class Publisher:
         max_rejected: Share of the records, from 0 to 1, that may be rejected.
         retain: How long the generations that this one replaces are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
+        replayed: Rejects of earlier generations that this one takes back.
     """
 
     schema: Schema
@@ -45,6 +47,7 @@ class Publisher:
     max_rejected: float = DEFAULT_MAX_REJECTED
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
+    replayed: Rejects = NO_REJECTS
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
@@ -58,6 +61,7 @@ class Publisher:
                 a dataset in the meantime. Nothing is published then, and the rejects files remain.
             TryAgain: Another job added the same records or raw files in the meantime. Nothing is published.
             LockTimeout: The lock of the dataset could not be had in time. Nothing is published.
+            NothingNew: The raw files have no records, or all replayed records were rejected again.
         """
         published = find_published(self.output, self.generation, after=self.base.number)
         if published is not None:
@@ -66,7 +70,7 @@ class Publisher:
         records = sum(shard.shard.records for shard in shards)
         if not records and not rejects and self.base.mode == "append":
             raise NothingNew(f"{self.output}: the new raw files contain no records. Nothing was published.")
-        check_rejected(count_rejects(rejects), records, max_rejected=self.max_rejected, output=self.output)
+        self._check_rejects(rejects, records)
         summary = self._summarize(shards, rejects, list(sources))
         self._check_shard_sizes(summary)
         write_summary(self.output, summary)
@@ -74,6 +78,33 @@ class Publisher:
         manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
         self._remove_temporary_files(summary)
         return manifest
+
+    def _check_rejects(self, rejects: list[RejectsFile], records: int) -> None:
+        """Enforces `--max_rejected`. Replayed records do not count: they did when they were rejected first.
+
+        Args:
+            records: Number of records that were not rejected.
+
+        Raises:
+            UserError: Too many records of the raw files were rejected, or there is no record.
+            NothingNew: There are only replayed records, and all of them were rejected again.
+        """
+        again = add_counts(file.replayed for file in rejects)
+        fresh = {name: count - again.get(name, 0) for name, count in add_counts(f.by_reason for f in rejects).items()}
+        fresh = {name: count for name, count in sorted(fresh.items()) if count}
+        num_fresh, num_again = sum(fresh.values()), sum(again.values())
+        if num_again and not records and not num_fresh:
+            example = next(file.example for file in rejects if file.example)
+            remove([join(self.output, file.path) for file in rejects])  # repeats what the dataset has
+            raise NothingNew(
+                f"{self.output}: all {num_again:,} replayed records were rejected again, the first one because of "
+                f"{example}. Nothing was published."
+            )
+        records -= self.replayed.total - num_again
+        if num_fresh or records or not self.replayed.files:
+            paths = tuple(file.path for file in rejects)
+            rejected = Rejected(total=num_fresh, by_reason=fresh, files=paths)
+            check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
 
     def _summarize(
         self, shards: list[ShardSummary], rejects: list[RejectsFile], sources: list[SourcesFile]
@@ -87,6 +118,7 @@ class Publisher:
             sources=sources[0],
             seed=self.base.seed,
             generation=self.generation,
+            replayed=self.replayed,
         )
 
     def _check_shard_sizes(self, summary: GenerationSummary) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeline.files import join, replace
 from pipeline.format.models import Rejected
 from pipeline.raw.json_lines import ChunkSummary
+from pipeline.raw.rejects import IN_FILE
 from pipeline.shuffle.chunk_runs import ChunkRun, merge_chunk_runs
 from pipeline.shuffle.reject_runs import RejectRun, merge_reject_runs
 from pipeline.writing.paths import rejects_path
@@ -22,11 +23,15 @@ class RejectsFile(NamedTuple):
         path: Path inside the output folder.
         sha256: SHA-256 of the file, as hexadecimal digits.
         by_reason: Number of rejects for each reason.
+        replayed: The same for those of them that were rejected before, and are again.
+        example: Reason and message of the first one of these.
     """
 
     path: str
     sha256: str
     by_reason: dict[str, int]
+    replayed: dict[str, int] = {}  # never changed
+    example: str | None = None
 
 
 def write_rejects(
@@ -42,7 +47,8 @@ def write_rejects(
         The file, or None if there are no rejects.
     """
     path = rejects_path(generation)
-    digest, reasons = hashlib.sha256(), collections.Counter[str]()
+    digest, reasons, replayed = hashlib.sha256(), collections.Counter[str](), collections.Counter[str]()
+    example = None
     with merge_reject_runs(reject_runs) as rows:
         first = next(rows, None)
         if first is None:
@@ -51,11 +57,15 @@ def write_rejects(
             line_numbers = _LineNumbers(chunks)
             for row in itertools.chain([first], rows):
                 reasons[row["reason"]] += 1
-                row["line"] = line_numbers.in_file(row["file"], row.pop("chunk"), row["line"])
+                chunk = row.pop("chunk")
+                if chunk == IN_FILE:
+                    replayed[row["reason"]] += 1
+                    example = example or f"{row['reason']}: {row['message']}"
+                row["line"] = line_numbers.in_file(row["file"], chunk, row["line"])
                 line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
                 digest.update(line)
                 file.write(line)
-    return RejectsFile(path, digest.hexdigest(), dict(reasons))
+    return RejectsFile(path, digest.hexdigest(), dict(reasons), dict(replayed), example)
 
 
 def count_rejects(files: Iterable[RejectsFile]) -> Rejected:
@@ -92,11 +102,13 @@ class _LineNumbers:
 
         Args:
             source: Path of the raw file.
-            chunk: Where the chunk starts, in bytes.
+            chunk: Where the chunk starts, in bytes. IN_FILE if `line` is the number within the file.
             line: Line number within the chunk, from 0.
         """
         if source is None or line is None:
             return None
+        if chunk == IN_FILE:
+            return line + 1 if line >= 0 else None
         while self._next is not None and (self._next.path, self._next.start) <= (source, chunk):
             if self._next.path != self._path:
                 self._path, self._lines_to_next = self._next.path, 0

@@ -9,7 +9,9 @@ from typing import NamedTuple
 from pipeline import progress
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
-from pipeline.raw.rejects import Reject
+from pipeline.raw.rejects import Origin, Reject
+from pipeline.raw.replay import RejectsChunk, parse_rejects
+from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
@@ -25,7 +27,7 @@ class ParsedRuns(NamedTuple):
 
     Attributes:
         runs: Runs of encoded records.
-        reject_runs: The run of the rejects, if there are any.
+        reject_runs: Runs of the rejects.
         chunks: The chunks that were read completely.
         parsed: Number of records in `runs`.
         rejected: Number of records in `reject_runs`.
@@ -39,34 +41,58 @@ class ParsedRuns(NamedTuple):
 
 
 def parse_into_runs(
-    items: list[Chunk | LineBatch], schema: Schema, *, seed: int, folder: str, keep_raw: bool, limits: Limits = LIMITS
+    items: list[Chunk | LineBatch | RejectsChunk],
+    schema: Schema,
+    *,
+    seed: int,
+    folder: str,
+    keep_raw: bool,
+    limits: Limits = LIMITS,
 ) -> ParsedRuns:
     """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`."""
-    runs, chunks, parsed, rejected = [], [], 0, 0
-    buffer = RunBuffer(folder)
+    runs: list[Run] = []
+    reject_runs: list[RejectRun] = []
+    chunks: list[ChunkSummary] = []
+    parsed = rejected = 0
+    buffer, again = RunBuffer(folder), RejectBuffer(folder)
     with RejectRunWriter(folder) as reject_writer:
         for lines in _read_in_order(items, limits):
             if isinstance(lines, ChunkSummary):
                 chunks.append(lines)
                 continue
-            for result in parse_lines(lines, schema, keep_raw=keep_raw, limits=limits):
+            is_replayed = isinstance(lines, RejectsChunk)
+            for result in _parse(lines, schema, keep_raw, limits):
                 if isinstance(result, Reject):
                     rejected += 1
-                    reject_writer.add(result)
+                    if is_replayed:  # in the order of other raw files than those of this call
+                        reject_runs += again.add(result)
+                    else:
+                        reject_writer.add(result)
                     progress.add_rejects(1)
                 else:
                     parsed += 1
                     runs += buffer.add(encode_for_shuffle(*result, schema, seed=seed))
                 del result  # frees the record before the next one is parsed
-    return ParsedRuns(runs + buffer.flush(), reject_writer.runs, chunks, parsed, rejected)
+    reject_runs += reject_writer.runs + again.flush()
+    return ParsedRuns(runs + buffer.flush(), reject_runs, chunks, parsed, rejected)
 
 
-def _read_in_order(items: list[Chunk | LineBatch], limits: Limits) -> Iterator[LineBatch | ChunkSummary]:
+def _read_in_order(
+    items: list[Chunk | LineBatch | RejectsChunk], limits: Limits
+) -> Iterator[LineBatch | RejectsChunk | ChunkSummary]:
     """Yields all lines sorted by file and offset, the order that `RejectRunWriter` expects."""
     for item in sorted(
         items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, LineBatch) else item.start)
     ):
-        yield from [item] if isinstance(item, LineBatch) else read_chunk(item, record_bytes=limits.record_bytes)
+        yield from read_chunk(item, record_bytes=limits.record_bytes) if isinstance(item, Chunk) else [item]
+
+
+def _parse(
+    lines: LineBatch | RejectsChunk, schema: Schema, keep_raw: bool, limits: Limits
+) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
+    if isinstance(lines, RejectsChunk):
+        return parse_rejects(lines, schema, limits=limits)
+    return parse_lines(lines, schema, keep_raw=keep_raw, limits=limits)
 
 
 class WrittenShards(NamedTuple):

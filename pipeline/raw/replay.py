@@ -1,0 +1,96 @@
+"""Parses the raw lines in a file of rejects again."""
+
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from pipeline.errors import UserError
+from pipeline.raw.find_files import RawFile
+from pipeline.raw.json_lines import Chunk, LineBatch, read_chunk, split_file
+from pipeline.raw.records import LIMITS, Limits, parse_line
+from pipeline.raw.rejects import IN_FILE, Origin, RecordError, Reject
+from pipeline.schema.record import ParsedRecord
+from pipeline.schema.schema import Schema
+
+# An object of a file of rejects, by key.
+RejectRow = dict[str, Any]
+
+
+class RejectsChunk(NamedTuple):
+    """A part of a file of rejects: the lines that begin in [start, stop)."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def split_rejects(file: RawFile) -> Iterator[RejectsChunk]:
+    """Yields the chunks of a file of rejects."""
+    for chunk in split_file(file):
+        yield RejectsChunk(chunk.path, chunk.start, chunk.stop)
+
+
+def read_row(line: bytes) -> RejectRow:
+    """Returns the object on a line of a file of rejects.
+
+    Raises:
+        ValueError: The line is not the object of a reject.
+    """
+    try:
+        row = orjson.loads(line)
+    except ValueError:  # a message may have half of a surrogate pair
+        row = json.loads(line.decode("utf-8", "surrogatepass"))
+    if not isinstance(row, dict) or not {"file", "byte_offset", "line", "reason", "message", "sha256"} <= row.keys():
+        raise ValueError("not the object of a reject")
+    return row
+
+
+def raw_line(row: RejectRow) -> bytes | None:
+    """Returns the raw line of a reject, or None if it was not kept."""
+    if "raw" in row:
+        return str(row["raw"]).encode()
+    return base64.b64decode(row["raw_base64"], validate=True) if "raw_base64" in row else None
+
+
+def parse_rejects(
+    chunk: RejectsChunk, schema: Schema, *, limits: Limits = LIMITS
+) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
+    """Yields each raw line of a chunk as a parsed record with its first origin, or as a reject that keeps the raw line.
+
+    A line that was too large stays rejected for the same reason: only its beginning was kept.
+
+    Raises:
+        UserError: The file cannot be read, or has a line that is not a reject with its raw line.
+    """
+    # A line of the file is longer than the raw line that it contains.
+    for batch in read_chunk(Chunk(*chunk, compressed=False), record_bytes=sys.maxsize // 2):
+        if not isinstance(batch, LineBatch):
+            continue
+        batch.lines.reverse()
+        for offset in batch.offsets:
+            try:
+                row = read_row(bytes(batch.lines.pop()))
+                raw, origin = raw_line(row), _read_origin(row)
+                if raw is None:
+                    raise ValueError("without its raw line")
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{chunk.path}: byte {offset}: not a reject with its raw line: {error}.") from None
+            origin = origin._replace(raw=raw)
+            if row["reason"] == "too_large":
+                yield Reject("too_large", row["message"], row["id"], origin)
+                continue
+            try:
+                record = parse_line(raw, schema, limits=limits)
+            except RecordError as error:
+                yield Reject(error.reason, error.message, error.id, origin)
+                continue
+            yield record, origin
+
+
+def _read_origin(row: RejectRow) -> Origin:
+    line = -1 if row["line"] is None else row["line"] - 1
+    return Origin(row["file"], IN_FILE, row["byte_offset"] or 0, line, bytes.fromhex(row["sha256"]), None)
