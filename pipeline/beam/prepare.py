@@ -104,10 +104,10 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     if mode == "append":
         recover_if_behind(output, lock_timeout=options.lock_timeout)
     base, replay = _open(output, mode, schema, options)
-    files = _select_new(find_files(options.raw), output, base, options)
-    if options.append and not files and not replay.files:
-        what = f"has all {len(find_files(options.raw)):,} raw files already" if options.raw else "has no rejects"
-        raise NothingNew(f"{output}: {what}. Nothing was added.")
+    found = find_files(options.raw)
+    files = _select_new(found, output, base, options)
+    if not files and not replay.files:
+        raise NothingNew(f"{output}: has all {len(found):,} raw files already. Nothing was added.")
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
@@ -126,7 +126,10 @@ def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> t
         )
     base = open_base(output, mode, schema, options.seed, may_widen=True)
     replay = open_replay(output, base, options.replay)
-    if not replay.files:  # then this is a job without --replay
+    if not replay.files:
+        if not options.raw:
+            raise NothingNew(f"{output}: has no rejects to replay. Nothing was added.")
+        # A job without --replay, which needs the schema of the dataset.
         return open_base(output, mode, schema, options.seed), replay
     files = f"{len(replay.files):,} file{'s' * (len(replay.files) > 1)}"
     print(f"prepare: trying {replay.rejects.total:,} rejects of {files} again.", file=sys.stderr)
