@@ -1,12 +1,17 @@
 """A trainer reads one commit, whatever others publish meanwhile, and a run resumes on its commit."""
 
+import hashlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from datasets import call
 from interruptions import InterruptAt, Interrupted, lines_of
+from paths import ROOT
 
 from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
@@ -124,3 +129,32 @@ def test_the_plan_of_an_older_commit_is_that_of_its_records(place):
     job("two.jsonl", append=True)
     assert plan(1) == before
     assert plan(2) == plan(None) != before
+
+
+@pytest.mark.proof
+def test_a_trainer_in_a_process_of_its_own_is_not_disturbed_by_ten_overwrites(place):
+    write("many.jsonl", 0, 5000)
+    job("many.jsonl", overwrite=True)
+    listed = open_dataset("dataset").manifest
+    shards = {shard.path: shard.sha256 for split in listed.splits.values() for shard in split.shards}
+    expected = train("dataset", "undisturbed", CONFIG)
+    flags = ["--units", "4", "--epochs", "3", "--batch_size", "8", "--dropout", "0.1", "--output", "disturbed"]
+    command = [sys.executable, "-m", "lengthwise", "train", "dataset", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as trainer:
+        while "epoch 1/3" not in (line := trainer.stderr.readline()):
+            assert line, "the trainer ended before its first epoch"
+        running = 0
+        for number in range(10):
+            job("two.jsonl" if number % 2 else "one.jsonl", overwrite=True)
+            running += trainer.poll() is None
+        lines = trainer.communicate()[1]
+    assert trainer.returncode == 0, lines
+    print(f"\n{running} of ten overwrites ended before the run did")
+    assert running > 0
+    found = json.loads(pathlib.Path("disturbed", "result.json").read_text())
+    assert (found["commit"], found["weights_sha256"]) == (2, expected["weights_sha256"])
+    assert open_dataset("dataset").manifest.commit == 12
+    # The old shards are there as they were.
+    assert {path: hashlib.sha256(pathlib.Path("dataset", path).read_bytes()).hexdigest() for path in shards} == shards
+    assert verify("dataset", commit=2).faults == verify("dataset").faults == []
