@@ -221,7 +221,9 @@ def supports_create_once(path: str) -> bool:
         create_once(probe, b"")
     except UserError:
         return False
-    os.unlink(probe)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
     return True
 
 

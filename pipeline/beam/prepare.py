@@ -101,8 +101,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     schema = Schema.read(options.schema)
     output = absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
-    if mode == "append":
-        recover_if_behind(output, lock_timeout=options.lock_timeout)
+    recover_if_behind(output, lock_timeout=options.lock_timeout)
     base, replay = _open(output, mode, schema, options)
     found = find_files(options.raw)
     files = _select_new(found, output, base, options)

@@ -106,8 +106,7 @@ def recover(output: str) -> Head:
     head = read_head(output)
     found = _read_valid_manifest(output)
     if head.number and head.manifest is not None and (found is None or found.commit != head.number):
-        write_manifest(output, head.manifest)
-        copy_vocabularies(output, head.manifest.vocabularies)
+        _show(output, head.manifest)
     return head
 
 
@@ -170,10 +169,9 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         # Built before the commit exists: what contradicts itself must not be published.
         manifest = build_view(made, sha256_of(data), parts)
         _create(output, made, data)
-        write_manifest(output, manifest)
-        # The copies belong to the newest commit: a job that is refused or killed before must not leave copies of its
-        # own vocabularies.
-        copy_vocabularies(output, vocabularies)
+        # The copies of the vocabularies belong to the newest commit: a job that is refused or killed before must not
+        # leave copies of its own vocabularies.
+        _show(output, manifest)
         remove_old(output, manifest, retain=retain)
         return manifest
 
@@ -201,6 +199,18 @@ def read_summaries(output: str, digests: Mapping[str, str]) -> list[GenerationSu
         digests: The name of each generation, and the SHA-256 of its summary.
     """
     return [read_summary(_reader(output), name, sha256, origin=output) for name, sha256 in digests.items()]
+
+
+def _show(output: str, manifest: Manifest) -> None:
+    """Writes the files that show the newest commit: the copies of its vocabularies, and the manifest.
+
+    The manifest is the last one, so that it tells that both are written. A copy that cannot be written does not keep
+    readers at the older commit.
+    """
+    try:
+        copy_vocabularies(output, manifest.vocabularies)
+    finally:
+        write_manifest(output, manifest)
 
 
 def write_manifest(output: str, manifest: Manifest) -> None:

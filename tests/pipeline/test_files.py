@@ -142,6 +142,16 @@ def test_a_link_whose_answer_was_lost_counts_as_created(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
+def test_looking_for_links_leaves_no_file_if_its_folder_cannot_be_synced(tmp_path, monkeypatch):
+    def fail(folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), folder)
+
+    monkeypatch.setattr(files, "_sync_folder", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        supports_create_once(str(tmp_path / "file"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK])
 def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch, number):
     assert supports_create_once(str(tmp_path / "file"))

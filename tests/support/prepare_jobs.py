@@ -1,5 +1,6 @@
 """Runs `lengthwise prepare` in a process of its own, and reads the dataset that it left."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -10,11 +11,13 @@ import numpy as np
 import orjson
 from paths import ROOT
 
+from pipeline.errors import UserError
 from pipeline.format.commit import commit_path
+from pipeline.format.history import read_manifest_at
 from pipeline.format.manifest import FILE_NAME, read_manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.inspection.verify import verify
-from pipeline.writing.paths import LOCK
+from pipeline.writing.paths import LOCK, generation_of
 
 SCHEMA = """\
 id: id
@@ -79,6 +82,29 @@ def listed_files(folder):
     for vocabulary in manifest.vocabularies.values():
         found |= {vocabulary.path, f"vocabulary/{vocabulary.path.split('/')[-1]}"}
     return sorted(found)
+
+
+def contents(folder):
+    """Returns the bytes of all files of the newest commit that do not depend on the time, by path.
+
+    In the paths, each generation has its number in place of its name.
+    """
+    folder, found = pathlib.Path(folder), {}
+    numbers = {name: str(number) for number, name in enumerate(load(folder).generations)}
+    for path in listed_files(folder):
+        if path not in (FILE_NAME, LOCK) and not path.endswith(".json"):
+            generation = generation_of(path)
+            found[path.replace(generation or "", numbers.get(generation, "older"))] = (folder / path).read_bytes()
+    return found
+
+
+def openable_vocabularies(folder):
+    """Returns the paths of the vocabularies of all commits that can be opened."""
+    found = set()
+    for number in range(1, load(folder).commit + 1):
+        with contextlib.suppress(UserError):
+            found |= {each.path for each in read_manifest_at(str(folder), number).vocabularies.values()}
+    return found
 
 
 def age_marks(folder):

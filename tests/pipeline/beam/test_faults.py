@@ -1,73 +1,24 @@
 """Failing file systems and malicious input end with one clear line, and the old dataset stays as it was."""
 
-import builtins
-import contextlib
 import errno
 import gzip
-import io
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 from datasets import call
+from file_faults import watch_file_system
 from paths import ROOT
 from prepare_jobs import (
     MOST_BYTES,
     PLAIN,
     SCHEMA,
-    load,
     prepare_measured,
     read_whole,
-    unlisted,
     without_progress,
     write_parts,
 )
-
-from pipeline import files
-from pipeline.format.manifest import FILE_NAME
-from pipeline.inspection.verify import verify
-
-WRITES = ("makedirs", "open xb", "write", "fsync", "replace")
-
-
-class WatchedFile(io.BufferedWriter):
-    """A file that calls `before_call` before each write."""
-
-    def __init__(self, path, mode, before_call):
-        super().__init__(io.FileIO(path, mode.strip("b")))
-        self._before_call = before_call
-
-    def write(self, data):
-        self._before_call("write", None)
-        return super().write(data)
-
-    def writelines(self, lines):
-        self.write(b"".join(lines))
-
-
-@contextlib.contextmanager
-def watch_file_system(before_call):
-    """Calls `before_call(name, path or None)` before each call that pipeline.files makes to the file system."""
-
-    def watched(name, function):
-        def call_watched(path, *arguments, **named):
-            before_call(name, path if isinstance(path, str) else None)
-            return function(path, *arguments, **named)
-
-        return call_watched
-
-    def open_watched(path, mode):
-        before_call(f"open {mode}", path)
-        return builtins.open(path, mode) if mode == "rb" else WatchedFile(path, mode, before_call)
-
-    calls = {name: watched(name, getattr(os, name)) for name in ("makedirs", "replace", "unlink", "fsync")}
-    path = types.SimpleNamespace(**vars(os.path) | {"getsize": watched("getsize", os.path.getsize)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "os", types.SimpleNamespace(**vars(os) | calls | {"path": path}))
-        patch.setattr(files, "open", open_watched, raising=False)
-        yield
 
 
 def snapshot(folder):
@@ -94,64 +45,6 @@ def place(tmp_path, monkeypatch):
 
 OPTIONS = ("--schema", "schema.yaml", "--output", "dataset", "--overwrite")
 OPTIONS += ("--retain", "0s", "--max_rejected", "0.6", "--num_shards", "1", "--processes", "0")
-
-
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.proof)])
-@pytest.mark.parametrize(
-    ("code", "names", "lasting"),
-    [
-        pytest.param(errno.EACCES, ("open rb", "getsize", "unlink", *WRITES), False, marks=pytest.mark.proof),
-        (errno.ENOSPC, WRITES, True),
-    ],
-    ids=["a_call_is_refused", "the_disk_is_full_from_there_on"],
-)
-def test_whichever_call_fails_one_line_says_so_and_the_dataset_is_the_old_or_the_new_one(
-    place, capsys, code, names, lasting, every
-):
-    dataset = place / "dataset"
-    assert call(capsys, "prepare", "raw.jsonl", *OPTIONS)[0] == 0
-    expected = read_whole(dataset).fingerprint
-    calls, failing, failed = 0, 1, None
-
-    def before_call(name, path):
-        nonlocal calls, failed
-        calls += name in names
-        if name in names and (calls == failing or (lasting and calls > failing)):
-            failed = failed or (name, path)
-            # Like the system: an error of an open file names no path.
-            raise OSError(code, os.strerror(code), *([path] if path else []))
-
-    problems, rounds = [], 0
-    while True:
-        before, calls, failed = snapshot(dataset), 0, None
-        with watch_file_system(before_call):
-            status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
-        if failed is None:
-            assert (status, calls < failing) == (0, True)
-            break
-        after, path = snapshot(dataset), failed[1] or ""
-        lines = without_progress(err)
-        if (status, len(lines)) != (1, 1) or os.strerror(code) not in lines[0] or path not in lines[0]:
-            problems.append((failing, *failed, status, err))
-        if before[FILE_NAME] == after[FILE_NAME]:
-            # Rejects stay, because the message names them.
-            more = {name for name in after.keys() - before.keys() if not name.startswith("rejected/")}
-            if more or not before.items() <= after.items():
-                problems.append((failing, *failed, "left", more, "took", before.keys() - after.keys()))
-        elif ": was published, but " not in lines[-1]:
-            problems.append((failing, *failed, "was published", err))
-        if load(dataset).fingerprint != expected or verify(str(dataset)).faults:
-            problems.append((failing, *failed, "mixed"))
-        rounds += 1
-        if every == 1 or rounds % 5 == 0:
-            status, _, err = call(capsys, "prepare", "raw.jsonl", *OPTIONS)
-            more = [path for path in unlisted(dataset) if not path.is_dir()]
-            if status or load(dataset).fingerprint != expected or more:
-                problems.append((failing, *failed, "after", status, err, more))
-        failing += every
-    print(f"{rounds} of {calls} calls failed")
-    assert not problems, "\n".join(map(str, problems))
-    assert rounds > 8
 
 
 def test_a_manifest_that_cannot_be_read_back_keeps_all_files_that_it_lists(place, capsys):

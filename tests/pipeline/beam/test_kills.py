@@ -1,6 +1,7 @@
-"""After `kill -9` at any moment, the dataset is the old or the new one, and the next run removes what is left."""
+"""After `kill -9` at any moment, the dataset is at the old or the new commit, and the next run completes the work."""
 
 import collections
+import dataclasses
 import os
 import random
 import shutil
@@ -11,21 +12,40 @@ import time
 
 import pytest
 from paths import ROOT
-from prepare_jobs import SCHEMA, age_marks, load, read_whole, session_of, unlisted, write_parts
+from prepare_jobs import (
+    SCHEMA,
+    age_marks,
+    contents,
+    load,
+    openable_vocabularies,
+    read_whole,
+    session_of,
+    unlisted,
+    write_parts,
+)
 
+import lengthwise as lw
 from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.format.commit import commit_path
 from pipeline.format.manifest import FILE_NAME
+from pipeline.writing.clean import clean
+from pipeline.writing.commit_log import read_head
 
 MERGING, PUBLISHING, ANY = "merging", "publishing", "any"
+# Arguments of each command. The number of shards is that of both datasets.
+PREPARE = ["prepare", "raw", "--schema", "schema.yaml", "--output", "dataset", "--processes", "2", "--num_shards", "8"]
+PREPARE += ["--max_rejected", "0.1", "--retain", "0"]
+OPERATIONS = {
+    "replace": [*PREPARE, "--overwrite", "--seed", "1"],
+    "append": [*PREPARE, "--append"],
+    "compact": ["compact", "dataset", "--num_shards", "8", "--retain", "0"],
+}
 
 
-def start(folder, *, output="dataset", seed=1, **popen):
-    """Starts `lengthwise prepare` on folder/raw with two workers, in a session of its own."""
-    arguments = ["raw", "--schema", "schema.yaml", "--output", output, "--overwrite", "--processes", "2"]
-    arguments += ["--retain", "0s"]
-    arguments += ["--num_shards", "8", "--seed", str(seed), "--max_rejected", "0.1"]
+def start(folder, operation, **popen):
+    """Starts a command in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lengthwise", "prepare", *arguments],
+        [sys.executable, "-m", "lengthwise", *OPERATIONS[operation]],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -34,54 +54,64 @@ def start(folder, *, output="dataset", seed=1, **popen):
     )
 
 
-def run(folder, **options):
-    with start(folder, stderr=subprocess.PIPE, **options) as process:
+def run(folder, operation):
+    with start(folder, operation, stderr=subprocess.PIPE) as process:
         _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr.decode()
+    # An append that was published before the kill finds nothing new.
+    assert process.returncode in ((0, 3) if operation == "append" else (0,)), stderr.decode()
 
 
-def run_here(folder, *, output="dataset", seed=1):
-    """Prepares the same dataset in this process, which starts no other."""
-    raw, schema = (str(folder / "raw"),), str(folder / "schema.yaml")
-    options = {"overwrite": True, "retain": 0.0, "processes": 0, "num_shards": 8, "seed": seed, "max_rejected": 0.1}
-    prepare(PrepareOptions(raw, schema, str(folder / output), **options))
+def make_old(folder, operation):
+    """Makes the dataset that a command begins with, in this process, which starts no other."""
+    parts = {"replace": ["0123"], "append": ["01"], "compact": ["0", "1", "23"]}[operation]
+    for names in parts:
+        raw = tuple(str(folder / f"raw/{name}.jsonl") for name in names)
+        options = {"append": True, "processes": 0, "num_shards": 8, "max_rejected": 0.1}
+        prepare(PrepareOptions(raw, str(folder / "schema.yaml"), str(folder / "dataset"), **options))
+    os.rename(folder / "dataset", folder / "old")
 
 
 @pytest.fixture(scope="session")
 def make_place(tmp_path_factory):
-    """Returns a function that makes a folder with raw files and an old dataset.
+    """Returns a function that makes a folder with raw files and an old dataset for a command.
 
-    The function returns the folder, the fingerprints of the old and the new dataset, and the seconds of a run.
+    The function returns the folder, the manifest of the old dataset, the contents of the new one, and the seconds of a
+    run.
     """
 
-    def make(num_bytes):
+    def make(operation, num_bytes):
         folder = tmp_path_factory.mktemp("kills")
         write_parts(folder / "raw", num_bytes)
         (folder / "schema.yaml").write_text(SCHEMA)
-        run_here(folder, output="old", seed=0)
+        make_old(folder, operation)
+        shutil.copytree(folder / "old", folder / "dataset")
         begin = time.monotonic()
-        run(folder, output="new")
+        run(folder, operation)
         seconds = time.monotonic() - begin
-        old, new = load(folder / "old").fingerprint, read_whole(folder / "new").fingerprint
-        assert old != new
-        return folder, old, new, seconds
+        return folder, load(folder / "old"), contents(folder / "dataset"), seconds
 
     return make
 
 
 def wait_for(phase, dataset, process, seconds, chance):
     """Waits until a run is in a phase, or has ended."""
-    generations, manifest = load(dataset).generations, os.stat(dataset / FILE_NAME).st_ino
+    found = load(dataset)
+    generations, manifest = found.generations, os.stat(dataset / FILE_NAME).st_ino
     moment = time.monotonic() + chance.uniform(0, seconds)
-    early = chance.random() < 0.5
+    committed = dataset / commit_path(found.commit + 1)
+    # Each takes some milliseconds: the commit is being written, the manifest is behind, it is being written, it is new.
+    step = chance.randrange(4)
 
     def is_reached():
         if phase == MERGING:
             return any(path.parent.name not in generations for path in dataset.glob("data/*/*.tfrecord.*.tmp"))
         if phase == PUBLISHING:
-            # For some milliseconds, the new manifest exists beside the old one.
-            written = early and any(name.startswith(f"{FILE_NAME}.") for name in os.listdir(dataset))
-            return written or os.stat(dataset / FILE_NAME).st_ino != manifest
+            return (
+                (step < 1 and any(name.startswith(f"{committed.name}.") for name in os.listdir(committed.parent)))
+                or (step < 2 and committed.exists())
+                or (step < 3 and any(name.startswith(f"{FILE_NAME}.") for name in os.listdir(dataset)))
+                or os.stat(dataset / FILE_NAME).st_ino != manifest
+            )
         return time.monotonic() > moment
 
     while not is_reached() and process.poll() is None:
@@ -90,8 +120,8 @@ def wait_for(phase, dataset, process, seconds, chance):
         time.sleep(chance.uniform(0, 0.1 * seconds))
 
 
-def kill_and_check(place, phases):
-    folder, old, new, seconds = place
+def kill_and_check(make_place, operation, phases, *, num_bytes):
+    folder, old, expected, seconds = make_place(operation, num_bytes)
     chance = random.Random(0)
     dataset = folder / "dataset"
     found, killed, longest = collections.Counter(), 0, 0.0
@@ -101,7 +131,7 @@ def kill_and_check(place, phases):
         phase = waiting.popleft()
         shutil.rmtree(dataset, ignore_errors=True)
         shutil.copytree(folder / "old", dataset)
-        with start(folder, stderr=subprocess.DEVNULL) as process:
+        with start(folder, operation, stderr=subprocess.DEVNULL) as process:
             wait_for(phase, dataset, process, seconds, chance)
             process.send_signal(signal.SIGKILL)
             if process.wait() == -signal.SIGKILL:
@@ -109,22 +139,31 @@ def kill_and_check(place, phases):
             else:
                 waiting.append(phase)
             begin = time.monotonic()
-            fingerprint = load(dataset).fingerprint
-            assert fingerprint in (old, new)
+            state = load(dataset).commit - old.commit
+            assert state in (0, 1)
             # The workers notice the end of their parent by themselves.
             while session_of(process.pid) and time.monotonic() < begin + 60:
                 time.sleep(0.01)
             longest = max(longest, time.monotonic() - begin)
             assert session_of(process.pid) == []
-        assert read_whole(dataset).fingerprint == fingerprint
+        # The workers may write until they end, but they do not commit.
+        manifest = read_whole(dataset)
+        assert lw.open_dataset(str(dataset)).manifest == manifest
+        assert manifest == old if state == 0 else contents(dataset) == expected
+        is_behind = read_head(str(dataset)).number > manifest.commit
         left = {path.parts[len(dataset.parts)] for path in dataset.rglob("*") if path.name.endswith(".tmp")}
-        found[phase, "new" if fingerprint == new else "old", *sorted(left)] += 1
+        found[phase, "behind" if is_behind else ("old", "new")[state], *sorted(left)] += 1
         age_marks(dataset)
-        run(folder)
-        assert read_whole(dataset).fingerprint == new
-        assert [path for path in unlisted(dataset) if not path.is_dir()] == []
+        run(folder, operation)
+        read_whole(dataset)
+        assert contents(dataset) == expected
+        clean(str(dataset), retain=0, lock_timeout=0)
+        more = {str(path.relative_to(dataset)) for path in unlisted(dataset) if not path.is_dir()}
+        assert more <= openable_vocabularies(dataset)
     tried = sum(found.values())
-    print(f"\n{killed} of {tried} runs of {seconds:.1f} s were killed; workers ended within {longest:.2f} s")
+    print(
+        f"\n{operation}: {killed} of {tried} runs of {seconds:.1f} s were killed; workers ended within {longest:.2f} s"
+    )
     for key, count in sorted(found.items()):
         print(f"{count:3}", *key)
     assert killed == len(phases)
@@ -139,14 +178,16 @@ def test_the_next_run_removes_the_folder_of_a_killed_run(tmp_path):
     for name in (".rows", ".examples", ".rejects"):
         (killed / f"{'0' * 32}{name}").touch()
     (killed / f"train-00000-of-00001.tfrecord.{'0' * 32}.tmp").touch()
-    run_here(tmp_path)
+    options = PrepareOptions((str(tmp_path / "raw"),), str(tmp_path / "schema.yaml"), str(tmp_path / "dataset"))
+    prepare(dataclasses.replace(options, processes=0, max_rejected=0.1, retain=0))
     assert unlisted(tmp_path / "dataset") == []
 
 
 def test_a_kill_in_each_phase_leaves_the_old_dataset_or_the_new_one(make_place):
-    kill_and_check(make_place(1e6), [MERGING, PUBLISHING])
+    kill_and_check(make_place, "replace", [MERGING, PUBLISHING], num_bytes=1e6)
 
 
 @pytest.mark.proof
-def test_thirty_kills_leave_the_old_dataset_or_the_new_one(make_place):
-    kill_and_check(make_place(40e6), [ANY, MERGING, PUBLISHING] * 10)
+@pytest.mark.parametrize(("operation", "num_bytes"), [("replace", 10e6), ("append", 10e6), ("compact", 20e6)])
+def test_thirty_kills_leave_the_old_dataset_or_the_new_one(make_place, operation, num_bytes):
+    kill_and_check(make_place, operation, [ANY, MERGING, PUBLISHING] * 10, num_bytes=num_bytes)
