@@ -99,6 +99,9 @@ def _add_rejects(parts: Sequence[GenerationSummary]) -> Rejected:
     """Returns all rejects except those that a later generation took back."""
     by_reason = add_counts(part.rejected.by_reason for part in parts)
     replayed = add_counts(part.replayed.by_reason for part in parts)
+    for reason, count in replayed.items():
+        if count > by_reason.get(reason, 0):
+            raise UserError(f"{count:,} rejects because of {reason} were taken back, but there were fewer.")
     left = {reason: by_reason[reason] - replayed.get(reason, 0) for reason in sorted(by_reason)}
     gone = {file.path for part in parts for file in part.replayed.files}
     return Rejected(

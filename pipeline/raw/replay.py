@@ -44,7 +44,8 @@ def read_row(line: bytes) -> RejectRow:
         row = orjson.loads(line)
     except ValueError:  # a message may have half of a surrogate pair
         row = json.loads(line.decode("utf-8", "surrogatepass"))
-    if not isinstance(row, dict) or not {"file", "byte_offset", "line", "reason", "message", "sha256"} <= row.keys():
+    keys = {"file", "byte_offset", "line", "id", "reason", "message", "sha256"}
+    if not isinstance(row, dict) or not keys <= row.keys() or not isinstance(row["reason"], str):
         raise ValueError("not the object of a reject")
     return row
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable
 
 from pipeline.errors import UserError
-from pipeline.files import FileDetails, is_local, join, list_details, read_bytes, remove
+from pipeline.files import FileDetails, exists, is_local, join, list_details, read_bytes, remove
 from pipeline.format.history import read_commit, read_summary
 from pipeline.format.manifest import Manifest
+from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.writing.marker import is_at_work
 from pipeline.writing.paths import FOLDERS, generation_of
 from pipeline.writing.retention_rules import Log, Removal, RetentionRules
@@ -66,11 +67,21 @@ def retention_rules(
     def read(path: str) -> bytes:
         return read_bytes(join(output, path))
 
+    def read_removed(name: str) -> GenerationSummary | None:
+        path = summary_path(name)
+        try:
+            return (
+                GenerationSummary.parse(read(path), origin=join(output, path)) if exists(join(output, path)) else None
+            )
+        except UserError:  # damaged: no commit with this generation can be opened
+            return None
+
     log = Log(
         read_commit=lambda number: read_commit(read, number, origin=output).commit,
         read_summaries=lambda: (
             read_summary(read, name, sha256, origin=output) for name, sha256 in manifest.summaries.items()
         ),
+        read_removed=read_removed,
     )
     at_work = {name for name in generations if name is not None and is_at_work(output, name)}
     return RetentionRules(manifest, log, at_work, time.time(), retain, thorough)

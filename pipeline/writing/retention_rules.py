@@ -29,10 +29,12 @@ class Log(NamedTuple):
     Attributes:
         read_commit: Returns the commit with a number.
         read_summaries: Returns the summaries of the generations of the newest commit.
+        read_removed: Returns the summary of another generation, or None if it cannot be read.
     """
 
     read_commit: Callable[[int], Commit]
     read_summaries: Callable[[], Iterable[GenerationSummary]]
+    read_removed: Callable[[str], GenerationSummary | None]
 
 
 class Removal(NamedTuple):
@@ -58,6 +60,7 @@ class RetentionRules:
     - A generation that a commit removed stays for the retention time after that commit.
     - Another generation that is not part of the dataset stays until its newest file is older than the retention time.
       So does any other file that no commit names.
+    - A file of rejects also stays as long as a generation whose summary names it: `compact` makes such summaries.
     - A vocabulary stays as long as a commit that names it can be opened: as long as all of its generations exist.
     - The files of a writer at work stay.
 
@@ -123,8 +126,7 @@ class RetentionRules:
             if generation not in self.at_work and all(map(self._is_old, files))
         }
         if any(file.path.startswith("rejected/") for files in old.values() for file in files):
-            # A generation that `compact` made lists the rejects of those that it was made from.
-            listed = {rejects.path for summary in self.log.read_summaries() for rejects in summary.rejected.files}
+            listed = _listed_rejects(self.log.read_summaries())
             old = {
                 generation: rest
                 for generation, files in old.items()
@@ -142,6 +144,10 @@ class RetentionRules:
                     continue
                 reason = f"generation {generation}, removed by commit {commit.number} ({commit.time})"
             removals += [Removal(file.path, file.num_bytes, reason, generation) for file in files]
+        if any(removal.path.startswith("rejected/") for removal in removals):
+            kept = dead.keys() - {removal.generation for removal in removals}
+            listed = _listed_rejects(filter(None, map(self.log.read_removed, sorted(kept))))
+            removals = [removal for removal in removals if removal.path not in listed]
         return removals
 
     def _remove_vocabularies(self, files: Iterable[FileDetails], *, available: Collection[str]) -> list[Removal]:
@@ -202,6 +208,10 @@ def find_vocabularies(
         live = live - added | set(commit.removed)
         earlier -= added
     return named
+
+
+def _listed_rejects(summaries: Iterable[GenerationSummary]) -> set[str]:
+    return {file.path for summary in summaries for file in summary.rejected.files}
 
 
 def _listed_paths(manifest: Manifest) -> set[str]:

@@ -162,8 +162,9 @@ def test_the_dataset_then_takes_records_with_the_new_schema_only(second, tmp_pat
     with pytest.raises(UserError, match=r"is not a file of rejects that .* counts: .* was replayed already"):
         third.replay(rejects=[third.dataset / load_at(third.dataset, 1).rejected.files[0]])
     total = load(third.dataset).rejected.total
-    status = third.replay("three.jsonl", rejects=[third.dataset / "rejected", third.dataset / "rejected"])
-    assert status.commit == 3
+    # One of the ten new records is rejected. What fails again does not count.
+    manifest = third.replay("three.jsonl", rejects=[third.dataset / "rejected"] * 2, max_rejected=0.1)
+    assert manifest.commit == 3
     # The new raw file and the rejects are in one generation. What fails again is counted once.
     assert read_whole(third.dataset).rejected.total == total + 1
     # A generation that takes rejects back from one that is not merged with it still does.
@@ -197,7 +198,6 @@ def test_the_limit_of_rejects_is_for_new_raw_files_only(folder):
     (folder.path / "three.jsonl").write_text(lines(range(63, 66)) + "{\n")
     with pytest.raises(UserError, match=r"1 of 4 records \(25.00%\) were rejected: 1 not_json"):
         folder.replay("three.jsonl", max_rejected=0.2)
-    assert folder.replay("three.jsonl", max_rejected=0.25).rejected.by_reason["not_json"] == 3
 
 
 def test_what_another_job_replays_meanwhile_is_not_taken_twice(folder, monkeypatch, capsys):
@@ -237,16 +237,14 @@ def test_a_compaction_beside_a_replay_keeps_its_schema(folder, monkeypatch):
     # The generation with the wider schema is not the newest one.
     assert found.record_schema.max_length == 8
     assert found.generations[-1] == done.manifest.generations[-1]
+    monkeypatch.undo()
+    assert compact(str(folder.dataset)).manifest.record_schema == found.record_schema
+    assert read_whole(folder.dataset).rejected == found.rejected
 
 
-def test_what_cannot_be_replayed_is_refused_and_says_why(folder, write_raw, first, capsys, monkeypatch):
+def test_what_cannot_be_replayed_is_refused_and_says_why(folder, capsys):
     before = snapshot(folder.dataset)
     rejects = str(folder.dataset / load(folder.dataset).rejected.files[0])
-    other = folder.path / "rejects.jsonl"
-    shutil.copy(rejects, other)
-    expected = rf"rejects\.jsonl: is not a file of rejects .* Expected {folder.dataset}/rejected or some of {rejects}"
-    with pytest.raises(UserError, match=expected):
-        folder.replay(rejects=[other])
     with pytest.raises(UserError, match="has the seed 0"):
         folder.replay(seed=4)
     narrower = r"max_length is 5, but 6 in the dataset. With --replay, a schema may only accept more .*with --overwrite"
@@ -262,31 +260,9 @@ def test_what_cannot_be_replayed_is_refused_and_says_why(folder, write_raw, firs
         2,
         ["lengthwise prepare: expected RAW, the raw files, or --append with --replay, the rejects to try again"],
     )
-    # A file that was changed, or that lacks raw records.
-    with open(rejects, "a") as file:
-        file.write("\n")
-    with pytest.raises(UserError, match="is not the file that was written"):
-        folder.replay()
 
 
-def test_rejects_without_their_raw_records_cannot_be_replayed(folder):
-    (folder.path / "three.jsonl").write_text(lines(range(60, 66)))
-    manifest = folder.prepare("three.jsonl", schema=OLD, append=True, keep_raw=False)
-    path = folder.dataset / manifest.rejected.files[-1]
-    message = rf"{path}: 4 of 4 rejects lack the raw record, .* --overwrite and --keep_raw"
-    with pytest.raises(UserError, match=message):
-        folder.replay()
-    # The other file can.
-    assert (
-        folder.replay(rejects=[folder.dataset / manifest.rejected.files[0]]).rejected.files[0]
-        == manifest.rejected.files[1]
-    )
-
-
-def test_without_rejects_there_is_nothing_to_replay(tmp_path):
-    folder = Folder(tmp_path)
-    (folder.path / "one.jsonl").write_text(lines([1], y="a"))
-    folder.prepare("one.jsonl", schema=OLD)
-    (folder.dataset / "rejected").mkdir()
+def test_without_rejects_there_is_nothing_to_replay(dataset, schema_file):
+    options = PrepareOptions((), schema_file, dataset, append=True, replay=(f"{dataset}/rejected",))
     with pytest.raises(NothingNew, match="has no rejects to replay. Nothing was added"):
-        folder.replay()
+        prepare(options)

@@ -81,6 +81,9 @@ class History:
         self.read += 1
         return self.commits[number - 1]
 
+    def read_removed(self, name):
+        return self.summaries.get(name) if f"data/{name}/summary.json" in self.files else None
+
     def choose(self, hour, retain, *, thorough=True):
         """Returns (path, reason, generation) of each file to remove."""
         shards = [
@@ -97,7 +100,7 @@ class History:
             # The manifest leaves out files whose rejects were taken back, but the summaries do not.
             rejected=types.SimpleNamespace(files=()),
         )
-        log = Log(self.read_commit, lambda: [self.summaries[name] for name in self.live])
+        log = Log(self.read_commit, lambda: [self.summaries[name] for name in self.live], self.read_removed)
         now, seconds = BEGIN + hour * HOUR, retain * HOUR
         rules = RetentionRules(manifest, log, self.at_work, now, seconds, thorough)
         return [(path, reason, name) for path, _, reason, name in rules.choose(list(self.files.values()))]
@@ -110,12 +113,17 @@ class History:
         hours = {commit.number: int(commit.time[8:10]) * 24 - 24 + int(commit.time[11:13]) for commit in self.commits}
         listed = {file.path for name in self.live for file in self.summaries[name].rejected.files}
         dead = {generation_of(path) for path in self.files if is_written_by_prepare(path)} - {None, *self.live}
-        expired = set()
+        expired, kept = set(), set(dead)
         for name in dead - self.at_work:
             commit = removed_at.get(name)
             files = {path for path in self.files if generation_of(path) == name and is_written_by_prepare(path)}
             if files - listed <= old and (commit is None or hours[commit.number] <= hour - retain):
                 expired |= files - listed
+                kept -= {name} if files - listed else set()
+        # What a generation names stays as long as the generation.
+        expired -= {
+            file.path for name in kept if self.read_removed(name) for file in self.summaries[name].rejected.files
+        }
         named = set()
         for number in range(1, len(self.commits) + 1):
             live = set()
@@ -179,6 +187,19 @@ def histories(draw):
     for path in draw(st.lists(st.sampled_from(more), unique=True)):
         history.store([path], draw(st.integers(0, 12)))
     return history
+
+
+def test_rejects_stay_as_long_as_a_generation_whose_summary_names_them():
+    """The first generation was compacted long ago. The second one names its rejects, and is kept for a time."""
+    history = History()
+    history.commit(0, generation(1))
+    history.commit(1, generation(2), removed=[generation(1)], listed=[generation(1)])
+    history.commit(20, generation(3), removed=[generation(2)])
+    paths = {path for path, _, _ in history.choose(25, 10)}
+    assert f"data/{generation(1)}/summary.json" in paths
+    assert not {rejects(generation(1)), rejects(generation(2))} & paths
+    history.forget(generation(2))
+    assert rejects(generation(1)) in {path for path, _, _ in history.choose(31, 10)}
 
 
 @given(histories(), st.integers(0, 30), st.integers(0, 20), st.booleans())
