@@ -1,9 +1,11 @@
 """`prepare --append --replay` gives the dataset that one job with the new schema gives."""
 
+import functools
 import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from datasets import call
 from prepare_jobs import load, read_whole, snapshot
@@ -134,6 +136,87 @@ def test_a_replay_gives_what_one_job_with_the_new_schema_gives(first, second, re
     summary = newest_summary(tmp_path / "compacted")
     assert (summary.rejected.total, summary.replayed.total) == (found.rejected.total, 0)
     assert [file.path for file in summary.rejected.files] == list(found.rejected.files)
+
+
+TEXT = """\
+id: id
+steps:
+  x: {dtype: float32}
+  word: {dtype: string, vocabulary: 4}
+  page: {dtype: int64, num_values: 3}
+context:
+  age: {dtype: float32}
+  city: {dtype: string, num_values: 7}
+label: {name: y, kind: step_class, classes: [a, b]}
+splits: {train: 0.5, validation: 0.2, test: 0.3}
+group: user
+max_length: 4
+"""
+# What a schema replaces in TEXT, in the old and in the new schema; and what only the new one replaces.
+CASES = {
+    "truncation": ([], [("max_length: 4", "max_length: 4\nover_length: truncate_head")]),
+    "longer": (
+        [("label: {name: y, kind: step_class, classes: [a, b]}", "label: {next_of: word}")],
+        [("max_length: 4", "")],
+    ),
+    "nulls": (
+        [("label: {name: y, kind: step_class, classes: [a, b]}", "label: {next_of: page}")],
+        [
+            ("values: 3", "values: 3, missing: {fill: 2}"),
+            ("{dtype: float32}\n  city", "{dtype: float32, missing: fill}\n  city"),
+        ],
+    ),
+    "strings": ([("group: user\n", "")], [("vocabulary: 4", "vocabulary: 4, missing: indicator")]),
+    "classes": (
+        [("{train: 0.5, validation: 0.2, test: 0.3}\ngroup: user", "{from: split}")],
+        [("[a, b]", "[a, b, c]")],
+    ),
+    "categories": ([("name: y, kind: step_class, classes: [a, b]", "next_of: page")], [("values: 3", "values: 5")]),
+}
+
+
+def random_record(number, random):
+    length = int(random.integers(1, 8))
+
+    def some(values):
+        return None if random.random() < 0.04 else random.choice(values).item()
+
+    return {
+        "id": f"{number}",
+        "x": [n / 7 for n in range(length)],
+        "word": [some(["the", "of", "and", "to", "rare"]) for _ in range(length)],
+        "page": [some(range(5) if number % 5 == 0 else range(3)) for _ in range(length)],
+        "age": some([20.5, 30]),
+        "city": "bath",
+        "y": [some(["a", "b", "c"] if number % 4 == 0 else ["a", "b"]) for _ in range(length)],
+        "user": f"u{number % 40}",
+        "split": ["train", "test"][number % 2],
+    }
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", CASES)
+def test_a_replay_gives_what_one_job_gives_for_other_schemas(name, tmp_path, read_records):
+    both, only_new = CASES[name]
+    old = functools.reduce(lambda text, pair: text.replace(*pair), both, TEXT)
+    new = functools.reduce(lambda text, pair: text.replace(*pair), only_new, old)
+    assert TEXT != new != old
+    random, folder = np.random.default_rng(3), Folder(tmp_path)
+    rows = [random_record(number, random) for number in range(180)]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = folder.prepare("one.jsonl", schema=old)
+    folder.replay(schema=new)
+    whole = folder.prepare("one.jsonl", schema=new, output="whole", num_shards=1)
+    found = compact(str(folder.dataset), num_shards=1).manifest
+    read_whole(folder.dataset)
+    unlike = {"commit", "commit_sha256", "generations", "summaries", "splits", "rejected", "vocabularies"}
+    assert found.model_dump(exclude=unlike) == whole.model_dump(exclude=unlike)
+    for split in whole.splits:
+        shards = {"shards": {"__all__": {"path", "index_path"}}}
+        assert found.splits[split].model_dump(exclude=shards) == whole.splits[split].model_dump(exclude=shards)
+    assert found.rejected.total < before.rejected.total
+    assert folder.rejects(found) == folder.rejects(whole, "whole")
+    assert {n: v.sha256 for n, v in found.vocabularies.items()} == {n: v.sha256 for n, v in whole.vocabularies.items()}
 
 
 def newest_summary(dataset):
