@@ -3,6 +3,7 @@
 import gc
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -90,6 +91,43 @@ def dataset(shared_folder: pathlib.Path, raw_file: str, schema_file: str) -> str
     output = str(shared_folder / "dataset")
     prepare(PrepareOptions(raw=(raw_file,), schema=schema_file, output=output, num_shards=4))
     return output
+
+
+LOG_SCHEMA = """\
+id: id
+steps: {x: {dtype: float32}, word: {dtype: string, vocabulary: 3}}
+label: {name: y, kind: class, classes: [a, b]}
+"""
+
+
+@pytest.fixture(scope="session")
+def three_commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, list[bytes]]:
+    """A dataset of three commits, each with 20 records and one reject, and its manifest after each of them.
+
+    Tests must not change it.
+    """
+    from pipeline.beam.prepare import PrepareOptions, prepare
+
+    place = tmp_path_factory.mktemp("log")
+    (place / "schema.yaml").write_text(LOG_SCHEMA)
+    manifests = []
+    for part in range(3):
+        rows = []
+        for n in range(20 * part, 20 * part + 20):
+            steps = range(n % 4 + 1)
+            words = [f"w{(n + step) % 5}" for step in steps]
+            rows.append({"id": n, "x": [n + step / 7 for step in steps], "word": words, "y": "ab"[n % 3 == 0]})
+        (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+        raw, schema, output = (str(place / name) for name in (f"{part}.jsonl", "schema.yaml", "dataset"))
+        prepare(PrepareOptions((raw,), schema, output, append=True, max_rejected=0.1))
+        manifests.append((place / "dataset" / "manifest.json").read_bytes())
+    return place / "dataset", manifests
+
+
+@pytest.fixture
+def log_copy(three_commits: Any, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the dataset of three commits that a test may change."""
+    return pathlib.Path(shutil.copytree(three_commits[0], tmp_path / "dataset"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Numbers(NamedTuple):
 
 def find_contradictions(numbers: Numbers) -> Iterator[str]:
     """Yields a message for each place that contradicts another one."""
-    # The names come first, for the other checks look up counts by the name of a feature.
+    # The names come first, for the other checks look up counts by the name of a split or feature.
     return itertools.chain(_find_wrong_names(numbers), _find_wrong_numbers(numbers))
 
 
@@ -61,6 +61,8 @@ def _find_wrong_names(numbers: Numbers) -> Iterator[str]:
     allows_nulls = {name for name, feature in features.items() if feature.allows_nulls}
     if numbers.vocabularies is None:
         in_vocabulary = set()
+    if set(numbers.splits) != set(numbers.schema.split_names):
+        yield f"splits are {sorted(numbers.splits)}, but the schema says {sorted(numbers.schema.split_names)}"
     places: list[tuple[str, Iterable[str], set[str]]] = [("vocabularies", numbers.vocabularies or (), in_vocabulary)]
     for name, split in numbers.splits.items():
         places.append((f"splits.{name}.missing", split.missing, allows_nulls))

@@ -5,7 +5,7 @@ import collections
 import contextlib
 import operator
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,9 @@ _MAX_BYTES = 64 * 2**20
 _MERGED_ROWS = 8 * BLOCK_STRINGS
 
 
-def merge_counts(paths: Iterable[str], splits: Sequence[str], *, folder: str) -> Iterator[pa.Table]:
+def merge_counts(
+    paths: Iterable[str], splits: Sequence[str], *, folder: str, digests: Mapping[str, str] | None = None
+) -> Iterator[pa.Table]:
     """Yields the sums of any number of files of counts as sorted tables, which no string shares.
 
     Memory holds one block of each of at most 64 files. More files are merged in passes.
@@ -41,16 +43,18 @@ def merge_counts(paths: Iterable[str], splits: Sequence[str], *, folder: str) ->
         paths: Files of counts. They are not changed.
         splits: The splits of each of them.
         folder: Folder for temporary files, which are removed at the end.
+        digests: SHA-256 of the files for which it is known, by path.
 
     Raises:
         ValueError: A file is damaged or has other splits, or a sum exceeds MAX_COUNT in a temporary file.
     """
+    digests = digests or {}
     pending = collections.deque(paths)
     temporary: set[str] = set()
     try:
         while True:
             with contextlib.ExitStack() as files:
-                done, readers = _open_some(pending, splits, files)
+                done, readers = _open_some(pending, splits, digests, files)
                 if not pending:
                     yield from _merge_open(readers)
                     return
@@ -72,14 +76,15 @@ def write_counts_run(blocks: Iterable[pa.Table], splits: Sequence[str], folder: 
 
 
 def _open_some(
-    pending: "collections.deque[str]", splits: Sequence[str], files: contextlib.ExitStack
+    pending: "collections.deque[str]", splits: Sequence[str], digests: Mapping[str, str], files: contextlib.ExitStack
 ) -> tuple[list[str], list[CountsReader]]:
     """Takes as many paths from `pending` as can be merged at the same time, and opens them. Takes two at least."""
     paths: list[str] = []
     readers: list[CountsReader] = []
     num_bytes = 0
     while pending and len(readers) < _MAX_OPEN:
-        reader = files.enter_context(contextlib.closing(CountsReader(pending[0], splits)))
+        reader = CountsReader(pending[0], splits, sha256=digests.get(pending[0]))
+        files.enter_context(contextlib.closing(reader))
         num_bytes += reader.largest_block
         if num_bytes > _MAX_BYTES and len(readers) >= 2:
             reader.close()
@@ -217,3 +222,18 @@ class VocabularyChooser:
             rows = rows.take(pa.array(np.sort(kept)))
         self._candidates, self._num_candidates = [rows], len(rows)
         return rows
+
+
+def choose_vocabulary(
+    paths: Iterable[str], size: int, splits: Sequence[str], *, folder: str, digests: Mapping[str, str] | None = None
+) -> VocabularyChooser:
+    """Returns a chooser to which the sums of all files of counts were added.
+
+    Args:
+        size: Largest number of terms.
+        paths, splits, folder, digests: See `merge_counts`, also for the errors.
+    """
+    chooser = VocabularyChooser(size, splits)
+    for table in merge_counts(paths, splits, folder=folder, digests=digests):
+        chooser.add(table)
+    return chooser

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files import open_read
+from pipeline.files import open_read, stream_sha256
 from pipeline.schema.record import Array
 
 # A block has at most this number of strings, and this number of bytes in its strings (or one string). Smaller blocks
@@ -101,21 +101,34 @@ class CountsReader:
         path: Path of the file, on any file system that Beam knows.
         splits: The splits that the file must have, in order.
         strings: Number of strings that the file must have; None for any.
+        sha256: SHA-256 that the file must have; None for any. It is checked first: pyarrow aborts the process at some
+            damaged footers.
+
+    Attributes:
+        strings: Number of strings of the file.
+        largest_block: Size of the largest block in bytes.
 
     Raises:
-        ValueError: The file is not a file of counts, or has other columns or another number of strings.
+        ValueError: The file is not a file of counts, or has other columns, another number of strings or another digest.
     """
 
-    def __init__(self, path: str, splits: Sequence[str], strings: int | None = None) -> None:
+    def __init__(
+        self, path: str, splits: Sequence[str], strings: int | None = None, *, sha256: str | None = None
+    ) -> None:
         self._path = path
         self._schema = counts_schema(splits)
         self._files = contextlib.ExitStack()
         try:
             file = self._files.enter_context(open_read(path))
+            if sha256 is not None:
+                found = stream_sha256(file)
+                if found != sha256:
+                    raise ValueError(f"{path}: has the SHA-256 {found}, expected {sha256}.")
+                file.seek(0)
             with self._refuse_damage():
                 self._parquet = pq.ParquetFile(file)
-                # The largest block, in bytes.
                 self.largest_block = self._check_footer(self._parquet, strings)
+            self.strings: int = self._parquet.metadata.num_rows
         except BaseException:
             self._files.close()
             raise
@@ -179,9 +192,11 @@ class CountsReader:
             raise ValueError(f"{self._path}: not a file of counts: {error}") from None
 
 
-def read_counts(path: str, splits: Sequence[str], *, strings: int | None = None) -> Iterator[pa.Table]:
+def read_counts(
+    path: str, splits: Sequence[str], *, strings: int | None = None, sha256: str | None = None
+) -> Iterator[pa.Table]:
     """Yields the blocks of a file of counts. See CountsReader for the arguments and errors."""
-    with contextlib.closing(CountsReader(path, splits, strings)) as reader:
+    with contextlib.closing(CountsReader(path, splits, strings, sha256=sha256)) as reader:
         yield from reader.blocks()
 
 

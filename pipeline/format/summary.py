@@ -1,6 +1,8 @@
 """The summary of a generation: its files and exact counts, from which the manifest of a dataset is added up."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import pydantic
@@ -8,6 +10,7 @@ import pydantic
 from pipeline.errors import UserError
 from pipeline.format.manifest_checks import Numbers, find_contradictions
 from pipeline.format.models import (
+    TRAIN,
     Count,
     CountsFile,
     Generation,
@@ -85,7 +88,7 @@ class GenerationSummary(Model):
         rejected = Rejected(total=summary.rejected.total, by_reason=summary.rejected.by_reason, files=())
         statistics = {name: sums.statistics() for name, sums in summary.sums.items()}
         numbers = Numbers(summary.record_schema, summary.splits, statistics, None, rejected)
-        for problem in find_contradictions(numbers):
+        for problem in itertools.chain(find_contradictions(numbers), _find_wrong_names(summary)):
             raise UserError(f"{origin}: {problem}. Was this file edited?")
         return summary
 
@@ -105,6 +108,16 @@ class GenerationSummary(Model):
         """Returns the bytes of the file."""
         values = self.model_dump(mode="json", by_alias=True) | {"schema": self.record_schema.canonical()}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _find_wrong_names(summary: GenerationSummary) -> Iterator[str]:
+    """Yields a message for each place that has other features than the schema says."""
+    train = summary.splits.get(TRAIN)
+    has_sums = summary.record_schema.statistics_widths if train is not None and train.records else ()
+    places = (("strings", summary.strings, summary.record_schema.vocabulary_sizes), ("sums", summary.sums, has_sums))
+    for place, found, expected in places:
+        if set(found) != set(expected):
+            yield f"{place} has the features {sorted(found)}, but the schema says {sorted(expected)}"
 
 
 def summary_path(generation: str) -> str:

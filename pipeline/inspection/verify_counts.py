@@ -1,35 +1,67 @@
-"""Counts the records of a split again, to compare the counts and statistics of the manifest with them."""
+"""Counts the records of a split again, to compare the counts and statistics in a manifest or a summary with them."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from pipeline.format.models import FeatureStatistics, Split
 from pipeline.format.statistics import ColumnSums
-from pipeline.format.vocabulary import count_unknown
+from pipeline.format.sums import SQUARES_UNIT, SUM_UNIT, FeatureSums, format_number, merge_sums
 from pipeline.schema.labels import class_name
-from pipeline.schema.record import MISSING_STRING, ParsedRecord, Values, is_missing, named_classes, num_labels
+from pipeline.schema.record import ParsedRecord, Values, is_missing, named_classes, num_labels
 from pipeline.schema.schema import Schema
 
 
-class SplitCounts:
-    """The counts of the records of one split.
+@dataclasses.dataclass
+class Counts:
+    """The counts of the records of a split.
 
-    Args:
-        with_sums: Whether to compute the statistics too.
+    Attributes:
+        lengths: Number of records of each length.
+        labels: Number of labelled records, or of labelled steps for labels per step.
+        label_counts: Number of labels of each class.
+        missing: Number of missing values of each feature that allows nulls.
+        sums: The exact sums of each feature (or label) with statistics; empty without records.
     """
 
-    def __init__(self, schema: Schema, *, with_sums: bool) -> None:
+    lengths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    labels: int = 0
+    label_counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    missing: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    sums: dict[str, FeatureSums] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Counts") -> None:
+        """Adds the counts of other records."""
+        self.lengths.update(other.lengths)
+        self.labels += other.labels
+        self.label_counts.update(other.label_counts)
+        self.missing.update(other.missing)
+        for name, sums in other.sums.items():
+            merged = merge_sums([self.sums.get(name), sums])
+            assert merged is not None
+            self.sums[name] = merged
+
+
+class RecordCounter:
+    """Counts records one by one.
+
+    Args:
+        schema: The schema of the records.
+        with_sums: Whether to compute the sums.
+        count_strings: Called with the name and the strings of each feature with a vocabulary, record by record.
+    """
+
+    def __init__(self, schema: Schema, *, with_sums: bool, count_strings: Callable[[str, list[bytes]], None]) -> None:
         self.schema = schema
         self._lengths: collections.Counter[int] = collections.Counter()
         self._labels = 0
-        self._label_counts: collections.Counter[int] = collections.Counter()
-        self._missing: collections.Counter[str] = collections.Counter()
-        self._strings: dict[str, collections.Counter[bytes]] = {
-            name: collections.Counter() for name, feature in schema.features.items() if feature.vocabulary is not None
-        }
+        self._classes: collections.Counter[int] = collections.Counter()
+        self._missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
+        self._in_vocabulary = list(schema.vocabulary_sizes)
+        self._count_strings = count_strings
         widths = schema.statistics_widths if with_sums else {}
         self._columns = {name: (width, ColumnSums(width)) for name, width in widths.items()}
 
@@ -40,72 +72,109 @@ class SplitCounts:
         label = None if name is None else np.asarray(example[name])
         self._labels += num_labels(ParsedRecord("", num_steps, example, label), self.schema)
         if label is not None:
-            self._label_counts.update(named_classes(label, self.schema.label).tolist())
-        for name, feature in self.schema.features.items():
-            if feature.allows_nulls:
-                self._missing[name] += int(is_missing(example[name]).sum())
-        for name, counts in self._strings.items():
-            counts.update(value for value in example[name] if value != MISSING_STRING)
+            self._classes.update(named_classes(label, self.schema.label).tolist())
+        for name in self._missing:
+            self._missing[name] += int(is_missing(example[name]).sum())
+        for name in self._in_vocabulary:
+            self._count_strings(name, list(example[name]))
         for name, (width, column) in self._columns.items():
             column.add(np.asarray(example[name]).reshape(-1, width))
 
-    def strings(self, name: str) -> Mapping[bytes, int]:
-        """Returns the number of occurrences of each string of a feature with a vocabulary."""
-        return self._strings[name]
+    def counts(self) -> Counts:
+        """Returns the counts of the records that were added."""
+        classes = self.schema.label.classes
+        sums = {name: column.sums() for name, (_, column) in self._columns.items()}
+        return Counts(
+            lengths=self._lengths,
+            labels=self._labels,
+            label_counts=collections.Counter({class_name(c): self._classes[n] for n, c in enumerate(classes)}),
+            missing=collections.Counter(self._missing),
+            sums={name: total for name, total in sums.items() if total is not None},
+        )
 
-    def compare(
-        self,
-        name: str,
-        split: Split,
-        statistics: dict[str, FeatureStatistics],
-        vocabularies: Mapping[str, Sequence[bytes]],
-        *,
-        exact: bool,
-    ) -> Iterator[str]:
-        """Yields a message for each number of the manifest that does not match the records.
 
-        Args:
-            name: Name of the split.
-            split: The split in the manifest.
-            statistics: The statistics in the manifest; empty if they are not of this split.
-            vocabularies: The vocabularies that could be read, by feature.
-            exact: Whether the statistics must be equal to the last bit.
-        """
-        place = f"splits.{name}"
-        yield from compare_counts(f"{place}.length_counts", dict(self._lengths), split.length_counts)
-        if split.labels != self._labels:
-            yield f"{place}.labels is {split.labels:,}, but the shards hold {self._labels:,}"
-        labels = {class_name(c): self._label_counts[position] for position, c in enumerate(self.schema.label.classes)}
-        yield from compare_counts(f"{place}.label_counts", labels, split.label_counts)
-        yield from compare_counts(f"{place}.missing", dict(self._missing), split.missing)
-        unknown = {n: count_unknown(self._strings[n], terms) for n, terms in vocabularies.items()}
-        expected_unknown = {n: count for n, count in split.unknown.items() if n in unknown}
-        yield from compare_counts(f"{place}.unknown", unknown, expected_unknown)
-        at_max_length = self._lengths[self.schema.max_length or 0]
-        if split.truncated > at_max_length:
-            yield f"{place}.truncated is {split.truncated:,}, but {at_max_length:,} records have max_length steps"
-        for feature in sorted(self._columns.keys() | statistics.keys()):
-            sums = self._columns[feature][1].sums() if feature in self._columns else None
-            found = None if sums is None else sums.statistics()
-            # Those of format version 1 may be means of means, rounded many times. Newer ones are equal.
-            is_right = found == statistics.get(feature) if exact else _are_close(found, statistics.get(feature))
-            if not is_right:
-                yield f"statistics.{feature} does not match the records of {name}"
+def compare_split(name: str, found: Counts, split: Split, schema: Schema) -> Iterator[str]:
+    """Yields a message for each number of a split that does not match its records.
+
+    Args:
+        name: Name of the split.
+        found: The counts of the records.
+        split: The split in a manifest or a summary.
+        schema: The schema in it.
+    """
+    place = f"splits.{name}"
+    yield from compare_counts(f"{place}.length_counts", found.lengths, split.length_counts)
+    if split.labels != found.labels:
+        yield f"{place}.labels is {split.labels:,}, but the shards hold {found.labels:,}"
+    yield from compare_counts(f"{place}.label_counts", found.label_counts, split.label_counts)
+    yield from compare_counts(f"{place}.missing", found.missing, split.missing)
+    at_max_length = found.lengths[schema.max_length or 0]
+    if split.truncated > at_max_length:
+        yield f"{place}.truncated is {split.truncated:,}, but {at_max_length:,} records have max_length steps"
 
 
 def compare_counts(
-    place: str, found: dict[Any, int], expected: dict[Any, int], *, holder: str = "the shards"
+    place: str, found: Mapping[Any, int], expected: Mapping[Any, int], *, holder: str = "the shards"
 ) -> Iterator[str]:
-    """Yields a message for each count of the manifest that does not match the count that was found.
+    """Yields a message for each count that does not match the count that was found.
 
     Args:
-        place: Key of the counts in the manifest.
+        place: Key of the counts in the manifest or summary.
         found: Counts of what `holder` contains.
-        expected: Counts in the manifest.
+        expected: Counts in the manifest or summary.
     """
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key, 0) != expected.get(key, 0):
             yield f"{place}.{key} is {expected.get(key, 0):,}, but {holder} hold {found.get(key, 0):,}"
+
+
+def compare_sums(found: Mapping[str, FeatureSums], expected: Mapping[str, FeatureSums]) -> Iterator[str]:
+    """Yields a message for each feature whose sums in a summary are not those of the records.
+
+    The message has the first number that is wrong. Columns are counted from 0.
+    """
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected:
+            which, other = ("missing", "have") if name in found else ("listed", "do not have")
+            yield f"sums.{name} is {which}, but the shards {other} values to sum"
+            continue
+        one, other_sums = found[name], expected[name]
+        for field in ("count", "missing", "sum", "sum_squares", "min", "max"):
+            is_value, should_be = getattr(other_sums, field), getattr(one, field)
+            if is_value != should_be:
+                yield _describe_difference(f"sums.{name}.{field}", field, is_value, should_be)
+                break
+
+
+def _describe_difference(place: str, field: str, stored: Any, found: Any) -> str:
+    if isinstance(stored, tuple):
+        if len(stored) != len(found):
+            return f"{place} has {len(stored):,} columns, but the shards give {len(found):,}"
+        column = next(n for n, (a, b) in enumerate(zip(stored, found, strict=True)) if a != b)
+        place, stored, found = f"{place}.{column}", stored[column], found[column]
+    if unit := {"sum": SUM_UNIT, "sum_squares": SQUARES_UNIT}.get(field):
+        stored, found = format_number(stored, unit=unit), format_number(found, unit=unit)
+    return f"{place} is {stored}, but the shards give {found}"
+
+
+def compare_statistics(
+    found: Mapping[str, FeatureSums], expected: Mapping[str, FeatureStatistics], *, split: str, exact: bool
+) -> Iterator[str]:
+    """Yields a message for each feature whose statistics in the manifest do not match the records of a split.
+
+    Args:
+        found: The sums of the records.
+        exact: Whether the statistics must be equal to the last bit.
+    """
+    for name in sorted(found.keys() | expected.keys()):
+        statistics = found[name].statistics() if name in found else None
+        # Those of format version 1 may be means of means, rounded many times. Newer ones are equal.
+        if exact:
+            is_right = statistics == expected.get(name)
+        else:
+            is_right = _are_close(statistics, expected.get(name))
+        if not is_right:
+            yield f"statistics.{name} does not match the records of {split}"
 
 
 def _are_close(found: FeatureStatistics | None, expected: FeatureStatistics | None) -> bool:

@@ -2,18 +2,20 @@
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.files import join, list_files, read_bytes
 from pipeline.format.commit import FOLDER, Commit, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.sources import read_sources
+from pipeline.format.sources import SourcesFile, read_sources
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_sha256, collect_fault, read_verified
@@ -66,7 +68,11 @@ def compare_with_log(manifest: Manifest, log: Log, report: Report) -> None:
         return
     parts = [(log.summaries[generation], sha256) for generation, sha256 in live.items()]
     assert manifest.commit is not None and manifest.commit_sha256 is not None
-    view = build_view(log.commits[manifest.commit - 1], manifest.commit_sha256, parts)
+    try:
+        view = build_view(log.commits[manifest.commit - 1], manifest.commit_sha256, parts)
+    except UserError as error:
+        report.faults.append(Fault(commit_path(manifest.commit), None, str(error)))
+        return
     for place, found, expected in _differences(manifest.model_dump(), view.model_dump(), ""):
         message = f"{place} is {str(found)[:60]}, but its commits and summaries give {str(expected)[:60]}"
         report.faults.append(Fault(FILE_NAME, None, message))
@@ -91,13 +97,28 @@ def _short_digest(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
 
 
-def known_sources(dataset: str, log: Log) -> Container[str]:
+def known_sources(dataset: str, log: Log, report: Report) -> Container[str]:
     """Returns the paths of the raw files of all generations; nothing if a list of them is damaged or missing."""
-    blocks = (block for summary in log.summaries.values() for block in read_sources(dataset, summary.sources))
-    try:
-        return _Paths(path for block in blocks for path in block["path"].to_pylist())
-    except (ValueError, OSError):  # has a fault of its own
+    damaged = report.files()
+    files = [summary.sources for summary in log.summaries.values()]
+    if any(file.path in damaged for file in files):
         return frozenset()
+    paths = _Paths(itertools.chain.from_iterable(_read_paths(dataset, file, report) for file in files))
+    return frozenset() if report.files() != damaged else paths
+
+
+def _read_paths(dataset: str, file: SourcesFile, report: Report) -> Iterator[str]:
+    """Yields the paths of the raw files in a file of sources, whose digest was checked."""
+    num_bytes = 0
+    with collect_fault(file.path, report):
+        try:
+            for block in read_sources(dataset, file):
+                num_bytes += pc.sum(block["bytes"]).as_py()
+                yield from block["path"].to_pylist()
+        except ValueError as error:
+            raise FaultError(None, str(error).removeprefix(f"{join(dataset, file.path)}: ")) from None
+        if num_bytes != file.bytes:
+            raise FaultError(None, f"lists {num_bytes:,} bytes of raw files, but the summary says {file.bytes:,}")
 
 
 def _check_chain(dataset: str, manifest: Manifest, last: int, report: Report) -> list[Commit]:

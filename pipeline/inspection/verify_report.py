@@ -46,6 +46,10 @@ class Report:
     bytes: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    def files(self) -> set[str]:
+        """Returns the files with a fault."""
+        return {fault.file for fault in self.faults}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

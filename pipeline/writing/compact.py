@@ -160,8 +160,8 @@ def _merge_strings(output: str, summaries: Sequence[GenerationSummary], generati
     merged = {}
     for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items():
         path = strings_path(generation, file_name)
-        parts = [join(output, summary.strings[name].path) for summary in summaries]
-        blocks = merge_counts(parts, schema.split_names, folder=runs_folder(output, generation))
+        files = {join(output, summary.strings[name].path): summary.strings[name].sha256 for summary in summaries}
+        blocks = merge_counts(files, schema.split_names, folder=runs_folder(output, generation), digests=files)
         with replace(join(output, path)) as file:
             strings = write_counts(file, blocks, schema.split_names)
         merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)

@@ -1,9 +1,8 @@
 """Adds up the counts of strings of all shards of a generation."""
 
-import hashlib
 from collections.abc import Iterable
 
-from pipeline.files import exists, join, open_read, replace
+from pipeline.files import exists, file_sha256, join, replace
 from pipeline.format.merge_counts import merge_counts
 from pipeline.format.models import CountsFile
 from pipeline.format.string_counts import read_counts, write_counts
@@ -36,14 +35,5 @@ def merge_strings(
             blocks = merge_counts(parts, splits, folder=runs_folder(output, generation))
             with replace(join(output, path)) as file:
                 strings = write_counts(file, blocks, splits)
-        merged[name] = CountsFile(path=path, sha256=_digest(join(output, path)), strings=strings)
+        merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
     return merged
-
-
-def _digest(path: str) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open_read(path) as file:
-        while data := file.read(2**20):
-            digest.update(data)
-    return digest.hexdigest()

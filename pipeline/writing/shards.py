@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.files import join, replace
+from pipeline.format.count_strings import StringCounter
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.sums import PackedSums
@@ -19,7 +20,6 @@ from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
-from pipeline.writing.count_strings import StringCounter
 from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.shard_statistics import ShardStatistics

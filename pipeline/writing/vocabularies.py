@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pipeline.errors import UserError
 from pipeline.files import exists, join, read_bytes, replace
-from pipeline.format.merge_counts import VocabularyChooser, merge_counts
+from pipeline.format.merge_counts import choose_vocabulary
 from pipeline.format.models import Vocabulary
 from pipeline.format.summary import GenerationSummary
 from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
@@ -32,17 +33,21 @@ def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, 
         folder: Folder for temporary files.
 
     Raises:
-        ValueError: A file of counts is damaged.
+        UserError: A file of counts is missing or damaged.
     """
     schema = summaries[0].record_schema
     splits = schema.split_names
     terms: dict[str, list[bytes]] = {}
     unknown: dict[str, dict[str, int]] = {split: {} for split in splits}
     for name, size in schema.vocabulary_sizes.items():
-        chooser = VocabularyChooser(size, splits)
-        paths = [join(output, summary.strings[name].path) for summary in summaries]
-        for table in merge_counts(paths, splits, folder=folder):
-            chooser.add(table)
+        files = {join(output, summary.strings[name].path): summary.strings[name].sha256 for summary in summaries}
+        try:
+            chooser = choose_vocabulary(files, size, splits, folder=folder, digests=files)
+        except ValueError as error:
+            raise UserError(
+                f"{error} So the vocabulary of {name!r} cannot be chosen, and nothing was published. "
+                "`lengthwise verify` lists all errors; restore the file from a copy, or prepare the dataset again."
+            ) from None
         terms[name] = chooser.terms()
         for split, count in chooser.unknown().items():
             unknown[split][name] = count

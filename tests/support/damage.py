@@ -6,10 +6,13 @@ import struct
 
 import pyarrow as pa
 
+from pipeline.format.commit import Commit, commit_path, sha256_of
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import Manifest, read_manifest
+from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.tfrecord import frame, walk
+from pipeline.format.view import build_view
 
 
 def frames_of(data):
@@ -57,6 +60,44 @@ def edit(*keys, by=None, to=None):
 
     change.__name__ = ".".join(map(str, keys))
     return change
+
+
+def edit_json(path, change):
+    """Calls `change` with the values of a JSON file."""
+    values = json.loads(path.read_bytes())
+    change(values)
+    path.write_text(json.dumps(values, indent=1))
+
+
+def resign_log(dataset):
+    """Writes the digests of all summaries and commits into the commits, and makes the manifest from them again.
+
+    So a log that was edited is consistent, and only its contents can show what is wrong.
+    """
+    summaries, previous, number = {}, None, 0
+    while (path := dataset / commit_path(number + 1)).exists():
+        values = json.loads(path.read_bytes()) | {"previous_sha256": previous}
+        for added in values["added"]:
+            data = (dataset / summary_path(added["generation"])).read_bytes()
+            added["summary_sha256"] = sha256_of(data)
+            summary = GenerationSummary.parse(data, origin=added["generation"])
+            summaries[added["generation"]] = summary, added["summary_sha256"]
+        for generation in values["removed"]:
+            summaries.pop(generation, None)
+        data = json.dumps(values, indent=1).encode()
+        path.write_bytes(data)
+        previous, number = sha256_of(data), number + 1
+    commit = Commit.parse(data, origin="the newest commit")
+    (dataset / "manifest.json").write_bytes(build_view(commit, previous, list(summaries.values())).to_json())
+
+
+def replace_listed(dataset, generation, path, data):
+    """Replaces a file that the summary of a generation lists, and its digest in the summary, the commits and so on."""
+    before = hashlib.sha256((dataset / path).read_bytes()).hexdigest()
+    (dataset / path).write_bytes(data)
+    summary = dataset / summary_path(generation)
+    summary.write_text(summary.read_text().replace(before, hashlib.sha256(data).hexdigest()))
+    resign_log(dataset)
 
 
 def change_record(dataset, change, *, split="train", row=0):

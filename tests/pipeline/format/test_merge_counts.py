@@ -68,8 +68,8 @@ def test_hundreds_of_files_are_merged_with_few_of_them_open(tmp_path, monkeypatc
     read = module.CountsReader
 
     class Reader(read):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
             open_now.add(id(self))
             most_open.append(len(open_now))
 

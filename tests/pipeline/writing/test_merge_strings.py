@@ -5,10 +5,11 @@ import hashlib
 
 import pytest
 
+from pipeline.format import count_strings
 from pipeline.format.string_counts import read_counts, tabulate_counts
 from pipeline.format.vocabulary import choose_terms, count_unknown, parse_terms, vocabulary_file_names
 from pipeline.schema.schema import Schema
-from pipeline.writing import count_strings, publish
+from pipeline.writing import publish
 from pipeline.writing.merge_strings import merge_strings
 from pipeline.writing.paths import strings_path
 from pipeline.writing.shards import ShardWriter

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
+from pipeline.format import count_strings
+from pipeline.format.count_strings import StringCounter
 from pipeline.format.string_counts import read_counts, tabulate_counts
 from pipeline.schema.record import MISSING_STRING
-from pipeline.writing import count_strings
-from pipeline.writing.count_strings import StringCounter
 
 SPLITS = ("train", "test")
 STRINGS = st.binary(max_size=2) | st.sampled_from([MISSING_STRING, b"", b"\0", b"a\0", "é".encode(), b"x" * 500])
@@ -61,7 +61,7 @@ def test_a_full_counter_writes_the_feature_that_takes_most_memory(tmp_path, monk
 PROGRAM = """
 import sys
 from pipeline.format.merge_counts import VocabularyChooser, merge_counts
-from pipeline.writing.count_strings import StringCounter
+from pipeline.format.count_strings import StringCounter
 folder, number = sys.argv[1], int(sys.argv[2])
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024

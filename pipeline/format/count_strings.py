@@ -1,4 +1,4 @@
-"""Counts the strings of the shards of one number exactly, in bounded memory: spills sorted files of counts."""
+"""Counts strings exactly, in bounded memory: spills sorted files of counts."""
 
 import collections
 import itertools
@@ -28,11 +28,13 @@ class StringCounter:
         self._splits = splits
         self._folder = folder
         self._features = {name: _FeatureCounter(splits) for name in features}
+        # Memory of the strings of all features, about.
+        self._num_bytes = 0
 
     def add(self, split: str, feature: str, strings: list[bytes]) -> None:
         """Counts strings. Missing strings are not counted."""
-        self._features[feature].add(split, strings)
-        if sum(counter.num_bytes for counter in self._features.values()) > _BUFFER_BYTES:
+        self._num_bytes += self._features[feature].add(split, strings)
+        if self._num_bytes > _BUFFER_BYTES:
             self._spill(max(self._features.values(), key=lambda counter: counter.num_bytes))
 
     def finish(self) -> dict[str, str]:
@@ -53,6 +55,7 @@ class StringCounter:
 
     def _spill(self, counter: "_FeatureCounter") -> None:
         """Writes the strings of a feature to a sorted file, and forgets them."""
+        self._num_bytes -= counter.num_bytes
         rows = tabulate_counts(counter.take(), self._splits)
         counter.runs.append(write_counts_run([rows], self._splits, self._folder))
 
@@ -70,14 +73,17 @@ class _FeatureCounter:
         self.num_bytes = 0
         self._counts = {split: collections.Counter[bytes]() for split in splits}
 
-    def add(self, split: str, strings: list[bytes]) -> None:
+    def add(self, split: str, strings: list[bytes]) -> int:
+        """Counts strings. Returns the number of bytes of memory that they add, about."""
         counts = self._counts[split]
         before = len(counts)
         counts.update(strings)
         counts.pop(MISSING_STRING, None)
         # A dictionary keeps the order of insertion, so the new strings are the last.
         added = len(counts) - before
-        self.num_bytes += added * _STRING_BYTES + sum(map(len, itertools.islice(reversed(counts), added)))
+        num_bytes = added * _STRING_BYTES + sum(map(len, itertools.islice(reversed(counts), added)))
+        self.num_bytes += num_bytes
+        return num_bytes
 
     def take(self) -> Mapping[str, Mapping[bytes, int]]:
         """Returns the counts of each split, and forgets them."""
