@@ -243,7 +243,7 @@ def test_the_dataset_then_takes_records_with_the_new_schema_only(second, tmp_pat
     with pytest.raises(UserError, match=r"another schema than the records to add: steps\.x\.missing is"):
         third.prepare("three.jsonl", schema=OLD, append=True)
     with pytest.raises(UserError, match=r"is not a file of rejects that .* counts: .* was replayed already"):
-        third.replay(rejects=[third.dataset / load_at(third.dataset, 1).rejected.files[0]])
+        third.replay(rejects=[third.dataset / read_manifest_at(str(third.dataset), 1).rejected.files[0]])
     total = load(third.dataset).rejected.total
     # One of the ten new records is rejected. What fails again does not count.
     manifest = third.replay("three.jsonl", rejects=[third.dataset / "rejected"] * 2, max_rejected=0.1)
@@ -253,10 +253,6 @@ def test_the_dataset_then_takes_records_with_the_new_schema_only(second, tmp_pat
     # A generation that takes rejects back from one that is not merged with it still does.
     compact_two(third.dataset, load(third.dataset).generations[1:])
     assert read_whole(third.dataset).rejected.total == total + 1
-
-
-def load_at(dataset, number):
-    return read_manifest_at(str(dataset), number)
 
 
 def compact_two(dataset, generations):
