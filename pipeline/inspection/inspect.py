@@ -18,6 +18,9 @@ from pipeline.tables import buffered_console, print_table
 
 # Most classes that the table of labels shows.
 _MAX_CLASSES = 20
+# Most names of generations that are printed, and the number from which on a compaction is worth it: each generation
+# takes a few milliseconds of each append.
+_MAX_GENERATIONS, _MANY_GENERATIONS = 3, 100
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
@@ -112,7 +115,20 @@ def print_summary(manifest: Manifest, output: str) -> None:
     if truncated:
         print(f"{_count(truncated, 'record')} cut to {_count(manifest.record_schema.max_length or 0, 'step')}")
     print(_describe_rejects(manifest, output))
+    if len(manifest.generations) >= _MANY_GENERATIONS:
+        print(_describe_generations(manifest, output))
     print(f"fingerprint {manifest.fingerprint}")
+
+
+def _describe_generations(manifest: Manifest, dataset: str) -> str:
+    names = manifest.generations
+    if len(names) < _MANY_GENERATIONS:
+        more = f" and {len(names) - _MAX_GENERATIONS} more" if len(names) > _MAX_GENERATIONS else ""
+        return f"generations {', '.join(names[:_MAX_GENERATIONS])}{more}"
+    return (
+        f"{len(names):,} generations: `lengthwise compact {dataset}` merges those with small shards, so that the next "
+        "append and every reader have fewer files to open"
+    )
 
 
 def _describe_split(split: Split) -> str:
@@ -148,7 +164,7 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
         f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}{commit}", soft_wrap=True
     )
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
-    console.print(f"generations {', '.join(manifest.generations)}")
+    console.print(_describe_generations(manifest, dataset), soft_wrap=True)
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     _print_label(console, manifest)

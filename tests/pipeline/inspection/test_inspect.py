@@ -184,6 +184,24 @@ def test_inspect_shows_a_single_record_with_a_regression_label(capsys, one_recor
     assert text.endswith("Rejected: 0\n")
 
 
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (1, "generations g0"),
+        (3, "generations g0, g1, g2"),
+        (99, "generations g0, g1, g2 and 96 more"),
+        (100, "100 generations: `lengthwise compact {dataset}` merges those with small shards"),
+    ],
+)
+def test_inspect_counts_many_generations_and_names_the_command_that_merges_them(capsys, dataset, number, line):
+    names = tuple(f"g{n}" for n in range(number))
+    manifest = read_manifest(dataset).model_copy(update={"generations": names})
+    print_details(manifest, dataset)
+    assert line.format(dataset=dataset) in capsys.readouterr().out
+    print_summary(manifest, dataset)
+    assert ("lengthwise compact" in capsys.readouterr().out) == (number == 100)
+
+
 def test_without_a_terminal_inspect_prints_at_most_100_columns(capsys, dataset):
     text = details(capsys, dataset)
     assert max(len(line) for line in text.splitlines() if dataset not in line) <= 100
