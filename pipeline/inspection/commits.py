@@ -9,6 +9,9 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.summary import summary_path
 from pipeline.tables import buffered_console, print_table
 
+# Most commits that the table shows: more lines than this are not read, and take seconds to print.
+_MAX_COMMITS = 100
+
 
 def list_commits(dataset: str, manifest: Manifest) -> list[dict[str, Any]]:
     """Returns the commits of a dataset as plain values for JSON, the oldest first.
@@ -55,7 +58,7 @@ def list_commits(dataset: str, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def print_commits(commits: list[dict[str, Any]], dataset: str) -> None:
-    """Prints a table of the commits that `list_commits` returned, the newest first."""
+    """Prints a table of the newest commits that `list_commits` returned, the newest first."""
     rows = [
         (
             str(commit["commit"]),
@@ -65,8 +68,12 @@ def print_commits(commits: list[dict[str, Any]], dataset: str) -> None:
             f"{len(commit['removed']):,}",
             f"{commit['records']:,}" if commit["available"] else "files removed",
         )
-        for commit in reversed(commits)
+        for commit in commits[: -_MAX_COMMITS - 1 : -1]
     ]
     with buffered_console() as console:
         title = f"{dataset}: {len(commits):,} commits. --commit N opens an older one while its files exist."
         print_table(console, title, ("commit", "time", "operation", "generations added", "removed", "records"), rows)
+        if len(commits) > _MAX_COMMITS:
+            older = len(commits) - _MAX_COMMITS
+            more = f"{older:,} older commits are not shown. `lengthwise inspect {dataset} --commits --json` lists all."
+            console.print(more, soft_wrap=True)
