@@ -51,17 +51,38 @@ def open_read(path: str) -> Iterator[IO[bytes]]:
             yield file
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, max_bytes: int | None = None) -> bytes:
     """Returns the bytes of a file.
 
+    Args:
+        max_bytes: Largest size of the file. A larger file is not read. None for any size.
+
     Raises:
-        UserError: The file does not exist or cannot be read.
+        UserError: The file does not exist, cannot be read, or is larger.
     """
     try:
         with open_read(path) as file:
+            if max_bytes is not None:
+                check_max_bytes(file, max_bytes, path=path)
             return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
+
+
+def check_max_bytes(file: IO[bytes], max_bytes: int, *, path: str) -> None:
+    """Raises a UserError if an open file has more than `max_bytes`. The next read begins at its start.
+
+    Args:
+        path: Path of the file, for the message.
+    """
+    file.seek(0, os.SEEK_END)
+    num_bytes = file.tell()
+    if num_bytes > max_bytes:
+        raise UserError(
+            f"{path}: has {num_bytes:,} bytes, expected at most {max_bytes:,}: it is not the file that was written. "
+            "Restore it from a copy, or prepare the dataset again."
+        )
+    file.seek(0)
 
 
 def file_sha256(path: str) -> str:

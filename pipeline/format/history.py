@@ -1,7 +1,7 @@
 """Reads the log of commits: which generations a dataset has at a commit, and its manifest as of that commit.
 
-The functions take `read`, which returns the bytes of a file inside the dataset and raises a UserError if it cannot: the
-pipeline and the trainer reach file systems in different ways.
+The functions take `read`, which returns the bytes of a file inside the dataset and raises a UserError if it cannot, or
+if the file has more bytes than its second argument: the pipeline and the trainer reach file systems in different ways.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,12 +9,18 @@ from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import UserError
 from pipeline.files import join, read_bytes
+from pipeline.format.commit import MAX_BYTES as MAX_COMMIT_BYTES
 from pipeline.format.commit import Commit, commit_path, sha256_of
-from pipeline.format.manifest import Manifest, read_manifest
+from pipeline.format.manifest import MAX_BYTES, Manifest, read_manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 
-Read: TypeAlias = Callable[[str], bytes]
+Read: TypeAlias = Callable[[str, int], bytes]
+
+
+def reader(dataset: str) -> Read:
+    """Returns the `read` of a dataset on any file system that Beam knows."""
+    return lambda path, max_bytes: read_bytes(join(dataset, path), max_bytes)
 
 
 class LoggedCommit(NamedTuple):
@@ -34,7 +40,7 @@ def read_commit(read: Read, number: int, *, origin: str) -> LoggedCommit:
         UserError: The file cannot be read, or is not this commit.
     """
     path = commit_path(number)
-    data = read(path)
+    data = read(path, MAX_COMMIT_BYTES)
     commit = Commit.parse(data, origin=f"{origin}/{path}")
     if commit.number != number:
         raise UserError(f"{origin}/{path}: is commit {commit.number}, expected {number}. Were files renamed?")
@@ -78,7 +84,7 @@ def read_summary(read: Read, generation: str, sha256: str, *, origin: str) -> Ge
         UserError: The file cannot be read, or is not the one that the commit names.
     """
     path = summary_path(generation)
-    data = read(path)
+    data = read(path, MAX_BYTES)
     if sha256_of(data) != sha256:
         raise UserError(
             f"{origin}/{path}: is not the file that its commit names. `lengthwise verify` lists all errors."
@@ -141,4 +147,4 @@ def read_manifest_at(dataset: str, number: int | None) -> Manifest:
         UserError: The folder is no dataset, or the commit cannot be opened.
     """
     manifest = read_manifest(dataset)
-    return view_of(manifest, number, lambda path: read_bytes(join(dataset, path)), origin=dataset)
+    return view_of(manifest, number, reader(dataset), origin=dataset)

@@ -17,6 +17,8 @@ from pipeline.schema.schema import Schema
 FORMAT_VERSION = 2
 FORMAT_VERSIONS = (1, 2)
 FILE_NAME = "manifest.json"
+# A larger file is no manifest, and no summary of a generation. It is refused before it is read.
+MAX_BYTES = 2**30
 
 
 class Source(Model):
@@ -143,7 +145,7 @@ def read_manifest(dataset: str) -> Manifest:
     if not exists(path):
         problem = f"has no {FILE_NAME}" if exists(dataset) else "there is no such folder"
         raise UserError(f"{dataset}: not a dataset: {problem}; make one with `lengthwise prepare`.")
-    return Manifest.parse(read_bytes(path), origin=path)
+    return Manifest.parse(read_bytes(path, MAX_BYTES), origin=path)
 
 
 def fingerprint(

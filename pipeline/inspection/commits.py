@@ -3,8 +3,8 @@
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import exists, join, read_bytes
-from pipeline.format.history import read_commits, read_summary
+from pipeline.files import exists, join
+from pipeline.format.history import read_commits, read_summary, reader
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import summary_path
 from pipeline.tables import buffered_console, print_table
@@ -25,10 +25,7 @@ def list_commits(dataset: str, manifest: Manifest) -> list[dict[str, Any]]:
     """
     if manifest.commit is None:
         raise UserError(f"{dataset}: has no commits, for its format version is {manifest.format_version}.")
-
-    def read(path: str) -> bytes:
-        return read_bytes(join(dataset, path))
-
+    read = reader(dataset)
     found: list[dict[str, Any]] = []
     live: dict[str, int | None] = {}
     for logged in read_commits(read, manifest.commit, origin=dataset):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.files import join, list_files, read_bytes
-from pipeline.format.commit import FOLDER, Commit, commit_path, sha256_of
+from pipeline.format.commit import FOLDER, MAX_BYTES, Commit, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.sources import SourcesFile, read_sources
@@ -130,7 +130,7 @@ def _check_chain(dataset: str, manifest: Manifest, last: int, report: Report) ->
         path, commit, sha256 = commit_path(number), None, ""
         with collect_fault(path, report):
             try:
-                data = read_bytes(join(dataset, path))
+                data = read_bytes(join(dataset, path), MAX_BYTES)
                 commit, sha256 = Commit.parse(data, origin=path), sha256_of(data)
             except UserError as error:
                 raise FaultError(

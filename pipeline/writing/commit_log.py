@@ -18,9 +18,10 @@ from pipeline.files import (
     replace,
     supports_create_once,
 )
-from pipeline.format.commit import FOLDER, AddedGeneration, Commit, Operation, commit_path, sha256_of
-from pipeline.format.history import read_commit, read_summary, read_view
+from pipeline.format.commit import FOLDER, MAX_BYTES, AddedGeneration, Commit, Operation, commit_path, sha256_of
+from pipeline.format.history import read_commit, read_summary, read_view, reader
 from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.writing.base import Base
@@ -90,7 +91,7 @@ def read_head(output: str) -> Head:
     number = newest_commit(output)
     manifest = _read_valid_manifest(output)
     if number and (manifest is None or manifest.commit != number):
-        manifest = read_view(_reader(output), number, origin=output)
+        manifest = read_view(reader(output), number, origin=output)
     return Head(number, manifest)
 
 
@@ -143,7 +144,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         removed = _generations_to_remove(output, head, change)
         kept = {} if head.manifest is None else dict(head.manifest.summaries)
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
-        read = _reader(output)
+        read = reader(output)
         parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
         if change.operation == "append":
             check_not_replayed(output, change.added, head.manifest)
@@ -156,7 +157,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         vocabularies = write_vocabularies(output, chosen.terms)
         made = Commit(
             number=head.number + 1,
-            previous_sha256=sha256_of(read(commit_path(head.number))) if head.number else None,
+            previous_sha256=sha256_of(read(commit_path(head.number), MAX_BYTES)) if head.number else None,
             time=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
             operation=change.operation if head.manifest is not None else "create",
             added=(AddedGeneration(generation=change.added.generation, summary_sha256=sha256),),
@@ -182,7 +183,7 @@ def find_published(output: str, generation: str, *, after: int) -> Manifest | No
     Args:
         after: Only later commits are searched.
     """
-    read = _reader(output)
+    read = reader(output)
     for number in range(newest_commit(output), after, -1):
         made = read_commit(read, number, origin=output).commit
         if any(added.generation == generation for added in made.added):
@@ -198,7 +199,7 @@ def read_summaries(output: str, digests: Mapping[str, str]) -> list[GenerationSu
     Args:
         digests: The name of each generation, and the SHA-256 of its summary.
     """
-    return [read_summary(_reader(output), name, sha256, origin=output) for name, sha256 in digests.items()]
+    return [read_summary(reader(output), name, sha256, origin=output) for name, sha256 in digests.items()]
 
 
 def _show(output: str, manifest: Manifest) -> None:
@@ -275,7 +276,7 @@ def _describe(output: str, head: Head) -> str:
     """Returns a description of the newest commit for messages."""
     if not head.number:
         return "a dataset of format version 1"
-    made = read_commit(_reader(output), head.number, origin=output).commit
+    made = read_commit(reader(output), head.number, origin=output).commit
     return f"commit {head.number} ({made.operation}, {made.time})"
 
 
@@ -288,15 +289,8 @@ def _read_valid_manifest(output: str) -> Manifest | None:
     path = join(output, FILE_NAME)
     if not exists(path):
         return None
-    data = read_bytes(path)
+    data = read_bytes(path, MAX_MANIFEST_BYTES)
     try:
         return Manifest.parse(data, origin=path)
     except UserError:
         return None
-
-
-def _reader(output: str) -> Any:
-    def read(path: str) -> bytes:
-        return read_bytes(join(output, path))
-
-    return read

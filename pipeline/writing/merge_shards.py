@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import progress
-from pipeline.files import join, open_read, replace
+from pipeline.files import join, open_read, replace, stream_sha256
 from pipeline.format.index import KEY, index_schema, read_index, serialize_index
 from pipeline.format.models import Shard
 from pipeline.format.summary import GenerationSummary
@@ -79,10 +79,11 @@ def _read_slice(output: str, shard: Shard, first: int, end: int) -> _Slice:
 def _read_checked(path: str, sha256: str) -> bytes:
     """Returns the bytes of a file. Raises a ValueError if it has another digest."""
     with open_read(path) as file:
-        data = file.read()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{path}: is not the file that was written")
-    return data
+        # In chunks, so that a replaced file costs no memory.
+        if stream_sha256(file) != sha256:
+            raise ValueError(f"{path}: is not the file that was written")
+        file.seek(0)
+        return file.read()
 
 
 def _write_shard(

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 
 from pipeline.errors import UserError
-from pipeline.files import FileDetails, exists, is_local, join, list_details, read_bytes, remove
-from pipeline.format.history import read_commit, read_summary
-from pipeline.format.manifest import Manifest
+from pipeline.files import FileDetails, exists, is_local, join, list_details, remove
+from pipeline.format.history import read_commit, read_summary, reader
+from pipeline.format.manifest import MAX_BYTES, Manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.writing.marker import is_at_work
 from pipeline.writing.paths import FOLDERS, generation_of
@@ -63,15 +63,15 @@ def retention_rules(
 ) -> RetentionRules:
     """Returns the rules for a dataset at this moment. RetentionRules describes the arguments."""
     generations = {generation_of(file.path) for file in files} - {None}
-
-    def read(path: str) -> bytes:
-        return read_bytes(join(output, path))
+    read = reader(output)
 
     def read_removed(name: str) -> GenerationSummary | None:
         path = summary_path(name)
         try:
             return (
-                GenerationSummary.parse(read(path), origin=join(output, path)) if exists(join(output, path)) else None
+                GenerationSummary.parse(read(path, MAX_BYTES), origin=join(output, path))
+                if exists(join(output, path))
+                else None
             )
         except UserError:  # damaged: no commit with this generation can be opened
             return None

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.files import check_max_bytes
 from pipeline.format.history import view_of
-from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.manifest import FILE_NAME, MAX_BYTES, Manifest
 from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.schema import Schema
@@ -116,6 +117,7 @@ def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> 
     manifest_path = f"{path}/{FILE_NAME}"
     try:
         with open_file(manifest_path) as file:
+            check_max_bytes(file, MAX_BYTES, path=manifest_path)
             data = file.read()
     except read_errors(path):
         raise UserError(

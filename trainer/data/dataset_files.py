@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Any
 
 from pipeline.errors import UserError
+from pipeline.files import check_max_bytes
 
 
 def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
@@ -29,14 +30,19 @@ def read_errors(path: str) -> tuple[type[Exception], ...]:
     return (OSError, tf.errors.OpError)
 
 
-def read_file(folder: str, path: str) -> bytes:
+def read_file(folder: str, path: str, max_bytes: int | None = None) -> bytes:
     """Returns the contents of a file of the dataset in `folder`.
 
+    Args:
+        max_bytes: Largest size of the file. A larger file is not read. None for any size.
+
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or is larger.
     """
     try:
         with open_file(f"{folder}/{path}") as file:
+            if max_bytes is not None:
+                check_max_bytes(file, max_bytes, path=f"{folder}/{path}")
             return file.read()
     except read_errors(folder) as error:
         raise damage_error(folder, f"{path} cannot be read: {reason(error)}") from None

@@ -75,7 +75,7 @@ def check_log(dataset):
     manifest = read_whole(dataset)
     number = newest_commit(str(dataset))
     assert manifest.commit == number
-    logged = read_commits(lambda path: (dataset / path).read_bytes(), number, origin="dataset")
+    logged = read_commits(lambda path, _: (dataset / path).read_bytes(), number, origin="dataset")
     commits = [commit for commit, _ in logged]
     names = {added.generation for commit in commits for added in commit.added}
     assert set(os.listdir(dataset / "data")) == names

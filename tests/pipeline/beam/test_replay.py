@@ -221,7 +221,7 @@ def test_a_replay_gives_what_one_job_gives_for_other_schemas(name, tmp_path, rea
 
 def newest_summary(dataset):
     name, sha256 = list(load(dataset).summaries.items())[-1]
-    return read_summary(lambda path: (dataset / path).read_bytes(), name, sha256, origin=summary_path(name))
+    return read_summary(lambda path, _: (dataset / path).read_bytes(), name, sha256, origin=summary_path(name))
 
 
 def test_an_older_commit_keeps_its_schema_and_its_rejects(first, second):
