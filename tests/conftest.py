@@ -4,6 +4,7 @@ import gc
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,11 +27,20 @@ label: {name: y, kind: class, classes: [a, b, no]}
 """
 
 
-def pytest_collection_finish() -> None:
+# Importing TensorFlow makes 300,000 objects and no garbage. `pytest_collection_finish` starts the collector.
+gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Lets the garbage collector skip the modules and the tests from now on: it would scan them again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
+    if session.config.option.markexpr == "not proof" and "tensorflow" in sys.modules:
+        import quick_tensorflow
+
+        quick_tensorflow.install()
 
 
 @pytest.fixture(scope="session", autouse=True)

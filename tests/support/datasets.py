@@ -1,7 +1,6 @@
-"""Small datasets for the trainer's tests, made by the real pipeline from records that the tests know."""
+"""Small datasets for the trainer's tests, made by the functions of the pipeline from records that the tests know."""
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import json
@@ -15,7 +14,8 @@ import numpy as np
 import pytest
 
 import lengthwise
-from pipeline.beam.prepare import PrepareOptions, prepare
+import plain_prepare
+from pipeline.beam.prepare import PrepareOptions
 
 CLASSES = ["a", "b", "c"]
 LABELS = {
@@ -144,9 +144,7 @@ def make(folder: pathlib.Path, records: list[Record], schema: str | None = None,
     raw.write_text("".join(json.dumps(record) + "\n" for record in records))
     schema_file.write_text(schema or schema_text())
     output = folder / "dataset"
-    # The line on stderr that names the runner is checked in the pipeline's tests.
-    with contextlib.redirect_stderr(None):
-        prepare(PrepareOptions((str(raw),), str(schema_file), str(output), num_shards=num_shards))
+    plain_prepare.prepare(PrepareOptions((str(raw),), str(schema_file), str(output), num_shards=num_shards))
     return Made(str(output), records)
 
 

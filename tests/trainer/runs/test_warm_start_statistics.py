@@ -62,7 +62,10 @@ def records_of(name):
 
 @functools.cache
 def dataset(name, schema=SCHEMA):
-    return datasets.make(datasets.new_folder(), records_of(name), schema)
+    records = records_of(name)
+    if schema == SCHEMA:  # nothing is measured while its runs start, which takes less time
+        records = [record for record in records if record["split"] != "validation"]
+    return datasets.make(datasets.new_folder(), records, schema)
 
 
 @functools.cache
@@ -142,17 +145,21 @@ def test_the_next_string_has_the_number_of_the_run_in_training_and_validation(tm
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_run_resumes_with_its_statistics_after_its_source_was_deleted(tmp_path, capsys):
+@pytest.mark.parametrize("is_compared", datasets.some([False, True], [False]))
+def test_a_run_resumes_with_its_statistics_after_its_source_was_deleted(tmp_path, capsys, is_compared):
     copy, path = shutil.copytree(source(), tmp_path / "source"), dataset("shifted").path
     config = change(CONFIG, dropout=0.2, checkpoint_updates=1, warm_start=str(copy))
+    whole = train(path, tmp_path / "whole", config) if is_compared else None
     capsys.readouterr()
-    whole = train(path, tmp_path / "whole", config)
-    assert f"\nStatistics and vocabularies: those of {copy}.\n" in capsys.readouterr().err
     with pytest.raises(Interrupted):
         train(path, tmp_path / "cut", config, callbacks=[InterruptAt(0, 0)])
+    assert f"\nStatistics and vocabularies: those of {copy}.\n" in capsys.readouterr().err
     shutil.rmtree(copy)
-    assert train(path, tmp_path / "cut", config) == whole
-    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+    result = train(path, tmp_path / "cut", config)
+    assert result["epochs"] == 1
+    if is_compared:
+        assert result == whole
+        assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
     assert Run(str(tmp_path / "cut")).own_statistics() == Run(str(source())).own_statistics()
 
 

@@ -1,0 +1,59 @@
+"""Makes datasets without Beam, for the tests that need a dataset but do not test the job that makes it.
+
+Beam takes half a second of processor time to build and run even the smallest pipeline.
+"""
+
+
+from pipeline.beam.prepare import PrepareOptions
+from pipeline.files import absolute
+from pipeline.format.manifest import Manifest
+from pipeline.raw.find_files import find_files
+from pipeline.raw.json_lines import split_file
+from pipeline.raw.records import Limits
+from pipeline.schema.schema import Schema
+from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.writing.base import choose_mode
+from pipeline.writing.job import begin_job
+from pipeline.writing.publish import Publisher
+from pipeline.writing.rejects import write_rejects
+from pipeline.writing.shards import ShardWriter
+from pipeline.writing.stages import merge_into_shards, parse_into_runs
+from pipeline.writing.write_sources import list_sources
+
+
+def prepare(options: PrepareOptions) -> Manifest:
+    """Calls the functions that the job of `prepare` connects, one after the other. It makes the same dataset.
+
+    Does not support `processes`, and takes all inputs as new.
+    """
+    schema, output = Schema.read(options.schema), absolute(options.output)
+    mode = choose_mode(append=options.append, overwrite=options.overwrite)
+    files, base = begin_job(output, mode, schema, options.seed)
+    chunks = [chunk for file in find_files(options.raw) for chunk in split_file(file)]
+    limits = Limits(options.max_record_bytes, options.max_record_steps)
+    place = {"seed": base.seed, "folder": files.folder}
+    parsed = parse_into_runs(chunks, schema, **place, keep_raw=options.keep_raw, limits=limits)
+    writer = ShardWriter(schema, output, files.generation, base.published)
+    num_shards = options.num_shards or 1
+    written = [
+        merge_into_shards(number, num_shards, parsed.runs, writer, folder=files.folder) for number in range(num_shards)
+    ]
+    buffer = ChunkBuffer(files.folder)
+    chunk_runs = [run for chunk in parsed.chunks for run in buffer.add(chunk)] + buffer.flush()
+    reject_runs = parsed.reject_runs + [run for shards in written for run in shards.reject_runs]
+    names = {"output": output, "generation": files.generation}
+    rejects = write_rejects(reject_runs, chunk_runs, **names)
+    publisher = Publisher(
+        schema,
+        output,
+        files.generation,
+        base,
+        max_rejected=options.max_rejected,
+        retain=options.retain,
+        lock_timeout=options.lock_timeout,
+    )
+    return publisher.publish(
+        [shard for shards in written for shard in shards.shards],
+        [] if rejects is None else [rejects],
+        [list_sources(chunk_runs, **names)],
+    )
