@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 
+import quick_tensorflow
+
 # A process that has only imported TensorFlow can be forked, which saves the seconds of the import in each test.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["trainer.main", "trainer.training.train", "trainer.report"])
@@ -18,7 +20,9 @@ class Child:
     def __init__(self, output, function, *arguments):
         self._output = pathlib.Path(output)
         self._output.unlink(missing_ok=True)
-        self._process = _CONTEXT.Process(target=_call, args=(str(output), function, arguments))
+        self._process = _CONTEXT.Process(
+            target=_call, args=(str(output), quick_tensorflow.installed, function, arguments)
+        )
         self._process.start()
         self.pid = self._process.pid
 
@@ -67,7 +71,9 @@ def lengthwise(output, *arguments, spot=None, number=1, hit_by=signal.SIGKILL, p
     return Child(output, _lengthwise, [str(argument) for argument in arguments], spot, number, int(hit_by), pause)
 
 
-def _call(output, function, arguments):
+def _call(output, is_quick, function, arguments):
+    if is_quick:  # the parent is too: both must compute the same bits
+        quick_tensorflow.install()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

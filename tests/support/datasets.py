@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import plain_prepare
 import pytest
 
 import lengthwise
-import plain_prepare
 from pipeline.beam.prepare import PrepareOptions
 
 CLASSES = ["a", "b", "c"]

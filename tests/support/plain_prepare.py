@@ -3,7 +3,6 @@
 Beam takes half a second of processor time to build and run even the smallest pipeline.
 """
 
-
 from pipeline.beam.prepare import PrepareOptions
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest

@@ -1,11 +1,9 @@
 """Trains on two replicas, which are logical CPUs, and with every record alone; prints the differences.
 
-This is a program, because TensorFlow accepts logical devices only before it is used otherwise: `python replicas.py
-DATASET FOLDER CONFIGS`, where CONFIGS is a JSON list of configurations. Prints a JSON list.
+Call `main` in a process of its own, because TensorFlow accepts logical devices only before it is used otherwise.
 """
 
 import json
-import sys
 from typing import Any
 
 import cluster
@@ -120,10 +118,11 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
     return farthest
 
 
-def compare(dataset: Dataset, folder: str, config: dict[str, Any]) -> dict[str, Any]:
+def compare(dataset: Dataset, folder: str, config: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+    """Returns the differences of two replicas from one device, from records one by one, and of their gradients."""
     runs = {strategy: f"{folder}-{strategy}" for strategy in ("one", "mirrored")}
-    for strategy, run in runs.items():
-        train(dataset, run, TrainConfig(**config, strategy=strategy))
+    for strategy in ["mirrored"] if quick else runs:
+        train(dataset, runs[strategy], TrainConfig(**config, strategy=strategy))
     one_by_one = OneByOne(dataset, TrainConfig(**config))
     losses, lines = one_by_one.train(), cluster.updates_of(runs["mirrored"])
     assert len(losses) == len(lines)
@@ -131,18 +130,24 @@ def compare(dataset: Dataset, folder: str, config: dict[str, Any]) -> dict[str, 
     of_losses = max(abs(found - loss) / max(abs(loss), cluster.TINY) for found, loss in pairs)
     weights = zip(cluster.weights_of(runs["mirrored"]), one_by_one.model.weights, strict=True)
     of_weights = max(np.abs(found - w.numpy()).max() / np.abs(w.numpy()).max() for found, w in weights)
-    return {
-        "updates": len(lines),
+    found = {"updates": len(lines), "one_by_one": [of_losses, float(of_weights)]}
+    if quick:
+        return found
+    return found | {
         "one_device": cluster.differences(runs["mirrored"], runs["one"]),
-        "one_by_one": [of_losses, float(of_weights)],
         "gradient": gradients_differ(dataset, TrainConfig(**config), "mirrored"),
     }
 
 
-if __name__ == "__main__":
-    path, folder, configs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+def main(path: str, folder: str, configs: list[dict[str, Any]], quick: bool) -> None:
+    """Prints the differences as a JSON list, one for each configuration.
+
+    Args:
+        quick: Compares with records one by one only.
+    """
     start_tensorflow()
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     opened = open_dataset(path)
-    print(json.dumps([compare(opened, f"{folder}/{number}", config) for number, config in enumerate(configs)]))
+    found = [compare(opened, f"{folder}/{number}", config, quick=quick) for number, config in enumerate(configs)]
+    print(json.dumps(found), flush=True)

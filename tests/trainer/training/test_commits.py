@@ -1,19 +1,23 @@
 """A trainer reads one commit, whatever others publish meanwhile, and a run resumes on its commit."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
-from datasets import call
-from interruptions import InterruptAt, Interrupted, lines_of
+from interruptions import InterruptAt, Interrupted, change, lines_of
 from paths import ROOT
+from plain_prepare import prepare
 
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.inspection.verify import verify
 from trainer.batching.plan_epoch import plan_epoch
@@ -41,13 +45,22 @@ def write(path, first, last, shift=0.0):
             file.write(json.dumps(record) + "\n")
 
 
+@functools.cache
+def undisturbed():
+    """Returns a folder with a dataset of one commit, raw files and a run on it, and the result of the run."""
+    folder = datasets.new_folder()
+    with contextlib.chdir(folder):
+        pathlib.Path("schema.yaml").write_text(SCHEMA)
+        write("one.jsonl", 0, 90)
+        write("two.jsonl", 90, 150, shift=3.0)
+        job("one.jsonl", append=True)
+        return folder, train("dataset", "undisturbed", CONFIG)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
+    shutil.copytree(undisturbed()[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "schema.yaml").write_text(SCHEMA)
-    write("one.jsonl", 0, 90)
-    write("two.jsonl", 90, 150, shift=3.0)
-    job("one.jsonl", append=True)
     return tmp_path
 
 
@@ -68,7 +81,7 @@ class Publish(InterruptAt):
 
 
 def test_a_dataset_that_is_replaced_meanwhile_does_not_disturb_a_trainer(place):
-    expected = train("dataset", "undisturbed", CONFIG)
+    _, expected = undisturbed()
     assert expected["commit"] == 1
     shards = [shard.path for split in open_dataset("dataset").manifest.splits.values() for shard in split.shards]
     found = train("dataset", "disturbed", CONFIG, callbacks=[Publish(overwrite=True)])
@@ -77,22 +90,30 @@ def test_a_dataset_that_is_replaced_meanwhile_does_not_disturb_a_trainer(place):
     assert open_dataset("dataset").manifest.commit == 4
     assert all(pathlib.Path("dataset", path).exists() for path in shards)
     assert verify("dataset").faults == []
-    # Each commit can still be opened, and gives the same run.
-    assert train("dataset", "again", CONFIG, commit=1)["weights_sha256"] == expected["weights_sha256"]
-    assert evaluate("again", open_dataset("dataset", commit=1), split="validation")["dataset_changed"] is False
-    assert evaluate("again", "dataset", split="validation")["dataset_changed"] is True
+    # The old commit can still be opened, and trained on.
+    assert train("dataset", "older", change(CONFIG, epochs=0), commit=1)["commit"] == 1
+    measured = evaluate("disturbed", open_dataset("dataset", commit=1), split="validation", checkpoint="last")
+    assert measured["loss"] == pytest.approx(expected["validation"]["loss"], rel=1e-6)
+    assert measured["dataset_changed"] is False
+    assert evaluate("disturbed", "dataset", split="validation")["dataset_changed"] is True
+
+
+@pytest.mark.proof
+def test_a_run_on_an_older_commit_is_that_of_its_records(place):
+    job("two.jsonl", overwrite=True)
+    found = train("dataset", "again", CONFIG, commit=1)
+    assert (found["commit"], found["weights_sha256"]) == (1, undisturbed()[1]["weights_sha256"])
 
 
 def test_a_run_resumes_on_its_commit(place):
-    expected = train("dataset", "whole", CONFIG)
     with pytest.raises(Interrupted):
-        train("dataset", "run", CONFIG, callbacks=[InterruptAt(1)])
+        train("dataset", "run", CONFIG, callbacks=[InterruptAt(0)])
     job("two.jsonl", append=True)
     assert open_dataset("dataset").manifest.commit == 2
     found = train("dataset", "run", CONFIG)
-    assert (found["commit"], found["weights_sha256"]) == (1, expected["weights_sha256"])
+    assert (found["commit"], found["weights_sha256"]) == (1, undisturbed()[1]["weights_sha256"])
     # A new run starts on the newest commit, and a finished one stays what it is.
-    assert train("dataset", "new", CONFIG)["commit"] == 2
+    assert train("dataset", "new", change(CONFIG, epochs=0))["commit"] == 2
     assert train("dataset", "run", CONFIG) == found
     with pytest.raises(UserError, match="was started on a dataset with fingerprint"):
         train("dataset", "run", CONFIG, commit=2)
@@ -108,11 +129,11 @@ def test_a_commit_whose_files_were_removed_is_named(place, capsys):
     ):
         open_dataset("dataset", commit=1)
     for command in (["plan", "dataset"], ["inspect", "dataset"], ["train", "dataset", "--output", "run"]):
-        status, _, err = call(capsys, *command, "--commit", "1")
+        status, _, err = datasets.call(capsys, *command, "--commit", "1")
         assert (status, "its generation" in err[-1]) == (1, True), err
-        status, _, err = call(capsys, *command, "--commit", "7")
+        status, _, err = datasets.call(capsys, *command, "--commit", "7")
         assert (status, "has no commit 7; expected 1 to 2, which is the newest one" in err[-1]) == (1, True), err
-    status, out, _ = call(capsys, "inspect", "dataset", "--commits", "--json")
+    status, out, _ = datasets.call(capsys, "inspect", "dataset", "--commits", "--json")
     rows = json.loads(out)
     assert [(row["commit"], row["operation"], row["available"]) for row in rows] == [
         (1, "create", False),
@@ -137,7 +158,7 @@ def test_a_trainer_in_a_process_of_its_own_is_not_disturbed_by_ten_overwrites(pl
     job("many.jsonl", overwrite=True)
     listed = open_dataset("dataset").manifest
     shards = {shard.path: shard.sha256 for split in listed.splits.values() for shard in split.shards}
-    expected = train("dataset", "undisturbed", CONFIG)
+    expected = train("dataset", "whole", CONFIG)
     flags = ["--units", "4", "--epochs", "3", "--batch_size", "8", "--dropout", "0.1", "--output", "disturbed"]
     command = [sys.executable, "-m", "lengthwise", "train", "dataset", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -158,15 +158,21 @@ def kill_and_resume(tmp_path, epochs, kills):
         assert before is None or before <= saved
         assert reached - (saved or 0) <= EVERY, (spot, number)
         print(f"{spot} {number}: began at {resumed}, saved {saved}, written {written}, left {sorted(leftovers(run))}")
+        # The lock file of the killed process is still there, and stops no other process.
+        assert spot == "start" or json.loads((run / LOCK).read_text())["pid"] == child.pid
     child = children.lengthwise(output, *command(run, epochs))
     assert child.wait() == 0, child.lines
-    assert resumed_at(child.lines) == saved > 0
+    assert resumed_at(child.lines) == saved > 0 and not (run / LOCK).exists()
     assert leftovers(run) == []
     assert_equal_to_uninterrupted(run, epochs)
 
 
-def test_a_run_that_is_killed_twice_resumes_to_the_same_bits(tmp_path):
-    kill_and_resume(tmp_path, 2, [("index written", 3), ("end of an epoch", 1)])
+@pytest.mark.parametrize(
+    "kills",
+    datasets.some([[("index written", 3)], [("index written", 3), ("end of an epoch", 1)]], [[("index written", 3)]]),
+)
+def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills):
+    kill_and_resume(tmp_path, 2, kills)
 
 
 @pytest.mark.proof
@@ -233,8 +239,8 @@ def kill_while_saving(tmp_path, kills):
     assert number > kills
 
 
-def test_checkpoints_can_be_restored_after_kills_while_they_are_saved(tmp_path):
-    kill_while_saving(tmp_path, 2)
+def test_checkpoints_can_be_restored_after_a_kill_while_they_are_saved(tmp_path):
+    kill_while_saving(tmp_path, 1)
 
 
 @pytest.mark.proof
@@ -268,8 +274,11 @@ def test_sigterm_while_the_command_starts_ends_it_at_once(tmp_path):
 @pytest.mark.parametrize(
     "spots", datasets.some([("update", "validation"), ("probe", "update", "validation")], [("update", "validation")])
 )
-def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path, spots):
-    """Before the first update, within an epoch, and during the validation; then the run ends with the same bits."""
+def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path, capsys, spots):
+    """Before the first update, within an epoch, and during the validation; then the run ends with the same bits.
+
+    Until the first process has ended, a second one is refused.
+    """
     run, output = tmp_path / "run", tmp_path / "output"
     for spot in spots:
         update = {"probe": 1, "update": 5, "validation": UPDATES}[spot]
@@ -280,6 +289,11 @@ def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path, spots
         if spot == "update":
             assert child.wait_until(lambda child=child: children.is_stopped(child.pid))
             assert saved_update(run) == EVERY + ("probe" in spots)
+            for more in ([], ["--overwrite"]):
+                status, out, err = datasets.call(capsys, *command(run, 2), *more)
+                assert (status, out, len(err)) == (69, "", 1)
+                assert err[0].startswith(f"lengthwise train: {run}: another process trains into it (")
+                assert f"(train, process {child.pid} on " in err[0]
             begin = time.monotonic()
             child.send(signal.SIGTERM)
             child.send(signal.SIGCONT)
@@ -296,28 +310,6 @@ def test_sigterm_saves_and_stops_with_its_own_status_at_any_time(tmp_path, spots
         assert not (run / "result.json").exists() and not (run / LOCK).exists()
     result = train(dataset(), run, change(CONFIG, epochs=2))
     assert result == uninterrupted(2)[1]
-    assert_equal_to_uninterrupted(run, 2)
-
-
-def test_a_second_process_is_refused_until_the_first_has_ended_or_was_killed(tmp_path, capsys):
-    run = tmp_path / "run"
-    child = children.lengthwise(
-        tmp_path / "output", *command(run, 2), spot="update", number=EVERY + 1, hit_by=signal.SIGSTOP
-    )
-    assert child.wait_until(lambda: children.is_stopped(child.pid))
-    assert saved_update(run) == EVERY
-    for more in ([], ["--overwrite"]):
-        status, out, err = datasets.call(capsys, *command(run, 2), *more)
-        assert (status, out, len(err)) == (69, "", 1)
-        assert err[0].startswith(f"lengthwise train: {run}: another process trains into it (")
-        assert f"(train, process {child.pid} on " in err[0]
-    assert child.is_alive
-    child.send(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert json.loads((run / LOCK).read_text())["pid"] == child.pid
-    status, _, err = datasets.call(capsys, *command(run, 2))
-    assert status == 0 and resumed_at(err) >= EVERY
-    assert not (run / LOCK).exists()
     assert_equal_to_uninterrupted(run, 2)
 
 
@@ -433,13 +425,17 @@ def test_another_schema_is_refused_and_both_are_shown(tmp_path):
 
 
 def test_a_resumed_run_reports_changes_of_the_environment(tmp_path, capsys):
-    config = change(CONFIG, epochs=3)
+    config, opened = change(CONFIG, epochs=3), open_dataset(dataset())
     shutil.copytree(uninterrupted(2)[0], tmp_path, dirs_exist_ok=True)
     file = tmp_path / "environment.json"
     before = json.loads(file.read_text())
     file.write_text(json.dumps(before | {"tensorflow": "2.0", "intra_op_threads": 64}))
     capsys.readouterr()
-    train(dataset(), tmp_path, config)
+    deterministic = before["deterministic"]
+    training = Training(
+        Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal(), deterministic=deterministic
+    )
+    assert [line["epoch"] for line in training._resume()] == [1, 2]
     changes = [
         line
         for line in capsys.readouterr().err.splitlines()
@@ -510,6 +506,14 @@ def test_a_non_finite_update_changes_no_weight_and_its_records_are_named(
     )
     assert last_update(tmp_path / "run") == 7
     assert math.isfinite(evaluate(tmp_path / "run", dataset(), split="validation")["loss"])
+
+
+@pytest.mark.proof
+def test_a_run_resumes_after_a_non_finite_update_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        change_update(patch, 8, infinite_gradient)
+        assert datasets.call(capsys, *command(tmp_path / "run", 2))[0] == 1
+    assert (tmp_path / "run" / "failed-update.json").exists()
     train(dataset(), tmp_path / "run", change(CONFIG, epochs=2))
     assert not (tmp_path / "run" / "failed-update.json").exists()
     assert_equal_to_uninterrupted(tmp_path / "run", 2)
@@ -606,7 +610,8 @@ def limit_memory(monkeypatch, most):
     monkeypatch.setattr(Update, "gradients", limited_gradients)
 
 
-def test_running_out_of_memory_is_reported_early_with_a_budget_that_fits(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("resumes", datasets.some([False, True], [False]))
+def test_running_out_of_memory_is_reported_early_with_a_budget_that_fits(tmp_path, monkeypatch, capsys, resumes):
     limit_memory(monkeypatch, 100)
     flags = ["train", dataset(), "--units", 4, "--epochs", 1, "--output", tmp_path / "run"]
     status, out, err = datasets.call(capsys, *flags, "--batch_steps", 300)
@@ -618,6 +623,8 @@ def test_running_out_of_memory_is_reported_early_with_a_budget_that_fits(tmp_pat
     )
     assert 80 <= int(match[1]) <= 100 < int(match[2]) <= 300
     assert last_update(tmp_path / "run") == 0
+    if not resumes:
+        return
     status, _, err = datasets.call(capsys, *flags, "--batch_steps", match[1])
     assert status == 0, err
     status, _, err = datasets.call(capsys, *flags[:-1], tmp_path / "other", "--batch_size", 20)
