@@ -23,11 +23,12 @@ from pipeline.writing.write_sources import list_sources
 def prepare(options: PrepareOptions) -> Manifest:
     """Calls the functions that the job of `prepare` connects, one after the other. It makes the same dataset.
 
-    Does not support `processes`, and takes all inputs as new.
+    Supports neither `processes` nor `replay`, and takes all inputs as new.
     """
     schema, output = Schema.read(options.schema), absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
-    files, base = begin_job(output, mode, schema, options.seed)
+    job = begin_job(output, mode, schema, options.seed)
+    files, base = job.files, job.base
     chunks = [chunk for file in find_files(options.raw) for chunk in split_file(file)]
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     place = {"seed": base.seed, "folder": files.folder}

@@ -10,6 +10,7 @@ import datasets
 import pytest
 import yaml
 from export_runs import run_of
+from interruptions import Interrupted
 
 from pipeline.errors import UserError
 from pipeline.format.models import FeatureStatistics, Vocabulary
@@ -117,7 +118,13 @@ def test_every_command_refuses_a_run_without_its_statistics(run, tmp_path, capsy
     assert f"lengthwise {command}: {run.path}: not a run: it has no statistics.json that can be read. " in err[-1]
 
 
-def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_the_file_when_it_resumes(tmp_path):
+def interrupt(*_, **__):
+    raise Interrupted
+
+
+def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_the_file_when_it_resumes(
+    tmp_path, monkeypatch
+):
     path, run = datasets.of_kind("regression").path, Run(str(tmp_path))
     result = train(path, tmp_path, TrainConfig(epochs=0, units=(4,)))
     config = yaml.safe_load(run.read("config.yaml"))
@@ -129,7 +136,10 @@ def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_t
     assert run.statistics() == run.manifest().statistics
     assert evaluate(tmp_path, path, split="validation")["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     assert not (tmp_path / "statistics.json").exists()
-    train(path, tmp_path, TrainConfig(**config | {"epochs": 1}))
+    monkeypatch.setattr("trainer.training.loop.probe_largest", interrupt)
+    with pytest.raises(Interrupted):
+        train(path, tmp_path, TrainConfig(**config | {"epochs": 1}))
+    assert (tmp_path / "statistics.json").exists()
     (tmp_path / "manifest.json").write_bytes(b"")
     with pytest.raises(UserError, match="manifest.json: not a manifest"):
         run.statistics()
