@@ -1,15 +1,14 @@
 """Of several jobs that start at once in one folder, each publishes a whole dataset or changes nothing."""
 
 import collections
-import contextlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import time
 
+import forked_jobs
 import pytest
 from paths import ROOT
 from prepare_jobs import read_whole, without_progress
@@ -40,30 +39,22 @@ def place(tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def start(place, job, *flags):
-    command = [sys.executable, "-m", "lengthwise", "prepare", f"{job}.jsonl", "--schema", "schema.yaml", *flags]
-    with subprocess.Popen(
-        [*command, "--output", "dataset", "--processes", "0", "--num_shards", "1"],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-
-
 def run_at_once(place, jobs, *flags, chance):
     """Runs jobs that start within half a second. Returns the status of each, and its lines of stderr."""
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for job in jobs:
-            processes.append(stack.enter_context(start(place, job, *flags)))
-            time.sleep(chance.uniform(0, 0.5 / len(jobs)))
-        outputs = [process.communicate(timeout=600)[1] for process in processes]
-    lines = [without_progress(output.splitlines()) for output in outputs]
-    return [process.returncode for process in processes], lines
+    flags = [*flags, "--schema", "schema.yaml", "--output", "dataset", "--processes", "0", "--num_shards", "1"]
+    commands = [(chance.uniform(0, 0.5 / len(jobs)), ["prepare", f"{job}.jsonl", *flags]) for job in jobs]
+    done = subprocess.run(
+        [sys.executable, forked_jobs.__file__],
+        input=json.dumps(commands),
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    results = json.loads(done.stdout)
+    return [status for status, _ in results], [without_progress(text.splitlines()) for _, text in results]
 
 
 def read_ids(dataset, read_records):
@@ -83,7 +74,7 @@ def check_log(dataset):
     return commits
 
 
-# Number of jobs, and how often they are started. A job takes more than a second of processor time.
+# Number of jobs, and how often they are started.
 PROOFS = [pytest.param(number, 20, marks=pytest.mark.proof) for number in (2, 4, 8)]
 AT_ONCE = ("number", "rounds")
 
