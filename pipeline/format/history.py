@@ -92,16 +92,18 @@ def read_summary(read: Read, generation: str, sha256: str, *, origin: str) -> Ge
     return GenerationSummary.parse(data, origin=f"{origin}/{path}")
 
 
-def read_view(read: Read, number: int, *, origin: str) -> Manifest:
+def read_view(read: Read, number: int, *, origin: str, is_newest: bool = True) -> Manifest:
     """Returns the manifest of a dataset as of a commit.
 
     Args:
         origin: Path of the dataset, for error messages.
+        is_newest: Whether no commit follows. If one does, it is read too: it has the SHA-256 of this one.
 
     Raises:
         UserError: There is no such commit, the log is damaged, or a generation of the commit was removed.
     """
-    *_, newest = commits = list(read_commits(read, number, origin=origin))
+    commits = list(read_commits(read, number if is_newest else number + 1, origin=origin))[:number]
+    newest = commits[-1]
     summaries = []
     for generation, sha256 in live_generations(logged.commit for logged in commits).items():
         try:
@@ -134,7 +136,7 @@ def view_of(manifest: Manifest, number: int | None, read: Read, *, origin: str) 
         )
     if not 1 <= number <= manifest.commit:
         raise UserError(f"{origin}: has no commit {number}; expected 1 to {manifest.commit}, which is the newest one.")
-    return read_view(read, number, origin=origin)
+    return read_view(read, number, origin=origin, is_newest=False)
 
 
 def read_manifest_at(dataset: str, number: int | None) -> Manifest:

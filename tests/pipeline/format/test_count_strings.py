@@ -55,6 +55,8 @@ def test_a_full_counter_writes_the_feature_that_takes_most_memory(tmp_path, monk
     counter.add("test", "word", [b"%d" % number for number in range(60)])
     (run,) = tmp_path.iterdir()
     assert sum(len(block) for block in read_counts(str(run), SPLITS)) == 61
+    counter.add("test", "word", [b"a new word"])
+    assert list(tmp_path.iterdir()) == [run]  # what was written takes no memory any more
 
 
 # Counts distinct strings of 20 bytes in a child, and prints its peak memory in MiB before and after.
