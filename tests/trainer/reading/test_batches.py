@@ -224,8 +224,9 @@ def test_several_readers_together_yield_each_record_once(split_of, method, num_r
 
 def test_with_more_readers_than_records_some_yield_none(split_of):
     dataset, split = split_of["single_record"]
+    opened = open_dataset(dataset.path)
     for method, rows_each in (("window", 1), ("bucket", None)):
-        found = [list(batches(dataset.path, split, batching=method, reader_index=i, num_readers=3)) for i in range(3)]
+        found = [list(batches(opened, split, batching=method, reader_index=i, num_readers=3)) for i in range(3)]
         assert sorted(sum(len(plain(*batch)) for batch in part) for part in found) == [0, 0, 1]
         if rows_each is not None:
             assert [[len(weight) for _, _, weight in part] for part in found] == [[rows_each]] * 3
@@ -337,34 +338,43 @@ def miscount_lengths(path):
     manifest.write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (cut_in_a_record, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
-        (cut_between_records, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
-        (append_to_a_shard, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
-        (claim_a_terabyte, r"the record at offset 0 claims 1,099,511,627,776 bytes, expected [0-9]+\."),
-        (swap_indexes, r"train-0000\d-of-00002\.index\.parquet is not the file that was written"),
-        (swap_shards, r"train-0000\d-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
-        (miscount_lengths, r"the lengths in the indexes are not those that the manifest counts"),
-        (lambda path: files(path, "train-*.tfrecord")[1].unlink(), r"tfrecord cannot be read: No such"),
-        (lambda path: files(path, "train-*.parquet")[1].unlink(), r"index\.parquet cannot be read: No such"),
-        (lambda path: files(path, "train-*.parquet")[1].write_bytes(b""), r"parquet is not the file that was written"),
-        (lambda path: pathlib.Path(path, "manifest.json").unlink(), r"not a dataset: it has no manifest\.json"),
-    ],
-)
-def test_damaged_files_are_rejected_before_tensorflow_opens_them(tmp_path, capsys, damage, message):
+DAMAGES = [
+    (cut_in_a_record, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+    (cut_between_records, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+    (append_to_a_shard, r"train-00000-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+    (claim_a_terabyte, r"the record at offset 0 claims 1,099,511,627,776 bytes, expected [0-9]+\."),
+    (swap_indexes, r"train-0000\d-of-00002\.index\.parquet is not the file that was written"),
+    (swap_shards, r"train-0000\d-of-00002\.tfrecord has [0-9,]+ bytes, expected [0-9,]+\."),
+    (miscount_lengths, r"the lengths in the indexes are not those that the manifest counts"),
+    (lambda path: files(path, "train-*.tfrecord")[1].unlink(), r"tfrecord cannot be read: No such"),
+    (lambda path: files(path, "train-*.parquet")[1].unlink(), r"index\.parquet cannot be read: No such"),
+    (lambda path: files(path, "train-*.parquet")[1].write_bytes(b""), r"parquet is not the file that was written"),
+    (lambda path: pathlib.Path(path, "manifest.json").unlink(), r"not a dataset: it has no manifest\.json"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_damaged_files_are_rejected_before_tensorflow_opens_them(tmp_path, damage, message):
     path = datasets.copy(datasets.of_kind("class"), tmp_path)
     damage(path)
-    with pytest.raises(UserError, match=message):
-        batches(path, "train", batching="bucket")
+    # The window reader checks each record when it reads it.
+    for method in ["bucket"] if damage is claim_a_terabyte else ["bucket", "window"]:
+        with pytest.raises(UserError, match=message):
+            batches(path, "train", batching=method)
+
+
+@pytest.mark.parametrize("damage", datasets.some([damage for damage, _ in DAMAGES], [cut_in_a_record]))
+def test_train_refuses_damaged_files_in_one_line(tmp_path, capsys, damage):
+    path = datasets.copy(datasets.of_kind("class"), tmp_path)
+    damage(path)
     flags = ["--epochs", "1", "--units", "2"]
     status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags)
     assert (status, out) == (1, "")
     assert err[-1].startswith(f"lengthwise train: {path}")
 
 
-def test_a_flipped_bit_is_an_error_of_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("method", datasets.some(["bucket", "window"], ["window"]))
+def test_a_flipped_bit_is_an_error_of_one_line(tmp_path, capsys, method):
     path = datasets.copy(datasets.of_kind("class"), tmp_path)
     shard = files(path, "train-*.tfrecord")[0]
     data = bytearray(shard.read_bytes())
@@ -375,13 +385,14 @@ def test_a_flipped_bit_is_an_error_of_one_line(tmp_path, capsys):
         read(path, "train", batching="bucket")
     with pytest.raises(tf.errors.UnknownError, match="record at offset 0: the CRC of the data does not match"):
         read(path, "train")
-    status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--batching", "bucket")
+    status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--batching", method)
     assert status == 1
-    assert err[-1] == (f"lengthwise train: {path}: damaged: corrupted record at 12. `lengthwise verify` shows where.")
-    status, _, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *flags, "--overwrite")
-    assert status == 1
-    problem = "record at offset 0: the CRC of the data does not match. `lengthwise verify` lists all errors"
-    assert err[-1] == f"lengthwise train: {shard}: {problem}; prepare the dataset again."
+    if method == "bucket":
+        problem = f"{path}: damaged: corrupted record at 12. `lengthwise verify` shows where."
+    else:
+        problem = f"{shard}: record at offset 0: the CRC of the data does not match. `lengthwise verify` lists all "
+        problem += "errors; prepare the dataset again."
+    assert err[-1] == f"lengthwise train: {problem}"
 
 
 def test_a_missing_split_or_a_wrong_argument_is_an_error():

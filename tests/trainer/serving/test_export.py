@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import children
 import datasets
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from export_runs import (
     difference,
     fail,
     files_of,
+    forget_our_modules,
     in_order,
     made_of,
     model_of,
@@ -105,17 +107,36 @@ np.savez("outputs.npz", served=serve(**inputs)["probabilities"], serialized=seri
 """
 
 
-def test_the_saved_model_runs_without_lengthwise(tmp_path):
+class Blocker:
+    """Lets a process import no module of Lengthwise."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("trainer", "pipeline", "lengthwise"):
+            raise ModuleNotFoundError(name)
+
+
+def run_without_lengthwise(folder, arguments):
+    """Does what the interpreter without Lengthwise does, in a process that has imported TensorFlow already."""
+    forget_our_modules()
+    sys.meta_path.insert(0, Blocker())
+    os.chdir(folder)
+    sys.argv = ["-c", *arguments]
+    code = WITHOUT_LENGTHWISE.replace("assert not any(importlib.util.find_spec", "assert not any(sys.modules.get")
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("is_bare", datasets.some([False, True], [False]))
+def test_the_saved_model_runs_without_lengthwise(tmp_path, is_bare):
     records = in_order("class")
     np.savez(tmp_path / "inputs.npz", **raw_batch(records))
-    command = [sys.executable, "-I", "-S", "-c", WITHOUT_LENGTHWISE, site.getsitepackages()[0]]
-    done = subprocess.run(
-        [*command, made_of("class") / "export" / "saved_model", *shards_of("class")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [site.getsitepackages()[0], str(made_of("class") / "export" / "saved_model"), *shards_of("class")]
+    if is_bare:
+        command = [sys.executable, "-I", "-S", "-c", WITHOUT_LENGTHWISE, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        child = children.Child(tmp_path / "output", run_without_lengthwise, tmp_path, arguments)
+        assert child.wait() == 0, child.lines
     with np.load(tmp_path / "outputs.npz") as outputs:
         served, serialized = outputs["served"], outputs["serialized"]
     assert len(records) == len(served) == 30

@@ -106,7 +106,7 @@ def check_dealt(kind, way, team, **limits):
 
 
 @pytest.mark.parametrize("team", datasets.some([(3, 1), (4, 2)], [(4, 2)]), ids=str)
-@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window", "bucket"]))
+@pytest.mark.parametrize("way", datasets.some(BATCHING_METHODS, ["window"]))
 def test_each_batch_is_dealt_whole_and_evenly(way, team):
     check_dealt("step_class", way, team, batch_steps=40)
 
