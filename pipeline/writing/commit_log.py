@@ -29,7 +29,7 @@ from pipeline.writing.conflicts import check_may_append, check_no_conflict, chec
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
-from pipeline.writing.vocabularies import choose_vocabularies, copy_vocabularies, write_vocabularies
+from pipeline.writing.vocabularies import are_copied, choose_vocabularies, copy_vocabularies, write_vocabularies
 
 _COMMIT_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
 
@@ -112,17 +112,24 @@ def recover(output: str) -> Head:
 
 
 def recover_if_behind(output: str, *, lock_timeout: float) -> None:
-    """Rebuilds a manifest that is behind the log, for jobs that may find that there is nothing to commit.
+    """Completes the newest commit, for jobs that may find that there is nothing to commit.
+
+    Rebuilds a manifest that is behind the log, and the copies of the vocabularies if they are not those of the newest
+    commit. `clean` does not need this: it must work on a full disk.
 
     Raises:
         UserError: The log is damaged.
-        LockTimeout: The lock could not be had in time. It is not taken if the manifest is not behind.
+        LockTimeout: The lock could not be had in time. It is not taken if there is nothing to complete.
+        OSError: A copy could not be read or written.
     """
     number = newest_commit(output)
     found = _read_valid_manifest(output) if number else None
-    if number and (found is None or found.commit != number):
-        with lock_dataset(output, timeout=lock_timeout):
-            recover(output)
+    if not number or (found is not None and found.commit == number and are_copied(output, found.vocabularies)):
+        return
+    with lock_dataset(output, timeout=lock_timeout):
+        manifest = recover(output).manifest
+        if manifest is not None and not are_copied(output, manifest.vocabularies):
+            copy_vocabularies(output, manifest.vocabularies)
 
 
 def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -> Manifest:
@@ -205,8 +212,8 @@ def read_summaries(output: str, digests: Mapping[str, str]) -> list[GenerationSu
 def _show(output: str, manifest: Manifest) -> None:
     """Writes the files that show the newest commit: the copies of its vocabularies, and the manifest.
 
-    The manifest is the last one, so that it tells that both are written. A copy that cannot be written does not keep
-    readers at the older commit.
+    A job that is killed before the manifest leaves it behind, so the next one writes both. A copy that cannot be
+    written does not keep readers at the older commit.
     """
     try:
         copy_vocabularies(output, manifest.vocabularies)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import exists, join, read_bytes, replace
+from pipeline.files import exists, file_sha256, join, read_bytes, replace
 from pipeline.format.merge_counts import choose_vocabulary
 from pipeline.format.models import Vocabulary
 from pipeline.format.summary import GenerationSummary
@@ -79,6 +79,12 @@ def copy_vocabularies(output: str, vocabularies: Mapping[str, Vocabulary]) -> No
     """
     for vocabulary in vocabularies.values():
         _write(output, vocabulary_copy_path(vocabulary.path), read_bytes(join(output, vocabulary.path)))
+
+
+def are_copied(output: str, vocabularies: Mapping[str, Vocabulary]) -> bool:
+    """Whether the copies of all vocabularies are there, with the same contents."""
+    paths = {join(output, vocabulary_copy_path(each.path)): each.sha256 for each in vocabularies.values()}
+    return all(exists(path) and file_sha256(path) == sha256 for path, sha256 in paths.items())
 
 
 def _write(output: str, path: str, data: bytes) -> None:

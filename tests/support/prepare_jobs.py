@@ -85,7 +85,7 @@ def listed_files(folder):
 
 
 def contents(folder):
-    """Returns the bytes of all files of the newest commit that do not depend on the time, by path.
+    """Returns the bytes of the files of the newest commit that do not depend on the time, as a list for each path.
 
     In the paths, each generation has its number in place of its name.
     """
@@ -94,7 +94,9 @@ def contents(folder):
     for path in listed_files(folder):
         if path not in (FILE_NAME, LOCK) and not path.endswith(".json"):
             generation = generation_of(path)
-            found[path.replace(generation or "", numbers.get(generation, "older"))] = (folder / path).read_bytes()
+            # The rejects of a compacted generation keep its name.
+            name = path if generation is None else path.replace(generation, numbers.get(generation, "compacted"))
+            found.setdefault(name, []).append((folder / path).read_bytes())
     return found
 
 
