@@ -35,8 +35,14 @@ _PIECE_BYTES = 4 * 2**20
 _LOADING_PARTS = 8
 
 # What the loader yields before the values of a batch: number of rows, fillers included; steps to which the batch is
-# padded; steps of each record; position of each record in the split.
-SIZES = ("rows", "time", "length", "row")
+# padded; steps of each record; position of each record in the split. They have no names: a feature may have any name.
+SIZES = (
+    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([None], tf.int32),
+    tf.TensorSpec([None], tf.int64),
+)
+EXAMPLES = "examples"
 
 Piece = TypeVar("Piece")
 
@@ -50,13 +56,14 @@ def yields_examples(fields: Sequence[StoredField]) -> bool:
     return any(field.dtype == "string" for field in fields)
 
 
-def batch_spec(fields: Sequence[StoredField]) -> dict[str, tf.TensorSpec]:
-    """Returns the name, shape and dtype of each array that the loader yields for a batch, in their order."""
-    sizes = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)]
-    spec = dict(zip(SIZES, sizes, strict=True))
+def value_specs(fields: Sequence[StoredField]) -> dict[str, tf.TensorSpec]:
+    """Returns the name, shape and dtype of each array that the loader yields for a batch after SIZES, in their order.
+
+    Whole Examples have the name EXAMPLES, which then is the only one.
+    """
     if yields_examples(fields):
-        return spec | {"examples": tf.TensorSpec([None], tf.string)}
-    return spec | {
+        return {EXAMPLES: tf.TensorSpec([None], tf.string)}
+    return {
         field.name: tf.TensorSpec(
             [None, None, *field.shape] if field.per_step else [None, *field.shape], DTYPES[field.dtype]
         )
@@ -80,7 +87,7 @@ class WindowLoader:
         self.shapes = plan.batch_shapes(reader_index)
 
     def batches(self, first_batch: int) -> Iterator[list[Array]]:
-        """Yields the arrays of every batch from `first_batch` on, in the order of `batch_spec`."""
+        """Yields the arrays of every batch from `first_batch` on, SIZES and then `value_specs`."""
         windows = collections.deque(schedule_windows(self.plan.window, first_batch))
         pieces: collections.deque[tuple[int, _Piece]] = collections.deque()
         window_of: dict[int, _Window] = {}

@@ -18,7 +18,7 @@ from trainer.data.labels import make_label_lookup, split_label
 from trainer.data.lookup import LookupFn
 from trainer.data.padding import add_filler_rows, pad_steps
 from trainer.data.target import Vocabularies
-from trainer.reading.window_loader import SIZES, WindowLoader, batch_spec, yields_examples
+from trainer.reading.window_loader import EXAMPLES, SIZES, WindowLoader, value_specs, yields_examples
 
 
 class WindowReader:
@@ -49,11 +49,14 @@ class WindowReader:
         schema, lookup = dataset.schema, make_label_lookup(dataset.schema, vocabularies)
         self._cursor = _Cursor()
 
-        def finish(values: Values) -> tuple[Any, ...]:
-            batch = _finish_batch(values, schema, lookup, num_readers)
+        specs = value_specs(stored_fields(schema))
+
+        def finish(found: list[tf.Tensor]) -> tuple[Any, ...]:
+            sizes, values = found[: len(SIZES)], found[len(SIZES) :]
+            batch = _finish_batch(sizes, dict(zip(specs, values, strict=True)), schema, lookup, num_readers)
             return batch if with_rows else batch[:3]
 
-        self.dataset = _cursor_dataset(self._cursor, batch_spec(stored_fields(schema)), finish)
+        self.dataset = _cursor_dataset(self._cursor, [*SIZES, *specs.values()], finish)
 
     def follow(self, plan: WindowPlan, *, first_batch: int = 0) -> None:
         """Makes later iterations of the dataset yield the batches of this plan of the split.
@@ -79,17 +82,19 @@ def window_batches(
     return reader.dataset.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
 
 
-def _finish_batch(values: Values, schema: Schema, lookup: LookupFn | None, num_readers: int) -> tuple[Any, ...]:
-    """Returns (features, label, weight, row) from the arrays that the loader yields for a batch."""
-    rows, time, length, row = (values.pop(name) for name in SIZES)
+def _finish_batch(
+    sizes: list[tf.Tensor], values: Values, schema: Schema, lookup: LookupFn | None, num_readers: int
+) -> tuple[Any, ...]:
+    """Returns (features, label, weight, row) from the arrays that the loader yields for a batch: SIZES, and values."""
+    rows, time, length, row = sizes
     if yields_examples(stored_fields(schema)):
-        values = pad_steps(parse_examples(values["examples"], length, schema), time, schema)
+        values = pad_steps(parse_examples(values[EXAMPLES], length, schema), time, schema)
     batch = *split_label(values, length, schema, lookup), row
     return batch if num_readers == 1 else tuple(add_filler_rows(batch, rows))
 
 
 def _cursor_dataset(
-    cursor: "_Cursor", spec: dict[str, tf.TensorSpec], finish: Callable[[Values], tuple[Any, ...]]
+    cursor: "_Cursor", specs: list[tf.TensorSpec], finish: Callable[[list[tf.Tensor]], tuple[Any, ...]]
 ) -> tf.data.Dataset:
     """Returns a dataset of the batches at the cursor, each passed through `finish`."""
     reference = weakref.ref(cursor)
@@ -105,12 +110,10 @@ def _cursor_dataset(
         return tf.data.Dataset.range(begin, end)
 
     def read_batch(number: tf.Tensor) -> tuple[Any, ...]:
-        found = tf.numpy_function(
-            lambda number: current().read(number), [number], [tensor.dtype for tensor in spec.values()]
-        )
-        for value, tensor in zip(found, spec.values(), strict=True):
+        found = tf.numpy_function(lambda number: current().read(number), [number], [tensor.dtype for tensor in specs])
+        for value, tensor in zip(found, specs, strict=True):
             value.set_shape(tensor.shape)
-        return finish(dict(zip(spec, found, strict=True)))
+        return finish(found)
 
     plain = tf.autograph.experimental.do_not_convert
     begin = tf.data.Dataset.from_tensors(0)
@@ -146,7 +149,7 @@ class _Cursor:
             return np.array([self._first, self._loader.plan.num_batches], np.int64)
 
     def read(self, number: Any) -> list[Array]:
-        """Returns the arrays of a batch, in the order of `batch_spec`."""
+        """Returns the arrays of a batch, SIZES and then `value_specs`."""
         with self._lock:
             assert self._loader is not None
             if number != self._next:
