@@ -50,14 +50,42 @@ class FlagParser(argparse.ArgumentParser):
         name = flag.split("=")[0]
         if name in self._planned:
             self.error(f"{name} is planned, but this version does not have it yet")
-        words = [known for known in self.flags if known.startswith("--")]
-        near = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
-        self.error(f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else "see --help for all flags."))
+        near = _find_nearest(name.strip("-"), [known[2:] for known in self.flags if known.startswith("--")])
+        self.error(f"unknown flag {name}; " + (f"did you mean --{near}?" if near else "see --help for all flags."))
 
     def error(self, message: str) -> NoReturn:
         """Prints `message` to stderr in one line, without argparse's usage, and exits."""
         sys.stderr.write(f"{self.prog}: {message}\n")
         sys.exit(2)
+
+
+# Names that other programs have for a flag: nearer in meaning than in letters.
+_MEANINGS = {
+    "batch": ("batch_size",),
+    "ckpt": ("checkpoint",),
+    "clip": ("clip_norm",),
+    "force": ("overwrite",),
+    "grad_clip": ("clip_norm",),
+    "hidden_size": ("units",),
+    "max_grad_norm": ("clip_norm",),
+    "o": ("output",),
+    "patience": ("early_stopping",),
+    "random_state": ("seed",),
+    "workers": ("local_workers", "processes"),
+}
+
+
+def _find_nearest(name: str, known: list[str]) -> str | None:
+    """Returns the flag that a user who wrote `name` probably means, all without dashes: None if none is likely.
+
+    >>> _find_nearest("lr", ["help", "learning_rate"]), _find_nearest("bath-size", ["batch_size"])
+    ('learning_rate', 'batch_size')
+    """
+    name = name.lower().replace("-", "_")
+    same = [flag for flag in _MEANINGS.get(name, ()) if flag in known]
+    # The first letters of the words of a flag, and then the flags that are nearest in letters.
+    same += [flag for flag in known if "_" in flag and name == "".join(word[:1] for word in flag.split("_"))]
+    return next(iter([*same, *difflib.get_close_matches(name, known, n=1)]), None)
 
 
 def add_commit_flag(parser: FlagParser) -> None:

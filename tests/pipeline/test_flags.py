@@ -44,3 +44,23 @@ def test_a_wrong_duration_is_reported_with_its_flag(capsys):
 
 def test_the_examples_in_docstrings_are_correct():
     assert doctest.testmod(flags).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "suggestion"),
+    [
+        ("--lr=0.1", "did you mean --learning_rate?"),
+        ("--force", "did you mean --overwrite?"),
+        ("--batch-size", "did you mean --batch_size?"),
+        ("--lernin_rate", "did you mean --learning_rate?"),
+        ("--xy", "see --help for all flags."),
+        ("--he", "did you mean --help?"),
+    ],
+)
+def test_the_suggestion_is_the_flag_that_is_meant_and_not_the_one_with_as_many_dashes(wrong, suggestion, capsys):
+    parser = FlagParser("train", "", examples="")
+    for name in ("learning_rate", "batch_steps", "batch_size", "overwrite"):
+        parser.add_argument(f"--{name}")
+    with pytest.raises(SystemExit):
+        parser.parse([wrong])
+    assert capsys.readouterr().err == f"lengthwise train: unknown flag {wrong.split('=')[0]}; {suggestion}\n"
