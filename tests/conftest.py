@@ -156,14 +156,22 @@ def write_raw(tmp_path: pathlib.Path) -> Callable[..., str]:
 
 @pytest.fixture
 def run_prepare(tmp_path: pathlib.Path) -> Callable[..., Any]:
-    """Returns a function that runs the pipeline in this process on raw files, and returns the manifest."""
+    """Returns a function that runs the pipeline in this process on raw files, and returns the manifest.
 
-    def run(*raw: str, schema: str = SCHEMA, output: str = "dataset", beam: Any = None, **options: Any) -> Any:
+    With plain=True it makes the same dataset without Beam, which takes a fifth of the time.
+    """
+
+    def run(
+        *raw: str, schema: str = SCHEMA, output: str = "dataset", beam: Any = None, plain: bool = False, **options: Any
+    ) -> Any:
+        import plain_prepare
+
         from pipeline.beam.prepare import PrepareOptions, prepare
 
         path = tmp_path / "schema.yaml"
         path.write_text(schema)
-        return prepare(PrepareOptions(raw=raw, schema=str(path), output=str(tmp_path / output), **options), beam)
+        job = PrepareOptions(raw=raw, schema=str(path), output=str(tmp_path / output), **options)
+        return plain_prepare.prepare(job) if plain else prepare(job, beam)
 
     return run
 

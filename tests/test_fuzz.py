@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from damage import edit_manifest
 from datasets import EVERY_FEATURE, LABELS, every_feature_records
+from plain_prepare import prepare
 
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.manifest import FILE_NAME

@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from plain_prepare import prepare
 
 import lengthwise
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.format.manifest import read_manifest
 from pipeline.inspection.inspect import print_details, print_summary, summarize

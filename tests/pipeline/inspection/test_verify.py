@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from damage import at_row, edit, edit_manifest, frames_of, walk_file
 from paths import ROOT
+from plain_prepare import prepare
 from prepare_jobs import without_progress
 
 import lengthwise
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.format.examples import decode_example, encode_example
 from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from damage import at_row, change_record, edit, edit_manifest, walk_file
+from plain_prepare import prepare
 
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.format.commit import commit_path
 from pipeline.format.examples import decode_example

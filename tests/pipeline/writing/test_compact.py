@@ -35,7 +35,7 @@ def parts(write_raw, run_prepare):
     """Raw files whose records are in the dataset, each in a generation of its own with other shards."""
     parts = [write_raw([record(n) for n in range(30 * k, 30 * k + 30)] + ["{"], f"raw/{k}.jsonl") for k in range(4)]
     for number, part in enumerate(parts):
-        run_prepare(part, schema=SCHEMA, append=True, max_rejected=0.1, num_shards=number + 1)
+        run_prepare(part, schema=SCHEMA, append=True, max_rejected=0.1, num_shards=number + 1, plain=True)
     return parts
 
 

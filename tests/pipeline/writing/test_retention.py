@@ -36,7 +36,9 @@ GOLDEN = ROOT / "tests/golden/dataset"
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """The folder of a dataset with one commit and a reject."""
-    from pipeline.beam.prepare import PrepareOptions, prepare
+    from plain_prepare import prepare
+
+    from pipeline.beam.prepare import PrepareOptions
 
     folder = tmp_path_factory.mktemp("retention")
     (folder / "raw.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in RECORDS) + "{\n")

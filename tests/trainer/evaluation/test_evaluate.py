@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from compiled import compiled
 from metrics_by_hand import metrics_by_hand
+from plain_prepare import prepare
 
-from pipeline.beam.prepare import PrepareOptions, prepare
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset

@@ -1,6 +1,7 @@
 """Both signatures of an exported SavedModel give the outputs of the run's model."""
 
 import doctest
+import functools
 import json
 import re
 
@@ -29,9 +30,15 @@ from trainer.model.build import build_model
 from trainer.serving.signatures import input_names, make_signatures
 
 
+@functools.cache
+def loaded(kind):
+    """Returns the SavedModel of a run."""
+    return tf.saved_model.load(str(made_of(kind) / "export" / "saved_model"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_signatures_give_the_outputs_of_the_run_with_any_padding(kind):
-    model = tf.saved_model.load(str(made_of(kind) / "export" / "saved_model"))
+    model = loaded(kind)
     serve, serialized = model.signatures["serving_default"], model.signatures["serialized"]
     records = in_order(kind)
     about = json.loads((made_of(kind) / "export" / "export.json").read_text())
@@ -121,7 +128,7 @@ def test_features_with_unusual_names_are_served(tmp_path):
     [(0, "a record has no step"), (-1, "a record has no step"), (99, "larger than the number of steps of ")],
 )
 def test_the_saved_model_refuses_an_invalid_length(length, message):
-    model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
+    model = loaded("class")
     inputs = raw_batch(in_order("class")[:3])
     inputs["length"][1] = length
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -147,7 +154,7 @@ def without(name):
     ],
 )
 def test_the_saved_model_refuses_an_incomplete_example(change, message):
-    model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
+    model = loaded("class")
     examples = serialized_of("class")[:3]
     examples[1] = encode_example(change(decode_example(examples[1])))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
@@ -155,7 +162,7 @@ def test_the_saved_model_refuses_an_incomplete_example(change, message):
 
 
 def test_an_example_needs_no_label():
-    model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
+    model = loaded("class")
     examples = serialized_of("class")[:3]
     bare = [encode_example(without("id")(without("y")(decode_example(example)))) for example in examples]
     assert bare != examples
@@ -164,7 +171,7 @@ def test_an_example_needs_no_label():
 
 
 def test_an_empty_batch_gives_an_empty_output():
-    model = tf.saved_model.load(str(made_of("class") / "export" / "saved_model"))
+    model = loaded("class")
     empty = {name: values[:0] for name, values in raw_batch(in_order("class")[:1]).items()}
     assert model.signatures["serving_default"](**as_tensors(empty))["probabilities"].shape == (0, 3)
     assert model.signatures["serialized"](examples=tf.constant([], tf.string))["probabilities"].shape == (0, 3)
