@@ -44,9 +44,12 @@ class CorruptRecord(Exception):
     """
 
     def __init__(self, offset: int, message: str) -> None:
-        super().__init__(f"record at offset {offset}: {message}")
+        super().__init__(offset, message)  # with these arguments, pickle makes the error again
         self.offset = offset
         self.message = message
+
+    def __str__(self) -> str:
+        return f"record at offset {self.offset}: {self.message}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

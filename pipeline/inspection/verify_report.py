@@ -77,9 +77,12 @@ class FaultError(Exception):
     """Ends the check of a file at its first fault. Attributes as in `Fault`."""
 
     def __init__(self, offset: int | None, message: str) -> None:
-        super().__init__(message)
+        super().__init__(offset, message)  # with these arguments, pickle makes the error again
         self.offset = offset
         self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @contextlib.contextmanager

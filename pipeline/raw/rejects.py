@@ -32,10 +32,13 @@ class RecordError(Exception):
     """
 
     def __init__(self, reason: Reason, message: str, record_id: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(reason, message, record_id)  # with these arguments, pickle makes the error again
         self.reason: Reason = reason
         self.message = message
         self.id = record_id
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Origin(NamedTuple):
