@@ -1,6 +1,7 @@
 """The errors that a user can fix, and the form of a value in a message."""
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -34,10 +35,48 @@ class TryAgain(UserError):
 
 
 def show(value: Any, *, max_characters: int = 60) -> str:
-    """Returns `value` as JSON for a message: at most `max_characters`, without control characters."""
+    """Returns `value` as JSON for a message: at most `max_characters`, without control characters.
+
+    Only the part that is shown is converted: a value may be a list of millions of numbers, or a string of 64 MiB.
+    """
     try:
-        text = json.dumps(value, ensure_ascii=False, default=repr)
+        text = "".join(_take(_write_json(value, max_characters), max_characters + 1))
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__} that cannot be shown"
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: max_characters + 1])
     return text if len(text) <= max_characters else text[: max_characters - 3] + "..."
+
+
+def quote(text: str, *, max_characters: int = 60) -> str:
+    """Returns a string in quotes for a message, as Python writes it: at most `max_characters` of it."""
+    return repr(text if len(text) <= max_characters else text[: max_characters - 3] + "...")
+
+
+def _take(pieces: Iterable[str], num_characters: int) -> Iterator[str]:
+    """Yields the first pieces, until they have `num_characters`."""
+    for piece in pieces:
+        yield piece
+        num_characters -= len(piece)
+        if num_characters <= 0:
+            return
+
+
+def _write_json(value: Any, max_characters: int) -> Iterator[str]:
+    """Yields `value` as JSON in pieces. Of a string and of bytes, only the first `max_characters` are written."""
+    if isinstance(value, dict):
+        yield "{"
+        for number, (key, inner) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _write_json(key if isinstance(key, str) else json.dumps(key), max_characters)
+            yield ": "
+            yield from _write_json(inner, max_characters)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "["
+        for number, inner in enumerate(value):
+            yield ", " if number else ""
+            yield from _write_json(inner, max_characters)
+        yield "]"
+    else:
+        part = value[:max_characters] if isinstance(value, str | bytes | bytearray) else value
+        yield json.dumps(part, ensure_ascii=False, default=repr)

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from pipeline.errors import show
+from pipeline.errors import quote, show
 from pipeline.raw.json_arrays import read_object
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
@@ -31,6 +32,11 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits()
+
+# Any number in JSON that is not finite has such a part: a name, an exponent of three digits, or very many digits.
+_NON_FINITE = re.compile(rb"NaN|Infinity|[eE][+-]?\d{3}|(?<!\d)\d{200}")
+# A message shows at most this number of bytes of a line that is not JSON: 60 characters of 4 bytes each, and more.
+_SHOWN_BYTES = 512
 
 
 def parse_line(
@@ -138,12 +144,15 @@ def _parse_non_finite(line: bytes | bytearray | str, error: orjson.JSONDecodeErr
     def parse_int(text: str) -> float:
         return int(text) if math.isfinite(float(text)) else parse_constant(text)
 
+    may_have_some = isinstance(line, str) or _NON_FINITE.search(line) is not None
     try:
-        record = json.loads(line, parse_constant=parse_constant, parse_float=parse_float, parse_int=parse_int)
+        # The parser makes an object of each number, which takes many times the memory of the line.
+        if may_have_some:
+            record = json.loads(line, parse_constant=parse_constant, parse_float=parse_float, parse_int=parse_int)
     except (ValueError, RecursionError):  # ValueError includes invalid UTF-8
         non_finite.clear()
     if not non_finite:
-        text = line if isinstance(line, str) else line.decode("utf-8", "backslashreplace")
+        text = line if isinstance(line, str) else line[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
         raise RecordError("not_json", f"{error.msg} (column {error.colno}): {show(text)}") from None
     return record
 
@@ -199,7 +208,7 @@ def _parse_key(value: Any, name: str, reason: Reason) -> str:
         try:
             value.isascii() or value.encode()
         except UnicodeEncodeError:
-            raise RecordError(reason, f"{name}: {value!r} is not valid Unicode") from None
+            raise RecordError(reason, f"{name}: {quote(value)} is not valid Unicode") from None
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.errors import show
+from pipeline.errors import quote, show
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import Label, class_name
@@ -199,7 +199,7 @@ def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: 
     try:
         return [MISSING_STRING if value is None else value.encode() for value in values]
     except UnicodeEncodeError as error:
-        raise RecordError("wrong_type", f"{name}: {error.object!r} is not valid Unicode") from None
+        raise RecordError("wrong_type", f"{name}: {quote(error.object)} is not valid Unicode") from None
 
 
 def _check_types(

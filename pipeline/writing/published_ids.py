@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, quote
 from pipeline.files import join, open_read
 from pipeline.format.index import KEY, IndexReader
 from pipeline.format.models import Split
@@ -170,8 +170,8 @@ def reject_published(
             duplicates = from_rows(block.rows.take(pa.array(list(found))))
             for record, shard in zip(duplicates, found.values(), strict=True):
                 message = (
-                    f"the id {record.id!r} is also the id of a record that an earlier commit published (generation "
-                    f"{shard.generation}, split {shard.split}), which is kept"
+                    f"the id {quote(record.id)} is also the id of a record that an earlier commit published "
+                    f"(generation {shard.generation}, split {shard.split}), which is kept"
                 )
                 reject(Reject("duplicate_id", message, record.id, record.origin))
             kept = np.delete(np.arange(len(block.rows)), list(found))

@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import quote
 from pipeline.files import join, replace
 from pipeline.format.count_strings import StringCounter
 from pipeline.format.index import build_index, serialize_index
@@ -131,7 +132,7 @@ def _reject_duplicates(
             assert last_kept is not None
             kept = [last_kept, *kept]
         for record, number in zip(from_rows(rows.take(pa.array(duplicates))), which.tolist(), strict=True):
-            message = f"the id {record.id!r} is also the id of {_describe(kept[number].origin)}, which is kept"
+            message = f"the id {quote(record.id)} is also the id of {_describe(kept[number].origin)}, which is kept"
             reject(Reject("duplicate_id", message, record.id, record.origin))
     if is_kept.any():
         (last_kept,) = from_rows(rows.slice(first[-1], 1))
