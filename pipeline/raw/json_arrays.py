@@ -22,6 +22,8 @@ _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": (
 
 # A line above the first size is read in pieces of about the second size, in bytes.
 _LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
+# With more names than this, the time that simdjson's lookups take would be most of the time of the line.
+_MANY_NAMES = 256
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _QUOTE, _OPENING = ord('"'), b"[{"
 
@@ -51,7 +53,9 @@ def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[
         names = list(document)
         if "\0" in "".join(names):  # simdjson's lookup ends a name at a null character
             return None
-        record = {name: document[name] for name in names}
+        # Each lookup searches all names. `items` does not, but converts lists to Python objects, too.
+        many = len(names) > _MANY_NAMES
+        record = dict(document.items()) if many else {name: document[name] for name in names}
         if len(record) < len(document):  # of duplicate keys, simdjson returns the first, other parsers the last
             return None
         return _with_arrays(record, steps, brackets=line.count(b"["))

@@ -228,6 +228,28 @@ def test_a_large_truncated_line_is_parsed_in_linear_time(start, part, monkeypatc
         assert outcome(line, ROWS)[0] == "not_json"
 
 
+def test_a_line_of_many_keys_is_parsed_in_linear_time():
+    line = orjson.dumps(GOOD | {f"key {n}": n for n in range(100_000)})
+    with time_limit(20):
+        assert outcome(line, SCHEMA).id == "r"
+    assert same_outcome(orjson.dumps(GOOD | {f"key {n}": n for n in range(300)}), SCHEMA).id == "r"
+
+
+def test_a_line_that_is_not_json_is_shown_in_part_and_its_numbers_become_no_objects(monkeypatch):
+    line = ('{"id":"\u20ac","x":[' + ",".join(["0.5", "1e99", "-12"] * 30_000)).encode()
+    parsed = []
+    monkeypatch.setattr(json, "loads", lambda *arguments, **options: parsed.append(1) or {})
+    assert parse_error(line).endswith(r': "{\"id\":\"€\",\"x\":[0.5,1e99,-12,0.5,1e99,-12,0.5,1e99,...')
+    assert not parsed
+
+
+def parse_error(line):
+    with pytest.raises(RecordError) as error:
+        parse_line(line, SCHEMA)
+    assert error.value.reason == "not_json"
+    return error.value.message
+
+
 def test_a_large_record_is_read_in_pieces(monkeypatch):
     monkeypatch.setattr(arrays, "_LARGE_BYTES", 1000)
     monkeypatch.setattr(arrays, "_PIECE_BYTES", 100)
