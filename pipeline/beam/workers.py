@@ -16,16 +16,18 @@ import importlib
 import multiprocessing
 import os
 import pathlib
+import pickle
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
@@ -69,7 +71,8 @@ class WorkerPool:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
         """Runs a module-level function in a worker and returns the future of its result.
 
-        The future raises what the function raised, or a UserError if the worker process ended.
+        The future raises what the function raised, with the traceback in the worker as its cause, or a UserError if
+        the worker process ended.
         """
         return self._threads.submit(self._call, function, arguments)
 
@@ -102,6 +105,22 @@ def _find_pool(pool_id: str) -> WorkerPool | None:
     return _pools.get(pool_id)
 
 
+class WorkerTraceback(Exception):
+    """The cause of an error that a worker process raised: its traceback there as text, since frames are not pickled."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _Answer(NamedTuple):
+    """What a worker process sends back after a call: the result, or the error and its traceback."""
+
+    result: Any
+    error: BaseException | None
+    traceback: str
+    counts: dict[str, int]
+
+
 class _Worker:
     def __init__(self, module: str) -> None:
         self._connection, theirs = multiprocessing.Pipe()
@@ -117,13 +136,13 @@ class _Worker:
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         try:
             self._connection.send((function, arguments))
-            result, error, counts = self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError):
             raise UserError(self._explain_end()) from None
-        progress.add_counts(counts)
-        if error is not None:
-            raise error
-        return result
+        progress.add_counts(answer.counts)
+        if answer.error is not None:
+            raise answer.error from WorkerTraceback(answer.traceback)
+        return answer.result
 
     def close(self) -> None:
         self._process.kill()
@@ -194,13 +213,22 @@ def serve(module: str, handle: str) -> None:
     with Connection(int(handle)) as connection, contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             function, arguments = connection.recv()
-            result, error = None, None
-            try:
-                result = function(*arguments)
-            except BaseException as raised:
-                error = raised
-            connection.send((result, error, progress.take_counts()))
-            del function, arguments, result, error
+            connection.send_bytes(_call(function, arguments))
+            del function, arguments
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """Calls a function, and returns the pickled answer."""
+    try:
+        result = function(*arguments)
+        return pickle.dumps(_Answer(result, None, "", progress.take_counts()))
+    except BaseException as raised:
+        error, text = raised, "".join(traceback.format_exception(raised))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error of another package may need other arguments than it keeps
+        error = RuntimeError(f"{type(error).__qualname__}: {error}")
+    return pickle.dumps(_Answer(None, error, text, progress.take_counts()))
 
 
 def _exit_with_parent() -> None:

@@ -6,20 +6,25 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 
+import apache_beam as beam
 import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
 from pipeline.beam import prepare as prepare_module
 from pipeline.beam import prepare_files
 from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
-from pipeline.beam.workers import PendingCalls, WorkerPool
+from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
+from pipeline.files import read_bytes
 from pipeline.raw import json_lines
 from pipeline.raw.find_files import find_files
 
@@ -42,6 +47,31 @@ def test_a_worker_returns_and_raises_what_a_function_returns_and_raises(pool):
     # A worker is no copy of this process: it loads only the modules that it needs.
     loaded = pool.submit(eval, "set(__import__('sys').modules)").result()
     assert "pyarrow" in loaded and not {"apache_beam", "tensorflow", "pytest"} & loaded
+
+
+def test_an_error_of_a_worker_has_its_traceback_there_as_cause(pool):
+    with pytest.raises(UserError, match="^nowhere/summary.json: cannot be read") as error:
+        pool.submit(read_bytes, "nowhere/summary.json").result()
+    assert isinstance(error.value.__cause__, WorkerTraceback)
+    text = "".join(traceback.format_exception(error.value))
+    assert re.search(
+        r'(?s)File ".*pipeline/files.py", line \d+, in read_bytes\n.*The above exception was the direct', text
+    )
+
+
+def test_an_error_or_a_result_that_cannot_be_pickled_does_not_end_a_worker(pool):
+    with pytest.raises(RuntimeError, match=r"^Unknown: text$"):
+        pool.submit(exec, "class Unknown(Exception): pass\nraise Unknown('text')").result()
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pool.submit(eval, "__import__('threading').Lock()").result()
+
+
+def test_an_error_of_a_worker_keeps_its_traceback_in_a_beam_job(pool):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    _ = pipeline | beam.Create(["no number"]) | beam.Map(lambda text, pool: pool.submit(int, text).result(), pool)
+    with pytest.raises(ValueError, match="no number") as error:
+        pipeline.run()
+    assert "in _call" in "".join(traceback.format_exception(error.value)).partition("The above exception")[0]
 
 
 def test_a_pool_maps_values_in_order_and_takes_few_of_them_ahead(pool):
