@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -26,6 +27,9 @@ _OS_ERRORS = (
 )
 # Beam appends the step to the message of an exception.
 _STEP = " [while running "
+# The number of jobs that run in this process, and the level that was disabled before they started.
+_level_lock = threading.Lock()
+_num_quiet = _level_before = 0
 
 
 def make_pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
@@ -161,13 +165,24 @@ def _file_error(message: str) -> UserError:
 
 @contextlib.contextmanager
 def _errors_not_logged() -> Iterator[None]:
-    """Keeps the runner's log of a failed bundle off the terminal. The command prints the error in one line."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    """Keeps the runner's log of a failed bundle off the terminal. The command prints the error in one line.
+
+    The level belongs to the process. Of several jobs in threads, the first that starts sets it, and the last that ends
+    sets it back.
+    """
+    global _num_quiet, _level_before
+    with _level_lock:
+        if not _num_quiet:
+            _level_before = logging.root.manager.disable
+            logging.disable(logging.ERROR)
+        _num_quiet += 1
     try:
         yield
     finally:
-        logging.disable(previous)
+        with _level_lock:
+            _num_quiet -= 1
+            if not _num_quiet:
+                logging.disable(_level_before)
 
 
 def _choose_runner(beam_options: dict[str, Any]) -> Any:

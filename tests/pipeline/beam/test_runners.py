@@ -1,10 +1,12 @@
 """A job's errors: an error that the user can fix becomes a UserError, any other exception stays what it is."""
 
+import logging
+
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipeline.beam.runners import user_error
+from pipeline.beam.runners import _errors_not_logged, user_error
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError
 
 FRAMES = 'Traceback (most recent call last):\n  File "common.py", line 1, in process\n    function(element)\n'
@@ -90,3 +92,15 @@ def test_a_file_error_of_a_worker_becomes_a_user_error(error):
 )
 def test_any_other_exception_is_not_a_user_error(error):
     assert user_error(error) is None
+
+
+def test_jobs_in_several_threads_leave_the_log_as_it_was():
+    """The first job that starts is also the first that ends."""
+    before = logging.root.manager.disable
+    first, second = _errors_not_logged(), _errors_not_logged()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.root.manager.disable == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logging.root.manager.disable == before
