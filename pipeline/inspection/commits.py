@@ -68,7 +68,8 @@ def print_commits(commits: list[dict[str, Any]], dataset: str) -> None:
         for commit in commits[: -_MAX_COMMITS - 1 : -1]
     ]
     with buffered_console() as console:
-        title = f"{dataset}: {len(commits):,} commits. --commit N opens an older one while its files exist."
+        number = "1 commit" if len(commits) == 1 else f"{len(commits):,} commits"
+        title = f"{dataset}: {number}. --commit N opens an older one while its files exist."
         print_table(console, title, ("commit", "time", "operation", "generations added", "removed", "records"), rows)
         if len(commits) > _MAX_COMMITS:
             older = len(commits) - _MAX_COMMITS
