@@ -29,7 +29,7 @@ class ParseRecords(beam.PTransform):
         schema: Features and label of a record.
         keep_raw: Stores the raw line in each reject.
         labelled: False reads no label, group or split. Use it for records that are only predicted.
-        limits: Largest record. A larger record is rejected as `too_large`.
+        limits: Largest record. A larger record is rejected as `too_large`. `ReadLines` needs the same limits.
     """
 
     schema: Schema
@@ -67,7 +67,9 @@ class _Parse(beam.DoFn):
 
     def _parse(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
         if isinstance(element, LineBatch):
-            yield from parse_lines(element, self._schema, keep_raw=self._keep_raw, **self._options)
+            # Several steps may get the same element, and `parse_lines` removes the lines.
+            batch = element._replace(lines=list(element.lines))
+            yield from parse_lines(batch, self._schema, keep_raw=self._keep_raw, **self._options)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
             origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)
