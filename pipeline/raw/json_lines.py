@@ -5,14 +5,16 @@ Another raw format is another file beside this one, with the same four steps.
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import open_read
 from pipeline.raw.find_files import RawFile
+from pipeline.raw.line_splitter import BLOCK_BYTES, BYTE_ORDER_MARK, Line, LineSplitter
 from pipeline.raw.records import LIMITS, Limits, parse_line
 from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
@@ -26,27 +28,29 @@ BATCH_BYTES = 2**20
 GZIP_BATCH_BYTES = 4 * 2**20
 # Memory in bytes that a line takes besides its own bytes: the Python object, the offset, the number and the digest.
 _LINE_BYTES = 200
-# Bytes per read.
-_BLOCK_BYTES = 2**18
 # A gzip file is refused as a decompression bomb if its lines take this many times its own bytes, and at least this many
 # bytes. The dropped part of a line does not count, so a single record that is too large is a reject.
 _BOMB_RATIO, _BOMB_BYTES = 200, 32 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-_Line: TypeAlias = bytes | bytearray
 
 
 class Chunk(NamedTuple):
     """A part of a file: the lines that begin in [start, stop).
 
     A gzip file is a single chunk, because it can be read only from its start.
+
+    Attributes:
+        path: The file.
+        start, stop: Offsets in the file, in bytes.
+        compressed: Whether the file is a gzip file.
+        file_bytes: Size of the file when it was listed.
     """
 
     path: str
     start: int
     stop: int
     compressed: bool
+    file_bytes: int
 
 
 class ChunkSummary(NamedTuple):
@@ -85,7 +89,7 @@ class LineBatch(NamedTuple):
     chunk: int
     offsets: list[int]
     numbers: list[int]
-    lines: list[_Line]
+    lines: list[Line]
     digests: list[bytes]
 
     @property
@@ -98,10 +102,10 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
     """Yields the chunks of a file, at least one. Gzip is recognized by the first bytes, not by the name."""
     with open_read(file.path) as stream:
         if stream.read(2) == _GZIP_MAGIC:
-            yield Chunk(file.path, 0, file.num_bytes, True)
+            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes)
             return
     for start in range(0, max(1, file.num_bytes), CHUNK_BYTES):
-        yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False)
+        yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False, file.num_bytes)
 
 
 def read_chunk(
@@ -109,11 +113,15 @@ def read_chunk(
 ) -> Iterator[LineBatch | ChunkSummary]:
     """Yields the lines of a chunk in batches of about `batch_bytes`, then the summary of the chunk.
 
+    A plain file may grow after it was listed, as a log does: only the lines that begin in the listed bytes are read,
+    the last of them up to its end.
+
     Args:
         record_bytes: A longer line may be truncated, but it stays longer than this.
 
     Raises:
-        UserError: The file cannot be read, is not a complete gzip file, or looks like a decompression bomb.
+        UserError: The file cannot be read, is not a complete gzip file, looks like a decompression bomb, or is shorter
+            than when it was listed. A gzip file must not have become longer either.
     """
     try:
         with open_read(chunk.path) as stored:
@@ -124,10 +132,22 @@ def read_chunk(
             else:
                 blocks = _read_blocks(stored, chunk.start, chunk.stop)
                 yield from _read_batches(chunk, blocks, batch_bytes, record_bytes)
+            _check_size(stored, chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{chunk.path}: not a complete gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
+
+
+def _check_size(file: IO[bytes], chunk: Chunk) -> None:
+    """Raises a UserError if a file that was read lacks bytes that it had when it was listed."""
+    file.seek(0, os.SEEK_END)
+    num_bytes = file.tell()
+    if num_bytes < chunk.file_bytes or (chunk.compressed and num_bytes > chunk.file_bytes):
+        raise UserError(
+            f"{chunk.path}: has {num_bytes:,} bytes now, but had {chunk.file_bytes:,} when it was listed: it was "
+            "changed meanwhile. Run the command again when the file is complete."
+        )
 
 
 def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -139,7 +159,7 @@ def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None
     position, found_start = start - (start > 0), not start
     if not found_start:
         stream.seek(position)
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(BLOCK_BYTES):
         if not found_start:
             skipped = block.find(b"\n") + 1
             found_start = skipped > 0
@@ -167,7 +187,7 @@ def _read_batches(
     compressed: IO[bytes] | None = None,
 ) -> Iterator[LineBatch | ChunkSummary]:
     """Yields the lines of `blocks` in batches, then the summary. `compressed` is the gzip file that they come from."""
-    lines, batches = _LineSplitter(record_bytes), _Batches(chunk)
+    lines, batches = LineSplitter(record_bytes), _Batches(chunk)
     num_bytes = reported = 0
     for position, block in blocks:
         num_bytes += len(block)
@@ -195,55 +215,6 @@ def _refuse_bomb(path: str, gzip_bytes: int, line_bytes: int) -> None:
         )
 
 
-class _LineSplitter:
-    """Splits contiguous blocks into lines. The incomplete line at the end of a block waits for the next block.
-
-    A line that spans blocks keeps about `record_bytes + 2` bytes, which exceeds the limit even without a final "\\r".
-    The bytes after that are read and dropped.
-    """
-
-    def __init__(self, record_bytes: int) -> None:
-        self._kept_bytes = record_bytes + 2
-        # The incomplete line: its offset, the bytes that are kept, and the number of all its bytes.
-        self._offset, self._kept, self._width = 0, bytearray(), 0
-
-    def split(self, position: int, block: bytes) -> Iterator[tuple[int, _Line]]:
-        """Yields (offset, line) for each line that ends in `block`, which begins at the offset `position`."""
-        lines = block.split(b"\n")
-        rest = lines.pop()
-        offset = position
-        if lines and self._width:
-            first = lines.pop(0)
-            self._append(first)
-            yield self._take()
-            offset += len(first) + 1
-        for line in lines:
-            yield offset, line
-            offset += len(line) + 1
-        if not self._width:
-            self._offset = offset
-        if offset > position:
-            self._kept += rest  # whole: it is shorter than a block
-            self._width = len(rest)
-        else:
-            self._append(rest)
-
-    def finish(self) -> Iterator[tuple[int, _Line]]:
-        """Yields (offset, line) for the last line if no line break ends it."""
-        if self._width:
-            yield self._take()
-
-    def _append(self, part: bytes) -> None:
-        self._kept += part[: max(0, self._kept_bytes - len(self._kept))]
-        self._width += len(part)
-
-    def _take(self) -> tuple[int, _Line]:
-        # A large line is not copied: only the consumer holds it then.
-        line = self._kept if self._width > _BLOCK_BYTES else bytes(self._kept)
-        self._kept, self._width = bytearray(), 0
-        return self._offset, line
-
-
 class _Batches:
     """Collects the lines of a chunk that are not blank.
 
@@ -263,7 +234,7 @@ class _Batches:
     def _begin(self) -> LineBatch:
         return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [])
 
-    def add(self, lines: Iterable[tuple[int, _Line]]) -> None:
+    def add(self, lines: Iterable[tuple[int, Line]]) -> None:
         """Adds (offset, line) pairs in the order of the file."""
         _, _, offsets, numbers, kept, digests = self._batch
         sha256 = hashlib.sha256
@@ -272,8 +243,8 @@ class _Batches:
             self.num_lines += 1
             if line.endswith(b"\r"):
                 line = line[:-1]
-            if offset == 0 and line.startswith(_BYTE_ORDER_MARK):
-                line = line[len(_BYTE_ORDER_MARK) :]
+            if offset == 0 and line.startswith(BYTE_ORDER_MARK):
+                line = line[len(BYTE_ORDER_MARK) :]
             if line and not line.isspace():
                 offsets.append(offset)
                 numbers.append(self.num_lines - 1)

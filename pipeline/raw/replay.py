@@ -68,7 +68,8 @@ def parse_rejects(
         UserError: The file cannot be read, or has a line that is not a reject with its raw line.
     """
     # A line of the file is longer than the raw line that it contains.
-    for batch in read_chunk(Chunk(*chunk, compressed=False), record_bytes=sys.maxsize // 2):
+    part = Chunk(*chunk, compressed=False, file_bytes=chunk.stop)
+    for batch in read_chunk(part, record_bytes=sys.maxsize // 2):
         if not isinstance(batch, LineBatch):
             continue
         batch.lines.reverse()

@@ -219,7 +219,7 @@ def write_generation(path: pathlib.Path, files: JobFiles, numbers: range) -> Gen
     """Writes the files of a generation without a Beam job."""
     schema, raw = Schema.read(str(path / "schema.yaml")), path / "raw.jsonl"
     write_raw(raw, len(numbers), first=numbers.start)
-    chunk = Chunk(str(raw), 0, raw.stat().st_size, False)
+    chunk = Chunk(str(raw), 0, raw.stat().st_size, False, raw.stat().st_size)
     parsed = parse_into_runs([chunk], schema, seed=0, folder=files.folder, keep_raw=False)
     writer = ShardWriter(schema, files.output, files.generation)
     shards: list[ShardSummary] = merge_into_shards(0, 1, parsed.runs, writer, folder=files.folder).shards

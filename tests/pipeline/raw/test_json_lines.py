@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from spills import spill
 
@@ -21,12 +21,12 @@ from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.rejects import write_rejects
 
 
-def read(path, width=None):
+def read(path, width=None, **options):
     """Returns the batches and summaries of a file that is split into chunks of `width` bytes."""
     size = os.path.getsize(path)
     starts = range(0, size, width or size or 1)
-    chunks = [Chunk(str(path), start, min(start + (width or size), size), False) for start in starts]
-    return [item for chunk in chunks for item in read_chunk(chunk)]
+    chunks = [Chunk(str(path), start, min(start + (width or size), size), False, size) for start in starts]
+    return [item for chunk in chunks for item in read_chunk(chunk, **options)]
 
 
 def offsets_and_lines(items):
@@ -130,7 +130,7 @@ def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/gone: cannot be read: No such file or directory"):
-        list(read_chunk(Chunk(f"{tmp_path}/gone", 0, 10, False)))
+        list(read_chunk(Chunk(f"{tmp_path}/gone", 0, 10, False, 10)))
 
 
 def test_a_line_above_the_limit_is_truncated_and_the_next_line_is_read(tmp_path):
@@ -144,6 +144,54 @@ def test_a_line_above_the_limit_is_truncated_and_the_next_line_is_read(tmp_path)
     assert (first, last) == ((0, b"first"), (6 + LIMITS.record_bytes + 11, b"last"))
     assert large[0] == 6
     assert LIMITS.record_bytes < len(large[1]) <= LIMITS.record_bytes + 2
+
+
+@given(CONTENTS, st.integers(1, 60), st.integers(1, 12), st.integers(1, 12))
+@example(b"\xef\xbb\xbf" + b" " * 20 + b"{}", 60, 9, 3)
+@example(b"\xef\xbb\xbf" + b"{}" * 9, 60, 4, 9)
+@example(b" " * 20 + b"{}\n{}", 60, 4, 9)
+def test_a_line_is_kept_or_truncated_above_the_limit_and_is_blank_only_as_a_whole(
+    tmp_path_factory, content, width, block_bytes, record_bytes
+):
+    path = tmp_path_factory.getbasetemp() / "truncated.jsonl"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "BLOCK_BYTES", block_bytes)
+        found = offsets_and_lines(read(path, width, record_bytes=record_bytes))
+    expected = [(offset, text) for _, offset, text in expected_lines(content)]
+    assert [offset for offset, _ in found] == [offset for offset, _ in expected]
+    for (_, line), (_, text) in zip(found, expected, strict=True):
+        assert line == text or (len(line) > record_bytes and len(text) > record_bytes)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_file_that_became_shorter_is_an_error_that_names_both_sizes(tmp_path, monkeypatch, compress):
+    """Also if it ends where a line or a member of a gzip file ends, and if whole chunks are missing."""
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 30)
+    path, one = tmp_path / "raw", compress(b'{"n": 1}\n{"n": 2}\n')
+    for num_parts in (1, 2):
+        path.write_bytes(one * 3)
+        chunks = list(split_file(RawFile(str(path), len(one) * 3)))
+        path.write_bytes(one * num_parts)
+        sizes = f"has {len(one) * num_parts} bytes now, but had {len(one) * 3} when it was listed"
+        for chunk in chunks:
+            with pytest.raises(UserError, match=f"^{path}: {sizes}"):
+                list(read_chunk(chunk))
+
+
+def test_of_a_file_that_grows_the_lines_that_begin_in_the_listed_bytes_are_read(tmp_path):
+    path = tmp_path / "raw"
+    for listed in (b"first\nsec", b"first\nsecond", b"first\n", b""):
+        path.write_bytes(listed)
+        chunks = list(split_file(RawFile(str(path), len(listed))))
+        path.write_bytes(b"first\nsecond\nthird\n")
+        found = [line for _, line in offsets_and_lines([item for chunk in chunks for item in read_chunk(chunk)])]
+        assert found == [b"first", b"second"][: len(listed.splitlines())]
+    path.write_bytes(gzip.compress(b"first\n"))
+    (chunk,) = split_file(RawFile(str(path), path.stat().st_size))
+    path.write_bytes(gzip.compress(b"first\n") * 2)
+    with pytest.raises(UserError, match="when it was listed: it was changed"):
+        list(read_chunk(chunk))
 
 
 @pytest.fixture
