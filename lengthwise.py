@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.beam.read_lines import ReadLines
     from pipeline.beam.write_dataset import WriteDataset
     from pipeline.errors import UserError
+    from pipeline.raw.records import Limits
     from pipeline.schema.schema import Schema
     from trainer.batching.plan_epoch import plan_epoch
     from trainer.config import TrainConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Limits",
     "ParseRecords",
     "PrepareFiles",
     "ReadLines",
@@ -55,6 +57,7 @@ __all__ = [
 
 # The module that defines each public name.
 _PUBLIC = {
+    "Limits": "pipeline.raw.records",
     "ParseRecords": "pipeline.beam.parse_records",
     "PrepareFiles": "pipeline.beam.prepare_files",
     "ReadLines": "pipeline.beam.read_lines",

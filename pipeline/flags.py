@@ -98,6 +98,24 @@ def add_commit_flag(parser: FlagParser) -> None:
     )
 
 
+def add_limit_flags(parser: FlagParser) -> None:
+    """Adds the flags of a command that parses raw records: the largest record. The defaults are those of `Limits`."""
+    parser.add_argument(
+        "--max_record_bytes",
+        type=positive,
+        default=64 * 2**20,
+        metavar="N",
+        help="maximum bytes of a raw record; a larger one is rejected as too_large; default: 67,108,864 (64 MiB)",
+    )
+    parser.add_argument(
+        "--max_record_steps",
+        type=positive,
+        default=10_000_000,
+        metavar="N",
+        help="maximum steps of a record; a longer one is rejected as too_large; default: 10,000,000",
+    )
+
+
 def fraction(text: str) -> float:
     """Converts the text of a flag to a number from 0 to 1."""
     value = float(text)

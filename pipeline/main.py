@@ -3,7 +3,7 @@
 import json
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.flags import FlagParser, add_commit_flag, duration, fraction, natural, positive
+from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, natural, positive
 
 
 def sample(arguments: list[str]) -> None:
@@ -90,18 +90,7 @@ def prepare(arguments: list[str]) -> None:
     )
     _add_commit_flags(parser)
     parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
-    parser.add_argument(
-        "--max_record_bytes",
-        type=positive,
-        default=64 * 2**20,
-        help="maximum bytes of a raw record; a larger one is rejected as too_large; default: 67,108,864 (64 MiB)",
-    )
-    parser.add_argument(
-        "--max_record_steps",
-        type=positive,
-        default=10_000_000,
-        help="maximum steps of a record; a longer one is rejected as too_large; default: 10,000,000",
-    )
+    add_limit_flags(parser)
     parser.add_argument(
         "--processes",
         type=natural,

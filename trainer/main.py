@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
-from pipeline.flags import FlagParser, add_commit_flag, fraction, positive
+from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, fraction, positive
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 
 
@@ -146,6 +146,7 @@ def _make_predict_parser() -> FlagParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing predictions")
     parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
+    add_limit_flags(parser)
     _add_checkpoint(parser)
     parser.add_argument(
         "--batch_steps",

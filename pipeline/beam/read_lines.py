@@ -9,6 +9,7 @@ from apache_beam.metrics import Metrics
 
 from pipeline.raw.find_files import RawFiles, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
+from pipeline.raw.records import LIMITS, Limits
 
 CHUNKS = "chunks"
 
@@ -19,15 +20,18 @@ class ReadLines(beam.PTransform):
 
     Attributes:
         files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
+        limits: Largest record. A larger line may be truncated, so that a step that parses it with larger limits would
+            find invalid JSON.
 
     Raises:
         UserError: A path matches no file. Raised when the transform is applied.
     """
 
     files: RawFiles
+    limits: Limits = LIMITS
 
     def expand(self, pipeline: Any) -> Any:
-        read = beam.ParDo(_ReadChunks()).with_outputs(CHUNKS, main="lines")
+        read = beam.ParDo(_ReadChunks(self.limits)).with_outputs(CHUNKS, main="lines")
         outputs = split_files(pipeline, self.files) | "Read" >> read
         return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
 
@@ -45,11 +49,12 @@ def split_files(pipeline: Any, files: RawFiles) -> Any:
 class _ReadChunks(beam.DoFn):
     """Chunk -> batches of lines, and a ChunkSummary under the tag CHUNKS."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._lines = Metrics.counter("lengthwise", "lines_read")
 
     def process(self, chunk: Chunk) -> Iterable[Any]:
-        for item in read_chunk(chunk):
+        for item in read_chunk(chunk, record_bytes=self._limits.record_bytes):
             if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
             else:

@@ -25,6 +25,7 @@ from pipeline.beam.write_lists import WriteRejects
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.find_files import find_files
+from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
@@ -50,6 +51,8 @@ def predict(
     *,
     max_rejected: float = DEFAULT_MAX_REJECTED,
     keep_raw: bool = False,
+    max_record_bytes: int = LIMITS.record_bytes,
+    max_record_steps: int = LIMITS.record_steps,
     overwrite: bool = False,
     checkpoint: str | None = None,
     batch_steps: int | None = None,
@@ -66,6 +69,8 @@ def predict(
         output: Folder of the predictions.
         max_rejected: Largest share of rejected records, from 0 to 1. Above it nothing is published.
         keep_raw: Whether rejects contain the raw record.
+        max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
+        max_record_steps: Largest number of steps of a record. A longer record is rejected as `too_large`.
         overwrite: Replaces existing predictions. Without it, existing predictions are an error.
         checkpoint: `best` or `last`. By default the best checkpoint, or the last one if the run has no best one.
         batch_steps: Budget of padded steps of a batch. By default it depends on the size of a step.
@@ -85,8 +90,10 @@ def predict(
         raise UserError(f"{output}: is in the folder of the run, which only the run may use. Choose another --output.")
     files = find_files(raw)
     pipeline = make_pipeline(beam_options or {})
-    read = pipeline | "ReadLines" >> ReadLines(files)
-    parsed = read["lines"] | "ParseRecords" >> ParseRecords(predictor.schema, keep_raw=keep_raw, labelled=False)
+    limits = Limits(max_record_bytes, max_record_steps)
+    read = pipeline | "ReadLines" >> ReadLines(files, limits)
+    parse = ParseRecords(predictor.schema, keep_raw=keep_raw, labelled=False, limits=limits)
+    parsed = read["lines"] | "ParseRecords" >> parse
     parts = parsed["sequences"] | "PredictRecords" >> _PredictRecords(predictor, run, batch_steps, publisher.staging)
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}
     _ = outputs | "PublishPredictions" >> _PublishPredictions(publisher)

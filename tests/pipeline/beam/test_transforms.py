@@ -1,24 +1,30 @@
 """The transforms work in any Beam pipeline."""
 
+import copy
 import datetime
 import json
+import os
 import pathlib
+import shutil
 
 import apache_beam as beam
 import numpy as np
+import orjson
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from datasets import some
-from prepare_jobs import load, read_whole
+from prepare_jobs import PLAIN, load, read_whole
 
-from pipeline.beam.parse_records import ParseRecords
+from pipeline.beam.parse_records import ParseRecords, _Parse
 from pipeline.beam.prepare_files import PrepareFiles
-from pipeline.beam.read_lines import ReadLines
+from pipeline.beam.read_lines import ReadLines, _ReadChunks
 from pipeline.beam.runners import make_pipeline
 from pipeline.beam.write_dataset import WriteDataset
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME
-from pipeline.raw.records import parse_record
+from pipeline.raw.find_files import RawFile
+from pipeline.raw.json_lines import Chunk, LineBatch, read_chunk, split_file
+from pipeline.raw.records import LIMITS, Limits, parse_record
 from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base
 from pipeline.writing.job import DatasetJob, name_files
@@ -126,6 +132,48 @@ def test_any_element_becomes_a_sequence_or_a_reject(records, schema, tmp_path):
     ]
     assert {(row["file"], row["byte_offset"], row["line"]) for row in rows} == {(None, None, None)}
     assert sum(split.records for split in load(tmp_path / "out").splits.values()) == 1
+
+
+def test_several_steps_may_parse_the_same_elements(records, schema, raw_file):
+    (chunk,) = split_file(RawFile(raw_file, os.path.getsize(raw_file)))
+    batch, *_ = read_chunk(chunk)
+    record = records[0] | {"x": np.array(records[0]["x"]), "word": tuple(records[0]["word"])}
+    for element in (batch, record, json.dumps(record, default=list), 3):
+        before = copy.deepcopy(element)
+        parse = _Parse(schema, True, True, LIMITS)
+        first, second = ([getattr(output, "value", output) for output in parse.process(element)] for _ in range(2))
+        assert repr(first) == repr(second)
+        assert repr(element) == repr(before)
+
+
+def test_lines_are_read_with_the_limits_of_the_parser(tmp_path):
+    path, widths = tmp_path / "raw", (300_000, 300_001, 900_000)
+    path.write_text("\n".join("x" * width for width in widths))
+    for record_bytes, read in ((300_000, [300_000, 300_001, 300_002]), (900_000, list(widths))):
+        step = _ReadChunks(Limits(record_bytes=record_bytes))
+        batches = [
+            item
+            for item in step.process(Chunk(str(path), 0, path.stat().st_size, False, path.stat().st_size))
+            if isinstance(item, LineBatch)
+        ]
+        assert [len(line) for batch in batches for line in batch.lines] == read
+
+
+@pytest.mark.proof
+def test_a_record_above_the_default_limit_is_written_where_the_limits_allow_it(tmp_path):
+    """A million steps of 8 features: the line has more than 64 MiB."""
+    schema = Schema.parse(PLAIN + "splits: {train: 1}\n")
+    rows = np.random.default_rng(0).normal(size=(1_000_000, 8)).astype(np.float32).round(6)
+    line = orjson.dumps({"id": 1, "y": "a", "x": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+    (tmp_path / "raw").write_bytes(line)
+    assert len(line) > LIMITS.record_bytes
+    limits = Limits(record_bytes=2**27)
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        read = pipeline | ReadLines(tmp_path / "raw", limits)
+        parsed = read["lines"] | ParseRecords(schema, limits=limits)
+        _ = {**parsed, "chunks": read["chunks"]} | WriteDataset(schema, str(tmp_path / "out"))
+    assert load(tmp_path / "out").splits["train"].steps == 1_000_000
+    shutil.rmtree(tmp_path)
 
 
 def test_duplicates_from_files_and_from_elsewhere_are_found(records, schema, tmp_path, raw_file):

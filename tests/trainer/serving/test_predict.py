@@ -198,6 +198,15 @@ def test_records_with_the_same_id_get_a_line_each(run_predict):
     assert len({line["probabilities"][0] for line in lines}) == 2
 
 
+def test_a_record_above_a_limit_is_rejected(run_predict):
+    made, run = run_of("class")
+    fits, wide, long = (datasets.random_records([length], split=str(length))[0] for length in (4, 1, 5))
+    limits = {"max_record_bytes": 400, "max_record_steps": 4}
+    summary, lines = run_predict(run, [fits, wide | {"note": "x" * 400}, long], max_rejected=0.9, **limits)
+    assert summary["rejected"]["by_reason"] == {"too_large": 2}
+    assert list(by_id(lines)) == [fits["id"]]
+
+
 def test_long_records_are_truncated_as_the_schema_of_the_run_says(run_predict, tmp_path):
     records = datasets.random_records([3] * 20, kind="step_class")
     schema = datasets.schema_text("step_class") + "max_length: 4\nover_length: truncate_head\n"
