@@ -1,9 +1,11 @@
-"""Calls Keras's callbacks as `model.fit` does, with the measures of each epoch as their logs."""
+"""Calls Keras's callbacks as `model.fit` does, with the measures of each epoch and update as their logs."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import keras
+
+from trainer.training.update import Sums
 
 
 class Callbacks(keras.callbacks.CallbackList):
@@ -29,6 +31,9 @@ class Callbacks(keras.callbacks.CallbackList):
         self._early_stopping: list[keras.callbacks.Callback] = []
         if early_stopping is not None:
             self._early_stopping = [keras.callbacks.EarlyStopping("val_loss", patience=early_stopping, mode="min")]
+        callbacks = list(callbacks)
+        # To read the loss of an update stalls the device until it is computed, so it is done only for those who ask.
+        self._wants_batch_logs = any(map(_has_batch_end, callbacks))
         board = [] if logs is None else [keras.callbacks.TensorBoard(logs, write_graph=False)]
         all_callbacks = [*self._early_stopping, *board, *callbacks]
         super().__init__(all_callbacks, model=model, epochs=epochs, steps=steps, verbose=0)
@@ -43,9 +48,27 @@ class Callbacks(keras.callbacks.CallbackList):
             for callback in self._early_stopping:
                 callback.on_epoch_end(line["epoch"] - 1, _logs(line))
 
+    def end_update(self, batch: int, sums: Sums) -> None:
+        """Calls `on_train_batch_end` with the loss of an update: the weighted mean over its records or steps.
+
+        Args:
+            batch: Number of the update within its epoch, from 0.
+        """
+        logs = None
+        if self._wants_batch_logs:
+            weight = float(sums.weight)
+            logs = {"loss": float(sums.loss) / weight if weight else 0.0}
+        self.on_train_batch_end(batch, logs)
+
     def end_epoch(self, line: dict[str, Any]) -> None:
         """Calls `on_epoch_end` with the measures of the epoch's line in metrics.jsonl."""
         self.on_epoch_end(line["epoch"] - 1, _logs(line))
+
+
+def _has_batch_end(callback: keras.callbacks.Callback) -> bool:
+    """Returns whether a callback does something at the end of an update."""
+    names = ("on_train_batch_end", "on_batch_end")
+    return any(getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name) for name in names)
 
 
 def _logs(line: dict[str, Any]) -> dict[str, float]:

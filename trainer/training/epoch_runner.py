@@ -81,7 +81,7 @@ class EpochRunner:
             state.update += 1
             journal.add(epoch, state.update, sums, batch)
             self.reporter.end_update(epoch, state.update, sums, batch)
-            self.callbacks.on_train_batch_end(state.batch - 1)
+            self.callbacks.end_update(state.batch - 1, sums)
             if self._should_stop(previous):
                 journal.flush()
                 self.checkpoints.save_and_stop()

@@ -51,7 +51,8 @@ def train(
         output: Folder of the run, on a local disk or on any file system that TensorFlow supports.
         config: Model, batches and optimizer. Default: TrainConfig().
         callbacks: Keras's or your own callbacks. They get the logs that `model.fit` passes: loss, val_loss,
-            val_accuracy, …. With several workers, they are called on each of them.
+            val_accuracy, …; `on_train_batch_end` gets the loss of the update alone, where `fit` passes a mean over the
+            epoch so far. With several workers, they are called on each of them.
         overwrite: Start over, also if `output` holds a run.
         commit: Number of the dataset's commit to train on, if `dataset` is a path. By default the commit that the run
             in `output` started on, or the newest one for a new run.

@@ -373,13 +373,20 @@ def test_callbacks_are_called_with_the_usual_logs(tmp_path, path):
         def on_train_batch_begin(self, batch, logs=None):
             calls.append(("batch", batch))
 
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append((batch, logs))
+
         def on_epoch_end(self, epoch, logs=None):
             calls.append(("end", epoch, logs))
 
         def on_train_end(self, logs=None):
             calls.append(("done",))
 
+    losses = []
     result = train(path, tmp_path, change(SMALL, epochs=2), callbacks=[Recorder()])
+    updates = [line for line in lines_of(tmp_path) if "update" in line]
+    assert [logs for _, logs in losses] == [{"loss": pytest.approx(line["loss"])} for line in updates]
+    assert [batch for batch, _ in losses] == 2 * list(range(len(updates) // 2))
     updates = result["updates"] // 2
     expected = [("begin", {"epochs": 2, "steps": updates, "verbose": 0})]
     for epoch, line in enumerate(epoch_lines(tmp_path)):
