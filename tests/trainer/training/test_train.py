@@ -144,7 +144,7 @@ def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
     assert other["weights_sha256"] != train(path, tmp_path / "zero", change(SMALL, epochs=0))["weights_sha256"]
 
 
-@pytest.mark.parametrize("at", datasets.some([(0, 2), (1, None)], [(0, 2)]))
+@pytest.mark.parametrize("at", [pytest.param(at, marks=pytest.mark.proof) for at in ((0, 2), (1, None))])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, path, monkeypatch, at):
     monkeypatch.setattr(trainer.training.journal, "_WRITE_SECONDS", 0)  # writes the lines of the interrupted epoch
     with pytest.raises(Interrupted):
@@ -155,8 +155,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, path, monkeypatch
     assert lines_of(tmp_path) == lines_of(finished()[0])
 
 
-def test_more_epochs_later_give_the_same_bits_as_at_once(tmp_path, path):
+@pytest.mark.parametrize("is_interrupted", datasets.some([True, False], [True]))
+def test_more_epochs_later_give_the_same_bits_as_at_once(tmp_path, path, monkeypatch, is_interrupted):
+    """Also if the run is interrupted in one of the later epochs."""
     assert train(path, tmp_path, change(SMALL, epochs=1))["epochs"] == 1
+    if is_interrupted:
+        monkeypatch.setattr(trainer.training.journal, "_WRITE_SECONDS", 0)
+        with pytest.raises(Interrupted):
+            train(path, tmp_path, SMALL, callbacks=[InterruptAt(1, 2)])
+        assert lines_of(tmp_path)[-1]["epoch"] == 2 and not (tmp_path / "result.json").exists()
     assert train(path, tmp_path, SMALL) == finished()[1]
     assert lines_of(tmp_path) == lines_of(finished()[0])
 
