@@ -160,8 +160,8 @@ def test_renamed_copied_and_linked_files_are_taken(dataset, tmp_path):
 
 def test_a_file_is_the_same_by_any_relative_path(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "dataset")
-    files = find_files(["../raw/a.jsonl", "../dataset/../raw/b.jsonl"])
     sources = [write_list(tmp_path / "dataset", write_files(tmp_path / "raw", {"a.jsonl": b"1", "b.jsonl": b"2"}))]
+    files = find_files(["../raw/a.jsonl", "../dataset/../raw/b.jsonl"])
     assert names(taken.file for taken in classify_inputs(files, ".", sources).taken) == ["a.jsonl", "b.jsonl"]
 
 
