@@ -34,7 +34,8 @@ def prepare(arguments: list[str]) -> None:
     """Runs `lengthwise prepare`."""
     parser = FlagParser(
         "prepare",
-        "Converts raw records (JSON Lines, plain or .gz) to a dataset: TFRecord shards, indexes and a manifest.\n"
+        "Converts raw records (JSON Lines, plain, .gz, .bz2, .zst or .xz) to a dataset: TFRecord shards, indexes and\n"
+        "a manifest. Of a folder, files named *.jsonl, *.ndjson or *.json are read, and the others are named.\n"
         "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
         "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
         "more.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",

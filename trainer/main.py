@@ -123,8 +123,9 @@ def predict(arguments: list[str]) -> None:
 def _make_predict_parser() -> FlagParser:
     parser = FlagParser(
         "predict",
-        "Predicts raw records (JSON Lines, plain or .gz) in bulk: one line with id and prediction for each record.\n"
-        "Records are parsed and checked as in `lengthwise prepare`, but need no label. All flags of Beam are accepted.",
+        "Predicts raw records (JSON Lines, plain or compressed) in bulk: one line with id and prediction for each\n"
+        "record. Records are parsed and checked as in `lengthwise prepare`, but need no label. All flags\n"
+        "of Beam are accepted.",
         examples="  lengthwise predict run new.jsonl --output predictions\n"
         "  lengthwise predict run 'logs/*.jsonl.gz' --output predictions --max_rejected 0.05 --keep_raw --overwrite\n"
         "  lengthwise predict run raw/ --output predictions --direct_running_mode=multi_processing \\\n"

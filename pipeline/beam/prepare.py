@@ -13,8 +13,9 @@ from pipeline.beam.workers import WorkerPool, count_cores, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
+from pipeline.format.summary import LeftOut
 from pipeline.format.tfrecord import FRAME_BYTES
-from pipeline.raw.find_files import RawFile, find_files
+from pipeline.raw.find_files import RawFile, describe_left_out, find_all_files
 from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
@@ -40,7 +41,7 @@ _ATTEMPTS = 4
 # Bytes of the first file that are parsed to estimate the size of the output.
 _SAMPLE_BYTES = 2**18
 # Smallest ratio of decompressed to compressed size that is assumed.
-_GZIP_RATIO = 3
+_COMPRESSION_RATIO = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,9 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     recover_if_behind(output, lock_timeout=options.lock_timeout)
     base, replay = _open(output, mode, schema, options)
-    found = find_files(options.raw)
+    found, left_out = find_all_files(options.raw)
+    if left_out:
+        print(f"prepare: {describe_left_out(left_out)}", file=sys.stderr)
     files = _select_new(found, output, base, options)
     if not files and not replay.files:
         raise NothingNew(f"{output}: has all {len(found):,} raw files already. Nothing was added.")
@@ -111,7 +114,8 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
-        return _run_job(options, schema, files, total_bytes, output, base, replay, pool, beam_options)
+        job = DatasetJob(name_files(output), base, replay.rejects, LeftOut.of(left_out))
+        return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
 
 
 def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> tuple[Base, Replay]:
@@ -156,8 +160,7 @@ def _run_job(
     schema: Schema,
     files: Sequence[RawFile],
     total_bytes: int,
-    output: str,
-    base: Base,
+    job: DatasetJob,
     replay: Replay,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
@@ -167,8 +170,7 @@ def _run_job(
     from pipeline.beam.runners import file_errors, make_pipeline, run_job
     from pipeline.beam.write_dataset import WriteDataset
 
-    job = DatasetJob(name_files(output), base, replay.rejects)
-    generation = job.files.generation
+    output, generation = job.files.output, job.files.generation
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     pipeline = make_pipeline(beam_options)
     write = WriteDataset(
@@ -196,7 +198,7 @@ def _run_job(
             total_bytes=total_bytes,
             second_pass=True,
             output=output,
-            read_published=functools.partial(find_published, output, generation, after=base.number),
+            read_published=functools.partial(find_published, output, generation, after=job.base.number),
             discard=discard,
         )
 
@@ -237,7 +239,7 @@ def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
             chunk = chunk._replace(stop=min(chunk.stop, _SAMPLE_BYTES))
         lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
         if isinstance(lines, LineBatch):
-            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _GZIP_RATIO)
+            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _COMPRESSION_RATIO)
             limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # a larger record was cut when it was read
             parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
             encoded = sum(len(encode_for_shuffle(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)

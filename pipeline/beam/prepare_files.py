@@ -12,7 +12,7 @@ from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_lists import REJECT_RUNS
 from pipeline.raw.find_files import RawFile, RawFiles
-from pipeline.raw.json_lines import CHUNK_BYTES, GZIP_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
+from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.replay import RejectsChunk, split_rejects
 from pipeline.schema.schema import Schema
@@ -88,13 +88,13 @@ class _MakeRuns(beam.DoFn):
         if isinstance(chunk, RejectsChunk) or not chunk.compressed or self._pool is None:
             yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
             return
-        # Only one process can read a gzip file, so this one reads and the others parse.
-        for item in read_chunk(chunk, batch_bytes=GZIP_BATCH_BYTES, record_bytes=self._record_bytes):
+        # Only one process can read a compressed file, so this one reads and the others parse.
+        for item in read_chunk(chunk, batch_bytes=COMPRESSED_BATCH_BYTES, record_bytes=self._record_bytes):
             if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
             else:
                 # These lines are in memory already, so a call takes fewer bytes of them.
-                yield from self._add(item, item.num_bytes * CHUNK_BYTES // GZIP_BATCH_BYTES)
+                yield from self._add(item, item.num_bytes * CHUNK_BYTES // COMPRESSED_BATCH_BYTES)
 
     def _add(self, item: Chunk | LineBatch | RejectsChunk, num_bytes: int) -> Iterator[Any]:
         """Adds an item to the batch. Small files share a batch, so that there are fewer runs than files."""

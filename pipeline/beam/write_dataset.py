@@ -163,7 +163,7 @@ def _publish(
     rejects: list[RejectsFile],
     sources: list[SourcesFile],
 ) -> Manifest:
-    publisher = make_publisher(job.files.generation, job.base, replayed=job.replayed)
+    publisher = make_publisher(job.files.generation, job.base, replayed=job.replayed, left_out=job.left_out)
     return publisher.publish(shards, rejects, sources)
 
 

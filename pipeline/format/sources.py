@@ -4,8 +4,8 @@ The file has one row for each raw file and these columns: `path`; `bytes`, the n
 decompressed; `stored_bytes`, its size when it was listed; and `sha256`, 32 bytes. The digest of a file is the SHA-256
 of the joined digests of its chunks, and that of a chunk is computed from the digests of its lines that are not blank
 (see pipeline/raw/json_lines.py). So two files have the same digest if their lines are the same, whatever their line
-breaks, blank lines and compression. (A gzip file is one chunk: above the size of a chunk, its digest differs from that
-of the plain file.)
+breaks, blank lines and compression. (A compressed file is one chunk: above the size of a chunk, its digest differs from
+that of the plain file.)
 """
 
 import contextlib

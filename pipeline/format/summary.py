@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -26,6 +26,8 @@ from pipeline.format.sums import FeatureSums
 from pipeline.schema.schema import Schema
 
 FORMAT_VERSION = 2
+# Most names of files that were left out; a folder may have millions.
+_MAX_LEFT_OUT = 100
 _WAY_OUT = "`lengthwise verify` lists all errors; restore the file from a copy, or prepare the dataset again."
 
 
@@ -44,6 +46,24 @@ class Rejects(Model):
     files: tuple[RejectsFile, ...]
 
 
+class LeftOut(Model):
+    """Files that were in the folders of raw files and were not read, because of their names.
+
+    Attributes:
+        files: Number of files.
+        paths: The first of them.
+    """
+
+    files: Count = 0
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> "LeftOut":
+        """Returns the entry for all paths that were left out, of which it names a few."""
+        return cls(files=len(paths), paths=tuple(paths[:_MAX_LEFT_OUT]))
+
+
+NO_LEFT_OUT = LeftOut()
 NO_REJECTS = Rejects(total=0, by_reason={}, files=())
 
 
@@ -57,6 +77,7 @@ class GenerationSummary(Model):
         rejected: Rejects of the job that wrote this generation.
         replayed: Rejects of earlier generations that this generation takes back: their files no longer count.
         sources: The raw files.
+        left_out: The files beside them that were not read.
     """
 
     format_version: Literal[2] = 2
@@ -70,6 +91,7 @@ class GenerationSummary(Model):
     rejected: Rejects
     replayed: Rejects = NO_REJECTS
     sources: SourcesFile
+    left_out: LeftOut = NO_LEFT_OUT
     software: dict[str, str]
 
     @classmethod
@@ -106,7 +128,9 @@ class GenerationSummary(Model):
 
     def to_json(self) -> bytes:
         """Returns the bytes of the file."""
-        values = self.model_dump(mode="json", by_alias=True) | {"schema": self.record_schema.canonical()}
+        unused = set() if self.left_out.files else {"left_out"}
+        values = self.model_dump(mode="json", by_alias=True, exclude=unused)
+        values |= {"schema": self.record_schema.canonical()}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
 
 

@@ -1,18 +1,17 @@
-"""Reads JSON Lines files, plain or gzip: files -> chunks -> batches of lines -> parsed records and rejects.
+"""Reads JSON Lines files, plain or compressed: files -> chunks -> batches of lines -> parsed records and rejects.
 
 Another raw format is another file beside this one, with the same four steps.
 """
 
-import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.files import open_read
+from pipeline.raw.compression import MAGIC_BYTES, decompress, find_compression, refuse_bomb
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.line_splitter import BLOCK_BYTES, BYTE_ORDER_MARK, Line, LineSplitter
 from pipeline.raw.records import LIMITS, Limits, parse_line
@@ -24,25 +23,21 @@ from pipeline.schema.schema import Schema
 CHUNK_BYTES = 32 * 2**20
 # Approximate size of a batch in bytes, so that Beam's cost per element is paid once for hundreds of lines.
 BATCH_BYTES = 2**20
-# The same for gzip files, where each batch is later written to a file of its own.
-GZIP_BATCH_BYTES = 4 * 2**20
+# The same for compressed files, where each batch is later written to a file of its own.
+COMPRESSED_BATCH_BYTES = 4 * 2**20
 # Memory in bytes that a line takes besides its own bytes: the Python object, the offset, the number and the digest.
 _LINE_BYTES = 200
-# A gzip file is refused as a decompression bomb if its lines take this many times its own bytes, and at least this many
-# bytes. The dropped part of a line does not count, so a single record that is too large is a reject.
-_BOMB_RATIO, _BOMB_BYTES = 200, 32 * 2**20
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Chunk(NamedTuple):
     """A part of a file: the lines that begin in [start, stop).
 
-    A gzip file is a single chunk, because it can be read only from its start.
+    A compressed file is a single chunk, because it can be read only from its start.
 
     Attributes:
         path: The file.
         start, stop: Offsets in the file, in bytes.
-        compressed: Whether the file is a gzip file.
+        compressed: Whether the file is compressed.
         file_bytes: Size of the file when it was listed.
     """
 
@@ -99,9 +94,9 @@ class LineBatch(NamedTuple):
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:
-    """Yields the chunks of a file, at least one. Gzip is recognized by the first bytes, not by the name."""
+    """Yields the chunks of a file, at least one. Compression is recognized by the first bytes, not by the name."""
     with open_read(file.path) as stream:
-        if stream.read(2) == _GZIP_MAGIC:
+        if find_compression(stream.read(MAGIC_BYTES)) is not None:
             yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes)
             return
     for start in range(0, max(1, file.num_bytes), CHUNK_BYTES):
@@ -120,21 +115,18 @@ def read_chunk(
         record_bytes: A longer line may be truncated, but it stays longer than this.
 
     Raises:
-        UserError: The file cannot be read, is not a complete gzip file, looks like a decompression bomb, or is shorter
-            than when it was listed. A gzip file must not have become longer either.
+        UserError: The file cannot be read, is not a complete compressed file, looks like a decompression bomb, or is
+            shorter than when it was listed. A compressed file must not have become longer either.
     """
     try:
         with open_read(chunk.path) as stored:
             if chunk.compressed:
-                # Beam's own decompression takes a truncated stream for a complete one. GzipFile checks length and CRC.
-                with gzip.GzipFile(fileobj=stored) as stream:
+                with decompress(stored, path=chunk.path) as stream:
                     yield from _read_batches(chunk, _read_blocks(stream, 0, None), batch_bytes, record_bytes, stored)
             else:
                 blocks = _read_blocks(stored, chunk.start, chunk.stop)
                 yield from _read_batches(chunk, blocks, batch_bytes, record_bytes)
             _check_size(stored, chunk)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{chunk.path}: not a complete gzip file: {str(error).removesuffix('.')}.") from None
     except OSError as error:
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
 
@@ -150,8 +142,12 @@ def _check_size(file: IO[bytes], chunk: Chunk) -> None:
         )
 
 
-def _read_blocks(stream: IO[bytes] | gzip.GzipFile, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Yields contiguous (offset, bytes) blocks that hold the lines that begin in [start, stop)."""
+def _read_blocks(stream: Any, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """Yields contiguous (offset, bytes) blocks that hold the lines that begin in [start, stop).
+
+    Args:
+        stream: A file, or a Stream, which is read from its start.
+    """
     if start == stop:  # the file was empty when it was listed
         return
     # A line that begins before `start` belongs to the previous chunk. The byte before `start` shows whether a line
@@ -186,14 +182,14 @@ def _read_batches(
     record_bytes: int,
     compressed: IO[bytes] | None = None,
 ) -> Iterator[LineBatch | ChunkSummary]:
-    """Yields the lines of `blocks` in batches, then the summary. `compressed` is the gzip file that they come from."""
+    """Yields the lines of `blocks` in batches, then the summary. `compressed` is the compressed file of the lines."""
     lines, batches = LineSplitter(record_bytes), _Batches(chunk)
     num_bytes = reported = 0
     for position, block in blocks:
         num_bytes += len(block)
         batches.add(lines.split(position, block))
         if compressed is not None:
-            _refuse_bomb(chunk.path, compressed.tell(), batches.num_bytes)
+            refuse_bomb(chunk.path, compressed.tell(), batches.num_bytes)
         if batches.size >= batch_bytes:
             yield from batches.take()
             # Reported when the consumer has processed the batch: a chunk is large, and may take a minute.
@@ -205,14 +201,6 @@ def _read_batches(
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
     stored_bytes = chunk.stop - chunk.start
     yield ChunkSummary(chunk.path, chunk.start, num_bytes, stored_bytes, batches.num_lines, batches.digest.digest())
-
-
-def _refuse_bomb(path: str, gzip_bytes: int, line_bytes: int) -> None:
-    if line_bytes > max(_BOMB_BYTES, _BOMB_RATIO * gzip_bytes):
-        raise UserError(
-            f"{path}: {gzip_bytes:,} bytes of gzip expand to more than {line_bytes:,} bytes of lines, which looks like "
-            "a decompression bomb. If this is intended, decompress the file first."
-        )
 
 
 class _Batches:

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from pipeline.format.models import CountsFile, Split
 from pipeline.format.sources import SourcesFile
-from pipeline.format.summary import NO_REJECTS, GenerationSummary, Rejects
+from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, GenerationSummary, LeftOut, Rejects
 from pipeline.format.sums import FeatureSums, merge_sums
 from pipeline.format.view import add_counts
 from pipeline.schema.labels import class_name
@@ -24,6 +24,7 @@ def build_summary(
     seed: int,
     generation: str,
     replayed: Rejects = NO_REJECTS,
+    left_out: LeftOut = NO_LEFT_OUT,
 ) -> GenerationSummary:
     """Returns the summary of a generation.
 
@@ -31,6 +32,7 @@ def build_summary(
         shards: Sorted by number.
         strings: The file of counts of each feature with a vocabulary.
         replayed: Rejects of earlier generations that this generation takes back.
+        left_out: The files beside the raw files that were not read.
     """
     by_split = {name: [shard for shard in shards if shard.split == name] for name in schema.split_names}
     return GenerationSummary(
@@ -43,6 +45,7 @@ def build_summary(
         rejected=rejected,
         replayed=replayed,
         sources=sources,
+        left_out=left_out,
         software=software_versions(),
     )
 

@@ -10,7 +10,7 @@ from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.format.merge_counts import merge_counts
 from pipeline.format.models import CountsFile, Split
 from pipeline.format.string_counts import write_counts
-from pipeline.format.summary import GenerationSummary, Rejects
+from pipeline.format.summary import GenerationSummary, LeftOut, Rejects
 from pipeline.format.sums import merge_sums
 from pipeline.format.tfrecord import CorruptRecord
 from pipeline.format.view import add_counts, add_splits
@@ -151,6 +151,7 @@ def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str,
         rejected=rejected,
         replayed=replayed,
         sources=merge_sources([summary.sources for summary in summaries], output=output, generation=generation),
+        left_out=_add_left_out(summaries),
         software=software_versions(),
     )
 
@@ -187,6 +188,12 @@ def _merge_rejects(summaries: Sequence[GenerationSummary]) -> tuple[Rejects, Rej
         else:
             left.append(replayed)
     return rejected, _add_rejects(left)
+
+
+def _add_left_out(summaries: Sequence[GenerationSummary]) -> LeftOut:
+    """Returns what the jobs of the generations left out. Jobs that saw the same file each count it."""
+    paths = sorted({path for summary in summaries for path in summary.left_out.paths})
+    return LeftOut.of(paths).model_copy(update={"files": sum(summary.left_out.files for summary in summaries)})
 
 
 def _add_rejects(parts: Iterable[Rejects]) -> Rejects:

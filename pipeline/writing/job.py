@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipeline.format.summary import NO_REJECTS, Rejects
+from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, LeftOut, Rejects
 from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.open_base import open_base
@@ -30,11 +30,13 @@ class DatasetJob(NamedTuple):
         files: The names of what it writes.
         base: The dataset as it was when the run began.
         replayed: Rejects of earlier generations that the run takes back, because it parses their records again.
+        left_out: The files in the folders of raw files that the run does not read.
     """
 
     files: JobFiles
     base: Base
     replayed: Rejects = NO_REJECTS
+    left_out: LeftOut = NO_LEFT_OUT
 
 
 def name_files(output: str) -> JobFiles:

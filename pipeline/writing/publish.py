@@ -8,7 +8,7 @@ from pipeline.files import join, list_files, remove, remove_folder, size
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
 from pipeline.format.sources import SourcesFile
-from pipeline.format.summary import NO_REJECTS, GenerationSummary, Rejects
+from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, GenerationSummary, LeftOut, Rejects
 from pipeline.format.summary import RejectsFile as ListedRejects
 from pipeline.format.view import add_counts
 from pipeline.schema.schema import Schema
@@ -38,6 +38,7 @@ class Publisher:
         retain: How long the generations that this one replaces are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         replayed: Rejects of earlier generations that this one takes back.
+        left_out: The files beside the raw files that were not read.
     """
 
     schema: Schema
@@ -48,6 +49,7 @@ class Publisher:
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     replayed: Rejects = NO_REJECTS
+    left_out: LeftOut = NO_LEFT_OUT
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
@@ -119,6 +121,7 @@ class Publisher:
             seed=self.base.seed,
             generation=self.generation,
             replayed=self.replayed,
+            left_out=self.left_out,
         )
 
     def _check_shard_sizes(self, summary: GenerationSummary) -> None:

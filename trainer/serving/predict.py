@@ -7,6 +7,7 @@ until its batch is predicted. Only the rejects, and a short description of each 
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.beam.write_dataset import copy_output, in_global_window
 from pipeline.beam.write_lists import WriteRejects
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
-from pipeline.raw.find_files import find_files
+from pipeline.raw.find_files import describe_left_out, find_all_files
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
@@ -88,7 +89,9 @@ def predict(
     publisher.check_output()
     if join(output, "").startswith(join(run, "")):
         raise UserError(f"{output}: is in the folder of the run, which only the run may use. Choose another --output.")
-    files = find_files(raw)
+    files, left_out = find_all_files(raw)
+    if left_out:
+        print(f"predict: {describe_left_out(left_out)}", file=sys.stderr)
     pipeline = make_pipeline(beam_options or {})
     limits = Limits(max_record_bytes, max_record_steps)
     read = pipeline | "ReadLines" >> ReadLines(files, limits)

@@ -154,5 +154,5 @@ def test_a_gzip_bomb_ends_with_one_line_in_bounded_memory(tmp_path, bytes_and_me
     line = only_line(stderr)
     assert line.startswith(f"lengthwise prepare: {message.format(raw=tmp_path / 'raw')}")
     if piece != b"0":
-        assert " bytes of gzip expand to more than " in line
+        assert " compressed bytes expand to more than " in line
     print(f"\n{os.path.getsize(tmp_path / 'raw'):,} bytes, {peak / 1e6:,.0f} MB peak, {seconds:.1f} s")

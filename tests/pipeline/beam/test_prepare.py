@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -465,6 +466,16 @@ def test_a_truncated_gzip_file_is_an_error_of_one_line_and_publishes_nothing(
     with pytest.raises(UserError, match=rf"^{path}: not a complete gzip file: [^\n]*$"):
         run_prepare(raw_file, str(path), overwrite=True)
     assert snapshot(tmp_path / "dataset") == before
+
+
+def test_files_that_a_folder_leaves_out_are_named_on_stderr_and_in_the_summary(raw_file, run_prepare, tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    shutil.copy(raw_file, tmp_path / "raw/a.JSONL")
+    (tmp_path / "raw/part-00000").write_bytes(b"{}")
+    manifest = run_prepare(str(tmp_path / "raw"))
+    assert f'prepare: 1 file left out: "{tmp_path}/raw/part-00000". Of a folder, only ' in capsys.readouterr().err
+    summary = json.loads((tmp_path / f"dataset/data/{manifest.generations[0]}/summary.json").read_text())
+    assert summary["left_out"] == {"files": 1, "paths": [f"{tmp_path}/raw/part-00000"]}
 
 
 @pytest.mark.parametrize("runner", ["FooRunner", "foo.Bar", "DataflowRunner"])

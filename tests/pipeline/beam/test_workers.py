@@ -26,7 +26,7 @@ from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
 from pipeline.files import read_bytes
 from pipeline.raw import json_lines
-from pipeline.raw.find_files import find_files
+from pipeline.raw.find_files import find_all_files
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 
@@ -143,7 +143,7 @@ def contents(folder):
 @pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.proof), True])
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(prepare_files, "GZIP_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(prepare_files, "COMPRESSED_BATCH_BYTES", 10_000)
     rows = [json.dumps({"id": n % 1900, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(2000)]
     rows[::97] = ["no json", "", '{"id": 1}'] * 7
     raw = "\n".join(rows).encode()
@@ -176,8 +176,8 @@ def test_a_failed_job_leaves_no_file_that_a_worker_was_still_writing(tmp_path, m
     (tmp_path / "raw").write_text("\n".join(rows))
     (tmp_path / "gone.jsonl").write_text(rows[0])
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    found = find_files([f"{tmp_path}/gone.jsonl", f"{tmp_path}/raw"])
-    monkeypatch.setattr("pipeline.beam.prepare.find_files", lambda _: found)
+    found = find_all_files([f"{tmp_path}/gone.jsonl", f"{tmp_path}/raw"])
+    monkeypatch.setattr("pipeline.beam.prepare.find_all_files", lambda _: found)
     monkeypatch.setattr("pipeline.beam.prepare.check_free_space", lambda *_: (tmp_path / "gone.jsonl").unlink())
     with pytest.raises(UserError, match="gone.jsonl"):
         prepare(PrepareOptions(("raw",), f"{tmp_path}/schema.yaml", f"{tmp_path}/out", processes=2))

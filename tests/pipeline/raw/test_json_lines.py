@@ -12,7 +12,7 @@ from spills import spill
 
 from pipeline.errors import UserError
 from pipeline.raw import json_lines as lines
-from pipeline.raw.find_files import RawFile, find_files
+from pipeline.raw.find_files import RawFile, describe_left_out, find_all_files, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, read_chunk, split_file
 from pipeline.raw.records import LIMITS
 from pipeline.raw.rejects import Origin, Reject
@@ -97,37 +97,6 @@ def test_the_chunks_cover_a_file(tmp_path):
     assert not any(chunk.compressed for chunk in chunks)
 
 
-@pytest.mark.parametrize("name", ["raw.jsonl.gz", "raw.jsonl", "raw"])
-def test_gzip_is_recognized_by_its_bytes_whatever_the_name(tmp_path, name):
-    content = b"".join(b'{"n": %d}\r\n' % n for n in range(1000))
-    path = tmp_path / name
-    # Two members, as `cat a.gz b.gz` writes them.
-    path.write_bytes(gzip.compress(content[:100]) + gzip.compress(content[100:]))
-    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
-    items = list(read_chunk(chunk))
-    assert offsets_and_lines(items) == [(offset, line) for _, offset, line in expected_lines(content)]
-    assert (items[-1].num_lines, items[-1].num_bytes) == (1000, len(content))
-
-
-@pytest.mark.parametrize("kept", [3, 11, -9, -8, -1])
-def test_an_incomplete_gzip_file_is_named(tmp_path, kept):
-    path = tmp_path / "raw.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"n": 1}\n' * 1000)[:kept])
-    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
-    with pytest.raises(UserError, match=rf"^{path}: not a complete gzip file: [^\n]+$"):
-        list(read_chunk(chunk))
-
-
-def test_a_gzip_file_with_a_flipped_bit_is_named(tmp_path):
-    path = tmp_path / "raw.jsonl.gz"
-    data = bytearray(gzip.compress(os.urandom(1000).hex().encode()))
-    data[500] ^= 1
-    path.write_bytes(data)
-    (chunk,) = split_file(RawFile(str(path), os.path.getsize(path)))
-    with pytest.raises(UserError, match=f"^{path}: not a complete gzip file: "):
-        list(read_chunk(chunk))
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/gone: cannot be read: No such file or directory"):
         list(read_chunk(Chunk(f"{tmp_path}/gone", 0, 10, False, 10)))
@@ -200,8 +169,10 @@ def folder(tmp_path):
         "a.jsonl",
         "b.ndjson",
         "deep/er/c.json.gz",
+        "deep/er/d.JSONL.Zst",
         "notes.txt",
         ".hidden.jsonl",
+        "_SUCCESS",
         "_temporary/d.jsonl",
         "e[1].jsonl",
     ]
@@ -215,13 +186,13 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("patterns", "found"),
     [
-        ([""], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "e[1].jsonl"]),
-        (["/"], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "e[1].jsonl"]),
+        ([""], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "deep/er/d.JSONL.Zst", "e[1].jsonl"]),
+        (["/"], ["a.jsonl", "b.ndjson", "deep/er/c.json.gz", "deep/er/d.JSONL.Zst", "e[1].jsonl"]),
         (["/notes.txt"], ["notes.txt"]),
         (["/*.jsonl"], [".hidden.jsonl", "a.jsonl", "e[1].jsonl"]),
         (["/e[1].jsonl"], ["e[1].jsonl"]),
         (["/[ab].*"], ["a.jsonl", "b.ndjson"]),
-        (["/**.gz", "/deep", "/deep/er/c.json.gz"], ["deep/er/c.json.gz"]),
+        (["/**.gz", "/deep", "/deep/er/c.json.gz"], ["deep/er/c.json.gz", "deep/er/d.JSONL.Zst"]),
         (["/b.ndjson", "/a.jsonl", "/a.jsonl"], ["a.jsonl", "b.ndjson"]),
     ],
 )
@@ -236,12 +207,29 @@ def test_an_input_that_matches_no_file_is_an_error(folder, pattern):
         find_files([f"{folder}/a.jsonl", f"{folder}{pattern}"])
 
 
-def test_an_unsupported_compression_is_an_error(folder):
-    (folder / "a.jsonl.zst").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=r"a\.jsonl\.zst: this compression is not supported; expected plain JSON Lines or"
-    ):
-        find_files([f"{folder}/a.jsonl.zst"])
+def test_what_is_left_out_of_a_folder_is_counted_and_named(folder):
+    left_out = [f"{folder}/{name}" for name in (".hidden.jsonl", "_temporary/d.jsonl", "notes.txt")]
+    assert find_all_files(str(folder)).left_out == left_out
+    assert find_all_files([str(folder), left_out[2], left_out[0]]).left_out == [left_out[1]]
+    assert find_all_files(f"{folder}/*.jsonl").left_out == []
+    assert describe_left_out(left_out).startswith(
+        f'3 files left out: "{left_out[0]}", "{left_out[1]}", "{left_out[2]}". '
+    )
+    many = describe_left_out(["x"] * 1021).split(". ")[0]
+    assert many == "1,021 files left out: " + ", ".join(['"x"'] * 20) + " and 1,001 more"
+    for name in ("a.jsonl", "b.ndjson", "e[1].jsonl"):
+        (folder / name).unlink()
+    (folder / "deep/er/c.json.gz").unlink()
+    (folder / "deep/er/d.JSONL.Zst").unlink()
+    with pytest.raises(UserError, match=r"matches no file\..* 3 files left out: "):
+        find_files(str(folder))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zip", "a.JSONL.ZIP", "a.7z"])
+def test_an_unsupported_compression_is_an_error(folder, name):
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"{name}: this compression is not supported; expected plain JSON Lines, or"):
+        find_files([f"{folder}/{name}"])
 
 
 def test_a_file_whose_name_is_not_unicode_is_refused(tmp_path):
