@@ -25,6 +25,7 @@ _LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
 # With more names than this, the time that simdjson's lookups take would be most of the time of the line.
 _MANY_NAMES = 256
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+_COLON = re.compile(rb"\s*:")
 _QUOTE, _OPENING = ord('"'), b"[{"
 
 # One parser per thread. A parser must not read a line while an object of its previous line is alive.
@@ -130,6 +131,31 @@ def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Featur
         place -= len(piece)
         joined[place : place + len(piece)] = piece
     return joined
+
+
+def count_keys(line: bytes | bytearray) -> int:
+    """Returns how many keys the object has that a line holds; each duplicate counts.
+
+    Args:
+        line: Valid JSON.
+    """
+    try:
+        return len(_parse(line))
+    except (TypeError, ValueError, RuntimeError):  # what simdjson does not read
+        return len(list_keys(line))
+
+
+def list_keys(line: bytes | bytearray) -> list[str]:
+    """Returns the keys of the object that a line holds, in their order and with duplicates. See `count_keys`."""
+    keys, depth = [], 0
+    for token in _TOKENS.finditer(line):
+        kind = line[token.start()]
+        if kind == _QUOTE:
+            if depth == 1 and _COLON.match(line, token.end()):
+                keys.append(orjson.loads(token.group()))
+        else:
+            depth += 1 if kind in _OPENING else -1
+    return keys
 
 
 def _parse(line: bytes | bytearray) -> Any:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import orjson
 
 from pipeline.errors import quote, show
 from pipeline.raw.json_arrays import read_object
+from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
 from pipeline.schema.record import ParsedRecord, Values
@@ -33,11 +32,6 @@ class Limits(NamedTuple):
 
 LIMITS = Limits()
 
-# Any number in JSON that is not finite has such a part: a name, an exponent of three digits, or very many digits.
-_NON_FINITE = re.compile(rb"NaN|Infinity|[eE][+-]?\d{3}|(?<!\d)\d{200}")
-# A message shows at most this number of bytes of a line that is not JSON: 60 characters of 4 bytes each, and more.
-_SHOWN_BYTES = 512
-
 
 def parse_line(
     line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS
@@ -56,10 +50,7 @@ def parse_line(
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the maximum")
     # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
     record: Any = read_object(line, schema.array_steps) if schema.id is not None and not isinstance(line, str) else None
-    try:
-        record = orjson.loads(line) if record is None else record
-    except orjson.JSONDecodeError as error:
-        record = _parse_non_finite(line, error)
+    record = load_json(line) if record is None else record
     return parse_record(record, schema, labelled=labelled, limits=limits)
 
 
@@ -120,41 +111,6 @@ def _check_zeros_and_ones(values: Values, name: str) -> None:
     wrong = values[~((values == 0) | (values == 1) | np.isnan(values))]
     if len(wrong):
         raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1 for a multilabel next_of")
-
-
-def _parse_non_finite(line: bytes | bytearray | str, error: orjson.JSONDecodeError) -> Any:
-    """Parses a line with non-finite numbers, which only Python's own parser reads: NaN, Infinity, 1e999, 10**400.
-
-    Parsing then rejects the number with its place, or ignores it in a field that is not in the schema. Python's
-    `json.dumps` writes NaN and Infinity by default, so they are the most likely cause of invalid JSON.
-
-    Raises:
-        RecordError: The line has no such number, or is invalid for another reason: `error` is the cause.
-    """
-    non_finite: list[str] = []
-
-    def parse_constant(text: str) -> float:
-        non_finite.append(text)
-        return float(text.replace("Infinity", "inf"))
-
-    def parse_float(text: str) -> float:
-        value = float(text)
-        return value if math.isfinite(value) else parse_constant(text)
-
-    def parse_int(text: str) -> float:
-        return int(text) if math.isfinite(float(text)) else parse_constant(text)
-
-    may_have_some = isinstance(line, str) or _NON_FINITE.search(line) is not None
-    try:
-        # The parser makes an object of each number, which takes many times the memory of the line.
-        if may_have_some:
-            record = json.loads(line, parse_constant=parse_constant, parse_float=parse_float, parse_int=parse_int)
-    except (ValueError, RecursionError):  # ValueError includes invalid UTF-8
-        non_finite.clear()
-    if not non_finite:
-        text = line if isinstance(line, str) else line[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
-        raise RecordError("not_json", f"{error.msg} (column {error.colno}): {show(text)}") from None
-    return record
 
 
 def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 Reason = Literal[
     "not_json",
     "not_a_record",
+    "duplicate_key",
     "missing_field",
     "wrong_type",
     "wrong_shape",

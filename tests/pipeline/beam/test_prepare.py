@@ -242,6 +242,7 @@ def test_the_command_lists_rejects_of_every_reason_with_file_offset_and_line(tmp
         # This record spans several chunks of the file, so all records below it are in a later chunk.
         ("too_large", None, b'{"id": "2", "x": [' + b"0," * (LIMITS.record_bytes // 2) + b"0]}"),
         ("not_a_record", None, b"[]"),
+        ("duplicate_key", None, b'{"id": "3", "x": [1], "z": [1], "y": "b", "y": "a"}'),
         ("missing_field", "3", b'{"id": "3", "x": [1], "y": "a"}'),
         ("wrong_type", "4", b'{"id": "4", "x": [null], "z": [1], "y": "a"}'),
         ("wrong_shape", "5", b'{"id": "5", "x": [[1]], "z": [1], "y": "a"}'),
