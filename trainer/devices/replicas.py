@@ -1,6 +1,5 @@
 """Finds the replicas that train together: the devices of this process, and the other workers in TF_CONFIG."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from trainer.config import Strategy
-from trainer.devices.tensorflow_setup import first_line
+from trainer.devices.tensorflow_setup import first_line, grow_gpu_memory
 
 TF_CONFIG = "TF_CONFIG"
 
@@ -99,9 +98,7 @@ def find_replicas(strategy: Strategy) -> Replicas:
     Raises:
         UserError: TF_CONFIG or the devices do not match the strategy.
     """
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # the GPU is already in use, and keeps its settings
-            tf.config.experimental.set_memory_growth(gpu, True)
+    grow_gpu_memory()
     cluster = _read_cluster()
     if strategy == "auto":
         if cluster is not None and cluster[0] > 1:

@@ -14,14 +14,27 @@ LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
 
 
 def start_tensorflow(*, deterministic: bool | None = None) -> None:
-    """Imports TensorFlow without its log messages, and calls `make_deterministic`."""
+    """Imports TensorFlow without its log messages, and calls `grow_gpu_memory` and `make_deterministic`."""
     if LOG_LEVEL not in os.environ:  # a user who has set it wants to see the messages
         os.environ[LOG_LEVEL] = QUIET
         with _buffer_stderr():
             import tensorflow  # noqa: F401
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    grow_gpu_memory()
     make_deterministic(deterministic)
+
+
+def grow_gpu_memory() -> None:
+    """Lets TensorFlow take the memory of each GPU as it needs it, so that several processes can share a GPU.
+
+    By default, the first process takes all of it. A GPU that this process already uses keeps its settings.
+    """
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def make_deterministic(deterministic: bool | None = None) -> bool:
