@@ -1,7 +1,9 @@
 """Describes the environment of a run, which the last bits of its numbers depend on: versions, devices and threads."""
 
 import os
+import pathlib
 import platform
+import re
 from typing import Any
 
 import keras
@@ -11,6 +13,8 @@ import tensorflow as tf
 from trainer.devices.local_workers import count_cores
 from trainer.devices.replicas import Replicas
 
+# Where NVIDIA's driver for Linux says what it is.
+_DRIVER_FILE = pathlib.Path("/proc/driver/nvidia/version")
 # Options of a recurrent layer that Keras requires before it uses the cuDNN kernel.
 _CUDNN_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("activation", "tanh"),
@@ -22,7 +26,7 @@ _CUDNN_OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def describe_environment(replicas: Replicas, *, deterministic: bool) -> dict[str, Any]:
-    """Returns the contents of RUN/environment.json."""
+    """Returns the contents of RUN/environment.json. With GPUs it also has what `_describe_gpus` returns."""
     cores = count_cores()
     threading = tf.config.threading
     return {
@@ -38,7 +42,45 @@ def describe_environment(replicas: Replicas, *, deterministic: bool) -> dict[str
         "strategy": type(replicas.strategy).__name__,
         "workers": replicas.num_workers,
         "replicas": replicas.num_replicas,
+        **_describe_gpus(),
     }
+
+
+def _describe_gpus() -> dict[str, Any]:
+    """Returns what the last bits of a number depend on with GPUs, or nothing without any.
+
+    `gpus` has the model of each GPU and its compute capability; `driver`, `cuda` and `cudnn` are versions, None if they
+    are not known; `tf32` is whether products of float32 matrices are rounded to TF32, which keeps 10 bits of the
+    fraction (only GPUs of compute capability 8.0 and later do that).
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return {}
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    build = tf.sysconfig.get_build_info()
+    return {
+        "gpus": [_describe_gpu(each) for each in details],
+        "driver": _read_driver_version(),
+        "cuda": build.get("cuda_version"),
+        "cudnn": build.get("cudnn_version"),
+        "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
+    }
+
+
+def _describe_gpu(details: dict[str, Any]) -> str:
+    capability = details.get("compute_capability")
+    name = details.get("device_name", "unknown model")
+    return name if capability is None else f"{name} (compute capability {'.'.join(map(str, capability))})"
+
+
+def _read_driver_version() -> str | None:
+    try:
+        text = _DRIVER_FILE.read_text()
+    except OSError:
+        return None
+    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023"
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return found and found[1]
 
 
 def describe_differences(before: dict[str, Any], now: dict[str, Any]) -> str | None:
