@@ -1,15 +1,18 @@
 """Parses serialized TFRecord Examples into tensors of stored values."""
 
+import math
 from typing import Any
 
 import tensorflow as tf
 
 from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.features import Feature
-from pipeline.schema.record import MISSING_STRING
+from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING
 from pipeline.schema.schema import Schema
 
 DTYPES = {"float32": tf.float32, "int64": tf.int64, "string": tf.string}
+# Stored values for a missing value.
+MISSING: dict[str, Any] = {"float32": math.nan, "int64": MISSING_INTEGER, "string": MISSING_STRING}
 
 # The values of each stored field by its name: [batch, time, *shape] per step, or [batch, *shape] per record.
 Values = dict[str, tf.Tensor]
@@ -54,8 +57,9 @@ def step_spec(feature: Feature) -> Any:
 
 
 def context_spec(feature: Feature) -> Any:
-    """Returns how TensorFlow parses a context feature: [*shape]."""
-    return tf.io.FixedLenFeature(list(feature.shape), DTYPES[feature.dtype])
+    """Returns how TensorFlow parses a context feature: [*shape]. An absent one is missing, if the schema allows it."""
+    default = [MISSING[feature.dtype]] * feature.width if feature.allows_nulls else None
+    return tf.io.FixedLenFeature(list(feature.shape), DTYPES[feature.dtype], default)
 
 
 def is_missing(values: tf.Tensor) -> tf.Tensor:

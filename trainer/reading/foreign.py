@@ -1,6 +1,7 @@
 """Reads TFRecord files that other programs wrote, given a schema, in batches of similar lengths."""
 
 import functools
+import json
 import math
 import os
 from collections import Counter
@@ -9,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from pipeline.errors import UserError
 from pipeline.format.tfrecord import CorruptRecord, walk
 from pipeline.schema.features import Feature
-from pipeline.schema.labels import MULTILABEL, ONE_CLASS, REGRESSION, Label, class_name
+from pipeline.schema.labels import MULTILABEL, REGRESSION, Label, class_name
 from pipeline.schema.record import NO_LABEL
 from pipeline.schema.schema import Schema
 from trainer.batching.bucket import MIN_BUCKETS
@@ -23,6 +23,7 @@ from trainer.batching.cut import DEFAULT_BATCH_STEPS, BatchLimits
 from trainer.data.examples import DTYPES, context_spec, step_spec
 from trainer.data.labels import label_and_weight, make_label_lookup
 from trainer.data.target import Vocabularies
+from trainer.reading.foreign_records import RecordCheck, WrongRecord, has_lists, has_names, parse_record, wrong_record
 
 # Number of records whose lengths determine the boundaries, if none are given.
 _SAMPLE_RECORDS = 10_000
@@ -62,8 +63,8 @@ def foreign_batches(
             feature.
 
     Raises:
-        UserError: There is no file, a file is damaged, the first record does not fit the schema, or an argument is
-            wrong.
+        UserError: There is no file, a file is damaged, a record does not fit the schema, or an argument is wrong.
+            Records are checked by the rules of `prepare`, before the first batch: once for each file and process.
     """
     for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
         if limit is not None and limit < 1:
@@ -73,7 +74,7 @@ def foreign_batches(
         raise UserError(f"next_of {schema.label.next_of}: needs its vocabulary, in the argument vocabularies.")
     paths = _find_files(files)
     for path in paths:
-        _check_frames(path, _stamp(path))
+        _check_file(path, _stamp(path), json.dumps(schema.canonical()))
     parse = tf.autograph.experimental.do_not_convert(_make_parser(paths, schema))
     if batch_steps is None and batch_size is None:
         batch_steps = DEFAULT_BATCH_STEPS
@@ -117,20 +118,25 @@ def _stamp(path: str) -> tuple[int, float]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _check_frames(path: str, stamp: tuple[int, float]) -> None:
-    """Raises a UserError if a frame of a file is damaged. A file is checked once per process.
+def _check_file(path: str, stamp: tuple[int, float], schema_json: str) -> None:
+    """Raises a UserError if a frame of a file is damaged, or a record does not fit. A file is checked once per process.
 
     TensorFlow crashes on some crafted lengths, and takes some truncated files for complete ones.
     """
+    check = RecordCheck(Schema.model_validate(json.loads(schema_json)))
     with tf.io.gfile.GFile(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise UserError(f"{path}: is compressed; decompress it first.")
         file.seek(0)
+        number = 0
         try:
-            for _ in walk(file, num_bytes=stamp[0]):
-                pass
+            for record in walk(file, num_bytes=stamp[0]):
+                check(record.data)
+                number += 1
         except CorruptRecord as error:
             raise UserError(f"{path}: {error}.") from None
+        except WrongRecord as error:
+            raise wrong_record(path, number, error) from None
 
 
 def _choose_buckets(
@@ -160,25 +166,8 @@ def _make_parser(paths: list[str], schema: Schema) -> Callable[[tf.Tensor], Any]
     first = next(iter(tf.data.TFRecordDataset(paths).take(1).as_numpy_iterator()), None)
     if first is None:
         raise UserError(f"{', '.join(paths[:3])}: no record.")
-    try:
-        sequence = tf.train.SequenceExample.FromString(first)
-    except DecodeError:
-        raise UserError(f"{paths[0]}: the first record is neither an Example nor a SequenceExample.") from None
-    in_lists = bool(sequence.feature_lists.feature_list)
-    found = set(sequence.feature_lists.feature_list) if in_lists else set(sequence.context.feature)
-    found |= set(sequence.context.feature)
-    label = schema.label
-    expected = [*schema.features, *([] if label.name is None else [label.name])]
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise UserError(f"{paths[0]}: the first record has no {', '.join(missing)}; it has {', '.join(sorted(found))}.")
-    named = False
-    if label.name is not None:
-        lists = sequence.feature_lists.feature_list
-        stored = lists[label.name].feature[0] if in_lists and label.per_step else sequence.context.feature[label.name]
-        named = stored.HasField("bytes_list")
-    if named and label.kind not in (*ONE_CLASS, "multilabel"):
-        raise UserError(f"{paths[0]}: the label {label.title} holds names, expected numbers for a {label.kind}.")
+    record = parse_record(first)
+    in_lists, named = has_lists(record), has_names(record, schema)
     return functools.partial(_parse, schema=schema, in_lists=in_lists, named=named)
 
 

@@ -184,7 +184,7 @@ def test_files_or_arguments_that_do_not_fit_give_a_clear_error(tmp_path):
     record = _as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 0)
     path = _write(tmp_path / "t", [record])
     other = Schema.parse("steps: {z: {dtype: float32}}\nlabel: {name: y, kind: class, classes: [a]}")
-    with pytest.raises(UserError, match="the first record has no z; it has word, x, y"):
+    with pytest.raises(UserError, match="the first record: has no z; it has word, x, y"):
         foreign_batches(path, other)
     with pytest.raises(UserError, match="nothing.*: matches no file"):
         foreign_batches(str(tmp_path / "nothing*"), CLASS)
@@ -194,10 +194,10 @@ def test_files_or_arguments_that_do_not_fit_give_a_clear_error(tmp_path):
         foreign_batches(_write(tmp_path / "empty", []), CLASS)
 
 
-def test_a_label_that_is_not_a_class_stops_the_epoch(tmp_path):
+def test_a_label_that_is_not_a_class_is_an_error(tmp_path):
     path = _write(tmp_path / "t", [_as_example(np.ones((2, 2), np.float32), [b"w"] * 2, 7)])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="A label is not a class of the schema"):
-        list(foreign_batches(path, CLASS, boundaries=[9]))
+    with pytest.raises(UserError, match=rf"^{path}: the first record: y: 7 .*expected a class of the schema: 0 to"):
+        foreign_batches(path, CLASS, boundaries=[9])
 
 
 def test_paths_may_be_path_objects_and_unreadable_files_give_a_clear_error(tmp_path):
@@ -205,7 +205,7 @@ def test_paths_may_be_path_objects_and_unreadable_files_give_a_clear_error(tmp_p
     assert (
         len(_rows(foreign_batches(tmp_path / "t", CLASS))) == len(_rows(foreign_batches([tmp_path / "t"], CLASS))) == 1
     )
-    with pytest.raises(UserError, match="neither an Example nor a SequenceExample"):
+    with pytest.raises(UserError, match="is neither an Example nor a SequenceExample"):
         foreign_batches(_write(tmp_path / "other", [b"\xff\xff"]), CLASS)
     with pytest.raises(UserError, match="batch_steps is 0, expected at least 1"):
         foreign_batches(path, CLASS, batch_steps=0)
@@ -221,3 +221,93 @@ def test_a_crafted_length_is_refused_before_tensorflow_opens_the_file(tmp_path, 
     path.write_bytes(length + struct.pack("<I", masked_crc(length)) + bytes(100))
     with pytest.raises(UserError, match="record at offset 0: its length is"):
         foreign_batches(str(path), CLASS)
+
+
+def _example(**fields):
+    return tf.train.Example(
+        features=tf.train.Features(feature={name: _feature(values) for name, values in fields.items()})
+    ).SerializeToString()
+
+
+def _sequence_example(lists, **context):
+    return tf.train.SequenceExample(
+        context=tf.train.Features(feature={name: _feature(values) for name, values in context.items()}),
+        feature_lists=tf.train.FeatureLists(
+            feature_list={
+                name: tf.train.FeatureList(feature=[_feature([value]) for value in values])
+                for name, values in lists.items()
+            }
+        ),
+    ).SerializeToString()
+
+
+X, K = "steps: {x: {dtype: float32}}\n", "steps: {k: {dtype: int64, num_values: 5}}\n"
+REGRESSION_LABEL, CLASS_LABEL = "label: {name: y, kind: regression}", "label: {name: y, kind: class, classes: [a, b]}"
+DISTRIBUTION_LABEL = "label: {name: y, kind: distribution, classes: [a, b]}"
+STEP_LABEL = "label: {name: y, kind: step_class, classes: [a, b]}"
+NAN = float("nan")
+WRONG = {
+    "a category out of range": (K + REGRESSION_LABEL, {"k": [9], "y": [1.0]}, r"k: 9 \(value 0\), expected 0 to 4"),
+    "a negative category": (K + REGRESSION_LABEL, {"k": [0, -1], "y": [1.0]}, r"k: -1 \(value 1\), expected 0 to 4"),
+    "the next category": (K + "label: {next_of: k}", {"k": [1, 5]}, r"k: 5 \(value 1\), expected 0 to 4"),
+    "NaN": (X + REGRESSION_LABEL, {"x": [NAN], "y": [1.0]}, r"x: NaN \(value 0\), expected a finite number"),
+    "a NaN label": (X + REGRESSION_LABEL, {"x": [1.0], "y": [NAN]}, "y: NaN .*expected a finite number"),
+    "a sum of 7": (X + DISTRIBUTION_LABEL, {"x": [1.0], "y": [3.0, 4.0]}, "y: .* add up to 1, not 7"),
+    "a negative probability": (X + DISTRIBUTION_LABEL, {"x": [1.0], "y": [-1.0, 2.0]}, "y: -1.0 .*a probability"),
+    "integers": (X + REGRESSION_LABEL, {"x": [1], "y": [1.0]}, "x: is stored as int64_list, expected float_list"),
+    "integers for a label": (X + REGRESSION_LABEL, {"x": [1.0], "y": [1]}, "is stored as int64_list, expected float"),
+    "floats for a class": (X + CLASS_LABEL, {"x": [1.0], "y": [1.0]}, "is stored as float_list, expected int64_list"),
+    "an unknown name": (X + CLASS_LABEL, {"x": [1.0], "y": [b"c"]}, "y: (b'c' .*expected a class|holds names, expec)"),
+    "uneven lengths": (X + STEP_LABEL, {"x": [1.0, 2.0], "y": [0]}, "x has 2, y has 1 steps"),
+    "two labels": (X + CLASS_LABEL, {"x": [1.0], "y": [0, 1]}, "y: 2 values, expected 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_record_that_prepare_would_reject_is_an_error_with_its_file_and_number(tmp_path, name):
+    text, fields, message = WRONG[name]
+    good = {"k": [0], "x": [1.0], "y": [0.5]}
+    if "regression" not in text:
+        good["y"] = [0.5, 0.5] if "distribution" in text else [0]
+    path = _write(tmp_path / "t", [_example(**good)] * 2 + [_example(**fields)])
+    with pytest.raises(UserError, match=rf"^{path}: record 3: .*{message}"):
+        foreign_batches(path, Schema.parse(text))
+    path = _write(tmp_path / "first", [_example(**fields)])
+    with pytest.raises(UserError, match=rf"^{path}: the first record: .*{message}"):
+        foreign_batches(path, Schema.parse(text))
+
+
+def test_a_first_label_that_is_empty_or_in_the_context_is_an_error_with_its_name(tmp_path):
+    schema = Schema.parse(X + STEP_LABEL)
+    path = _write(tmp_path / "t", [_sequence_example({"x": [0.5], "y": []})])
+    with pytest.raises(UserError, match=rf"^{path}: the first record: x has 1, y has 0 steps"):
+        foreign_batches(path, schema)
+    path = _write(tmp_path / "context", [_sequence_example({"x": [0.5]}, y=[0])])
+    with pytest.raises(UserError, match="the first record: y: is in the context, expected in the feature lists"):
+        foreign_batches(path, schema)
+    path = _write(tmp_path / "mixed", [_sequence_example({"x": [0.5], "y": [0]}), _example(x=[0.5], y=[0])])
+    with pytest.raises(UserError, match="record 2: is an Example, expected a SequenceExample, as the first record is"):
+        foreign_batches(path, schema)
+
+
+@pytest.mark.parametrize("absent", [0, 3])
+def test_an_absent_context_feature_is_missing_where_the_schema_allows_it(tmp_path, absent):
+    context = (
+        "context: {age: {dtype: float32, shape: [2], missing: indicator}, "
+        "k: {dtype: int64, num_values: 3, missing: indicator}, city: {dtype: string, vocabulary: 3, missing: fill}}\n"
+    )
+    schema = Schema.parse(X + context + CLASS_LABEL)
+    records = [{"x": [0.5] * (n + 1), "y": [0]} for n in range(5)]
+    for n, fields in enumerate(records):
+        if n != absent:
+            fields |= {"age": [n + 0.0, 1.0], "k": [1], "city": [b"york"]}
+    encode = (_example, lambda x, **context: _sequence_example({"x": x}, **context))[absent == 0]
+    path = _write(tmp_path / "t", [encode(**fields) for fields in records])
+    found = {}
+    for features, _, _ in foreign_batches(path, schema, batch_size=2, boundaries=[4]):
+        for row, length in enumerate(features["length"].numpy()):
+            found[int(length) - 1] = [np.array(features[name])[row] for name in ("age", "k", "city")]
+    for n, (age, k, city) in found.items():
+        np.testing.assert_array_equal(age, [NAN, NAN] if n == absent else [n, 1.0])
+        assert (k, city) == ((-1, b"\xff") if n == absent else (1, b"york"))
+    assert sorted(found) == list(range(5))

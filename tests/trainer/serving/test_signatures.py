@@ -27,6 +27,7 @@ from pipeline.format.examples import decode_example, encode_example
 from pipeline.schema.schema import Schema
 from trainer.data.target import make_target
 from trainer.model.build import build_model
+from trainer.serving import signatures
 from trainer.serving.signatures import input_names, make_signatures
 
 
@@ -121,6 +122,20 @@ def test_features_with_unusual_names_are_served(tmp_path):
         for row, length in enumerate([3, 2])
     ]
     assert difference(serve["serialized"](tf.constant(examples))["probabilities"], expected) <= 1e-6
+
+
+def test_an_absent_context_feature_of_a_serialized_record_is_missing_where_the_schema_allows_it():
+    context = (
+        "{age: {dtype: float32, shape: [2], missing: indicator}, city: {dtype: string, vocabulary: 3, missing: fill}}"
+    )
+    schema = Schema.parse(
+        f"steps: {{x: {{dtype: float32}}}}\ncontext: {context}\nlabel: {{name: y, kind: class, classes: [a, b]}}"
+    )
+    own = {"x": np.ones(2, np.float32), "length": np.array([2])}
+    missing = {"age": np.full(2, np.nan, np.float32), "city": [b"\xff"]}
+    absent, written = (signatures._parse(tf.constant([encode_example(r)]), schema) for r in (own, own | missing))
+    for name, values in written.items():
+        np.testing.assert_array_equal(absent[name], values)
 
 
 @pytest.mark.parametrize(
