@@ -15,6 +15,7 @@ from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_lists import REJECT_RUNS, WriteRejects, WriteSources
+from pipeline.errors import UserError
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
 from pipeline.format.sources import SourcesFile
@@ -41,8 +42,8 @@ class WriteDataset(beam.PTransform):
     """Writes and publishes a dataset: sequences, or the outputs of `ParseRecords` -> one Manifest.
 
     The input is a PCollection of ParsedRecord or of lists of (ParsedRecord, Origin), or the dict that `ParseRecords`
-    returns. With the dict, the rejects are written and counted too. The dataset is published only after all of it was
-    written and only if the share of rejects is at most `max_rejected`.
+    returns. With the dict, the rejects are written and counted too. The windows of the input have no effect. The
+    dataset is published only after all of it was written and only if the share of rejects is at most `max_rejected`.
 
     Attributes:
         schema: Features and label of a record.
@@ -60,7 +61,8 @@ class WriteDataset(beam.PTransform):
     Raises:
         ValueError: `num_shards` or `max_rejected` is out of range, or both `overwrite` and `append` are set.
         UserError: There is a dataset already, or one that nothing can be added to, raised when the transform is
-            applied and when the pipeline runs. Or too many records were rejected, raised by the job.
+            applied and when the pipeline runs. The input is unbounded, raised when the transform is applied. Or too
+            many records were rejected, raised by the job.
     """
 
     schema: Schema
@@ -87,6 +89,7 @@ class WriteDataset(beam.PTransform):
 
     def expand(self, inputs: Any) -> Any:
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
+        inputs = {name: _in_one_window(name, values) for name, values in inputs.items()}
         pipeline = inputs["sequences"].pipeline
         job, files = self.begin(pipeline)
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
@@ -154,6 +157,21 @@ class WriteDataset(beam.PTransform):
                 beam.pvalue.AsList(sources_files),
             )
         )
+
+
+def _in_one_window(name: str, values: Any) -> Any:
+    """Returns the elements of a PCollection in the global window, in which the dataset is written once.
+
+    Raises:
+        UserError: The PCollection is unbounded: the dataset would never be complete.
+    """
+    if not values.is_bounded:
+        raise UserError(
+            f"WriteDataset: its input {name} is unbounded, as from a streaming source, but a dataset is published when "
+            "all records are written. Write parts of the stream to files, and add each of them in a job with `append`."
+        )
+    default = values.windowing.windowfn == GlobalWindows() and values.windowing.is_default()
+    return values if default else values | f"OneWindow {name}" >> beam.WindowInto(GlobalWindows())
 
 
 def _publish(
