@@ -13,10 +13,24 @@ from pipeline.flags import FlagParser
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "apache_beam.runners.direct.DirectRunner")
 
 
+# The value of --direct_running_mode with which the local runner has one worker, a thread of this process.
+_IN_MEMORY = "in_memory"
+
+
+def complete_options(beam_options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the Beam options of a job, with `--direct_running_mode=multi_processing` if several workers are wanted.
+
+    With `--direct_num_workers` alone, the local runner would keep its single worker.
+    """
+    several = beam_options.get("direct_num_workers", 1) != 1  # 0: one for each core
+    local = beam_options.get("runner") in LOCAL_RUNNERS
+    return {"direct_running_mode": "multi_processing"} | beam_options if local and several else beam_options
+
+
 def runs_in_this_process(beam_options: dict[str, Any]) -> bool:
     """Returns whether a job with these Beam options runs in this process and in one thread."""
-    parallel = {"direct_running_mode", "direct_num_workers"} & beam_options.keys()
-    return beam_options.get("runner") in LOCAL_RUNNERS and not parallel
+    mode = complete_options(beam_options).get("direct_running_mode", _IN_MEMORY)
+    return beam_options.get("runner") in LOCAL_RUNNERS and mode == _IN_MEMORY
 
 
 def parse_with_beam(parser: FlagParser, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
-from pipeline.beam.options import LOCAL_RUNNERS
+from pipeline.beam.options import LOCAL_RUNNERS, complete_options
 from pipeline.errors import UserError
 
 Result = TypeVar("Result")
@@ -38,6 +38,7 @@ def make_pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
     Raises:
         UserError: There is no such runner, or one of its own options is missing.
     """
+    beam_options = complete_options(beam_options)
     options = PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
     try:
         return beam.Pipeline(runner=_choose_runner(beam_options), options=options)
@@ -188,7 +189,8 @@ def _errors_not_logged() -> Iterator[None]:
 def _choose_runner(beam_options: dict[str, Any]) -> Any:
     name = beam_options.get("runner")
     if name in LOCAL_RUNNERS:
-        where = "in processes of this machine" if "direct_running_mode" in beam_options else "in this process"
-        print(f"Running {where} (FnApiRunner).", file=sys.stderr)
+        mode = beam_options.get("direct_running_mode")
+        where = {"multi_processing": "in processes of this machine", "multi_threading": "in threads of this process"}
+        print(f"Running {where.get(str(mode), 'in this process')} (FnApiRunner).", file=sys.stderr)
         return FnApiRunner()
     return name

@@ -4,9 +4,11 @@ import logging
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipeline.beam.runners import _errors_not_logged, user_error
+from pipeline.beam.options import complete_options, runs_in_this_process
+from pipeline.beam.runners import _errors_not_logged, make_pipeline, user_error
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError
 
 FRAMES = 'Traceback (most recent call last):\n  File "common.py", line 1, in process\n    function(element)\n'
@@ -104,3 +106,20 @@ def test_jobs_in_several_threads_leave_the_log_as_it_was():
     assert logging.root.manager.disable == logging.ERROR
     second.__exit__(None, None, None)
     assert logging.root.manager.disable == before
+
+
+@pytest.mark.parametrize("runner", [{}, {"runner": "DirectRunner"}])
+def test_several_local_workers_run_in_processes_unless_another_mode_is_given(runner, capsys):
+    for given, mode in [
+        ({"direct_num_workers": 4}, "multi_processing"),
+        ({"direct_num_workers": 0}, "multi_processing"),
+        ({"direct_num_workers": 4, "direct_running_mode": "multi_threading"}, "multi_threading"),
+        ({"direct_num_workers": 1}, "in_memory"),
+        ({}, "in_memory"),
+    ]:
+        options = make_pipeline(runner | given).options.view_as(DirectOptions)
+        assert (options.direct_running_mode, options.direct_num_workers) == (mode, given.get("direct_num_workers", 1))
+        assert runs_in_this_process(runner | given) == (mode == "in_memory")
+        where = {"multi_processing": "processes of this machine", "multi_threading": "threads of this process"}
+        assert capsys.readouterr().err == f"Running in {where.get(mode, 'this process')} (FnApiRunner).\n"
+    assert complete_options({"runner": "FlinkRunner", "direct_num_workers": 4}).get("direct_running_mode") is None

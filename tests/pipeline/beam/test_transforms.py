@@ -12,6 +12,8 @@ import numpy as np
 import orjson
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.window import FixedWindows
 from datasets import some
 from prepare_jobs import PLAIN, load, read_whole
 
@@ -185,6 +187,30 @@ def test_duplicates_from_files_and_from_elsewhere_are_found(records, schema, tmp
     manifest = load(tmp_path / "out")
     assert manifest.rejected.by_reason == {"duplicate_id": len(records)}
     assert sum(split.records for split in manifest.splits.values()) == len(records)
+
+
+@pytest.mark.parametrize("directly", [True, False])
+def test_windows_have_no_effect(dataset, records, schema, tmp_path, directly):
+    times = (beam.window.TimestampedValue(record, number) for number, record in enumerate([*records, {"id": "wrong"}]))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        windows = pipeline | beam.Create(list(times)[: -1 if directly else None]) | beam.WindowInto(FixedWindows(7))
+        write = WriteDataset(schema, str(tmp_path / "out"), num_shards=4, max_rejected=0.5)
+        if directly:
+            manifests = windows | beam.Map(parse_record, schema) | write
+        else:
+            manifests = windows | ParseRecords(schema) | write
+        _ = manifests | beam.combiners.Count.Globally() | beam.Map(lambda count: (tmp_path / str(count)).touch())
+    assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint or not directly
+    assert load(tmp_path / "out").rejected.total == (not directly)
+    assert sum(split.records for split in load(tmp_path / "out").splits.values()) == len(records)
+    assert (tmp_path / "1").exists()
+
+
+def test_an_unbounded_input_is_an_error_when_the_transform_is_applied(schema, tmp_path):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    stream = pipeline | PeriodicImpulse(apply_windowing=False)
+    with pytest.raises(UserError, match="^WriteDataset: its input sequences is unbounded, as from a streaming source"):
+        _ = stream | WriteDataset(schema, str(tmp_path / "out"))
 
 
 def test_too_many_rejects_fail_the_pipeline(records, schema, tmp_path):
