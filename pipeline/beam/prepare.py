@@ -18,6 +18,7 @@ from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.find_files import RawFile, describe_left_out, find_all_files
 from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
@@ -29,6 +30,7 @@ from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.open_base import open_base
 from pipeline.writing.open_replay import Replay, open_replay
+from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 
@@ -105,6 +107,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     recover_if_behind(output, lock_timeout=options.lock_timeout)
     base, replay = _open(output, mode, schema, options)
     found, left_out = find_all_files(options.raw)
+    refuse_output(options.raw, found, output, is_written=is_of_dataset)
     if left_out:
         print(f"prepare: {describe_left_out(left_out)}", file=sys.stderr)
     files = _select_new(found, output, base, options)

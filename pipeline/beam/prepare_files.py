@@ -11,12 +11,14 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_lists import REJECT_RUNS
-from pipeline.raw.find_files import RawFile, RawFiles
+from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.replay import RejectsChunk, split_rejects
 from pipeline.schema.schema import Schema
 from pipeline.writing.job import DatasetJob
+from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
 
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
@@ -40,7 +42,8 @@ class PrepareFiles(beam.PTransform):
         rejects: Files of rejects whose raw lines are parsed again. The `job` of `write` takes them back.
 
     Raises:
-        UserError: A path matches no file, or there is a dataset already. Raised when the transform is applied.
+        UserError: A path matches no file or a file of the dataset, or there is a dataset already. Raised when the
+            transform is applied.
     """
 
     files: RawFiles
@@ -52,7 +55,9 @@ class PrepareFiles(beam.PTransform):
 
     def expand(self, pipeline: Any) -> Any:
         job, files = self.write.begin(pipeline)
-        chunks_to_read = split_files(pipeline, self.files)
+        raw = find_files(self.files)
+        refuse_output(self.files, raw, self.write.output, is_written=is_of_dataset)
+        chunks_to_read = split_files(pipeline, raw)
         if self.rejects:
             again = pipeline | "Rejects" >> beam.Create(self.rejects) | "SplitRejects" >> beam.FlatMap(split_rejects)
             chunks_to_read = (chunks_to_read, again | "SpreadRejects" >> beam.Reshuffle()) | "Join" >> beam.Flatten()

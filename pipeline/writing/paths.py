@@ -9,6 +9,7 @@ import re
 import uuid
 
 from pipeline.files import join
+from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
@@ -163,6 +164,11 @@ _WRITTEN = paths_pattern(
 def is_written_by_prepare(path: str) -> bool:
     """Returns whether the name of a file shows that a `prepare` job wrote it. `path` is inside the output folder."""
     return _WRITTEN.fullmatch(path) is not None
+
+
+def is_of_dataset(path: str) -> bool:
+    """Returns whether a file inside the output folder may be one of a dataset, by its path there."""
+    return path == MANIFEST or is_written_by_prepare(path)
 
 
 # Of each of these, the summary of a generation names all that there are.

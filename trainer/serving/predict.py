@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.find_files import describe_left_out, find_all_files
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
@@ -39,7 +40,7 @@ from trainer.data.target import Target
 from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
-from trainer.serving.publish import Part, PredictionsPublisher
+from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions
 
 # Number of batches that the model gets at a time, to share them among the cores.
 _BATCHES_AT_A_TIME = 8
@@ -90,6 +91,7 @@ def predict(
     if join(output, "").startswith(join(run, "")):
         raise UserError(f"{output}: is in the folder of the run, which only the run may use. Choose another --output.")
     files, left_out = find_all_files(raw)
+    refuse_output(raw, files, output, is_written=is_of_predictions)
     if left_out:
         print(f"predict: {describe_left_out(left_out)}", file=sys.stderr)
     pipeline = make_pipeline(beam_options or {})

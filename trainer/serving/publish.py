@@ -51,6 +51,11 @@ _STAGED_PATTERN = (
 _WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
 
 
+def is_of_predictions(path: str) -> bool:
+    """Returns whether a file inside the output folder may be one of predictions, by its path there."""
+    return path == SUMMARY or _WRITTEN.fullmatch(path) is not None
+
+
 class Part(NamedTuple):
     """A file of predictions in the staging folder.
 

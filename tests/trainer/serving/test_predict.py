@@ -231,6 +231,17 @@ def test_files_globs_folders_and_gzip_are_read(run_predict, write_raw, tmp_path)
         assert sorted(by_id(lines)) == sorted(record["id"] for record in records)
 
 
+def test_predictions_are_never_read_as_raw_files(run_predict, write_raw, tmp_path):
+    made, run = run_of("class")
+    write_raw(made.of("test")[:2], "raw/a.jsonl")
+    with pytest.raises(UserError, match=f"^{tmp_path}/raw/out: is inside {tmp_path}/raw, the folder of the raw files"):
+        job.predict(run, f"{tmp_path}/raw", f"{tmp_path}/raw/out")
+    summary, _ = run_predict(run, f"{tmp_path}/raw")
+    (output,) = tmp_path.glob("*/predictions.json")
+    with pytest.raises(UserError, match="part-.*: is not a raw file, but a file of the output"):
+        job.predict(run, f"{output.parent}/*.jsonl", output.parent, overwrite=True)
+
+
 def test_the_best_checkpoint_is_the_default(run_predict):
     made, run = run_of("class")
     best, best_lines = run_predict(run, made.of("test"))
