@@ -1,6 +1,7 @@
 """The commands on raw records and datasets: each function parses its flags and calls one function."""
 
 import json
+import sys
 
 from pipeline.beam.options import parse_with_beam
 from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, natural, positive
@@ -109,7 +110,10 @@ def prepare(arguments: list[str]) -> None:
         parser.error("expected RAW, the raw files, or --append with --replay, the rejects to try again")
     manifest = run(PrepareOptions(**values), beam_options)
     from pipeline.inspection.inspect import print_summary, summarize
+    from pipeline.inspection.warnings import find_warnings
 
+    for warning in find_warnings(manifest):
+        print(f"prepare: warning: {warning}.", file=sys.stderr)
     if as_json:
         print(json.dumps(summarize(manifest)))
     else:

@@ -15,6 +15,7 @@ from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
 from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import RawFile, describe_left_out, find_all_files
 from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
@@ -113,6 +114,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     files = _select_new(found, output, base, options)
     if not files and not replay.files:
         raise NothingNew(f"{output}: has all {len(found):,} raw files already. Nothing was added.")
+    check_kinds(files)
     check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes

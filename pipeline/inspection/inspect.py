@@ -11,6 +11,7 @@ from pipeline.files import join
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, FeatureStatistics, Split
 from pipeline.inspection.histogram import bar, length_bands, length_range
+from pipeline.inspection.warnings import find_warnings
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
 from pipeline.schema.schema import Schema
@@ -41,6 +42,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "features": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.steps.items()},
         "context": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.context.items()},
         "rejected": manifest.rejected.model_dump(mode="json"),
+        "warnings": find_warnings(manifest),
     }
 
 

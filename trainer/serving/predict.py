@@ -25,6 +25,7 @@ from pipeline.beam.write_dataset import copy_output, in_global_window
 from pipeline.beam.write_lists import WriteRejects
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
+from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import describe_left_out, find_all_files
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
@@ -63,7 +64,8 @@ def predict(
     """Writes a prediction for each record of raw files, and returns the content of predictions.json.
 
     The records need no label. Each of them gets one line in OUTPUT/part-*.jsonl: its id, and for each class the
-    probability, or for a regression the value. The order of the lines is not defined.
+    probability, or for a regression the value. The order of the lines is not defined. Several records may
+    have the same id: unlike `prepare`, `predict` keeps them all.
 
     Args:
         run: Folder of the run.
@@ -94,6 +96,7 @@ def predict(
     refuse_output(raw, files, output, is_written=is_of_predictions)
     if left_out:
         print(f"predict: {describe_left_out(left_out)}", file=sys.stderr)
+    check_kinds(files)
     pipeline = make_pipeline(beam_options or {})
     limits = Limits(max_record_bytes, max_record_steps)
     read = pipeline | "ReadLines" >> ReadLines(files, limits)

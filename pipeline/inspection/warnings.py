@@ -1,0 +1,37 @@
+"""Warnings about the contents of a dataset that a model cannot learn from. Reads the manifest only."""
+
+from pipeline.errors import show
+from pipeline.format.manifest import Manifest
+from pipeline.format.models import TRAIN
+
+# Most names that a warning lists.
+_MAX_NAMES = 10
+
+
+def find_warnings(manifest: Manifest) -> list[str]:
+    """Returns a line for each warning, without a period at its end.
+
+    - The train split lacks a class, which a model then never predicts.
+    - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
+    """
+    train = manifest.splits.get(TRAIN)
+    if train is None or not train.records:
+        return []
+    warnings = []
+    lacking = [name for name, count in train.label_counts.items() if not count]
+    if lacking:
+        more = f" and {len(lacking) - _MAX_NAMES:,} more" if len(lacking) > _MAX_NAMES else ""
+        count = "1 class is" if len(lacking) == 1 else f"{len(lacking):,} classes are"
+        names = ", ".join(map(show, lacking[:_MAX_NAMES]))
+        warnings.append(
+            f"label {manifest.record_schema.label.title}: {count} not in the train split, so that a model cannot learn "
+            f"to predict them: {names}{more}"
+        )
+    for name, vocabulary in manifest.vocabularies.items():
+        if train.unknown.get(name) == 0 and vocabulary.size:
+            size = f"{vocabulary.size:,}"
+            warnings.append(
+                f"feature {name}: its vocabulary has all {size} strings of the train split, so that a model cannot "
+                f"learn what to do with an unknown string; choose less than {size} if new strings may come"
+            )
+    return warnings

@@ -1,0 +1,36 @@
+"""Warnings: classes that the train split lacks, and vocabularies without an unknown string."""
+
+import json
+
+import datasets
+import pytest
+
+from pipeline.format.manifest import read_manifest
+from pipeline.inspection.inspect import summarize
+from pipeline.inspection.warnings import find_warnings
+
+SCHEMA = """id: id
+steps: {{word: {{dtype: string, vocabulary: {size}}}}}
+label: {{name: y, kind: class, classes: [a, b, c]}}
+splits: {{from: split}}
+"""
+RECORDS = [
+    {"id": n, "word": [f"w{n % 3}"], "y": y, "split": split}
+    for n, (y, split) in enumerate([("a", "train"), ("a", "train"), ("a", "train"), ("b", "test"), ("c", "validation")])
+]
+
+
+def test_a_class_that_the_train_split_lacks_and_a_complete_vocabulary_give_a_warning(tmp_path):
+    manifest = read_manifest(datasets.make(tmp_path, RECORDS, SCHEMA.format(size=3), num_shards=1).path)
+    labels, words = find_warnings(manifest)
+    assert labels.startswith("label y: 2 classes are not in the train split, so that")
+    assert labels.endswith('cannot learn to predict them: "b", "c"')
+    assert words.startswith("feature word: its vocabulary has all 3 strings of the train split, so that a model cannot")
+    assert summarize(manifest)["warnings"] == json.loads(json.dumps([labels, words]))
+
+
+@pytest.mark.parametrize("y", ["abc"])
+def test_a_dataset_that_can_be_learnt_gives_no_warning(tmp_path, y):
+    records = [record | {"y": y[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
+    manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
+    assert find_warnings(manifest) == []
