@@ -28,6 +28,8 @@ def refuse_output(
         if isinstance(pattern, RawFile):
             continue
         folder = _resolve(absolute(os.fspath(pattern)))
+        if os.path.isfile(folder):  # the output cannot be created there, which another error says
+            continue
         if inside.startswith(join(folder, "")) and not _HIDDEN.search(inside, len(folder)):
             raise UserError(
                 f"{output}: is inside {os.fspath(pattern)}, the folder of the raw files, so the next job would read it "
