@@ -8,6 +8,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import LineBatch, parse_lines
 from pipeline.raw.records import LIMITS, Limits, canonical_json, parse_line, parse_record
 from pipeline.raw.rejects import Origin, RecordError, Reject
@@ -30,15 +31,17 @@ class ParseRecords(beam.PTransform):
         keep_raw: Stores the raw line in each reject.
         labelled: False reads no label, group or split. Use it for records that are only predicted.
         limits: Largest record. A larger record is rejected as `too_large`. `ReadLines` needs the same limits.
+        stop: When to end the job because the first records of a file are all rejected. By default, never.
     """
 
     schema: Schema
     keep_raw: bool = False
     labelled: bool = True
     limits: Limits = LIMITS
+    stop: EarlyStop | None = None
 
     def expand(self, records: Any) -> Any:
-        parse = _Parse(self.schema, self.keep_raw, self.labelled, self.limits)
+        parse = _Parse(self.schema, self.keep_raw, self.labelled, self.limits, self.stop)
         outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(REJECTS, main="sequences")
         return {"sequences": outputs["sequences"], "rejects": outputs[REJECTS]}
 
@@ -46,12 +49,18 @@ class ParseRecords(beam.PTransform):
 class _Parse(beam.DoFn):
     """Raw records -> lists of (ParsedRecord, Origin), and a Reject under the tag REJECTS."""
 
-    def __init__(self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits) -> None:
+    def __init__(
+        self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits, stop: EarlyStop | None = None
+    ) -> None:
         self._schema = schema
         self._options: Any = {"labelled": labelled, "limits": limits}
         self._keep_raw = keep_raw
+        self._stop = stop
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
+
+    def start_bundle(self) -> None:
+        self._first_records = FirstRecords(self._stop)
 
     def process(self, element: Any) -> Iterable[Any]:
         sequences = []
@@ -69,7 +78,8 @@ class _Parse(beam.DoFn):
         if isinstance(element, LineBatch):
             # Several steps may get the same element, and `parse_lines` removes the lines.
             batch = element._replace(lines=list(element.lines))
-            yield from parse_lines(batch, self._schema, keep_raw=self._keep_raw, **self._options)
+            results = parse_lines(batch, self._schema, keep_raw=self._keep_raw, **self._options)
+            yield from self._first_records.watch(batch, results)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
             origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)

@@ -11,6 +11,7 @@ from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output, in_global_window
 from pipeline.beam.write_lists import REJECT_RUNS
+from pipeline.raw.early_stop import stop_early
 from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import LIMITS, Limits
@@ -61,7 +62,12 @@ class PrepareFiles(beam.PTransform):
         if self.rejects:
             again = pipeline | "Rejects" >> beam.Create(self.rejects) | "SplitRejects" >> beam.FlatMap(split_rejects)
             chunks_to_read = (chunks_to_read, again | "SpreadRejects" >> beam.Reshuffle()) | "Join" >> beam.Flatten()
-        make = beam.ParDo(_MakeRuns(self.write.schema, self.keep_raw, self.limits, self.pool), job)
+        options = {
+            "keep_raw": self.keep_raw,
+            "limits": self.limits,
+            "stop": stop_early(raw, self.write.max_rejected),
+        }
+        make = beam.ParDo(_MakeRuns(self.write.schema, options, self.pool), job)
         made = chunks_to_read | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)
@@ -73,10 +79,10 @@ class PrepareFiles(beam.PTransform):
 class _MakeRuns(beam.DoFn):
     """Parses and sorts chunks: Chunk or RejectsChunk -> Run, and under tags RejectRun and ChunkSummary."""
 
-    def __init__(self, schema: Schema, keep_raw: bool, limits: Limits, pool: WorkerPool | None) -> None:
+    def __init__(self, schema: Schema, options: dict[str, Any], pool: WorkerPool | None) -> None:
         self._schema = schema
-        self._options: Any = {"keep_raw": keep_raw, "limits": limits}
-        self._record_bytes = limits.record_bytes
+        self._options = options  # of `parse_into_runs`
+        self._record_bytes = options["limits"].record_bytes
         self._pool = pool
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")

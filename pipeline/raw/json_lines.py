@@ -78,6 +78,7 @@ class LineBatch(NamedTuple):
         numbers: Number of each line in its chunk, from 0.
         lines: The lines without their line breaks. A line that is too large is truncated after the limit.
         digests: SHA-256 of each line.
+        file_bytes: Size of the file when it was listed.
     """
 
     path: str
@@ -86,6 +87,7 @@ class LineBatch(NamedTuple):
     numbers: list[int]
     lines: list[Line]
     digests: list[bytes]
+    file_bytes: int
 
     @property
     def num_bytes(self) -> int:
@@ -220,11 +222,11 @@ class _Batches:
         self.num_lines = self.num_bytes = self.size = 0
 
     def _begin(self) -> LineBatch:
-        return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [])
+        return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [], self._chunk.file_bytes)
 
     def add(self, lines: Iterable[tuple[int, Line]]) -> None:
         """Adds (offset, line) pairs in the order of the file."""
-        _, _, offsets, numbers, kept, digests = self._batch
+        _, _, offsets, numbers, kept, digests, _ = self._batch
         sha256 = hashlib.sha256
         for offset, line in lines:
             self.num_bytes += len(line) + 1

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline import progress
+from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin, Reject
@@ -48,12 +49,21 @@ def parse_into_runs(
     folder: str,
     keep_raw: bool,
     limits: Limits = LIMITS,
+    stop: EarlyStop | None = None,
 ) -> ParsedRuns:
-    """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`."""
+    """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`.
+
+    Args:
+        stop: When to end the job because the first records of a file are all rejected.
+
+    Raises:
+        UserError: A file cannot be read, or `stop` applies.
+    """
     runs: list[Run] = []
     reject_runs: list[RejectRun] = []
     chunks: list[ChunkSummary] = []
     parsed = rejected = 0
+    first_records = FirstRecords(stop)
     buffer, again = RunBuffer(folder), RejectBuffer(folder)
     with RejectRunWriter(folder) as reject_writer:
         for lines in _read_in_order(items, limits):
@@ -61,7 +71,7 @@ def parse_into_runs(
                 chunks.append(lines)
                 continue
             is_replayed = isinstance(lines, RejectsChunk)
-            for result in _parse(lines, schema, keep_raw, limits):
+            for result in _parse(lines, schema, keep_raw, limits, first_records):
                 if isinstance(result, Reject):
                     rejected += 1
                     if is_replayed:  # in the order of other raw files than those of this call
@@ -88,11 +98,11 @@ def _read_in_order(
 
 
 def _parse(
-    lines: LineBatch | RejectsChunk, schema: Schema, keep_raw: bool, limits: Limits
+    lines: LineBatch | RejectsChunk, schema: Schema, keep_raw: bool, limits: Limits, first_records: FirstRecords
 ) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
     if isinstance(lines, RejectsChunk):
         return parse_rejects(lines, schema, limits=limits)
-    return parse_lines(lines, schema, keep_raw=keep_raw, limits=limits)
+    return first_records.watch(lines, parse_lines(lines, schema, keep_raw=keep_raw, limits=limits))
 
 
 class WrittenShards(NamedTuple):

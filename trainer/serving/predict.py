@@ -25,6 +25,7 @@ from pipeline.beam.write_dataset import copy_output, in_global_window
 from pipeline.beam.write_lists import WriteRejects
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
+from pipeline.raw.early_stop import stop_early
 from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import describe_left_out, find_all_files
 from pipeline.raw.records import LIMITS, Limits
@@ -100,7 +101,9 @@ def predict(
     pipeline = make_pipeline(beam_options or {})
     limits = Limits(max_record_bytes, max_record_steps)
     read = pipeline | "ReadLines" >> ReadLines(files, limits)
-    parse = ParseRecords(predictor.schema, keep_raw=keep_raw, labelled=False, limits=limits)
+    parse = ParseRecords(
+        predictor.schema, keep_raw=keep_raw, labelled=False, limits=limits, stop=stop_early(files, max_rejected)
+    )
     parsed = read["lines"] | "ParseRecords" >> parse
     parts = parsed["sequences"] | "PredictRecords" >> _PredictRecords(predictor, run, batch_steps, publisher.staging)
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}

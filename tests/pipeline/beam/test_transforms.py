@@ -143,6 +143,7 @@ def test_several_steps_may_parse_the_same_elements(records, schema, raw_file):
     for element in (batch, record, json.dumps(record, default=list), 3):
         before = copy.deepcopy(element)
         parse = _Parse(schema, True, True, LIMITS)
+        parse.start_bundle()
         first, second = ([getattr(output, "value", output) for output in parse.process(element)] for _ in range(2))
         assert repr(first) == repr(second)
         assert repr(element) == repr(before)
