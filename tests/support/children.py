@@ -91,6 +91,18 @@ def _lengthwise(arguments, spot, number, hit_by, pause):
     return lengthwise.main(arguments)
 
 
+def _note_sigterm():
+    """Returns a list that gets an entry after the handler of SIGTERM has run."""
+    handled, handler = [], signal.getsignal(signal.SIGTERM)
+
+    def handle(number, frame):
+        handler(number, frame)
+        handled.append(number)
+
+    signal.signal(signal.SIGTERM, handle)
+    return handled
+
+
 def hit_at(spot, number, hit_by):
     """Sends a signal to this process when it reaches a spot for the `number`-th time; or after update `number`."""
     from tensorflow.python.checkpoint import checkpoint_management, functional_saver
@@ -104,7 +116,15 @@ def hit_at(spot, number, hit_by):
     from trainer.training.journal import EpochJournal
 
     def hit():
+        handled = _note_sigterm() if hit_by == signal.SIGSTOP else []
         os.kill(os.getpid(), hit_by)
+        if hit_by == signal.SIGSTOP:
+            # Any thread may take a SIGTERM that came while all were stopped. This one does not go on before its handler
+            # has run.
+            for _ in range(500):
+                if handled:
+                    break
+                time.sleep(0.01)
 
     def nth(count, arguments, options):
         return count == number

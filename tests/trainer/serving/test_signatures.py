@@ -163,7 +163,7 @@ def without(name):
     [
         (cut_short, "page: the number of values is not length x 1"),
         (without("x"), "x: the number of values is not length x 2"),
-        (without("age"), "age"),
+        (without("plan"), "plan"),
         (without("length"), "length"),
         (lambda features: features | {"length": np.array([0])}, "the number of values is not length"),
     ],
