@@ -1,7 +1,7 @@
 """The errors that a user can fix, and the form of a value in a message."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -32,6 +32,31 @@ class TryAgain(UserError):
     """Another process changed the dataset in the meantime; the same command can work if it is run again."""
 
     status = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def check_unpublished(
+    output: str, error: BaseException, read_published: Callable[[], Any], *, done: str = "published"
+) -> None:
+    """Checks that a job that failed has not published its results, so that its files may be removed.
+
+    Args:
+        error: What ended the job.
+        read_published: Returns what the job published, or None.
+        done: What the job does to the output.
+
+    Raises:
+        UserError: It was published, or it is not known whether it was.
+    """
+    try:
+        published = read_published()
+    except UserError as unreadable:
+        # The files are kept: they may belong to the only dataset there is.
+        raise UserError(f"{output}: may be {done} or not: {unreadable} The job had ended with: {error}") from None
+    if published is not None:
+        raise UserError(
+            f"{output}: was {done}, but the work after that was not completed: {error}. The next job that writes "
+            "there completes it."
+        ) from None
 
 
 def show(value: Any, *, max_characters: int = 60) -> str:

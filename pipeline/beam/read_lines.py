@@ -1,13 +1,13 @@
 """Reads raw files as batches of lines."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipeline.raw.find_files import RawFiles, find_files
+from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
 
@@ -32,15 +32,15 @@ class ReadLines(beam.PTransform):
 
     def expand(self, pipeline: Any) -> Any:
         read = beam.ParDo(_ReadChunks(self.limits)).with_outputs(CHUNKS, main="lines")
-        outputs = split_files(pipeline, self.files) | "Read" >> read
+        outputs = split_files(pipeline, find_files(self.files)) | "Read" >> read
         return {"lines": outputs["lines"], "chunks": outputs[CHUNKS]}
 
 
-def split_files(pipeline: Any, files: RawFiles) -> Any:
+def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
     """Returns a PCollection of the chunks of raw files, distributed over the workers of the runner."""
     return (
         pipeline
-        | "Files" >> beam.Create(find_files(files))
+        | "Files" >> beam.Create(files)
         | "Split" >> beam.FlatMap(split_file)
         | "SpreadChunks" >> beam.Reshuffle()
     )

@@ -13,7 +13,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
 from pipeline.beam.options import LOCAL_RUNNERS, complete_options
-from pipeline.errors import UserError
+from pipeline.errors import UserError, check_unpublished
 
 Result = TypeVar("Result")
 
@@ -92,16 +92,7 @@ def _handle_failure(
 
     Raises a UserError or KeyboardInterrupt in place of `error`, if one of them describes it.
     """
-    try:
-        published = read_published()
-    except UserError as unreadable:
-        # The files are kept: they may belong to the only dataset there is.
-        raise UserError(f"{output}: may be published or not: {unreadable} The job had ended with: {error}") from None
-    if published is not None:
-        raise UserError(
-            f"{output}: was published, but the work after that was not completed: {error}. The next job that writes "
-            "there completes it."
-        ) from None
+    check_unpublished(output, error, read_published)
     discard()
     if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
         raise KeyboardInterrupt from None

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -10,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.format.models import Count, Generation, Model, Sha256, Vocabulary, parse_model
 
 FOLDER = "commits"
+_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
 # A larger file is no commit. It is refused before all of it is read.
 MAX_BYTES = 16 * 2**20
 
@@ -84,6 +87,16 @@ def commit_path(number: int) -> str:
     'commits/00000012.json'
     """
     return f"{FOLDER}/{number:08d}.json"
+
+
+def commit_numbers(paths: Iterable[str]) -> list[int]:
+    """Returns the numbers of the commits among files, ascending.
+
+    >>> commit_numbers(["commits/00000012.json", "commits/lock", "commits/00000003.json"])
+    [3, 12]
+    """
+    names = (path.rsplit("/", 1)[-1] for path in paths)
+    return sorted(int(found[1]) for found in map(_NAME.fullmatch, names) if found)
 
 
 def sha256_of(data: bytes) -> str:

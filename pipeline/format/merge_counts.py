@@ -6,6 +6,7 @@ import contextlib
 import operator
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -222,6 +223,24 @@ class VocabularyChooser:
             rows = rows.take(pa.array(np.sort(kept)))
         self._candidates, self._num_candidates = [rows], len(rows)
         return rows
+
+
+class Vocabularies(NamedTuple):
+    """The vocabularies of a dataset.
+
+    Attributes:
+        terms: The strings of each feature that has a vocabulary.
+        unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
+    """
+
+    terms: dict[str, list[bytes]]
+    unknown: dict[str, dict[str, int]]
+
+    def add(self, name: str, chooser: VocabularyChooser) -> None:
+        """Adds the vocabulary of a feature."""
+        self.terms[name] = chooser.terms()
+        for split, count in chooser.unknown().items():
+            self.unknown.setdefault(split, {})[name] = count
 
 
 def choose_vocabulary(

@@ -8,13 +8,14 @@ from pipeline import progress
 from pipeline.format.commit import commit_path
 from pipeline.format.history import read_manifest_at
 from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.merge_counts import Vocabularies
 from pipeline.format.models import TRAIN
 from pipeline.inspection.verify_counts import Counts, compare_counts, compare_split, compare_statistics
 from pipeline.inspection.verify_generations import MAX_FAULTS, Recount, add_up, compare_summary, list_parts, recount
 from pipeline.inspection.verify_log import Log, compare_with_log, known_sources, verify_log
 from pipeline.inspection.verify_rejects import verify_rejects
 from pipeline.inspection.verify_report import Fault, Report
-from pipeline.inspection.verify_strings import Chosen, choose_again, compare_vocabularies, read_vocabularies
+from pipeline.inspection.verify_strings import choose_again, compare_vocabularies, read_vocabularies
 
 
 def verify(dataset: str, *, commit: int | None = None) -> Report:
@@ -56,7 +57,7 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
     return report
 
 
-def _choose_again(manifest: Manifest, recounts: Sequence[Recount], folder: str) -> Chosen | None:
+def _choose_again(manifest: Manifest, recounts: Sequence[Recount], folder: str) -> Vocabularies | None:
     """Returns the vocabularies that the records give, or None if a shard of the train split has a fault."""
     if TRAIN in manifest.splits and any(TRAIN not in part.complete for part in recounts):
         return None
@@ -64,7 +65,7 @@ def _choose_again(manifest: Manifest, recounts: Sequence[Recount], folder: str) 
 
 
 def _compare_manifest(
-    manifest: Manifest, recounts: Sequence[Recount], chosen: Chosen | None, log: Log, report: Report
+    manifest: Manifest, recounts: Sequence[Recount], chosen: Vocabularies | None, log: Log, report: Report
 ) -> None:
     """Compares the counts and statistics of the manifest, and the counts of its commit, with the records.
 
@@ -83,7 +84,7 @@ def _compare_manifest(
             report.faults += [Fault(commit_path(number), None, message) for message in found]
 
 
-def _compare_split(manifest: Manifest, name: str, total: Counts, chosen: Chosen | None) -> Iterator[str]:
+def _compare_split(manifest: Manifest, name: str, total: Counts, chosen: Vocabularies | None) -> Iterator[str]:
     split, schema = manifest.splits[name], manifest.record_schema
     yield from compare_split(name, total, split, schema)
     if chosen is not None:

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import itertools
-import re
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,15 +11,13 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.files import join, list_files, read_bytes
-from pipeline.format.commit import FOLDER, MAX_BYTES, Commit, commit_path, sha256_of
+from pipeline.format.commit import FOLDER, MAX_BYTES, Commit, commit_numbers, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.sources import SourcesFile, read_sources
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_sha256, collect_fault, read_verified
-
-_COMMIT_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
 
 
 class Log(NamedTuple):
@@ -40,9 +37,7 @@ def verify_log(dataset: str, manifest: Manifest, report: Report, *, is_newest: b
             killed, and the next one rebuilds the manifest.
     """
     assert manifest.commit is not None
-    names = (path.rsplit("/", 1)[-1] for path in list_files(join(dataset, FOLDER)))
-    numbers = {int(found[1]) for found in map(_COMMIT_NAME.fullmatch, names) if found}
-    newest = max(numbers, default=0)
+    newest = max(commit_numbers(list_files(join(dataset, FOLDER))), default=0)
     if is_newest and newest > manifest.commit:
         report.notes.append(
             f"{FILE_NAME} is at commit {manifest.commit}, but the newest commit is {newest}. The next job that writes "

@@ -2,13 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.files import file_sha256, join
 from pipeline.format.manifest import Manifest
-from pipeline.format.merge_counts import choose_vocabulary
+from pipeline.format.merge_counts import Vocabularies, choose_vocabulary
 from pipeline.format.models import TRAIN, CountsFile
 from pipeline.format.string_counts import CountsReader, read_counts
 from pipeline.format.summary import GenerationSummary, summary_path
@@ -90,19 +89,7 @@ def _describe(row: tuple[bytes, tuple[int, ...]] | None, string: bytes, splits: 
     return ", ".join(f"{count:,} times in {split}" for split, count in zip(splits, counts, strict=True))
 
 
-class Chosen(NamedTuple):
-    """The vocabularies that were chosen again from the records.
-
-    Attributes:
-        terms: The strings of each feature that has a vocabulary.
-        unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
-    """
-
-    terms: dict[str, list[bytes]]
-    unknown: dict[str, dict[str, int]]
-
-
-def choose_again(manifest: Manifest, recounted: Sequence[Mapping[str, str]], *, folder: str) -> Chosen:
+def choose_again(manifest: Manifest, recounted: Sequence[Mapping[str, str]], *, folder: str) -> Vocabularies:
     """Returns the vocabularies of a dataset, chosen from the strings of its records.
 
     Args:
@@ -110,12 +97,10 @@ def choose_again(manifest: Manifest, recounted: Sequence[Mapping[str, str]], *, 
         folder: Folder for temporary files.
     """
     schema = manifest.record_schema
-    chosen = Chosen({}, {split: {} for split in schema.split_names})
+    chosen = Vocabularies({}, {split: {} for split in schema.split_names})
     for name, size in schema.vocabulary_sizes.items():
         chooser = choose_vocabulary((paths[name] for paths in recounted), size, schema.split_names, folder=folder)
-        chosen.terms[name] = chooser.terms()
-        for split, count in chooser.unknown().items():
-            chosen.unknown[split][name] = count
+        chosen.add(name, chooser)
     return chosen
 
 
@@ -135,7 +120,7 @@ def read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict[
 
 
 def compare_vocabularies(
-    manifest: Manifest, vocabularies: Mapping[str, list[bytes]], chosen: Chosen, report: Report
+    manifest: Manifest, vocabularies: Mapping[str, list[bytes]], chosen: Vocabularies, report: Report
 ) -> None:
     """Compares the vocabularies with those that were chosen again from the strings of the train split."""
     for name, terms in vocabularies.items():

@@ -9,6 +9,7 @@ from pipeline.errors import UserError, show
 from pipeline.files import open_read
 from pipeline.raw.compression import MAGIC_BYTES, decompress, find_compression
 from pipeline.raw.find_files import RawFile
+from pipeline.raw.line_splitter import BYTE_ORDER_MARK
 
 # Files that are looked at, and bytes of each: enough for a few lines, and little work for a large job.
 _MAX_FILES, _BYTES = 100, 2**16
@@ -71,12 +72,12 @@ def guess_kind(start: bytes) -> tuple[str, str] | None:
     known = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
     if known is not None:
         return known
-    lines = [line.strip(b"\r") for line in start.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    lines = [line.strip(b"\r") for line in start.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
     # The last line may be cut off.
     lines = [line for line in (lines[:-1] if len(start) == _BYTES else lines) if line.strip()][:_MAX_LINES]
     if not lines or any(map(_is_object, lines)):
         return None
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = start.removeprefix(BYTE_ORDER_MARK).lstrip()
     if re.match(rb"\[\s*\{", text):
         return "one JSON array", "Write each of its objects on a line, for example with `jq -c '.[]'`"
     if re.match(rb'\{[ \t\r]*\n\s*"', text):

@@ -10,11 +10,8 @@ import numpy as np
 from pipeline.errors import quote, show
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.schema.features import Feature
-from pipeline.schema.labels import Label, class_name
+from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, Label, class_name
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Array, Values
-
-# Probabilities are often rounded to a few digits before they are written.
-_DISTRIBUTION_TOLERANCE = 1e-3
 
 _NULL_HINT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
 
@@ -242,7 +239,7 @@ def _parse_distribution(value: list[Any], label: Label) -> Array:
         )
     probabilities = _parse_floats(value, label.title, (), _Nulls.ERROR)
     total = float(probabilities.sum(dtype=np.float64))
-    if probabilities.min() < 0 or abs(total - 1) > _DISTRIBUTION_TOLERANCE:
+    if probabilities.min() < 0 or abs(total - 1) > DISTRIBUTION_TOLERANCE:
         raise RecordError(
             "wrong_type",
             f"{label.title}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",

@@ -32,6 +32,8 @@ ONE_CLASS = ("class", "step_class")
 MULTILABEL = ("multilabel", "step_multilabel")
 
 REGRESSION = ("regression", "step_regression")
+# Probabilities are often rounded to a few digits before they are written.
+DISTRIBUTION_TOLERANCE = 1e-3
 
 
 class Label(Document):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,16 @@ from pipeline.files import (
     replace,
     supports_create_once,
 )
-from pipeline.format.commit import FOLDER, MAX_BYTES, AddedGeneration, Commit, Operation, commit_path, sha256_of
+from pipeline.format.commit import (
+    FOLDER,
+    MAX_BYTES,
+    AddedGeneration,
+    Commit,
+    Operation,
+    commit_numbers,
+    commit_path,
+    sha256_of,
+)
 from pipeline.format.history import read_commit, read_summary, read_view, reader
 from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
@@ -30,8 +38,6 @@ from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
 from pipeline.writing.vocabularies import are_copied, choose_vocabularies, copy_vocabularies, write_vocabularies
-
-_COMMIT_NAME = re.compile(r"(\d{8})\.json", re.ASCII)
 
 
 class Head(NamedTuple):
@@ -71,8 +77,7 @@ def newest_commit(output: str) -> int:
     Raises:
         UserError: A commit before the newest one is missing.
     """
-    names = (path.rsplit("/", 1)[-1] for path in list_files(join(output, FOLDER)))
-    numbers = sorted(int(found[1]) for found in map(_COMMIT_NAME.fullmatch, names) if found)
+    numbers = commit_numbers(list_files(join(output, FOLDER)))
     if numbers and numbers != list(range(1, numbers[-1] + 1)):
         missing = min(set(range(1, numbers[-1])) - set(numbers))
         raise UserError(
@@ -88,11 +93,17 @@ def read_head(output: str) -> Head:
     Raises:
         UserError: The log is damaged.
     """
+    return _read_state(output)[0]
+
+
+def _read_state(output: str) -> tuple[Head, bool]:
+    """Returns the state of an output folder, and whether its manifest is behind the log."""
     number = newest_commit(output)
     manifest = _read_valid_manifest(output)
-    if number and (manifest is None or manifest.commit != number):
+    is_behind = number > 0 and (manifest is None or manifest.commit != number)
+    if is_behind:
         manifest = read_view(reader(output), number, origin=output)
-    return Head(number, manifest)
+    return Head(number, manifest), is_behind
 
 
 def recover(output: str) -> Head:
@@ -104,9 +115,8 @@ def recover(output: str) -> Head:
     Raises:
         UserError: The log is damaged.
     """
-    head = read_head(output)
-    found = _read_valid_manifest(output)
-    if head.number and head.manifest is not None and (found is None or found.commit != head.number):
+    head, is_behind = _read_state(output)
+    if is_behind and head.manifest is not None:
         _show(output, head.manifest)
     return head
 

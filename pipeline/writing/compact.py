@@ -1,10 +1,11 @@
 """Merges small generations of a dataset into one with large shards. Records, ids and splits stay as they are."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 from pipeline import progress
-from pipeline.errors import UserError
+from pipeline.errors import UserError, check_unpublished
 from pipeline.files import absolute, file_sha256, join, replace
 from pipeline.format.manifest import Manifest, read_manifest
 from pipeline.format.merge_counts import merge_counts
@@ -86,34 +87,15 @@ def compact(
             change = Change("compact", base, merged, removed)
             manifest = commit(output, change, lock_timeout=lock_timeout, retain=retain)
         except BaseException as error:
-            _discard(output, generation, base.number, error)
+            read_published = functools.partial(find_published, output, generation, after=base.number)
+            check_unpublished(output, error, read_published, done="compacted")
+            discard_generation(output, generation)
             if isinstance(error, ValueError | CorruptRecord):
                 raise UserError(
                     f"{dataset}: {error}. `lengthwise verify` lists all errors. Nothing was changed."
                 ) from None
             raise
     return Compacted(removed, manifest)
-
-
-def _discard(output: str, generation: str, after: int, error: BaseException) -> None:
-    """Removes the files of a generation after an error, unless it was published.
-
-    Args:
-        after: Number of the commit on which the work began.
-
-    Raises:
-        UserError: It was published, or it is not known whether it was.
-    """
-    try:
-        published = find_published(output, generation, after=after)
-    except UserError as unreadable:
-        raise UserError(f"{output}: may be compacted or not: {unreadable} The job had ended with: {error}") from None
-    if published is not None:
-        raise UserError(
-            f"{output}: was compacted, but the work after that was not completed: {error}. The next job that writes "
-            "there completes it."
-        ) from None
-    discard_generation(output, generation)
 
 
 def _is_small(summary: GenerationSummary) -> bool:

@@ -6,7 +6,6 @@ their duplicates, not on what is published: of an index, one row group is in mem
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError, quote
-from pipeline.files import join, open_read
+from pipeline.files import file_sha256, join, open_read
 from pipeline.format.index import KEY, IndexReader
 from pipeline.format.models import Split
 from pipeline.raw.rejects import Reject
@@ -24,8 +23,6 @@ from pipeline.schema.record import Array
 from pipeline.shuffle.encoded_records import Block, from_rows, key_numbers
 from pipeline.shuffle.hashing import shard_ranges
 from pipeline.shuffle.merge_runs import count_less
-
-_HASHED_BYTES = 2**20
 
 
 class PublishedShard(NamedTuple):
@@ -254,9 +251,6 @@ def _open_index(shard: PublishedShard) -> Iterator[IndexReader]:
 # A worker compares each of its shards with the same files.
 @functools.lru_cache(maxsize=1 << 16)
 def _check_digest(path: str, sha256: str) -> None:
-    digest = hashlib.sha256()
-    with open_read(path) as file:
-        while data := file.read(_HASHED_BYTES):
-            digest.update(data)
-    if digest.hexdigest() != sha256:
-        raise ValueError(f"the SHA-256 of the file is {digest.hexdigest()}, but the manifest says {sha256}")
+    found = file_sha256(path)
+    if found != sha256:
+        raise ValueError(f"the SHA-256 of the file is {found}, but the manifest says {sha256}")

@@ -2,27 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import exists, file_sha256, join, read_bytes, replace
-from pipeline.format.merge_counts import choose_vocabulary
+from pipeline.format.merge_counts import Vocabularies, choose_vocabulary
 from pipeline.format.models import Vocabulary
 from pipeline.format.summary import GenerationSummary
 from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
 from pipeline.writing.paths import vocabulary_copy_path, vocabulary_path
-
-
-class Vocabularies(NamedTuple):
-    """The vocabularies of a dataset.
-
-    Attributes:
-        terms: The strings of each feature that has a vocabulary.
-        unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
-    """
-
-    terms: dict[str, list[bytes]]
-    unknown: dict[str, dict[str, int]]
 
 
 def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, folder: str) -> Vocabularies:
@@ -37,8 +24,7 @@ def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, 
     """
     schema = summaries[0].record_schema
     splits = schema.split_names
-    terms: dict[str, list[bytes]] = {}
-    unknown: dict[str, dict[str, int]] = {split: {} for split in splits}
+    chosen = Vocabularies({}, {split: {} for split in splits})
     for name, size in schema.vocabulary_sizes.items():
         files = {join(output, summary.strings[name].path): summary.strings[name].sha256 for summary in summaries}
         try:
@@ -48,10 +34,8 @@ def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, 
                 f"{error} So the vocabulary of {name!r} cannot be chosen, and nothing was published. "
                 "`lengthwise verify` lists all errors; restore the file from a copy, or prepare the dataset again."
             ) from None
-        terms[name] = chooser.terms()
-        for split, count in chooser.unknown().items():
-            unknown[split][name] = count
-    return Vocabularies(terms, unknown)
+        chosen.add(name, chooser)
+    return chosen
 
 
 def write_vocabularies(output: str, terms: Mapping[str, Sequence[bytes]]) -> dict[str, Vocabulary]:

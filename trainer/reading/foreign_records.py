@@ -9,12 +9,10 @@ from google.protobuf.message import DecodeError
 
 from pipeline.errors import UserError, show
 from pipeline.schema.features import Feature
-from pipeline.schema.labels import MULTILABEL, ONE_CLASS, REGRESSION, Label
+from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, MULTILABEL, ONE_CLASS, REGRESSION, Label
 from pipeline.schema.record import MISSING_STRING, NO_LABEL, Array
 from pipeline.schema.schema import Schema
 
-# As for `prepare`: probabilities are often rounded before they are written.
-_DISTRIBUTION_TOLERANCE = 1e-3
 _KINDS = {"float32": "float_list", "int64": "int64_list", "string": "bytes_list"}
 
 
@@ -211,7 +209,7 @@ def _check_label_values(values: Any, label: Label) -> None:
     elif label.kind == "distribution":
         _refuse(~(np.isfinite(values) & (values >= 0)), values, name, "a probability")
         total = float(values.sum(dtype=np.float64))
-        if abs(total - 1) > _DISTRIBUTION_TOLERANCE:
+        if abs(total - 1) > DISTRIBUTION_TOLERANCE:
             raise WrongRecord(f"{name}: expected probabilities that add up to 1, not {total:g}")
     else:
         end = 2 if label.kind in MULTILABEL else len(label.classes)
