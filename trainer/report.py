@@ -28,6 +28,8 @@ _MAX_VALUES = 4
 # Largest numbers of groups or raw files, and of classes, in a table.
 _MAX_PARTS = 20
 _MAX_CLASSES = 12
+# Number of classes in the table of the worst ones, if there are too many to list all.
+_WORST_CLASSES = 10
 # Largest width of the counts in a confusion table, in characters.
 _COUNTS_WIDTH = 85
 
@@ -88,6 +90,7 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         _print_parts(console, f"Split {evaluation['split']}", "steps", _length_bands(evaluation), shown)
         for name in ("group", "source"):
             _print_largest(console, evaluation, name, shown)
+        _print_classes(console, evaluation.get("by_class"))
         _print_confusion(console, evaluation.get("confusion"))
         abbreviated = [name for name in shown if _COLUMN_TITLES.get(name, "").isupper()]
         notes = [f"{_COLUMN_TITLES[name]}: {name.replace('_', ' ')}" for name in abbreviated]
@@ -125,10 +128,33 @@ def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: 
     print_table(console, title, columns, rows)
 
 
+def _print_classes(console: Console, classes: list[dict[str, Any]] | None) -> None:
+    if classes is None:
+        return
+    title = "By class"
+    if len(classes) > _MAX_CLASSES:
+        labelled = [found for found in classes if found["support"]]
+        unlabelled = len(classes) - len(labelled)
+        classes = sorted(labelled, key=lambda found: (found["f1"], -found["support"]))[:_WORST_CLASSES]
+        title += f", the {len(classes)} of {len(labelled):,} with the lowest F1"
+        title += f" ({unlabelled:,} more without a label)" if unlabelled else ""
+    measures = ("precision", "recall", "f1")
+    rows = (
+        (_class_title(found["class"]), *(_number(found[name]) for name in measures), f"{found['support']:,}")
+        for found in classes
+    )
+    print_table(console, title, ("class", "precision", "recall", "F1", "support"), rows)
+
+
+def _class_title(name: Any) -> str:
+    """Returns the name of a class in a table; None stands for all strings that are not in the vocabulary."""
+    return "other" if name is None else class_name(name)
+
+
 def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None:
     if confusion is None or len(confusion["classes"]) > _MAX_CLASSES:
         return
-    classes = ["other" if name is None else class_name(name) for name in confusion["classes"]]
+    classes = [_class_title(name) for name in confusion["classes"]]
     counts, title = np.array(confusion["counts"]), "Confusion (rows: labels, columns: predictions)"
     if len(classes) * (len(str(counts.max())) + 3) > _COUNTS_WIDTH:
         counts, title = np.rint(counts / 1000).astype(np.int64), f"{title}, in thousands"

@@ -29,6 +29,41 @@ def classes_by_hand(actual, predicted):
     return right / len(actual), sum(scores) / len(scores)
 
 
+def named_classes_by_hand(target, outputs, label):
+    """Returns [(actual, predicted)] of each label, two sets of class numbers."""
+    found = []
+    for logits, y in zip(outputs, label, strict=True):
+        if "multilabel" in target.kind:
+            found.append(({c for c in range(target.size) if y[c]}, {c for c in range(target.size) if logits[c] > 0}))
+        else:
+            found.append(({int(np.argmax(y)) if target.kind == "distribution" else int(y)}, {int(np.argmax(logits))}))
+    return found
+
+
+def table_by_hand(target, outputs, label):
+    """Returns {"class", "precision", "recall", "f1", "support"} of each class, by counting one label at a time."""
+    table = []
+    for c, name in enumerate(target.names):
+        true, false_positive, false_negative = 0, 0, 0
+        for actual, predicted in named_classes_by_hand(target, outputs, label):
+            true += c in actual and c in predicted
+            false_positive += c not in actual and c in predicted
+            false_negative += c in actual and c not in predicted
+        precision = true / (true + false_positive) if true + false_positive else None
+        recall = true / (true + false_negative) if true + false_negative else None
+        f1 = None
+        if precision is not None or recall is not None:
+            f1 = 2 * precision * recall / (precision + recall) if true else 0.0
+        row = {"class": name, "precision": precision, "recall": recall, "f1": f1, "support": true + false_negative}
+        table.append(row)
+    return table
+
+
+def rounded(rows):
+    """Returns the rows of a table with numbers of 9 digits after the point, which may be compared by ==."""
+    return [{key: round(value, 9) if type(value) is float else value for key, value in row.items()} for row in rows]
+
+
 def calibration_by_hand(claims):
     """Returns the mean over 15 bins of |mean confidence - share correct|, for pairs (confidence, correct)."""
     gaps = []

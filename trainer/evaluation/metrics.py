@@ -110,6 +110,24 @@ class Metrics:
             for breakdown, sums in self._parts
         ]
 
+    def by_class(self) -> list[dict[str, Any]]:
+        """Returns {"class", "precision", "recall", "f1", "support"} of every class, in the order of the model's output.
+
+        `support` is the number of labels that are, or include, the class. If there is none, the recall is None. The
+        precision of a class that is never predicted is None, and so is the F1 of one that is neither.
+        """
+        actual, predicted, right = self._whole.class_counts()
+        columns = {
+            "precision": _ratios(right, predicted),
+            "recall": _ratios(right, actual),
+            "f1": _ratios(2 * right, actual + predicted),
+            "support": actual.tolist(),
+        }
+        return [
+            {"class": name} | dict(zip(columns, row, strict=True))
+            for name, row in zip(self._target.names, zip(*columns.values(), strict=True), strict=True)
+        ]
+
     def confusion(self) -> dict[str, Any] | None:
         """Returns {"classes": names, "counts": [[int]]}: a row for each actual class, a column for each predicted one.
 
@@ -123,6 +141,11 @@ class Metrics:
 def has_confusion(target: Target) -> bool:
     """Returns whether a label is one class, so that there is a confusion table."""
     return target.kind not in (*MULTILABEL, *REGRESSION)
+
+
+def _ratios(part: Array, whole: Array) -> list[float | None]:
+    """Returns part / whole for each class; None where `whole` is 0."""
+    return [p / w if w else None for p, w in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -171,6 +194,10 @@ class _Sums:
         gaps = np.bincount(place.ravel(), (confidence - correct).ravel(), self._gaps.size)
         self._gaps += gaps.reshape(self._gaps.shape)
         self._claims_per_label = confidence.shape[1]
+
+    def class_counts(self) -> tuple[Array, Array, Array]:
+        """Returns (actual, predicted, right), int64[classes] each: the labels of the first part."""
+        return self._classes["actual"][0], self._classes["predicted"][0], self._classes["right"][0]
 
     def summaries(self) -> list[dict[str, Any]]:
         """Returns {"records", "steps", "loss", "metrics"} of each part."""

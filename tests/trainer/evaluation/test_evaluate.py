@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from compiled import compiled
-from metrics_by_hand import metrics_by_hand
+from metrics_by_hand import metrics_by_hand, rounded, table_by_hand
 from plain_prepare import prepare
 
 from pipeline.beam.prepare import PrepareOptions
@@ -109,6 +109,10 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     if "confusion" in found:
         assert found["confusion"]["classes"] == list(target.names)
         assert np.sum(found["confusion"]["counts"]) == sum(len(labels) for _, _, labels in answered)
+    assert ("by_class" in found) == bool(target.names)
+    if "by_class" in found:
+        outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
+        assert rounded(found["by_class"]) == rounded(table_by_hand(target, outputs, labels))
     assert ("confusion" in found) == (target.kind in ("class", "distribution", "step_class"))
 
 
@@ -148,6 +152,9 @@ def test_the_command_writes_and_prints_what_it_measured(capsys):
     assert ["all", "30", *(f"{value:.4f}" for value in values)] in lines
     counts = zip("abc", found["confusion"]["counts"], strict=True)
     assert lines[lines.index(["a", "b", "c"]) + 2 :][:3] == [[name, *map(str, row)] for name, row in counts]
+    measures = ("precision", "recall", "f1")
+    rows = [[r["class"], *(f"{r[name]:.4f}" for name in measures), f"{r['support']}"] for r in found["by_class"]]
+    assert lines[lines.index(["class", "precision", "recall", "F1", "support"]) + 2 :][:3] == rows
     assert all(len(line) <= 100 for line in out.splitlines())
 
 

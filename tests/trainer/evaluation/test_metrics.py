@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from metrics_by_hand import metrics_by_hand
+from metrics_by_hand import metrics_by_hand, rounded, table_by_hand
 
 from trainer.data.target import Target
 from trainer.evaluation import metrics as metrics_module
@@ -136,6 +136,35 @@ def test_perfect_predictions_with_any_values_in_the_padding_have_perfect_scores(
     assert found.result()["loss"] == 0.0
     [(_, groups)] = found.by_part()
     assert [group["metrics"][name] for group in groups] == [PERFECT.get(name, 1.0)] * 4
+
+
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS.values() if t.names], ids=[n for n, t in TARGETS.items() if t.names]
+)
+def test_the_measures_of_every_class_equal_a_count_by_hand(target):
+    outputs, label, weight, *_ = batch = random_batch(np.random.default_rng(11), target)
+    real = weight > 0
+    found = gather(target, *cut(with_arbitrary_padding(target, batch), 5, 40), breakdowns=[random_parts()])
+    assert rounded(found.by_class()) == rounded(table_by_hand(target, outputs[real], label[real]))
+    defined = [row["f1"] for row in found.by_class() if row["f1"] is not None]
+    assert np.mean(defined) == pytest.approx(found.result()["metrics"]["macro_f1"])
+
+
+def test_the_measures_of_thousands_of_classes_equal_a_count_by_hand():
+    """Of 5,000 classes, 39 occur; 38 only as a label or only as a prediction."""
+    random, target = np.random.default_rng(12), Target("class", 5000, tuple(range(5000)))
+    outputs, (label, predicted) = np.zeros((20, 5000), np.float32), random.permutation(5000)[:40].reshape(2, 20)
+    predicted[0] = label[0]
+    outputs[np.arange(20), predicted] = 1
+    found = gather(target, (outputs, label, np.ones(20), np.zeros(20), np.ones(20, int))).by_class()
+    only_label = {"precision": None, "recall": 0.0, "f1": 0.0, "support": 1}
+    only_predicted = {"precision": 0.0, "recall": None, "f1": 0.0, "support": 0}
+    both = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1}
+    neither = {"precision": None, "recall": None, "f1": None, "support": 0}
+    for row in found:
+        c = row.pop("class")
+        there = [both, only_label, only_predicted, neither][2 * (c not in label) + (c not in predicted)]
+        assert row == there
 
 
 @EVERY_TARGET
