@@ -21,6 +21,7 @@ from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_fi
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Reject
+from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, Mode, choose_mode
@@ -29,7 +30,7 @@ from pipeline.writing.commit_log import find_published, read_summaries, recover_
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
-from pipeline.writing.open_base import open_base
+from pipeline.writing.open_base import open_base, take_classes
 from pipeline.writing.open_replay import Replay, open_replay
 from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
@@ -102,10 +103,11 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
 
 
 def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Manifest:
-    schema = Schema.read(options.schema)
+    schema = read_schema(options.schema)
     output = absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     recover_if_behind(output, lock_timeout=options.lock_timeout)
+    schema = take_classes(output, mode, schema)
     base, replay = _open(output, mode, schema, options)
     found, left_out = find_all_files(options.raw)
     refuse_output(options.raw, found, output, is_written=is_of_dataset)
@@ -115,10 +117,14 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     if not files and not replay.files:
         raise NothingNew(f"{output}: has all {len(found):,} raw files already. Nothing was added.")
     check_kinds(files)
-    check_free_space(files, schema, output)
+    if not schema.label.is_open:
+        check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
     with start_workers(num_workers, "pipeline.writing.stages") as pool:
+        if schema.label.is_open:
+            schema = _find_classes(files, schema, output, base.seed, options, pool, beam_options)
+            check_free_space(files, schema, output)
         job = DatasetJob(name_files(output), base, replay.rejects, LeftOut.of(left_out))
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
 
@@ -158,6 +164,23 @@ def _select_new(files: list[RawFile], output: str, base: Base, options: PrepareO
     for line in describe_taken(classified.taken):
         print(line, file=sys.stderr)
     return new
+
+
+def _find_classes(
+    files: Sequence[RawFile],
+    schema: Schema,
+    output: str,
+    seed: int,
+    options: PrepareOptions,
+    pool: WorkerPool | None,
+    beam_options: dict[str, Any],
+) -> Schema:
+    """Returns the schema with the classes of the train split, which a job of its own collects."""
+    from pipeline.beam.collect_classes import find_classes  # imports Beam
+
+    limits = Limits(options.max_record_bytes, options.max_record_steps)
+    more: dict[str, Any] = {"max_rejected": options.max_rejected, "pool": pool, "beam_options": beam_options}
+    return find_classes(files, schema, output, seed=seed, limits=limits, **more)
 
 
 def _run_job(

@@ -32,8 +32,11 @@ _level_lock = threading.Lock()
 _num_quiet = _level_before = 0
 
 
-def make_pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
+def make_pipeline(beam_options: dict[str, Any], *, announce: bool = True) -> beam.Pipeline:
     """Returns a pipeline on the runner that Beam's options name, by default and for DirectRunner in this process.
+
+    Args:
+        announce: Whether a line on stderr says where a local pipeline runs.
 
     Raises:
         UserError: There is no such runner, or one of its own options is missing.
@@ -41,7 +44,7 @@ def make_pipeline(beam_options: dict[str, Any]) -> beam.Pipeline:
     beam_options = complete_options(beam_options)
     options = PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
     try:
-        return beam.Pipeline(runner=_choose_runner(beam_options), options=options)
+        return beam.Pipeline(runner=_choose_runner(beam_options, announce), options=options)
     except (ValueError, ImportError, AttributeError) as error:  # no such runner, or one of its options is missing
         raise UserError(f"--runner {beam_options.get('runner')}: {' '.join(str(error).split())}") from None
 
@@ -177,11 +180,12 @@ def _errors_not_logged() -> Iterator[None]:
                 logging.disable(_level_before)
 
 
-def _choose_runner(beam_options: dict[str, Any]) -> Any:
+def _choose_runner(beam_options: dict[str, Any], announce: bool) -> Any:
     name = beam_options.get("runner")
     if name in LOCAL_RUNNERS:
         mode = beam_options.get("direct_running_mode")
         where = {"multi_processing": "in processes of this machine", "multi_threading": "in threads of this process"}
-        print(f"Running {where.get(str(mode), 'in this process')} (FnApiRunner).", file=sys.stderr)
+        if announce:
+            print(f"Running {where.get(str(mode), 'in this process')} (FnApiRunner).", file=sys.stderr)
         return FnApiRunner()
     return name

@@ -3,6 +3,7 @@
 from pipeline.errors import show
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
+from pipeline.schema.labels import ONE_CLASS
 
 # Most names that a warning lists.
 _MAX_NAMES = 10
@@ -12,21 +13,24 @@ def find_warnings(manifest: Manifest) -> list[str]:
     """Returns a line for each warning, without a period at its end.
 
     - The train split lacks a class, which a model then never predicts.
+    - The label has a single class.
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
     """
     train = manifest.splits.get(TRAIN)
     if train is None or not train.records:
         return []
-    warnings = []
+    warnings, label = [], manifest.record_schema.label
     lacking = [name for name, count in train.label_counts.items() if not count]
     if lacking:
         more = f" and {len(lacking) - _MAX_NAMES:,} more" if len(lacking) > _MAX_NAMES else ""
         count = "1 class is" if len(lacking) == 1 else f"{len(lacking):,} classes are"
         names = ", ".join(map(show, lacking[:_MAX_NAMES]))
         warnings.append(
-            f"label {manifest.record_schema.label.title}: {count} not in the train split, so that a model cannot learn "
+            f"label {label.title}: {count} not in the train split, so that a model cannot learn "
             f"to predict them: {names}{more}"
         )
+    if label.kind in ONE_CLASS and len(label.classes) == 1:
+        warnings.append(f"label {label.title}: has one class only, so that there is nothing to learn")
     for name, vocabulary in manifest.vocabularies.items():
         if train.unknown.get(name) == 0 and vocabulary.size:
             size = f"{vocabulary.size:,}"

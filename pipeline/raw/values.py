@@ -2,7 +2,6 @@
 
 import enum
 import itertools
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from pipeline.errors import quote, show
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.schema.features import Feature
-from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, Label, class_name
+from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, MULTILABEL, Label, class_name
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Array, Values
 
 _NULL_HINT = " (set missing: fill or missing: indicator in the schema to allow nulls)"
@@ -116,12 +115,13 @@ def parse_label(value: Any, label: Label) -> Array:
     """
     value = to_python(value)
     name = label.title
+    if label.is_open:
+        return _parse_open_label(value, label)
     if label.kind == "class":
-        return np.array([_parse_class(value, name, label.class_index)], np.int64)
+        return np.array([_parse_class(value, name, label)], np.int64)
     if label.kind == "step_class":
-        index = label.class_index
         return np.array(
-            [NO_LABEL if c is None else _parse_class(c, f"{name}[{i}]", index) for i, c in enumerate(value)],
+            [NO_LABEL if c is None else _parse_class(c, f"{name}[{i}]", label) for i, c in enumerate(value)],
             np.int64,
         )
     if label.kind == "multilabel":
@@ -251,20 +251,49 @@ def _parse_classes(value: Any, place: str, label: Label) -> Array:
     """Returns int64[classes] of 0 and 1 for a list of class names, and of NO_LABEL for a step whose label is null."""
     if value is None and label.per_step:
         return np.full(len(label.classes), NO_LABEL, np.int64)
-    value = to_python(value)
-    if not isinstance(value, list):
-        raise RecordError("wrong_type", f"{place}: {show(value)}, expected a list of class names")
     present = np.zeros(len(label.classes), np.int64)
-    for name in value:
-        present[_parse_class(name, place, label.class_index)] = 1
+    for name in _check_list(value, place):
+        present[_parse_class(name, place, label)] = 1
     return present
 
 
-def _parse_class(value: Any, place: str, index: Mapping[str, int]) -> int:
+def _check_list(value: Any, place: str) -> list[Any]:
+    value = to_python(value)
+    if not isinstance(value, list):
+        raise RecordError("wrong_type", f"{place}: {show(value)}, expected a list of class names")
+    return value
+
+
+def _parse_class(value: Any, place: str, label: Label) -> int:
+    value = _check_class(value, place)
+    try:
+        return label.class_index[value if type(value) is str else class_name(value)]
+    except KeyError:
+        hint = f": {label.unknown_class_hint};" if label.unknown_class_hint else ","
+        known = show(list(label.class_index))
+        raise RecordError("unknown_class", f"{place}: {show(value)}{hint} expected one of {known}") from None
+
+
+def _check_class(value: Any, place: str) -> bool | int | str:
     value = to_python(value)
     if not isinstance(value, (str, int)):  # noqa: UP038 - `str | int` creates a type object for every record
         raise RecordError("wrong_type", f"{place}: {show(value)}, expected the name of a class")
-    try:
-        return index[value if type(value) is str else class_name(value)]
-    except KeyError:
-        raise RecordError("unknown_class", f"{place}: {show(value)}, expected one of {show(list(index))}") from None
+    return value
+
+
+def _parse_open_label(value: Any, label: Label) -> Array:
+    """Returns the classes that a label names, before they are known: object[1], or object[num_steps] if it is per step.
+
+    Each value is a tuple of classes. It is empty for a step without a label.
+    """
+    values = value if label.per_step else [value]
+    places = [f"{label.title}[{i}]" if label.per_step else label.title for i in range(len(values))]
+    named: Array = np.empty(len(values), object)
+    for i, (inner, place) in enumerate(zip(values, places, strict=True)):
+        if inner is None and label.per_step:
+            named[i] = ()
+        elif label.kind in MULTILABEL:
+            named[i] = tuple(_check_class(name, place) for name in _check_list(inner, place))
+        else:
+            named[i] = (_check_class(inner, place),)
+    return named

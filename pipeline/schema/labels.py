@@ -1,5 +1,6 @@
 """Labels: the values that a model learns to predict."""
 
+import collections
 import functools
 import json
 from collections.abc import Mapping
@@ -32,6 +33,10 @@ ONE_CLASS = ("class", "step_class")
 MULTILABEL = ("multilabel", "step_multilabel")
 
 REGRESSION = ("regression", "step_regression")
+
+# In place of a list of classes: `prepare` collects them from the records (`auto_classes.py`).
+AUTO = "auto"
+
 # Probabilities are often rounded to a few digits before they are written.
 DISTRIBUTION_TOLERANCE = 1e-3
 
@@ -46,6 +51,16 @@ class Label(Document):
     kind: LabelKind
     classes: tuple[ClassName, ...] = ()
 
+    @pydantic.field_validator("classes", mode="before")
+    @classmethod
+    def _refuse_auto(cls, classes: Any) -> Any:
+        if classes == AUTO:
+            raise ValueError(
+                "only `lengthwise prepare` collects the classes; expected a list of their names, for example the list "
+                "in the manifest of a dataset that it made"
+            )
+        return classes
+
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Label":
         if (self.name is None) == (self.next_of is None):
@@ -58,9 +73,10 @@ class Label(Document):
             if self.classes:
                 raise ValueError("a regression has no classes")
         elif not self.classes:
-            raise ValueError(f"kind {self.kind} needs classes: a list of the class names")
-        names = [class_name(c) for c in self.classes]
-        duplicates = sorted({name for name in names if names.count(name) > 1})
+            auto = "" if self.kind == "distribution" else ", or auto"
+            raise ValueError(f"kind {self.kind} needs classes: a list of the class names{auto}")
+        counts = collections.Counter(class_name(c) for c in self.classes)
+        duplicates = sorted(name for name, count in counts.items() if count > 1)
         if duplicates:
             raise ValueError(f'the class {duplicates[0]!r} is a duplicate in classes (1 and "1" are the same class)')
         return self
@@ -74,6 +90,16 @@ class Label(Document):
     def title(self) -> str:
         """Name of the label in messages and tables."""
         return self.name if self.name is not None else f"next {self.next_of}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the classes are still to be collected. No dataset has such a label."""
+        return not self.classes and self.next_of is None and self.kind not in REGRESSION
+
+    @functools.cached_property  # a value that `fix_classes` sets, which is not part of the label that is stored
+    def unknown_class_hint(self) -> str:
+        """Why a class that is not in `classes` is unknown, for messages; empty if the classes are those of a list."""
+        return ""
 
     @functools.cached_property  # read for every record
     def class_index(self) -> dict[str, int]:

@@ -34,7 +34,7 @@ class ParsedRecord:
         label: class: int64[1]; distribution: float32[classes]; multilabel: int64[classes] of 0 and 1; regression:
             float32[1]; step_class: int64[num_steps]; step_multilabel: int64[num_steps, classes]; step_regression:
             float32[num_steps]. A step without a label is NO_LABEL or NaN. None if the label is the next value of a
-            step feature, or was not read.
+            step feature, or was not read. While the classes are not known, a tuple of classes for each step or record.
         context: Context features by name: float32[*shape], int64[*shape], or a list of width strings as bytes.
         group: Value of the schema's `group` field, which decides the split; None without such a field.
         split: Split that the record names; None if the schema does not take the split from a field.

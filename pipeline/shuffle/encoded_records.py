@@ -82,30 +82,34 @@ def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, 
     Raises:
         ValueError: The record lacks the split, the group or the label that the schema requires.
     """
-    group = None if schema.group is None else record.group
-    if isinstance(schema.splits, SplitFromField):
-        if record.split is None:
-            raise ValueError(
-                f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}."
-            )
-        split = record.split
-    else:
-        if schema.group is not None and record.group is None:
-            raise ValueError(f"Record {record.id!r} has no group, but the schema has one: {schema.group!r}.")
-        split = choose_split(record.id if group is None else group, schema.splits, seed=seed)
+    split = find_split(record, schema, seed=seed)
     example = encode_record(record, schema)
     return EncodedRecord(
         key=order_key(record.id, seed=seed),
         digest=hashlib.sha256(example).digest(),
         origin=origin,
         id=record.id,
-        group=group,
+        group=None if schema.group is None else record.group,
         split=split,
         num_steps=record.num_steps,
         num_labels=num_labels(record, schema),
         truncated=record.truncated,
         example=example,
     )
+
+
+def find_split(record: ParsedRecord, schema: Schema, *, seed: int) -> str:
+    """Returns the split of a record. Raises ValueError if the record lacks the split or the group that it needs."""
+    if isinstance(schema.splits, SplitFromField):
+        if record.split is None:
+            raise ValueError(
+                f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}."
+            )
+        return record.split
+    if schema.group is not None and record.group is None:
+        raise ValueError(f"Record {record.id!r} has no group, but the schema has one: {schema.group!r}.")
+    group = None if schema.group is None else record.group
+    return choose_split(record.id if group is None else group, schema.splits, seed=seed)
 
 
 def sort_key(record: EncodedRecord) -> tuple[Any, ...]:

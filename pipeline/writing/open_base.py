@@ -5,6 +5,8 @@ import os
 from pipeline.errors import UserError
 from pipeline.files import exists, is_local, join
 from pipeline.format.manifest import FILE_NAME
+from pipeline.schema.auto_classes import fix_classes
+from pipeline.schema.labels import AUTO
 from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.commit_log import Head, read_head
@@ -28,6 +30,19 @@ def open_base(output: str, mode: Mode, schema: Schema, seed: int | None, *, may_
     if mode != "append" or manifest is None:
         return Base(mode, head.number, seed or 0)
     return Base(mode, head.number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
+
+
+def take_classes(output: str, mode: Mode, schema: Schema) -> Schema:
+    """Returns a schema whose label is open (`classes: auto`) with the classes of the dataset that it is added to.
+
+    Without such a dataset, and for any other schema, returns the schema itself.
+    """
+    manifest = read_head(output).manifest if mode == "append" and schema.label.is_open else None
+    if manifest is None:
+        return schema
+    # If the dataset has another kind of label, that is the error which follows.
+    classes = manifest.record_schema.label.classes or (AUTO,)
+    return fix_classes(schema, classes, hint="the classes (classes: auto) were fixed when the dataset was created")
 
 
 def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None, may_widen: bool) -> Head:

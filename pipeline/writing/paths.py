@@ -50,7 +50,17 @@ def generation_of(path: str) -> str | None:
 
 # The ending of a temporary file of sources.
 SOURCES_RUN_ENDING = ".sources"
-_ENDINGS = (ROWS_ENDING, EXAMPLES_ENDING, REJECT_RUN_ENDING, CHUNK_RUN_ENDING, COUNTS_RUN_ENDING, SOURCES_RUN_ENDING)
+# The ending of a temporary file of collected classes.
+CLASSES_ENDING = ".classes"
+_ENDINGS = (
+    ROWS_ENDING,
+    EXAMPLES_ENDING,
+    REJECT_RUN_ENDING,
+    CHUNK_RUN_ENDING,
+    COUNTS_RUN_ENDING,
+    SOURCES_RUN_ENDING,
+    CLASSES_ENDING,
+)
 _RUN_ENDINGS = "|".join(map(re.escape, _ENDINGS))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"
 

@@ -19,8 +19,8 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
+from pipeline.beam import call_on_chunks
 from pipeline.beam import prepare as prepare_module
-from pipeline.beam import prepare_files
 from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
 from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
@@ -143,7 +143,7 @@ def contents(folder):
 @pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.proof), True])
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(prepare_files, "COMPRESSED_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(call_on_chunks, "COMPRESSED_BATCH_BYTES", 10_000)
     rows = [json.dumps({"id": n % 1900, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(2000)]
     rows[::97] = ["no json", "", '{"id": 1}'] * 7
     raw = "\n".join(rows).encode()

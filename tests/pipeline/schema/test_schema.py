@@ -44,7 +44,7 @@ def next_of(text: str, more: str = "") -> str:
             feature("{dtype: int64, num_values: 4294967296}"),
             "steps.x.num_values: 4294967296: should be less than or equal to 2147483647.",
         ),
-        (label("{name: y, kind: class}"), "kind class needs classes: a list of the class names."),
+        (label("{name: y, kind: class}"), "kind class needs classes: a list of the class names, or auto."),
         (
             label("{name: y, kind: class, classes: [1.5]}"),
             "label.classes.0: 1.5: a class should be a string, an integer, true or false.",
@@ -184,7 +184,7 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "context: {age: {}}", "context.age.dtype: this key is missing."),
         (GOOD + "context: [age]", 'context: ["age"]: should be keys and values: {key: value}.'),
         # labels
-        (label("{name: y, kind: multilabel}"), "kind multilabel needs classes: a list of the class names."),
+        (label("{name: y, kind: multilabel}"), "kind multilabel needs classes: a list of the class names, or auto."),
         (label("{name: y, kind: step_multilabel, classes: []}"), "kind step_multilabel needs classes"),
         (label("{name: y, kind: step_regression, classes: [a]}"), "a regression has no classes."),
         (

@@ -1,0 +1,75 @@
+"""A Beam step that calls a function with the chunks of raw files, in worker processes if there are any."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.beam.workers import PendingCalls, WorkerPool
+from pipeline.beam.write_dataset import in_global_window
+from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
+from pipeline.raw.replay import RejectsChunk
+from pipeline.writing.job import DatasetJob
+
+# What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
+_MIN_BYTES = 2**12
+
+
+class CallOnChunks(beam.DoFn):
+    """Calls a function with lists of chunks: Chunk or RejectsChunk -> what `outputs` makes of each result.
+
+    Args:
+        function: Takes a list of chunks (of a compressed file, batches of its lines) and the options. It is defined in
+            a module.
+        options: Keyword arguments of the function; `limits` must be one of them. If the step gets a job, its `seed` and
+            `folder` are arguments too.
+        pool: Worker processes that call the function. None calls it in the workers of Beam.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any], pool: WorkerPool | None) -> None:
+        self._options = options
+        self._function = function
+        self._record_bytes = options["limits"].record_bytes
+        self._pool = pool
+
+    def outputs(self, result: Any) -> Iterator[Any]:
+        """Yields the outputs for a result of the function, or for the ChunkSummary of a chunk that was read before."""
+        raise NotImplementedError
+
+    def start_bundle(self) -> None:
+        self._calls = PendingCalls(self._pool)
+        # Input of the next call, and its size in bytes.
+        self._batch: list[Chunk | LineBatch | RejectsChunk] = []
+        self._batch_bytes = 0
+
+    def process(self, chunk: Chunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
+        if job is not None:
+            self._options = self._options | {"seed": job.base.seed, "folder": job.files.folder}
+        if isinstance(chunk, RejectsChunk) or not chunk.compressed or self._pool is None:
+            yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
+            return
+        # Only one process can read a compressed file, so this one reads and the others parse.
+        for item in read_chunk(chunk, batch_bytes=COMPRESSED_BATCH_BYTES, record_bytes=self._record_bytes):
+            if isinstance(item, ChunkSummary):
+                yield from self.outputs(item)
+            else:
+                # These lines are in memory already, so a call takes fewer bytes of them.
+                yield from self._add(item, item.num_bytes * CHUNK_BYTES // COMPRESSED_BATCH_BYTES)
+
+    def _add(self, item: Chunk | LineBatch | RejectsChunk, num_bytes: int) -> Iterator[Any]:
+        """Adds an item to the batch. Small files share a batch, so that there are fewer calls than files."""
+        if self._batch_bytes + num_bytes > CHUNK_BYTES:
+            yield from self._call()
+        self._batch.append(item)
+        self._batch_bytes += num_bytes
+
+    def _call(self) -> Iterator[Any]:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if batch:
+            for result in self._calls.call(self._function, batch, **self._options):
+                yield from self.outputs(result)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(in_global_window, self._call())
+        for result in self._calls.finish():
+            yield from map(in_global_window, self.outputs(result))
