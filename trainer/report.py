@@ -28,8 +28,9 @@ _MAX_VALUES = 4
 # Largest numbers of groups or raw files, and of classes, in a table.
 _MAX_PARTS = 20
 _MAX_CLASSES = 12
-# Number of classes in the table of the worst ones, if there are too many to list all.
+# Number of classes in the table of the worst ones, if there are too many to list all, and of confused pairs.
 _WORST_CLASSES = 10
+_WORST_PAIRS = 10
 # Largest width of the counts in a confusion table, in characters.
 _COUNTS_WIDTH = 85
 
@@ -91,7 +92,10 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         for name in ("group", "source"):
             _print_largest(console, evaluation, name, shown)
         _print_classes(console, evaluation.get("by_class"))
-        _print_confusion(console, evaluation.get("confusion"))
+        if len(evaluation.get("by_class", ())) <= _MAX_CLASSES:
+            _print_confusion(console, evaluation.get("confusion"))
+        else:
+            _print_confused_pairs(console, evaluation)
         abbreviated = [name for name in shown if _COLUMN_TITLES.get(name, "").isupper()]
         notes = [f"{_COLUMN_TITLES[name]}: {name.replace('_', ' ')}" for name in abbreviated]
         console.print("\n" + "; ".join([*notes, f"all metrics: evaluation-{evaluation['split']}.json"]))
@@ -152,7 +156,7 @@ def _class_title(name: Any) -> str:
 
 
 def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None:
-    if confusion is None or len(confusion["classes"]) > _MAX_CLASSES:
+    if confusion is None:
         return
     classes = [_class_title(name) for name in confusion["classes"]]
     counts, title = np.array(confusion["counts"]), "Confusion (rows: labels, columns: predictions)"
@@ -160,6 +164,19 @@ def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None
         counts, title = np.rint(counts / 1000).astype(np.int64), f"{title}, in thousands"
     rows = [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)]
     print_table(console, title, ("", *classes), rows)
+
+
+def _print_confused_pairs(console: Console, evaluation: dict[str, Any]) -> None:
+    if "confused_pairs" not in evaluation:  # a label may be several classes
+        return
+    pairs, undercount = evaluation["confused_pairs"], evaluation["confused_pairs_undercount"]
+    total, listed = len(pairs) + evaluation["confused_pairs_left_out"], pairs[:_WORST_PAIRS]
+    title = f"Most confused classes, {len(listed)} of {_count(total, 'pair')}" if pairs else "No classes were confused"
+    title += f", with counts that are too low by up to {undercount:,}" if undercount else ""
+    rows = [
+        (_class_title(p["label"]), _class_title(p["predicted"]), f"{p['count']:,}", f"{p['share']:.1%}") for p in listed
+    ]
+    print_table(console, title, ("label", "predicted", "labels", "share of label"), rows)
 
 
 def _number(value: float | None) -> str:

@@ -57,3 +57,26 @@ def test_of_many_classes_the_worst_are_listed(capsys, unlabelled, more):
     rows += [of_class(f"none {n}", 0.0 if n % 2 else None, 0) for n in range(unlabelled)]
     found = table(printed(capsys, by_class=rows), f"By class, the 10 of 13 with the lowest F1{more}")
     assert [row[0] for row in found] == ["frequent", "rare", *(f"c{n}" for n in range(10, 2, -1))]
+
+
+def test_of_many_classes_the_most_confused_pairs_are_listed(capsys):
+    classes = [of_class(f"c{n}", 0.5, 9) for n in range(13)]
+    confusion = {"classes": [f"c{n}" for n in range(13)], "counts": [[7] * 13] * 13}
+    pairs = [{"label": "c1", "predicted": None, "count": 1234 - n, "share": 0.041} for n in range(11)]
+    more = {"confused_pairs": pairs, "confused_pairs_left_out": 1000, "confused_pairs_undercount": 0}
+    lines = printed(capsys, by_class=classes, confusion=confusion, **more)
+    found = table(lines, "Most confused classes, 10 of 1,011 pairs")
+    assert found == [["c1", "other", f"{1234 - n:,}", "4.1%"] for n in range(10)]
+    assert not any(line.startswith("Confusion") for line in lines)
+    more["confused_pairs_undercount"] = 20
+    title = "Most confused classes, 10 of 1,011 pairs, with counts that are too low by up to 20"
+    assert title in printed(capsys, by_class=classes, confusion=None, **more)
+    more = {"confused_pairs": [], "confused_pairs_left_out": 0, "confused_pairs_undercount": 0}
+    assert "No classes were confused" in printed(capsys, by_class=classes, confusion=None, **more)
+    few = printed(capsys, by_class=classes[:2], confusion={"classes": ["a", "b"], "counts": [[7, 0], [1, 7]]}, **more)
+    assert not any("onfused" in line for line in few)
+
+
+def test_classes_that_a_label_may_have_several_of_are_not_confused(capsys):
+    lines = printed(capsys, by_class=[of_class(f"c{n}", 0.5, 9) for n in range(13)])
+    assert not any("onfus" in line for line in lines)

@@ -97,7 +97,8 @@ def evaluate(
     part of the split in `by_length` and, if records have a group or come from several raw files, in `by_group` and
     `by_source`. These two list the largest parts first, at most 1,000; `groups_left_out` and `sources_left_out` count
     the others. `by_class` gives the precision, recall, F1 and support of each class. If a label is one class,
-    `confusion` counts the labels by actual and predicted class; it is None for more than 256 classes. See
+    `confusion` counts the labels by actual and predicted class; it is None for more than 256 classes. `confused_pairs`
+    lists the 100 most frequent pairs of different classes for any number of classes (see `ConfusedPairs`). See
     `metric_names` for the metrics.
 
     Args:
@@ -130,7 +131,7 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
         **metrics.result(),
         **_parts(metrics),
         **({"by_class": metrics.by_class()} if evaluator.target.names else {}),
-        **({"confusion": metrics.confusion()} if has_confusion(evaluator.target) else {}),
+        **({"confusion": metrics.confusion()} | metrics.confused_pairs() if has_confusion(evaluator.target) else {}),
         "checkpoint": used,
         "dataset_fingerprint": dataset.manifest.fingerprint,
         "dataset_changed": dataset.manifest.fingerprint != trained_on.fingerprint,

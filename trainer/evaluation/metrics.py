@@ -10,6 +10,7 @@ from pipeline.schema.record import Array
 from trainer.data.target import Target
 from trainer.evaluation.breakdown import Breakdown
 from trainer.evaluation.comparison import TOP_K, Comparison, compare
+from trainer.evaluation.confused_pairs import ConfusedPairs
 from trainer.evaluation.ranking import Ranking
 
 # Of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017.
@@ -65,6 +66,7 @@ class Metrics:
         self._parts = [(breakdown, _Sums(target, len(breakdown.titles), ranked=ranked)) for breakdown in breakdowns]
         self._has_confusion = has_confusion(target) and target.size <= MAX_CONFUSION_CLASSES
         self._confusion = np.zeros((target.size, target.size) if self._has_confusion else (0, 0), np.int64)
+        self._pairs = ConfusedPairs(target.size)
 
     def update(
         self, outputs: Array, label: Array, weight: Array, loss: Array, length: Array, row: Array | None = None
@@ -95,8 +97,11 @@ class Metrics:
                 sums.add(compared, part[record[few]])
 
     def _count_confusions(self, compared: Comparison) -> None:
+        if not has_confusion(self._target):
+            return
+        (_, actual), (_, predicted) = compared.classes["actual"], compared.classes["predicted"]
+        self._pairs.add(actual, predicted)
         if self._has_confusion:
-            (_, actual), (_, predicted) = compared.classes["actual"], compared.classes["predicted"]
             np.add.at(self._confusion, (actual, predicted), 1)
 
     def result(self) -> dict[str, Any]:
@@ -136,6 +141,10 @@ class Metrics:
         if not self._has_confusion:
             return None
         return {"classes": list(self._target.names), "counts": self._confusion.tolist()}
+
+    def confused_pairs(self) -> dict[str, Any]:
+        """Returns the most confused pairs of classes if a label is one class; see `ConfusedPairs.result`."""
+        return self._pairs.result(self._target.names, self._whole.class_counts()[0])
 
 
 def has_confusion(target: Target) -> bool:

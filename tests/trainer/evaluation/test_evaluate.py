@@ -114,6 +114,7 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
         outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
         assert rounded(found["by_class"]) == rounded(table_by_hand(target, outputs, labels))
     assert ("confusion" in found) == (target.kind in ("class", "distribution", "step_class"))
+    assert ("confused_pairs" in found) == ("confusion" in found)
 
 
 @pytest.mark.proof

@@ -113,7 +113,7 @@ def test_neither_order_nor_batches_matter(target, slice_size, monkeypatch):
         assert one.pop("metrics") == pytest.approx(same.pop("metrics"), rel=1e-12, abs=1e-12)
         assert one.pop("loss") == pytest.approx(same.pop("loss"), rel=1e-12)
         assert one == same
-    assert whole.confusion() == other.confusion()
+    assert (whole.confusion(), whole.confused_pairs()) == (other.confusion(), other.confused_pairs())
 
 
 @pytest.mark.parametrize(
@@ -272,6 +272,11 @@ def test_the_confusion_table_counts_actual_and_predicted_classes():
         counts[y][int(logits.argmax())] += 1
     found = gather(target, *cut(with_arbitrary_padding(target, batch), 7))
     assert found.confusion() == {"classes": ["a", "b", "c", None], "counts": counts}
+    pairs = [(counts[a][p], target.names[a], target.names[p], a) for a in range(4) for p in range(4) if a != p]
+    expected = sorted((pair for pair in pairs if pair[0]), key=lambda pair: -pair[0])
+    assert [tuple(pair.values()) for pair in found.confused_pairs()["confused_pairs"]] == [
+        (label, other, count, count / sum(counts[a])) for count, label, other, a in expected
+    ]
 
 
 def test_there_is_no_confusion_table_for_very_many_classes_or_several_classes_per_label():
@@ -280,6 +285,8 @@ def test_there_is_no_confusion_table_for_very_many_classes_or_several_classes_pe
         batch = np.eye(size, dtype=np.float32)[:2], np.array([0, 0]), np.ones(2), np.zeros(2), np.ones(2, int)
         found = gather(target, batch)
         assert (found.confusion() is not None) == there_is
+        pair = {"label": 0, "predicted": 1, "count": 1, "share": 0.5}
+        assert found.confused_pairs()["confused_pairs"] == [pair]
         assert found.result()["metrics"]["accuracy"] == 0.5
     for name in ("multilabel", "step_multilabel", "regression", "next vector"):
         assert gather(TARGETS[name]).confusion() is None
