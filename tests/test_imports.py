@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "trainer.data": {*CONTRACT},
     "trainer.batching": {*CONTRACT, "trainer.config", "trainer.data"},
     "trainer.reading": {*CONTRACT, "trainer.config", "trainer.data", "trainer.batching"},
-    "trainer.model": {*CONTRACT, "trainer.config", "trainer.data"},
+    "trainer.model": {*CONTRACT, "trainer.config", "trainer.devices", "trainer.data"},
     "trainer.runs": {*CONTRACT, "trainer.config", "trainer.devices", "trainer.data", "trainer.model"},
 }
 MAY_IMPORT["trainer.evaluation"] = MAY_IMPORT["trainer.runs"] | {"trainer.batching", "trainer.reading", "trainer.runs"}

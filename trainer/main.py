@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
 from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, fraction, positive
-from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
+from trainer.devices.tensorflow_errors import explain_tensorflow_errors
+from trainer.devices.tensorflow_setup import start_tensorflow
 
 
 def train(arguments: list[str]) -> int:

@@ -26,7 +26,7 @@ class Target:
 
     kind: LabelKind
     size: int
-    names: tuple[Any, ...] = ()
+    names: Sequence[Any] = ()
     next_of: str | None = None
 
     @property
@@ -51,11 +51,11 @@ def make_target(schema: Schema, vocabularies: Vocabularies) -> Target:
         return Target(label.kind, max(len(label.classes), 1), label.classes)
     feature = schema.steps[label.next_of]
     if feature.dtype == "string":
-        names: tuple[Any, ...] = (*(term.decode() for term in vocabularies[label.next_of]), None)
+        names: Sequence[Any] = (*(term.decode() for term in vocabularies[label.next_of]), None)
     elif feature.dtype == "int64":
-        names = tuple(range(feature.num_values or 0))
+        names = range(feature.num_values or 0)  # not a tuple: there may be two billion
     elif label.kind in REGRESSION:
         return Target(label.kind, feature.width, next_of=label.next_of)
     else:
-        names = tuple(range(feature.width))
+        names = range(feature.width)
     return Target(label.kind, len(names), names, label.next_of)

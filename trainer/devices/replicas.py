@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from trainer.config import Strategy
-from trainer.devices.tensorflow_setup import first_line, grow_gpu_memory
+from trainer.devices.tensorflow_errors import first_line
+from trainer.devices.tensorflow_setup import grow_gpu_memory
 
 TF_CONFIG = "TF_CONFIG"
 

@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from pipeline.errors import UserError
-from trainer.devices.tensorflow_setup import LOG_LEVEL, QUIET, first_line, start_tensorflow
+from trainer.devices.tensorflow_errors import describe_exhausted
+from trainer.devices.tensorflow_setup import LOG_LEVEL, QUIET, start_tensorflow
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -54,8 +55,6 @@ def call_in_subprocess(function: str, *arguments: Any) -> Any:
 def _call(function: str, arguments: list[Any]) -> dict[str, Any]:
     """Returns {"result": …}, or {"error": message} for an error that the user can fix."""
     start_tensorflow()
-    import tensorflow as tf
-
     module, name = function.split(":")
     try:
         return {"result": getattr(importlib.import_module(module), name)(*arguments)}
@@ -63,8 +62,11 @@ def _call(function: str, arguments: list[Any]) -> dict[str, Any]:
         return {"error": str(error)}
     except OSError as error:  # for example a full disk or a missing permission
         return {"error": f"{error.filename or 'A file'}: {error.strerror or error}."}
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        return {"error": f"Out of memory or disk space: {first_line(error)}."}
+    except Exception as error:
+        exhausted = describe_exhausted(error)
+        if exhausted is None:
+            raise
+        return {"error": exhausted}
 
 
 def _main() -> None:

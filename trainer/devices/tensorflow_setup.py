@@ -1,14 +1,11 @@
-"""Sets up TensorFlow for a command: few log messages, deterministic operations, and errors as one line."""
+"""Sets up TensorFlow for a command: few log messages, deterministic operations, and GPU memory as needed."""
 
 import contextlib
 import logging
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
-
-from pipeline.errors import UserError
 
 LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
 
@@ -52,49 +49,6 @@ def make_deterministic(deterministic: bool | None = None) -> bool:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     return deterministic
-
-
-@contextlib.contextmanager
-def explain_tensorflow_errors(path: str) -> Iterator[None]:
-    """Raises a UserError with one line for each of TensorFlow's errors inside the block that a user can fix.
-
-    Args:
-        path: Dataset or run that the block reads, for the message about damaged files.
-    """
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.DataLossError as error:
-        raise UserError(f"{path}: damaged: {first_line(error)}. `lengthwise verify` shows where.") from None
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(f"Out of memory or disk space: {first_line(error)}. Try a smaller --batch_steps.") from None
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
-        raise _worker_lost(error) from None
-    except tf.errors.UnknownError as error:
-        # A UserError of our reader, raised in the Python function that tf.data calls.
-        found = re.search(r"\bUserError: (.+)", str(error))
-        if found is None:
-            raise
-        raise UserError(found[1]) from None
-    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.FailedPreconditionError) as error:
-        if "incarnation" in str(error):  # another worker was restarted, and this one is connected to its predecessor
-            raise _worker_lost(error) from None
-        raise UserError(f"A file cannot be read or written: {first_line(error)}.") from None
-
-
-def _worker_lost(error: Exception) -> UserError:
-    return UserError(
-        f"Another worker was lost: {first_line(error)}. Run the same command again on every worker to resume from the "
-        "last checkpoint."
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, without a final period and the names of the node and operation."""
-    lines = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
-    line = next((line for line in lines if line and not line.startswith(("Graph execution", "Detected at"))), lines[0])
-    return re.sub(r"^\{\{[^}]*\}\} ?| \[Op:.*$", "", line).rstrip(".")
 
 
 @contextlib.contextmanager

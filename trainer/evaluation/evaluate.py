@@ -14,6 +14,7 @@ from trainer.batching.cut import DEFAULT_BATCH_STEPS
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
+from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion
 from trainer.model.build import build_model, head_model
@@ -40,6 +41,7 @@ class Evaluator:
     ) -> None:
         self._dataset, self._vocabularies = dataset, vocabularies
         self.target = make_target(dataset.schema, vocabularies)
+        self._some_feature = next(iter(dataset.schema.steps))
         self._numbered: dict[str, tf.data.Dataset] = {}
         head, kind = head_model(model), self.target.kind
         column_scale = column_scales(self.target, statistics)
@@ -69,11 +71,21 @@ class Evaluator:
         numbered = self._batches(split)
         # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
         self._forward.get_concrete_function(*numbered.element_spec[:2])
-        for features, label, weight, row in numbered:
-            outputs, loss = self._forward(features, label)
-            metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
-            progress.add_records(len(label))
-            after_batch()
+        shape: Any = ()
+
+        def explain() -> str:
+            return (
+                f"a batch of the split {split!r}, {' x '.join(map(str, shape))} steps, does not fit beside the weights "
+                "of the model. End other processes that use the memory, or train a model with fewer --units."
+            )
+
+        with explain_out_of_memory(explain):
+            for features, label, weight, row in numbered:
+                shape = features[self._some_feature].shape[:2]
+                outputs, loss = self._forward(features, label)
+                metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
+                progress.add_records(len(label))
+                after_batch()
         return metrics
 
     def _batches(self, split: str) -> tf.data.Dataset:

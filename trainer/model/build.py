@@ -11,7 +11,9 @@ from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
+from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.model.encoding import Statistics, UniqueName, concatenate, encode_features, make_unique_name
+from trainer.model.largest_weight import describe_largest_weight
 from trainer.model.layers import (
     DropLastAxis,
     Dropout,
@@ -53,13 +55,27 @@ def build_model(
         vocabularies: Strings of each feature with a vocabulary, from `Dataset.vocabularies` or `Run.vocabularies`.
 
     Raises:
-        UserError: The configuration does not fit the label.
+        UserError: The configuration does not fit the label, or the weights do not fit into memory.
         ValueError: The schema has a vocabulary, and `vocabularies` is not passed.
     """
     config = config or TrainConfig()
     vocabularies = vocabularies or {}
     target = make_target(schema, vocabularies)
     check_config(config, target)
+
+    def explain() -> str:
+        with keras.StatelessScope(initialize_variables=False):  # without memory for the weights
+            text = describe_largest_weight(_build(schema, statistics, config, vocabularies, target), schema)
+        keras.utils.clear_session()  # forgets the variables that have no memory
+        return text
+
+    with explain_out_of_memory(explain):
+        return _build(schema, statistics, config, vocabularies, target)
+
+
+def _build(
+    schema: Schema, statistics: Statistics, config: TrainConfig, vocabularies: Vocabularies, target: Target
+) -> keras.Model:
     unique = make_unique_name(schema)
     inputs: dict[str, Any] = {
         name: keras.Input((*((None,) if name in schema.steps else ()), *feature.shape), name=name, dtype=feature.dtype)

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.schema.record import Array
-from trainer.devices.tensorflow_setup import first_line
+from trainer.devices.tensorflow_errors import explain_out_of_memory, first_line, is_out_of_memory
+from trainer.model.largest_weight import describe_largest_weight
 from trainer.runs.contents import CHECKPOINTS, RESULT
 from trainer.runs.run import Run
 from trainer.runs.state import State
@@ -74,6 +75,8 @@ class Checkpoints:
             self._checkpoint.restore(path).assert_existing_objects_matched()
             self.state = State.model_validate_json(self._text.numpy())
         except _RESTORE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"{path}: cannot be restored: {first_line(error)}. Train again with --overwrite.") from None
 
     def clean(self) -> None:
@@ -114,10 +117,11 @@ def restore_weights(run: Run, model: keras.Model, checkpoint: str | None) -> str
             those in the result of a finished run.
     """
     name, path = _choose(run, checkpoint)
-    values = _read_weights(path, model)
-    _check_digest(run, name, path, values)
-    for weight, value in zip(model.weights, values, strict=True):
-        weight.assign(value)
+    with explain_out_of_memory(lambda: describe_largest_weight(model, run.manifest().record_schema)):
+        values = _read_weights(path, model)
+        _check_digest(run, name, path, values)
+        for weight, value in zip(model.weights, values, strict=True):
+            weight.assign(value)
     return name
 
 
@@ -189,6 +193,8 @@ def _read_weights(path: str, model: keras.Model) -> list[Array]:
     try:
         return [reader.get_tensor(key) for key in keys]
     except _RESTORE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise _damaged(path, first_line(error)) from None
 
 

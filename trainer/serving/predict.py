@@ -39,7 +39,8 @@ from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.data.target import Target
-from trainer.devices.tensorflow_setup import explain_tensorflow_errors, start_tensorflow
+from trainer.devices.tensorflow_errors import explain_tensorflow_errors
+from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
 from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions

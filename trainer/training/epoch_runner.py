@@ -14,11 +14,12 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
+from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.runs.run import Run
 from trainer.runs.state import State, Totals
 from trainer.training.callbacks import Callbacks
 from trainer.training.checkpoint_policy import CheckpointPolicy
-from trainer.training.deal import BatchDealer
+from trainer.training.deal import BatchDealer, GlobalBatch
 from trainer.training.journal import EpochJournal
 from trainer.training.non_finite import NonFiniteUpdate, non_finite_update, non_finite_validation
 from trainer.training.reporter import Reporter
@@ -76,7 +77,7 @@ class EpochRunner:
         previous: Sums | None = None
         for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch):
             self.callbacks.on_train_batch_begin(state.batch)
-            sums = self.update(batch.parts, scale, float(self.stop.received))
+            sums = self._compute(batch, scale)
             state.batch += 1
             state.update += 1
             journal.add(epoch, state.update, sums, batch)
@@ -89,6 +90,18 @@ class EpochRunner:
             if self.checkpoints.is_due():
                 journal.flush()
                 self.checkpoints.save()
+
+    def _compute(self, batch: GlobalBatch, scale: tf.Tensor) -> Sums:
+        """Computes an update and returns its sums. Raises a UserError that names the batch if memory runs out."""
+
+        def explain() -> str:
+            return (
+                f"the batch of update {self._state.update + 1}, {batch.records:,} records with {batch.padded_steps:,} "
+                f"padded steps, does not fit. Choose a --batch_steps smaller than {batch.padded_steps}."
+            )
+
+        with explain_out_of_memory(explain):
+            return self.update(batch.parts, scale, float(self.stop.received))
 
     def _should_stop(self, previous: Sums | None) -> bool:
         """Returns whether a worker was asked to stop; the answer is the same on all workers after the same update.

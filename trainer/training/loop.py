@@ -17,7 +17,9 @@ from trainer.data.target import make_target
 from trainer.devices.environment import describe_differences, describe_environment
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
+from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.model.build import build_model, count_parameters
+from trainer.model.largest_weight import describe_largest_weight
 from trainer.model.losses import column_scales
 from trainer.reading.batches import planned_batches
 from trainer.runs.checkpoints import (
@@ -60,7 +62,7 @@ class Training:
         self._run, self._dataset, self._config, self._replicas, self._stop = run, dataset, config, replicas, stop
         self._environment = describe_environment(replicas, deterministic=deterministic)
         keras.utils.set_random_seed(config.seed)
-        with replicas.strategy.scope():
+        with replicas.strategy.scope(), explain_out_of_memory(self._explain_model):
             # The run's own, not the dataset's: the weights depend on them.
             self._statistics, self._vocabularies = run.statistics(), run.vocabularies()
             self._target = make_target(dataset.schema, self._vocabularies)
@@ -114,7 +116,8 @@ class Training:
         replicas, checkpoints, state, past_lines = self._replicas, self._checkpoints, self._checkpoints.state, []
         path = replicas.broadcast(checkpoints.latest)
         if path is not None:
-            checkpoints.restore(path)
+            with explain_out_of_memory(self._explain_model):
+                checkpoints.restore(path)
             state = checkpoints.state
         elif self._config.warm_start is not None:
             for line in warm_start(self._run, self._model, self._config):
@@ -206,8 +209,11 @@ class Training:
             plans.append(plan_next_epoch(self._dataset, config, State(epoch=state.epoch + 1)))
         random_states = self._checkpoints.random_states()
         for each in plans:
-            probe_largest(update, each, self._replicas)
+            probe_largest(update, each, self._replicas, self._explain_model)
         self._checkpoints.set_random_states(random_states)
+
+    def _explain_model(self) -> str:
+        return describe_largest_weight(self._model, self._dataset.schema)
 
     def _run_epochs(self, runner: EpochRunner, policy: CheckpointPolicy) -> dict[str, Any] | None:
         """Trains until the last epoch or until a callback stops, and returns the line of the last epoch trained."""

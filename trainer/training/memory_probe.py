@@ -1,5 +1,6 @@
 """Computes the largest batch before the first update, so that a batch too large for memory fails in seconds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -7,26 +8,33 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from trainer.batching.plan import Plan
 from trainer.devices.replicas import Replicas
+from trainer.devices.tensorflow_errors import explain_out_of_memory, is_out_of_memory
 from trainer.training.update import Part, Update
 
 
-def probe_largest(update: Update, plan: Plan, replicas: Replicas) -> None:
+def probe_largest(update: Update, plan: Plan, replicas: Replicas, explain_model: Callable[[], str]) -> None:
     """Computes the gradients of a batch with the shape of the largest one, and changes no weight.
 
     Args:
         plan: Plan of global batches.
+        explain_model: See `explain_out_of_memory`; called if not even one record of one step fits.
 
     Raises:
-        UserError: The batch does not fit into memory; the message names a budget that does.
+        UserError: The batch does not fit into memory; the message names a budget that does, or the cause if none does.
     """
     rows, steps = plan.largest_batch
 
-    def fits(rows: int) -> bool:
+    def compute(rows: int, steps: int) -> None:
         part = blank_part(update.element_spec, -(-rows // replicas.num_replicas), steps)
+        sums, _ = update.gradients((part,) * replicas.num_local_replicas)
+        float(sums.norm)
+
+    def fits(rows: int) -> bool:
         try:
-            sums, _ = update.gradients((part,) * replicas.num_local_replicas)
-            float(sums.norm)
-        except tf.errors.ResourceExhaustedError:
+            compute(rows, steps)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         return True
 
@@ -44,6 +52,10 @@ def probe_largest(update: Update, plan: Plan, replicas: Replicas) -> None:
         largest, too_large = (middle, too_large) if fits(middle) else (largest, middle)
     problem = f"Out of memory: the largest batch, {rows:,} records of {steps:,} steps, does not fit"
     if not largest:
+        with explain_out_of_memory(
+            lambda: f"not even one record of one step fits: {explain_model()} Another process may use the memory too."
+        ):
+            compute(1, 1)
         raise UserError(
             f"{problem}, and one of its records alone does not fit either. Choose fewer --units, or leave out records "
             "of this length."

@@ -343,3 +343,19 @@ def test_a_missing_or_damaged_checkpoint_is_reported_in_one_line(tmp_path, capsy
         file.write_bytes(file.read_bytes()[:100])
     status, _, err = call_evaluate(capsys, run, path)
     assert (status, len(err)) == (1, 1) and "checkpoints/last/ckpt-4: not a checkpoint of this run's model" in err[0]
+
+
+def test_memory_that_runs_out_is_reported_with_the_batch(monkeypatch):
+    """The advice is not --batch_steps, which this command does not have."""
+    run = run_of("regression")
+
+    def run_out(*_, **__):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("trainer.evaluation.evaluate.Metrics.update", run_out)
+    expected = (
+        r"^Out of memory: a batch of the split 'test', \d+ x \d+ steps, does not fit beside the weights of the model\. "
+        r"End other processes that use the memory, or train a model with fewer --units\. \(Reported as: std::bad_alloc"
+    )
+    with pytest.raises(UserError, match=expected):
+        evaluate(run, made("regression").path)

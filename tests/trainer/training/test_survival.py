@@ -598,13 +598,17 @@ def test_a_non_finite_update_changes_no_weight_by_momentum_either(optimizer):
     assert same == [False, True, False]
 
 
-def limit_memory(monkeypatch, most):
+OOM = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+CUDNN = tf.errors.InternalError(None, None, "Failed to call DoRnnForward with model config: [1, 2]")
+
+
+def limit_memory(monkeypatch, most, error=OOM):
     """Makes memory run out above `most` padded steps in a batch."""
     gradients = Update.gradients
 
     def limited_gradients(update, parts):
         if np.prod(parts[0][0]["x"].shape[:2]) > most:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            raise error
         return gradients(update, parts)
 
     monkeypatch.setattr(Update, "gradients", limited_gradients)
@@ -644,10 +648,36 @@ def test_a_larger_budget_of_the_next_epoch_is_probed_too(tmp_path, monkeypatch):
 
 
 def test_memory_too_small_for_one_record_is_reported(tmp_path, monkeypatch):
-    limit_memory(monkeypatch, 0)
+    limit_memory(monkeypatch, 1, CUDNN)
     expected = "does not fit, and one of its records alone does not fit either. Choose fewer --units, or leave out "
     with pytest.raises(UserError, match=expected):
         train(dataset(), tmp_path, change(CONFIG, epochs=1))
+
+
+def test_memory_too_small_for_the_model_is_reported_with_its_largest_weight(tmp_path, monkeypatch):
+    limit_memory(monkeypatch, 0, CUDNN)
+    with pytest.raises(UserError) as caught:
+        train(dataset(), tmp_path, change(CONFIG, epochs=1))
+    assert str(caught.value).startswith(
+        "Out of memory: not even one record of one step fits: the weights of the model take "
+    )
+    assert "lstm_0/lstm_cell/recurrent_kernel, a recurrent layer: " in str(caught.value)
+    assert str(caught.value).endswith("(Reported as: Failed to call DoRnnForward with model config: [1, 2].)")
+
+
+def test_memory_that_runs_out_in_an_update_is_reported_with_its_batch(tmp_path, monkeypatch):
+    def run_out(parts, scale):
+        raise CUDNN
+
+    change_update(monkeypatch, 3, run_out)
+    with pytest.raises(UserError) as caught:
+        train(dataset(), tmp_path, change(CONFIG, epochs=1))
+    plan = plan_next_epoch(open_dataset(dataset()), CONFIG, State())
+    records, steps = plan.count[2], plan.count[2] * plan.batch_shapes(0).pad_length[2]
+    assert str(caught.value).startswith(
+        f"Out of memory: the batch of update 3, {records} records with {steps} padded steps, does not fit. Choose a "
+        f"--batch_steps smaller than {steps}."
+    )
 
 
 def test_probing_memory_changes_nothing_in_the_run(tmp_path):
