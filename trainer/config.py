@@ -107,7 +107,10 @@ class TrainConfig(Document):
     local_workers: Annotated[
         int,
         pydantic.Field(
-            ge=1, le=256, description="Number of worker processes to start on this machine, without a cluster."
+            ge=1,
+            le=256,
+            description="Number of worker processes to start on this machine, without a cluster. If it has GPUs, each "
+            "worker gets the same number of them, at least one.",
         ),
     ] = 1
     deterministic: Annotated[

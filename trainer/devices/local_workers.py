@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Literal, TypeAlias
 
+from trainer.devices.local_gpus import VISIBLE, deal_gpus, find_gpus
+
 _SCRIPT = pathlib.Path(__file__).parents[2] / "lengthwise.py"
 # Set in the environment of a worker: its standard input is closed when its parent process ends.
 _HAS_PARENT = "LENGTHWISE_LOCAL_WORKER"
@@ -31,14 +33,22 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
     The output of the chief (worker 0) goes to the output of this process. The stderr of the other workers goes to
     stderr, each line with the number of the worker. SIGTERM and SIGINT are forwarded to the workers.
 
+    On a machine with GPUs, each worker gets GPUs of its own.
+
     Returns:
         0 if all workers succeeded, else the status of the worker that `_find_culprit` returns.
+
+    Raises:
+        UserError: There are GPUs, but fewer than workers.
     """
+    gpus = deal_gpus(find_gpus(), num_workers=count)
+    if gpus[0]:
+        print("".join(f"Worker {n}: GPU {', '.join(own)}.\n" for n, own in enumerate(gpus)), end="", file=sys.stderr)
     addresses = [f"localhost:{port}" for port in free_ports(count)]
     workers: list[subprocess.Popen[bytes]] = []
     with _forward_signals(workers) as received:
         for number in range(count):
-            workers.append(_start_worker(number, addresses, arguments))
+            workers.append(_start_worker(number, addresses, gpus[number], arguments))
         relays = [threading.Thread(target=_relay_stderr, args=(n, worker)) for n, worker in enumerate(workers) if n]
         for relay in relays:
             relay.start()
@@ -78,14 +88,17 @@ def _exit_after_stdin() -> None:
     os._exit(1)
 
 
-def _start_worker(number: int, addresses: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start_worker(
+    number: int, addresses: Sequence[str], gpus: Sequence[str], arguments: Sequence[str]
+) -> subprocess.Popen[bytes]:
     # Together, the workers use as many threads as one process would.
     threads = {"TF_NUM_INTRAOP_THREADS": str(max(1, count_cores() // len(addresses)))}
     task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
+    devices = {VISIBLE: ",".join(gpus)} if gpus else {}
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if number else {}
     return subprocess.Popen(
         [sys.executable, str(_SCRIPT), *arguments],
-        env=threads | os.environ | {_HAS_PARENT: "1", "TF_CONFIG": json.dumps(task)},
+        env=threads | os.environ | devices | {_HAS_PARENT: "1", "TF_CONFIG": json.dumps(task)},
         stdin=subprocess.PIPE,
         # With a process group of its own, a worker receives Ctrl-C only once: from this process, not from the terminal.
         process_group=0,

@@ -325,6 +325,17 @@ def test_each_worker_has_its_own_port_and_a_share_of_the_cores(worker_program, c
     assert {threads for _, threads in printed} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
+def test_each_worker_has_gpus_of_its_own_or_none_starts(worker_program, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3")
+    monkeypatch.setattr(local_workers, "find_gpus", lambda: ["7", "5", "3"])
+    worker_program("print(number, os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr)")
+    with pytest.raises(UserError, match=r"local_workers is 4, but there are 3 GPUs \(7, 5, 3\)"):
+        local_workers.run_local_workers(4, ["train"])
+    assert local_workers.run_local_workers(3, ["train"]) == 0
+    told = [f"Worker {n}: GPU {gpu}." for n, gpu in enumerate("753")]
+    assert sorted(capfd.readouterr().err.splitlines()) == ["0 7", *told, "[worker 1] 1 5", "[worker 2] 2 3"]
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_launcher_ends_with_the_status_of_the_chief(worker_program, tmp_path, monkeypatch, first):
     """Also if another worker, to which the chief passed its error, ends first: a locked folder is 69, not 1."""
