@@ -21,6 +21,7 @@ from pipeline.format.string_counts import (
     string_array,
     write_counts,
 )
+from pipeline.schema.features import Feature
 from pipeline.schema.record import Array
 
 # The ending of a temporary file of counts.
@@ -154,9 +155,10 @@ class VocabularyChooser:
     Args:
         size: Largest number of terms.
         splits: The splits of the counts. Without a split `train`, the vocabulary is empty.
+        min_count: Strings with fewer occurrences in the train split are not in the vocabulary.
     """
 
-    def __init__(self, size: int, splits: Sequence[str]) -> None:
+    def __init__(self, size: int, splits: Sequence[str], *, min_count: int = 1) -> None:
         self._size = size
         self._splits = list(splits)
         self._train = self._splits.index(TRAIN) if TRAIN in self._splits else None
@@ -165,7 +167,7 @@ class VocabularyChooser:
         self._candidates: list[pa.Table] = []
         self._num_candidates = 0
         # A string with this count, or less, is not in the vocabulary.
-        self._threshold = 0
+        self._threshold = min_count - 1
 
     def watch(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields the same tables. Adds each of them."""
@@ -244,15 +246,21 @@ class Vocabularies(NamedTuple):
 
 
 def choose_vocabulary(
-    paths: Iterable[str], size: int, splits: Sequence[str], *, folder: str, digests: Mapping[str, str] | None = None
+    paths: Iterable[str],
+    feature: Feature,
+    splits: Sequence[str],
+    *,
+    folder: str,
+    digests: Mapping[str, str] | None = None,
 ) -> VocabularyChooser:
     """Returns a chooser to which the sums of all files of counts were added.
 
     Args:
-        size: Largest number of terms.
+        feature: Has a vocabulary.
         paths, splits, folder, digests: See `merge_counts`, also for the errors.
     """
-    chooser = VocabularyChooser(size, splits)
+    assert feature.vocabulary is not None
+    chooser = VocabularyChooser(feature.vocabulary, splits, min_count=feature.min_count or 1)
     for table in merge_counts(paths, splits, folder=folder, digests=digests):
         chooser.add(table)
     return chooser

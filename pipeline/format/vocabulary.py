@@ -12,13 +12,17 @@ _UNESCAPES = {escaped: raw for raw, escaped in _ESCAPES.items()}
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def choose_terms(counts: Mapping[bytes, int], size: int) -> list[bytes]:
+def choose_terms(counts: Mapping[bytes, int], size: int, *, min_count: int = 1) -> list[bytes]:
     """Returns the `size` most frequent strings, the most frequent first. Equally frequent strings are sorted by bytes.
+
+    Args:
+        min_count: Strings with fewer occurrences are left out.
 
     >>> choose_terms({b"b": 2, b"a": 2, b"c": 7, b"d": 1}, 3)
     [b'c', b'a', b'b']
     """
-    return sorted(counts, key=lambda term: (-counts[term], term))[:size]
+    frequent = [term for term, count in counts.items() if count >= min_count]
+    return sorted(frequent, key=lambda term: (-counts[term], term))[:size]
 
 
 def serialize_terms(terms: Sequence[bytes]) -> bytes:

@@ -98,9 +98,9 @@ def choose_again(manifest: Manifest, recounted: Sequence[Mapping[str, str]], *, 
     """
     schema = manifest.record_schema
     chosen = Vocabularies({}, {split: {} for split in schema.split_names})
-    for name, size in schema.vocabulary_sizes.items():
-        chooser = choose_vocabulary((paths[name] for paths in recounted), size, schema.split_names, folder=folder)
-        chosen.add(name, chooser)
+    for name in schema.vocabulary_sizes:
+        paths = [counts[name] for counts in recounted]
+        chosen.add(name, choose_vocabulary(paths, schema.features[name], schema.split_names, folder=folder))
     return chosen
 
 

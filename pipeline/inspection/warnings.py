@@ -33,9 +33,10 @@ def find_warnings(manifest: Manifest) -> list[str]:
         warnings.append(f"label {label.title}: has one class only, so that there is nothing to learn")
     for name, vocabulary in manifest.vocabularies.items():
         if train.unknown.get(name) == 0 and vocabulary.size:
-            size = f"{vocabulary.size:,}"
+            size, min_count = f"{vocabulary.size:,}", (manifest.record_schema.features[name].min_count or 1) + 1
             warnings.append(
                 f"feature {name}: its vocabulary has all {size} strings of the train split, so that a model cannot "
-                f"learn what to do with an unknown string; choose less than {size} if new strings may come"
+                f"learn what to do with an unknown string; if new strings may come, choose vocabulary: {{min_count: "
+                f"{min_count}}}, or a size of less than {size}"
             )
     return warnings

@@ -100,7 +100,7 @@ def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
     nulls = _Nulls.MISSING if feature.allows_nulls else _Nulls.ERROR_WITH_HINT
     values = _flatten(steps, name, feature.shape, nulls)
     if feature.dtype == "string":
-        return _parse_strings(values, name, feature.shape, nulls)
+        return _parse_strings(values, name, feature, nulls)
     if feature.dtype == "float32":
         return _parse_floats(values, name, feature.shape, nulls)
     assert feature.num_values is not None
@@ -191,8 +191,10 @@ def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls:
     return np.array(values, np.int64)
 
 
-def _parse_strings(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls) -> list[bytes]:
-    values = _check_types(values, {str}, name, shape, "a string", nulls)
+def _parse_strings(values: list[Any], name: str, feature: Feature, nulls: _Nulls) -> list[bytes]:
+    values = _check_types(values, {str}, name, feature.shape, "a string", nulls)
+    if feature.lowercase:
+        values = [None if value is None else value.lower() for value in values]
     try:
         return [MISSING_STRING if value is None else value.encode() for value in values]
     except UnicodeEncodeError as error:

@@ -34,6 +34,9 @@ Fill = Annotated[
     pydantic.StrictInt | pydantic.StrictFloat | pydantic.StrictStr, pydantic.BeforeValidator(_check_fill_value)
 ]
 
+# Size of a vocabulary with `min_count` and without `size`.
+MAX_VOCABULARY = 100_000
+
 _MAX_FLOAT32 = float(2**128 - 2**104)
 
 
@@ -49,7 +52,14 @@ class Feature(Document):
     vocabulary: PositiveInt | None = pydantic.Field(
         None,
         description="Number of strings, the most frequent of the train split, that get a category of their own. All "
-        "other strings share one category.",
+        "other strings share one category. May also be {size: …, min_count: …, lowercase: true}; with a min_count, the "
+        f"default of size is {MAX_VOCABULARY:,}.",
+    )
+    min_count: PositiveInt | None = pydantic.Field(
+        None, description="Strings with fewer occurrences in the train split are not in the vocabulary."
+    )
+    lowercase: pydantic.StrictBool | None = pydantic.Field(
+        None, description="Whether strings are converted to lower case, by Python's str.lower."
     )
     missing: Literal["reject", "fill", "indicator"] = pydantic.Field(
         "reject",
@@ -65,9 +75,11 @@ class Feature(Document):
         """Returns one form for features that mean the same, so that they have the same fingerprint.
 
         `missing: {fill: 0}` becomes `missing: fill, fill_value: 0`. For float32, the fill value is a float or `mean`.
+        `vocabulary: {size: 9, min_count: 2}` becomes `vocabulary: 9, min_count: 2`, without keys of no effect.
         """
         if not isinstance(values, dict):
             return values
+        values = _normalize_vocabulary(values)
         missing = values.get("missing")
         if isinstance(missing, dict):
             if list(missing) != ["fill"]:
@@ -89,6 +101,8 @@ class Feature(Document):
             raise ValueError("num_values applies only to the dtypes int64 and string, not to float32")
         if self.dtype != "string" and self.vocabulary is not None:
             raise ValueError(f"vocabulary applies only to the dtype string, not to {self.dtype}")
+        if self.vocabulary is None and (self.min_count, self.lowercase) != (None, None):
+            raise ValueError("min_count and lowercase apply only to a string with a vocabulary")
         if self.dtype == "int64" and self.num_values is None:
             raise ValueError("int64 is a category and needs num_values (use float32 for a quantity)")
         if self.dtype == "string" and (self.num_values is None) == (self.vocabulary is None):
@@ -125,3 +139,21 @@ class Feature(Document):
     def allows_nulls(self) -> bool:
         """Whether a null is a missing value rather than an error."""
         return self.missing != "reject"
+
+
+def _normalize_vocabulary(values: dict[str, Any]) -> dict[str, Any]:
+    vocabulary = values.get("vocabulary")
+    if isinstance(vocabulary, dict):
+        known = ("size", "min_count", "lowercase")
+        unknown = [key for key in vocabulary if key not in known]
+        if unknown:
+            raise ValueError(f"vocabulary.{unknown[0]}: unknown key; known keys: {', '.join(known)}")
+        twice = [key for key in known[1:] if key in vocabulary and values.get(key) is not None]
+        if twice:
+            raise ValueError(f"{twice[0]}: is given twice, here and inside vocabulary; keep one")
+        if "size" not in vocabulary and "min_count" not in vocabulary:
+            raise ValueError("vocabulary: expected a size (the largest number of strings), a min_count, or both")
+        more = {key: vocabulary[key] for key in known[1:] if key in vocabulary}
+        values = values | more | {"vocabulary": vocabulary.get("size", MAX_VOCABULARY)}
+    without_effect = {key for key, value in (("min_count", 1), ("lowercase", False)) if values.get(key) is value}
+    return {key: value for key, value in values.items() if key not in without_effect}

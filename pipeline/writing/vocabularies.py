@@ -25,10 +25,10 @@ def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, 
     schema = summaries[0].record_schema
     splits = schema.split_names
     chosen = Vocabularies({}, {split: {} for split in splits})
-    for name, size in schema.vocabulary_sizes.items():
+    for name in schema.vocabulary_sizes:
         files = {join(output, summary.strings[name].path): summary.strings[name].sha256 for summary in summaries}
         try:
-            chooser = choose_vocabulary(files, size, splits, folder=folder, digests=files)
+            chooser = choose_vocabulary(files, schema.features[name], splits, folder=folder, digests=files)
         except ValueError as error:
             raise UserError(
                 f"{error} So the vocabulary of {name!r} cannot be chosen, and nothing was published. "

@@ -74,7 +74,8 @@ class _Encoder:
             flat = Fill(fill, name=self._name("fill"))(flat)
         num_values = feature.num_values
         if self._terms is not None:
-            flat = Lookup([term.decode() for term in self._terms], name=self._name("lookup"))(flat)
+            terms = [term.decode() for term in self._terms]
+            flat = Lookup(terms, bool(feature.lowercase), name=self._name("lookup"))(flat)
             num_values = len(self._terms) + 1
         elif feature.vocabulary is not None:
             raise ValueError("The schema has a vocabulary: pass vocabularies, from Dataset.vocabularies().")

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from trainer.data.examples import is_missing
 from trainer.data.lookup import make_lookup
+from trainer.data.lowercase import lowercase
 
 _register = keras.saving.register_keras_serializable(package="lengthwise")
 
@@ -132,21 +133,26 @@ class Indicator(keras.layers.Layer):
 
 @_register
 class Lookup(keras.layers.Layer):
-    """Maps strings[…] to int64[…]: the position of each string in `terms`, or len(terms) if it is not there."""
+    """Maps strings[…] to int64[…]: the position of each string in `terms`, or len(terms) if it is not there.
 
-    def __init__(self, terms: list[str], **kwargs: Any) -> None:
+    Args:
+        lowercase: Whether a string is converted to lower case before.
+    """
+
+    def __init__(self, terms: list[str], lowercase: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.terms = list(terms)
+        self.lowercase = lowercase
         self._lookup = make_lookup(tuple(term.encode() for term in terms))
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        return self._lookup(values)
+        return self._lookup(lowercase(values) if self.lowercase else values)
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape, dtype="int64")
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"terms": self.terms}
+        return super().get_config() | {"terms": self.terms, "lowercase": self.lowercase}
 
 
 @_register

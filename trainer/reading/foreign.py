@@ -22,6 +22,7 @@ from trainer.batching.bucket_edges import plan_buckets
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, BatchLimits
 from trainer.data.examples import DTYPES, context_spec, step_spec
 from trainer.data.labels import label_and_weight, make_label_lookup
+from trainer.data.lowercase import lowercase
 from trainer.data.target import Vocabularies
 from trainer.reading.foreign_records import RecordCheck, WrongRecord, has_lists, has_names, parse_record, wrong_record
 
@@ -200,6 +201,7 @@ def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool
         )
     with tf.control_dependencies(checks):
         features = {name: tf.identity(parsed[name]) for name in schema.features}
+        features |= {name: lowercase(features[name]) for name, feature in schema.features.items() if feature.lowercase}
         # A label that is the next value of a feature is made from the batch. Until then the length takes its place.
         stored = length if label.name is None else _read_label(parsed[label.name], label, named)
         return {**features, "length": length}, stored

@@ -109,13 +109,13 @@ def test_an_abandoned_or_failed_merge_leaves_no_temporary_file(tmp_path):
     assert sorted(paths) == sorted(map(str, tmp_path.iterdir()))
 
 
-@given(COUNTS, st.integers(0, 12), st.integers(1, 9))
-def test_a_vocabulary_is_the_one_that_choose_terms_gives(counts, size, rows_per_table):
+@given(COUNTS, st.integers(0, 12), st.integers(1, 9), st.integers(1, 4))
+def test_a_vocabulary_is_the_one_that_choose_terms_gives(counts, size, rows_per_table, min_count):
     table = tabulate_counts(counts, SPLITS)
     tables = [table[start : start + rows_per_table] for start in range(0, len(table), rows_per_table)]
-    chooser = VocabularyChooser(size, SPLITS)
+    chooser = VocabularyChooser(size, SPLITS, min_count=min_count)
     assert list(chooser.watch(tables)) == tables
-    terms = choose_terms(counts["train"], size)
+    terms = choose_terms(counts["train"], size, min_count=min_count)
     unknown = {split: count_unknown(counts[split], terms) for split in SPLITS}
     for _ in range(2):  # asking does not change the answer
         assert chooser.terms() == terms

@@ -79,9 +79,10 @@ def train_records(read_records, folder, records=RECORDS):
     return [record for record in records if str(record["id"]) in in_train]
 
 
-@given(st.dictionaries(STRINGS.map(str.encode), st.integers(1, 3)), st.integers(1, 6))
-def test_the_most_frequent_strings_are_chosen_and_ties_are_sorted_by_bytes(counts, size):
-    terms = choose_terms(counts, size)
+@given(st.dictionaries(STRINGS.map(str.encode), st.integers(1, 3)), st.integers(1, 6), st.integers(1, 4))
+def test_the_most_frequent_strings_are_chosen_and_ties_are_sorted_by_bytes(counts, size, min_count):
+    terms = choose_terms(counts, size, min_count=min_count)
+    counts = {term: count for term, count in counts.items() if count >= min_count}
     assert len(terms) == len(set(terms)) == min(size, len(counts))
     left = [term for term in counts if term not in terms]
     assert all((-counts[term], term) < (-counts[other], other) for term in terms for other in left)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.raw.records import LIMITS, Limits, parse_line, parse_record
 from pipeline.raw.rejects import REASONS, RecordError
-from pipeline.schema.record import NO_LABEL, ParsedRecord
+from pipeline.schema.record import MISSING_STRING, NO_LABEL, ParsedRecord
 from pipeline.schema.schema import Schema
 
 STEPS = """\
@@ -396,3 +396,11 @@ def test_a_record_above_custom_limits_is_too_large():
         with pytest.raises(RecordError, match=message) as caught:
             parse_line(line, SCHEMA, limits=limits)
         assert caught.value.reason == "too_large"
+
+
+def test_a_string_of_a_vocabulary_in_lower_case_is_lowered_when_it_is_parsed():
+    feature = "{dtype: string, vocabulary: {size: 9, lowercase: true}, missing: fill}"
+    schema = Schema.parse(f"id: id\nsteps: {{word: {feature}}}\ncontext: {{city: {feature}}}\nlabel: {{next_of: word}}")
+    parsed = parse_line(json.dumps({"id": 1, "word": ["THE", None, "\u0130\u03a3"], "city": "\u00c4"}), schema)
+    assert parsed.features["word"] == [b"the", MISSING_STRING, "i\u0307\u03c2".encode()]
+    assert parsed.context["city"] == ["\u00e4".encode()]

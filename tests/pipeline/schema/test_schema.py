@@ -397,3 +397,41 @@ def test_features_are_the_step_features_then_the_context_features():
     assert schema.statistics_widths == {"a": 2, "c": 1, "y": 1}
     assert [name for name in ("a", "b", "c", "d", "y") if schema.is_per_step(name)] == ["a", "b", "y"]
     assert [name for name, feature in schema.features.items() if feature.allows_nulls] == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "same"),
+    [
+        ("{size: 5000}", "5000"),
+        ("{size: 5000, min_count: 1, lowercase: false}", "5000"),
+        ("{min_count: 2}", "{size: 100000, min_count: 2}"),
+        ("5000, min_count: 2, lowercase: true", "{lowercase: true, min_count: 2, size: 5000}"),
+    ],
+)
+def test_vocabularies_that_mean_the_same_have_the_same_fingerprint(vocabulary, same):
+    schemas = [Schema.parse(feature(f"{{dtype: string, vocabulary: {text}}}")) for text in (vocabulary, same)]
+    assert schemas[0].canonical() == schemas[1].canonical()
+    assert schemas[0].fingerprint == schemas[1].fingerprint
+    assert Schema.parse(json.dumps(schemas[0].canonical())) == schemas[0]
+    plain = Schema.parse(feature("{dtype: string, vocabulary: 5000}"))
+    assert {"min_count", "lowercase"}.isdisjoint(plain.canonical()["steps"]["x"])
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ("{}", "vocabulary: expected a size (the largest number of strings), a min_count, or both"),
+        ("{lowercase: true}", "vocabulary: expected a size (the largest number of strings), a min_count, or both"),
+        ("{sise: 3}", "vocabulary.sise: unknown key; known keys: size, min_count, lowercase"),
+        ("{min_count: 0}", "steps.x.min_count: 0: should be greater than or equal to 1"),
+        ("{min_count: 2}, min_count: 2", "min_count: is given twice, here and inside vocabulary; keep one"),
+        ("{size: 3, lowercase: 1}", "steps.x.lowercase: 1: should be a valid boolean"),
+        ("{size: [3]}", "steps.x.vocabulary: [3]: should be a valid integer"),
+    ],
+)
+def test_a_wrong_vocabulary_is_an_error(vocabulary, message):
+    with pytest.raises(UserError) as caught:
+        Schema.parse(feature(f"{{dtype: string, vocabulary: {vocabulary}}}"))
+    assert message in str(caught.value)
+    with pytest.raises(UserError, match="min_count and lowercase apply only to a string with a vocabulary"):
+        Schema.parse(feature("{dtype: string, num_values: 9, lowercase: true}"))

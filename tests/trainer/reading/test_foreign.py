@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.tfrecord import masked_crc
+from pipeline.inspection.verify import verify
+from pipeline.schema.record import MISSING_STRING
 from pipeline.schema.schema import Schema
 from trainer.data.dataset import open_dataset
 from trainer.reading.batches import batches
@@ -311,3 +313,36 @@ def test_an_absent_context_feature_is_missing_where_the_schema_allows_it(tmp_pat
         np.testing.assert_array_equal(age, [NAN, NAN] if n == absent else [n, 1.0])
         assert (k, city) == ((-1, b"\xff") if n == absent else (1, b"york"))
     assert sorted(found) == list(range(5))
+
+
+def test_strings_of_a_vocabulary_in_lower_case_give_the_batches_of_the_dataset(tmp_path):
+    """The strings that are too rare have no class of their own, and the label is the next string."""
+    schema = """id: id
+steps: {word: {dtype: string, vocabulary: {min_count: 3, lowercase: true}, missing: fill}}
+label: {next_of: word}
+splits: {train: 1}
+"""
+    words = [["The", "CAT", None], ["the", "cat", "\u00c4", "THE"], ["cat", "\u00e4", "once", "cat"]]
+    records = [{"id": number, "word": row} for number, row in enumerate(words)]
+    made = datasets.make(tmp_path, records, schema, num_shards=1)
+    assert verify(made.path).faults == []
+    dataset = open_dataset(made.path)
+    terms = dataset.vocabularies()
+    assert terms == {"word": (b"cat", b"the")}
+    theirs = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={"word": _feature([MISSING_STRING if word is None else word.encode() for word in row])}
+            )
+        ).SerializeToString()
+        for row in words
+    ]
+    path = _write(tmp_path / "their.tfrecord", theirs)
+
+    def rows(read):
+        columns = ((x["length"], label, weight, x["word"]) for x, label, weight in read)
+        return sorted([column.numpy()[0].tolist() for column in batch] for batch in columns)
+
+    found = rows(foreign_batches(path, dataset.schema, batch_size=1, vocabularies=terms))
+    assert found == rows(batches(dataset, "train", batching="exact", batch_size=1))
+    assert found[0] == [3, [0, 2, 1], [1.0, 0.0, 0.0], [b"the", b"cat", MISSING_STRING]]
