@@ -3,6 +3,7 @@
 from pipeline.errors import show
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
+from pipeline.format.scaling import SCALED_BOUND, largest_scaled
 from pipeline.schema.labels import ONE_CLASS
 
 # Most names that a warning lists.
@@ -15,6 +16,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     - The train split lacks a class, which a model then never predicts.
     - The label has a single class.
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
+    - A column has values so far from its mean that a model reads them as nearer.
     """
     train = manifest.splits.get(TRAIN)
     if train is None or not train.records:
@@ -39,4 +41,25 @@ def find_warnings(manifest: Manifest) -> list[str]:
                 f"learn what to do with an unknown string; if new strings may come, choose vocabulary: {{min_count: "
                 f"{min_count}}}, or a size of less than {size}"
             )
-    return warnings
+    return warnings + _find_outliers(manifest)
+
+
+def _find_outliers(manifest: Manifest) -> list[str]:
+    """Returns a line about the columns of features with values beyond the bound of a model's normalization, if any."""
+    found: dict[str, float] = {}
+    for name, statistics in manifest.statistics.items():
+        if name in manifest.record_schema.features:
+            columns = largest_scaled(statistics)
+            for number, largest in enumerate(columns):
+                if largest > SCALED_BOUND:
+                    found[f"{name} column {number}" if len(columns) > 1 else name] = largest
+    if not found:
+        return []
+    names = sorted(found, key=lambda name: -found[name])[:_MAX_NAMES]
+    more = f" and {len(found) - _MAX_NAMES:,} more" if len(found) > _MAX_NAMES else ""
+    listed = ", ".join(f"{name} ({found[name]:,.0f})" for name in names)
+    bound = f"{SCALED_BOUND:.0f}"
+    return [
+        f"features with values more than {bound} standard deviations from their mean: {listed}{more}; a model reads "
+        f"them as {bound}, so correct these values, or take the logarithm of a feature that has them by nature"
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from pipeline.format.models import FeatureStatistics
+from pipeline.format.scaling import ScaledStatistics
 from pipeline.schema.features import Feature
 from pipeline.schema.schema import Schema
 from trainer.data.target import Vocabularies
@@ -64,7 +65,8 @@ class _Encoder:
             flat = Fill(mean if fill in (None, "mean") else [fill] * width, name=self._name("fill"))(flat)
         if statistics is None:
             return flat
-        return Standardize(mean, list(statistics.variance), name=self._name("standard"))(flat)
+        scaled = statistics if isinstance(statistics, ScaledStatistics) else ScaledStatistics.of(statistics)
+        return Standardize(mean, scale=scaled.divisors(), bound=scaled.bound, name=self._name("standard"))(flat)
 
     def _encode_categories(self, flat: Any, flatten: type[keras.layers.Layer]) -> Any:
         feature = self._feature

@@ -7,24 +7,18 @@ without one, all sequence lengths are the padded length, so Keras does not need 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from pipeline.format.scaling import column_deviation
 from trainer.data.examples import is_missing
 from trainer.data.lookup import make_lookup
 from trainer.data.lowercase import lowercase
 
 _register = keras.saving.register_keras_serializable(package="lengthwise")
-
-
-def column_deviation(mean: float, variance: float) -> float:
-    """Returns what a column is divided by after its mean is subtracted: its standard deviation, or 1 if it is constant.
-
-    Keras's Normalization divides a constant column by 1e-7: a new value that differs by 0.001 becomes 10,000.
-    """
-    return variance**0.5 if variance > 1e-12 * mean**2 else 1.0
 
 
 def step_mask(values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -50,25 +44,39 @@ class ZeroPadding(keras.layers.Layer):
 
 @_register
 class Standardize(keras.layers.Layer):
-    """Maps float32[…, width] to values with mean 0 and variance 1 in each column of the train split.
+    """Maps float32[…, width] to (values - mean) / scale in each column, limited to -bound … bound.
 
-    In a constant column, only the mean is subtracted.
+    Args:
+        mean: Mean of each column in the train split.
+        variance: Variance of each column. It gives the scale of models that were saved before there was a `scale`: the
+            standard deviation, or 1 in a constant column.
+        scale: Divisor of each column.
+        bound: Largest absolute value of the output, or None for no limit.
     """
 
-    def __init__(self, mean: list[float], variance: list[float], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        variance: Sequence[float] | None = None,
+        *,
+        scale: Sequence[float] | None = None,
+        bound: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.mean = list(mean)
-        self.variance = list(variance)
+        self.scale = list(map(column_deviation, mean, variance or ())) if scale is None else list(scale)
+        self.bound = bound
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        deviation = [column_deviation(*column) for column in zip(self.mean, self.variance, strict=True)]
-        return (values - tf.constant(self.mean, values.dtype)) / tf.constant(deviation, values.dtype)
+        scaled = (values - tf.constant(self.mean, values.dtype)) / tf.constant(self.scale, values.dtype)
+        return scaled if self.bound is None else tf.clip_by_value(scaled, -self.bound, self.bound)
 
     def compute_output_spec(self, values: Any) -> Any:
         return keras.KerasTensor(values.shape, dtype=values.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"mean": self.mean, "variance": self.variance}
+        return super().get_config() | {"mean": self.mean, "scale": self.scale, "bound": self.bound}
 
 
 @_register

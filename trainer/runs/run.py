@@ -12,7 +12,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.manifest import Manifest
-from pipeline.format.models import FeatureStatistics
+from pipeline.format.scaling import ScaledStatistics
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.yaml_document import parse_yaml
 from trainer.config import TrainConfig, make_config
@@ -112,17 +112,17 @@ class Run:
         return self.manifest().commit
 
     def own_statistics(self) -> RunStatistics:
-        """Returns the contents of statistics.json; for a run of an older version, those of its dataset.
+        """Returns the contents of statistics.json; for a run of an older version without it, those of its dataset.
 
         Raises:
             UserError: The file is missing or damaged.
         """
         manifest = self.manifest()
         if not self._has_statistics():
-            return RunStatistics.of_dataset(manifest, origin=self.file(MANIFEST))
+            return RunStatistics.of_dataset(manifest, origin=self.file(MANIFEST), is_scaled=False)
         return RunStatistics.parse(self.read(STATISTICS), manifest, origin=self.file(STATISTICS))
 
-    def statistics(self) -> dict[str, FeatureStatistics]:
+    def statistics(self) -> dict[str, ScaledStatistics]:
         """Returns the statistics that the run's model is built with, by name of the feature or label.
 
         They are those of the commit that the run started on, or of the run that it started from (`warm_start`).

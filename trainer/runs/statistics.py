@@ -8,7 +8,8 @@ import pydantic
 
 from pipeline.errors import UserError
 from pipeline.format.manifest import Manifest
-from pipeline.format.models import FeatureStatistics, Model, Vocabulary
+from pipeline.format.models import Model, Vocabulary
+from pipeline.format.scaling import MIN_SCALE, ScaledStatistics
 from pipeline.schema.schema import Schema
 from trainer.runs.contents import VOCABULARY
 
@@ -27,20 +28,26 @@ class RunStatistics(Model):
     """
 
     format_version: Literal[1] = 1
-    statistics: dict[str, FeatureStatistics]
+    statistics: dict[str, ScaledStatistics]
     vocabularies: dict[str, Vocabulary]
 
     @classmethod
-    def of_dataset(cls, manifest: Manifest, *, origin: str) -> "RunStatistics":
+    def of_dataset(cls, manifest: Manifest, *, origin: str, is_scaled: bool = True) -> "RunStatistics":
         """Returns the statistics and vocabularies of a dataset.
 
         Args:
             origin: Path of the manifest, for error messages.
+            is_scaled: Whether features are scaled as `pipeline.format.scaling` does; otherwise as a run did before.
 
         Raises:
             UserError: A vocabulary is where a run has another file.
         """
-        found = cls(statistics=manifest.statistics, vocabularies=manifest.vocabularies)
+        features, statistics = manifest.record_schema.features, {}
+        for name, each in manifest.statistics.items():
+            # Those of a label convert the outputs to its units, without a bound.
+            is_feature = is_scaled and name in features
+            statistics[name] = ScaledStatistics.of(each) if is_feature else ScaledStatistics(**each.model_dump())
+        found = cls(statistics=statistics, vocabularies=manifest.vocabularies)
         for problem in found._find_misplaced_files():
             raise UserError(f"{origin}: {problem}. Was this file edited?")
         return found
@@ -89,6 +96,7 @@ class RunStatistics(Model):
                 if len(column) != width:
                     yield f"statistics.{name}.{key} has {len(column)} columns, expected {width}"
                 least, most = (0.0, _MAX_FLOAT32**2) if key == "variance" else (-_MAX_FLOAT32, _MAX_FLOAT32)
+                least = MIN_SCALE if key == "scale" else least
                 for value in column:
                     if not least <= value <= most:  # also true for NaN
                         yield f"statistics.{name}.{key} has the value {value}, expected {least:.3g} to {most:.3g}"

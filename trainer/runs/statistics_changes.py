@@ -3,17 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.format.models import FeatureStatistics
+from pipeline.format.scaling import ScaledStatistics
 from trainer.data.target import Vocabularies
-from trainer.model.layers import column_deviation
 
 # Number of features that are listed: those that change most.
 MAX_LISTED = 10
 
 
 def describe_changes(
-    before: Mapping[str, FeatureStatistics],
-    after: Mapping[str, FeatureStatistics],
+    before: Mapping[str, ScaledStatistics],
+    after: Mapping[str, ScaledStatistics],
     before_terms: Vocabularies,
     after_terms: Vocabularies,
 ) -> list[str]:
@@ -35,23 +34,29 @@ def describe_changes(
     return lines
 
 
-def _compare_statistics(name: str, before: FeatureStatistics, after: FeatureStatistics) -> tuple[float, str]:
+def _compare_statistics(name: str, before: ScaledStatistics, after: ScaledStatistics) -> tuple[float, str]:
     """Returns the size of the change in the column that changes most, and its description."""
-    columns = list(zip(before.mean, before.variance, after.mean, after.variance, strict=True))
-    sizes = []
-    for mean, variance, new_mean, new_variance in columns:
-        deviation, new_deviation = column_deviation(mean, variance), column_deviation(new_mean, new_variance)
-        sizes.append(max(abs(new_mean - mean) / deviation, abs(math.log2(new_deviation) - math.log2(deviation))))
+    sizes = [
+        max(abs(new_mean - mean) / scale, abs(math.log2(new_scale) - math.log2(scale)))
+        for mean, scale, new_mean, new_scale in zip(
+            before.mean, before.divisors(), after.mean, after.divisors(), strict=True
+        )
+    ]
     worst = max(range(len(sizes)), key=sizes.__getitem__)
-    mean, variance, new_mean, new_variance = columns[worst]
-    column = f" (column {worst})" if len(columns) > 1 else ""
+    mean, variance, new_mean, new_variance = (
+        column[worst] for column in (before.mean, before.variance, after.mean, after.variance)
+    )
+    column = f" (column {worst})" if len(sizes) > 1 else ""
     shift = factor = ""
     if variance > 0:
         shift = f" ({(new_mean - mean) / variance**0.5:+.2f} standard deviations)"
         factor = f" (x {(new_variance / variance) ** 0.5:.3g})"
+    # What a value is divided by may change although its statistics do not, if an older version trained the other run.
+    scale, new_scale = before.divisors()[worst], after.divisors()[worst]
+    divisor = f", divisor {scale:.4g} -> {new_scale:.4g}" if new_variance == variance and new_scale != scale else ""
     return sizes[worst], (
         f"{name}{column}: mean {mean:.4g} -> {new_mean:.4g}{shift}, "
-        f"standard deviation {variance**0.5:.4g} -> {new_variance**0.5:.4g}{factor}"
+        f"standard deviation {variance**0.5:.4g} -> {new_variance**0.5:.4g}{factor}{divisor}"
     )
 
 

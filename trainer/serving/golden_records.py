@@ -78,7 +78,8 @@ def _draw_values(
     missing = special & (group % 2 == 0) if terms else special
     missing = missing if feature.allows_nulls else np.zeros_like(special)
     if feature.dtype == "float32":
-        numbers = random.normal(size=(rows, feature.width))
+        # Some values are beyond the bound of the model's normalization.
+        numbers = random.normal(size=(rows, feature.width)) * np.where(special, 30, 1).reshape(rows, feature.width)
         if statistics is not None:
             numbers = numbers * np.sqrt(statistics.variance) + np.array(statistics.mean)
         return np.where(missing, np.nan, numbers.ravel()).astype(np.float32)

@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import numpy as np
 import pytest
 
 from pipeline.format.manifest import read_manifest
@@ -34,3 +35,21 @@ def test_a_dataset_that_can_be_learnt_gives_no_warning(tmp_path, y):
     records = [record | {"y": y[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
     manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
     assert find_warnings(manifest) == []
+
+
+def test_values_that_a_model_reads_as_nearer_give_a_warning_with_the_largest_first(tmp_path):
+    schema = (
+        "steps: {x: {dtype: float32, shape: [4]}, z: {dtype: float32}}\nlabel: {name: y, kind: regression}\nid: id\n"
+    )
+    # Column 0 is a rare 1, which is no outlier; columns 1 and 2 have outliers; z has none.
+    steps = [[int(n == 0), 500 if n == 1 else n % 3, -300 if n == 2 else n % 2, n] for n in range(400)]
+    records = [{"id": "a", "x": steps, "z": list(range(400)), "y": 1000 * n} for n in range(1)]
+    manifest = read_manifest(datasets.make(tmp_path, records, schema + "splits: {train: 1.0}\n", num_shards=1).path)
+    x = np.array(steps, float)
+    distances = np.abs(x - x.mean(0)).max(0) / x.std(0)
+    assert distances[0] > 10
+    (line,) = find_warnings(manifest)
+    expected = ", ".join(f"x column {n} ({distances[n]:,.0f})" for n in sorted((1, 2), key=lambda n: -distances[n]))
+    assert line.startswith(
+        f"features with values more than 10 standard deviations from their mean: {expected}; a model"
+    )

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from pipeline.format.models import FeatureStatistics
+from pipeline.format.scaling import ScaledStatistics
+from pipeline.format.statistics import ColumnSums
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
@@ -275,10 +277,33 @@ def test_all_features_are_concatenated():
     assert model.get_layer("lstm_0").weights[0].shape == (2 + embedding, 12)
 
 
-def test_a_constant_column_is_only_shifted():
-    layer = Standardize(mean=[1e6, 3.0, 0.0, 5.0], variance=[0.0, 4.0, 0.0, 1e-14])
+def test_a_saved_layer_of_an_older_version_divides_by_the_standard_deviation():
+    layer = Standardize.from_config({"mean": [1e6, 3.0, 0.0, 5.0], "variance": [0.0, 4.0, 0.0, 1e-14]})
     rows = np.array([[[1e6, 5, 0, 5], [1e6 + 1, 1, 0.25, 5.001]]], np.float32)
     np.testing.assert_allclose(layer(rows), [[[0, 1, 0, 0], [1, -1, 0.25, 0.001]]], atol=1e-6)
+
+
+def test_a_model_reads_scaled_values_up_to_the_bound_and_one_of_an_older_run_reads_all():
+    """Columns: a rare 1; a constant; numbers with an outlier."""
+    rows = np.zeros((1, 400, 3), np.float32)
+    rows[0, :1, 0], rows[0, :, 1], rows[0, :, 2] = 1, 7, np.random.default_rng(0).normal(size=400)
+    rows[0, 5, 2] = 1e4
+    sums = ColumnSums(3)
+    sums.add(rows[0])
+    found = sums.sums().statistics()
+    schema = make_schema(steps="x: {dtype: float32, shape: [3]}")
+    features = {"x": rows, "length": np.array([400])}
+
+    def scaled(statistics):
+        model = build_model(schema, {"x": statistics}, TrainConfig(units=(3,)))
+        return keras.Model(model.inputs, model.get_layer("standard_0").output)(features).numpy()
+
+    shifted, deviation = rows - rows.mean((0, 1)), rows.std((0, 1))
+    np.testing.assert_allclose(scaled(found), np.clip(shifted / [0.25, 1, deviation[2]], -10, 10), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(scaled(ScaledStatistics.of(found)), scaled(found))
+    old = scaled(ScaledStatistics(**found.model_dump()))
+    np.testing.assert_allclose(old, shifted / [deviation[0], 1, deviation[2]], rtol=1e-3, atol=1e-4)
+    assert old[..., 0].max() > 19 > 4 > scaled(found)[..., 0].max()
 
 
 def test_a_regression_predicts_in_the_units_of_the_label():

@@ -13,7 +13,8 @@ from export_runs import run_of
 from interruptions import Interrupted
 
 from pipeline.errors import UserError
-from pipeline.format.models import FeatureStatistics, Vocabulary
+from pipeline.format.models import Vocabulary
+from pipeline.format.scaling import ScaledStatistics
 from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.dataset import open_dataset
@@ -31,7 +32,10 @@ def run(tmp_path):
 
 def test_a_new_run_has_the_statistics_and_vocabularies_of_its_dataset(run):
     dataset = open_dataset(datasets.of_every_feature("class").path)
-    assert run.statistics() == dataset.manifest.statistics and len(run.statistics()) == 3
+    assert run.statistics() == RunStatistics.of_dataset(dataset.manifest, origin="").statistics
+    assert {name: len(found.scale) for name, found in run.statistics().items()} == {"x": 2, "bits": 3, "age": 1}
+    for name, found in run.statistics().items():
+        assert found.model_dump(exclude={"scale", "bound"}) == dataset.manifest.statistics[name].model_dump()
     assert run.vocabularies() == dataset.vocabularies() and set(run.vocabularies()) == {"word", "city"}
     assert run.own_statistics().to_json() == pathlib.Path(run.file("statistics.json")).read_bytes()
 
@@ -133,7 +137,8 @@ def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_t
     (tmp_path / "statistics.json").unlink()
     inputs = run.read("manifest.json") + run.read("config.yaml")
     run.write_json("result.json", result | {"inputs_sha256": hashlib.sha256(inputs).hexdigest()})
-    assert run.statistics() == run.manifest().statistics
+    # As that version did: without the new scale and bound.
+    assert {(found.scale, found.bound) for found in run.statistics().values()} == {((), None)}
     assert evaluate(tmp_path, path, split="validation")["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     assert not (tmp_path / "statistics.json").exists()
     monkeypatch.setattr("trainer.training.loop.probe_largest", interrupt)
@@ -161,7 +166,7 @@ def made_up(schema, value):
     """Returns a schema and statistics whose values all depend on `value`."""
     schema = Schema.parse(schema)
     statistics = {
-        name: FeatureStatistics(
+        name: ScaledStatistics(
             count=9, mean=(value,) * width, variance=(value,) * width, min=(0.0,) * width, max=(9.0,) * width
         )
         for name, width in schema.statistics_widths.items()
@@ -216,6 +221,10 @@ def test_a_chain_of_warm_starts_keeps_the_statistics_of_the_first_run(tmp_path):
     runs[0].create(config, opened[0])
     runs[1].create(config, opened[1], source=runs[0])
     runs[2].create(config, opened[2], source=runs[1])
-    assert runs[2].statistics() == runs[1].statistics() == opened[0].manifest.statistics
+    assert (
+        runs[2].statistics()
+        == runs[1].statistics()
+        == RunStatistics.of_dataset(opened[0].manifest, origin="").statistics
+    )
     assert len({run.manifest().fingerprint for run in runs}) == 3
     assert opened[0].manifest.statistics != opened[2].manifest.statistics

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.format.models import FeatureStatistics
+from pipeline.format.scaling import ScaledStatistics
 from trainer.runs.statistics_changes import MAX_LISTED, describe_changes
 
 
@@ -13,7 +13,7 @@ def of(*columns):
     """Returns the statistics of columns of (mean, standard deviation)."""
     mean, deviation = zip(*columns, strict=True)
     variance = tuple(value**2 for value in deviation)
-    return FeatureStatistics(count=9, mean=mean, variance=variance, min=mean, max=mean)
+    return ScaledStatistics(count=9, mean=mean, variance=variance, min=mean, max=mean)
 
 
 def describe(before, after, before_terms=None, after_terms=None):
@@ -34,6 +34,13 @@ def describe(before, after, before_terms=None, after_terms=None):
 def test_a_change_is_told_in_standard_deviations_and_as_a_factor(before, after, line):
     (found,) = describe({"x": of(before)}, {"x": of(after)})
     assert found.startswith(line)
+
+
+def test_another_divisor_is_a_change_even_if_the_statistics_are_the_same():
+    """An older version divided a rare value by the standard deviation alone."""
+    old = ScaledStatistics(count=9, mean=(0.01,), variance=(0.0099,), min=(0.0,), max=(1.0,))
+    (found,) = describe({"x": old}, {"x": ScaledStatistics.of(old)})
+    assert found.endswith("standard deviation 0.0995 -> 0.0995 (x 1), divisor 0.0995 -> 0.25")
 
 
 def test_the_column_that_changes_most_is_shown():
