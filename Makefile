@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test check format proof benchmark lock clean
+.PHONY: env demo test check format proof benchmark gpu lock clean
 
 env: .venv/.complete
 
@@ -38,7 +38,7 @@ demo: env
 
 # Without the import rules, which `make check` runs.
 test: env
-	$(BIN)/python -m pytest -m "not proof" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not proof and not gpu" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal
 
 check: env
 	$(BIN)/ruff format --check .
@@ -58,6 +58,13 @@ proof: env
 # What is claimed of speed and memory, each against the textbook way in the same run; goes to build/benchmarks.
 benchmark: env
 	$(BIN)/python tests/benchmarks/run.py
+
+# What only a GPU shows, in less than six minutes; skipped without one. `make env` installs the CPU build of TensorFlow, so
+# this needs an environment with the extra `gpu` instead of `cpu`: make gpu BIN=path/to/environment/bin
+gpu:
+	@test -x $(BIN)/python || { echo "$(BIN)/python does not exist. Install '.[pipeline,gpu,dev]' into an environment, and run: make gpu BIN=path/to/environment/bin"; exit 1; }
+	$(BIN)/python -m pytest -m gpu -rA
+	$(BIN)/python tests/benchmarks/gpu.py
 
 # After a change of the dependencies in setup.py.
 lock: env

@@ -38,9 +38,9 @@ def test_a_change_is_told_in_standard_deviations_and_as_a_factor(before, after, 
 
 def test_another_divisor_is_a_change_even_if_the_statistics_are_the_same():
     """An older version divided a rare value by the standard deviation alone."""
-    old = ScaledStatistics(count=9, mean=(0.01,), variance=(0.0099,), min=(0.0,), max=(1.0,))
+    old = ScaledStatistics(count=9, mean=(0.001,), variance=(0.000999,), min=(0.0,), max=(1.0,))
     (found,) = describe({"x": old}, {"x": ScaledStatistics.of(old)})
-    assert found.endswith("standard deviation 0.0995 -> 0.0995 (x 1), divisor 0.0995 -> 0.25")
+    assert found.endswith("standard deviation 0.03161 -> 0.03161 (x 1), divisor 0.03161 -> 0.1")
 
 
 def test_the_column_that_changes_most_is_shown():
