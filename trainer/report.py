@@ -88,7 +88,8 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
     shown = [name for name in _SHOWN_METRICS[next(iter(metrics))] if name in metrics]
     with buffered_console() as console:
         console.print(f"{run}: {evaluation['checkpoint']} checkpoint")
-        _print_parts(console, f"Split {evaluation['split']}", "steps", _length_bands(evaluation), shown)
+        parts = [*_length_bands(evaluation), ("all", evaluation), *_baseline_row(evaluation["baseline"])]
+        _print_parts(console, f"Split {evaluation['split']}", "steps", parts, shown)
         for name in ("group", "source"):
             _print_largest(console, evaluation, name, shown)
         _print_classes(console, evaluation.get("by_class"))
@@ -99,6 +100,11 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         abbreviated = [name for name in shown if _COLUMN_TITLES.get(name, "").isupper()]
         notes = [f"{_COLUMN_TITLES[name]}: {name.replace('_', ' ')}" for name in abbreviated]
         console.print("\n" + "; ".join([*notes, f"all metrics: evaluation-{evaluation['split']}.json"]))
+        if evaluation["baseline"] is not None:
+            console.print(_describe_baseline(evaluation["baseline"]))
+        warning = _compare_with_baseline(evaluation)
+        if warning is not None:
+            console.print(warning)
 
 
 # (title, loss and metrics) of each part of a split.
@@ -109,8 +115,43 @@ def _length_bands(evaluation: dict[str, Any]) -> _Parts:
     def title(first: int, last: int) -> str:
         return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
-    bands = [(title(band["min_steps"], band["max_steps"]), band) for band in evaluation["by_length"]]
-    return [*bands, ("all", evaluation)]
+    return [(title(band["min_steps"], band["max_steps"]), band) for band in evaluation["by_length"]]
+
+
+def _baseline_row(baseline: dict[str, Any] | None) -> _Parts:
+    if baseline is None:
+        return []
+    metrics = baseline["metrics"]
+    # For classes, this is the loss. That of a number may have another scale.
+    loss = metrics.get("cross_entropy", metrics.get("nll"))
+    return [("baseline", {"records": None, "loss": loss, "metrics": metrics})]
+
+
+def _baseline_answer(baseline: dict[str, Any]) -> str:
+    if baseline["metric"] == "accuracy":
+        return _class_title(baseline["answer"])
+    return "the share of each class" if baseline["metric"] == "nll" else "the mean"
+
+
+def _describe_baseline(baseline: dict[str, Any]) -> str:
+    """Returns what the baseline predicts."""
+    description = ", the most frequent class" if baseline["metric"] == "accuracy" else ""
+    return f"baseline: always {_baseline_answer(baseline)}{description} in {baseline['source']}"
+
+
+def _compare_with_baseline(evaluation: dict[str, Any]) -> str | None:
+    """Returns a line if the model is not better than the baseline."""
+    baseline = evaluation["baseline"]
+    if baseline is None or baseline["is_beaten"] is not False:
+        return None
+    metric = baseline["metric"]
+    ours, theirs = evaluation["metrics"][metric], baseline["metrics"][metric]
+    answer = f"that of always answering {_baseline_answer(baseline)}"
+    if _number(ours) == _number(theirs):
+        return f"Note: {metric} {_number(ours)} is {answer}."
+    is_better = ours > theirs if metric == "accuracy" else ours < theirs
+    relation = "hardly better" if is_better else "worse"
+    return f"Note: {metric} {_number(ours)} is {relation} than {answer}, {_number(theirs)}."
 
 
 def _print_largest(console: Console, evaluation: dict[str, Any], name: str, shown: Sequence[str]) -> None:
@@ -126,7 +167,12 @@ def _print_largest(console: Console, evaluation: dict[str, Any], name: str, show
 def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: Sequence[str]) -> None:
     columns = (name, "records", "loss", *(_COLUMN_TITLES.get(metric, metric) for metric in shown))
     rows = (
-        (part, f"{found['records']:,}", _number(found["loss"]), *(_number(found["metrics"][m]) for m in shown))
+        (
+            part,
+            _whole_number(found["records"]),
+            _number(found["loss"]),
+            *(_number(found["metrics"].get(m)) for m in shown),
+        )
         for part, found in parts
     )
     print_table(console, title, columns, rows)
@@ -181,6 +227,10 @@ def _print_confused_pairs(console: Console, evaluation: dict[str, Any]) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _whole_number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,6 +13,7 @@ def evaluation(**more):
     return {
         "split": "test",
         **WHOLE,
+        "baseline": None,
         "by_length": [{"min_steps": 1, "max_steps": 9, **WHOLE}],
         "checkpoint": "best",
         "dataset_changed": False,
@@ -80,3 +81,38 @@ def test_of_many_classes_the_most_confused_pairs_are_listed(capsys):
 def test_classes_that_a_label_may_have_several_of_are_not_confused(capsys):
     lines = printed(capsys, by_class=[of_class(f"c{n}", 0.5, 9) for n in range(13)])
     assert not any("onfus" in line for line in lines)
+
+
+def against(metric, ours, theirs, *, answer="O", is_beaten=False, **more):
+    """Returns what is passed to `printed` for a model and a baseline."""
+    found = {"answer": answer, "source": "train", "metrics": {metric: theirs} | more}
+    baseline = found | {"metric": metric, "is_beaten": is_beaten}
+    return {"metrics": METRICS | {metric: ours} if metric == "accuracy" else {metric: ours}, "baseline": baseline}
+
+
+def test_the_baseline_is_the_last_row(capsys):
+    lines = printed(capsys, **against("accuracy", 0.7, 0.5, is_beaten=True, macro_f1=0.25, cross_entropy=1.25))
+    assert table(lines, "Split test")[1:] == [
+        ["all", "30", "1.5000", "0.7000", "0.2500", "0.1000"],
+        ["baseline", "1.2500", "0.5000", "0.2500", "-"],
+    ]
+    assert lines[-1] == "baseline: always O, the most frequent class in train"
+    assert not any(line.startswith("Note") for line in lines)
+    assert not any("baseline" in line for line in printed(capsys))
+
+
+@pytest.mark.parametrize(
+    ("metric", "ours", "theirs", "note"),
+    [
+        ("accuracy", 0.926, 0.926, "accuracy 0.9260 is that of always answering O."),
+        ("accuracy", 0.91, 0.926, "accuracy 0.9100 is worse than that of always answering O, 0.9260."),
+        ("accuracy", 0.9262, 0.926, "accuracy 0.9262 is hardly better than that of always answering O, 0.9260."),
+        ("nll", 3.5, 3.25, "nll 3.5000 is worse than that of always answering the share of each class, 3.2500."),
+        ("rmse", 2.0, 2.01, "rmse 2.0000 is hardly better than that of always answering the mean, 2.0100."),
+    ],
+)
+def test_a_model_that_is_not_better_than_the_baseline_is_pointed_out(capsys, metric, ours, theirs, note):
+    values = against(metric, ours, theirs)
+    if metric == "rmse":
+        values["metrics"] = {"mae": 1.0} | values["metrics"]
+    assert [line for line in printed(capsys, **values) if line.startswith("Note")] == [f"Note: {note}"]

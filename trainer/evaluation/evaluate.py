@@ -15,6 +15,7 @@ from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
+from trainer.evaluation.baseline import Baseline, make_baseline, measure_baseline
 from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion
 from trainer.model.build import build_model, head_model
@@ -59,15 +60,17 @@ class Evaluator:
         breakdowns: Sequence[Breakdown] = (),
         *,
         ranked: bool = False,
+        baseline: Baseline | None = None,
         after_batch: Callable[[], None] = lambda: None,
     ) -> Metrics:
         """Returns the metrics of a split and of the parts in the breakdowns.
 
         Args:
             ranked: Compute auc and average_precision too, which may take as long as the model itself.
+            baseline: Gets the labels of the split too.
             after_batch: Called after each batch; may raise an exception to stop.
         """
-        metrics = Metrics(self.target, breakdowns, ranked=ranked)
+        metrics = Metrics(self.target, breakdowns, ranked=ranked, baseline=baseline)
         numbered = self._batches(split)
         # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
         self._forward.get_concrete_function(*numbered.element_spec[:2])
@@ -108,7 +111,8 @@ def evaluate(
     The contents are {"split", "records", "steps", "loss", "metrics", …}. The last four of these are also given for each
     part of the split in `by_length` and, if records have a group or come from several raw files, in `by_group` and
     `by_source`. These two list the largest parts first, at most 1,000; `groups_left_out` and `sources_left_out` count
-    the others. `by_class` gives the precision, recall, F1 and support of each class. If a label is one class,
+    the others. `baseline` has the metrics of always predicting the most frequent class or the mean (see
+    `make_baseline`). `by_class` gives the precision, recall, F1 and support of each class. If a label is one class,
     `confusion` counts the labels by actual and predicted class; it is None for more than 256 classes. `confused_pairs`
     lists the 100 most frequent pairs of different classes for any number of classes (see `ConfusedPairs`). See
     `metric_names` for the metrics.
@@ -135,12 +139,15 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
     evaluator = Evaluator(model, dataset, **built_with)
+    baseline = make_baseline(evaluator.target, trained_on)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
     with progress.report("evaluate", total_records=dataset.split(split).records):
-        metrics = evaluator.measure(split, breakdowns, ranked=True)
+        metrics = evaluator.measure(split, breakdowns, ranked=True, baseline=baseline)
+    whole = metrics.result()
     evaluation = {
         "split": split,
-        **metrics.result(),
+        **whole,
+        "baseline": None if baseline is None else measure_baseline(baseline, split, whole["metrics"]),
         **_parts(metrics),
         **({"by_class": metrics.by_class()} if evaluator.target.names else {}),
         **({"confusion": metrics.confusion()} | metrics.confused_pairs() if has_confusion(evaluator.target) else {}),

@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.record import Array
 from trainer.data.target import Target
+from trainer.evaluation.baseline import Baseline
 from trainer.evaluation.breakdown import Breakdown
 from trainer.evaluation.comparison import TOP_K, Comparison, compare
 from trainer.evaluation.confused_pairs import ConfusedPairs
@@ -58,10 +59,18 @@ class Metrics:
     Args:
         breakdowns: Divisions of the records into parts that are measured alone too.
         ranked: Compute auc and average_precision for labels of several classes, which take the longest.
+        baseline: Gets the same labels.
     """
 
-    def __init__(self, target: Target, breakdowns: Sequence[Breakdown] = (), *, ranked: bool = True) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: Target,
+        breakdowns: Sequence[Breakdown] = (),
+        *,
+        ranked: bool = True,
+        baseline: Baseline | None = None,
+    ) -> None:
+        self._target, self._baseline = target, baseline
         self._whole = _Sums(target, 1, ranked=ranked)
         self._parts = [(breakdown, _Sums(target, len(breakdown.titles), ranked=ranked)) for breakdown in breakdowns]
         self._has_confusion = has_confusion(target) and target.size <= MAX_CONFUSION_CLASSES
@@ -85,6 +94,8 @@ class Metrics:
         counted = np.ones(len(real), bool) if self._target.per_step else real
         record = np.nonzero(real)[0]
         outputs, label, loss = outputs[real], label[real], loss[real].astype(np.float64)
+        if self._baseline is not None:
+            self._baseline.add(label)
         divided = [(self._whole, np.zeros(len(real), np.int64))]
         divided += [(sums, breakdown.part[row]) for breakdown, sums in self._parts]
         for sums, part in divided:

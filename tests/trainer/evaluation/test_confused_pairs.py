@@ -65,6 +65,17 @@ def test_with_too_many_pairs_each_count_is_too_low_by_at_most_the_undercount(mon
         assert count - counted.undercount <= counts.get(pair, 0) <= count
 
 
+def test_what_drops_the_rarest_pairs_is_subtracted_from_the_others():
+    """Without that, the undercount would have no bound. Of three pairs, memory for two keeps one."""
+    pairs = ConfusedPairs(4, max_pairs=2)
+    for counts in ([5, 3, 1], [1, 4, 2]):
+        pairs.add(np.repeat([0, 1, 2], counts), np.full(sum(counts), 3))
+    found = pairs.result("abcd", np.array([6, 7, 3, 0]))
+    # 5 3 1 is 2 0 0 after a subtraction of 3; then 3 4 2 is 0 1 0 after another one.
+    assert found["confused_pairs"] == [{"label": "b", "predicted": "d", "count": 1, "share": 1 / 7}]
+    assert found["confused_pairs_undercount"] == 6
+
+
 def test_no_pair_is_confused_if_every_prediction_is_right():
     found = gather(3, np.arange(3), np.arange(3)).result("abc", np.ones(3, int))
     assert found == {"confused_pairs": [], "confused_pairs_left_out": 0, "confused_pairs_undercount": 0}

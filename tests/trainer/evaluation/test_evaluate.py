@@ -85,6 +85,18 @@ def by_hand(target, answered, statistics):
     return measured | {"loss": loss}, metrics
 
 
+def check_baseline(target, labels, found):
+    answer, metrics, metric = (found["baseline"][key] for key in ("answer", "metrics", "metric"))
+    if metric == "rmse":
+        assert metrics["rmse"] == pytest.approx(np.sqrt(np.mean((labels - answer) ** 2)))
+    elif metric == "accuracy":
+        classes = labels.argmax(-1) if target.kind == "distribution" else labels
+        assert metrics["accuracy"] == pytest.approx(np.mean(classes == target.names.index(answer)))
+    assert found["baseline"]["is_beaten"] in (True, False)
+    is_lacking = target.kind == "distribution" or target.kind == "step_class" and target.next_of is not None
+    assert found["baseline"]["source"] == ("test" if is_lacking else "train")
+
+
 @pytest.mark.parametrize(
     "kind",
     datasets.some(datasets.LABELS | datasets.NEXT_LABELS, ["next_x"]),
@@ -109,6 +121,7 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
     if "confusion" in found:
         assert found["confusion"]["classes"] == list(target.names)
         assert np.sum(found["confusion"]["counts"]) == sum(len(labels) for _, _, labels in answered)
+    check_baseline(target, np.concatenate([labels for _, _, labels in answered]), found)
     assert ("by_class" in found) == bool(target.names)
     if "by_class" in found:
         outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
@@ -151,6 +164,8 @@ def test_the_command_writes_and_prints_what_it_measured(capsys):
     names = ("accuracy", "macro_f1", "expected_calibration_error")
     values = [found["loss"], *(found["metrics"][name] for name in names)]
     assert ["all", "30", *(f"{value:.4f}" for value in values)] in lines
+    values = [found["baseline"]["metrics"][name] for name in ("cross_entropy", "accuracy", "macro_f1")]
+    assert ["baseline", *(f"{value:.4f}" for value in values), "-"] in lines
     counts = zip("abc", found["confusion"]["counts"], strict=True)
     assert lines[lines.index(["a", "b", "c"]) + 2 :][:3] == [[name, *map(str, row)] for name, row in counts]
     measures = ("precision", "recall", "f1")
