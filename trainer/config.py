@@ -87,7 +87,12 @@ class TrainConfig(Document):
     # 0.964 with 0.001 and 0.973 with 0.002.
     learning_rate: Annotated[float, pydantic.Field(gt=0, description="Learning rate of the optimizer.")] = 0.002
     clip_norm: Annotated[
-        float | None, pydantic.Field(gt=0, description="Scale the gradient down to this global norm if it is larger.")
+        float | None,
+        pydantic.Field(
+            gt=0,
+            description="Scale the gradient down if the global norm of the gradient of the batch's mean loss is larger "
+            "than this, whatever the number of its records.",
+        ),
     ] = None
     early_stopping: Annotated[
         Positive | None, pydantic.Field(description="Stop after this number of epochs without a lower validation loss.")

@@ -29,10 +29,14 @@ Array = np.ndarray[Any, Any]
 
 
 class OneByOne:
-    """A run that computes the gradient of each record alone, unpadded, and sums the gradients in float64."""
+    """A run that computes the gradient of each record alone, unpadded, and sums the gradients in float64.
+
+    Attributes:
+        clipped: Number of updates whose gradient was clipped.
+    """
 
     def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
-        self._dataset, self._config = dataset, config
+        self._dataset, self._config, self.clipped = dataset, config, 0
         keras.utils.set_random_seed(config.seed)
         vocabularies, statistics = dataset.vocabularies(), dataset.manifest.statistics
         self.model = build_model(dataset.schema, statistics, config, vocabularies=vocabularies)
@@ -77,9 +81,11 @@ class OneByOne:
                 loss, weight, gradients = self.measure(batch.rows())
                 by_epoch = plan.num_batches / dataset.split("train").labels
                 scale = by_epoch if config.loss_scale == "epoch" else 1 / max(weight, cluster.TINY)
-                norm = scale * np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+                of_mean = [gradient / max(weight, cluster.TINY) for gradient in gradients]
+                norm = np.sqrt(sum((gradient**2).sum() for gradient in of_mean))
                 if config.clip_norm is not None and norm > config.clip_norm:
                     scale *= config.clip_norm / norm
+                    self.clipped += 1
                 scaled = [tf.constant(scale * gradient, tf.float32) for gradient in gradients]
                 optimizer.apply(scaled, self.model.trainable_variables)
                 update_losses.append(loss / weight if weight else 0.0)
@@ -130,7 +136,7 @@ def compare(dataset: Dataset, folder: str, config: dict[str, Any], *, quick: boo
     of_losses = max(abs(found - loss) / max(abs(loss), cluster.TINY) for found, loss in pairs)
     weights = zip(cluster.weights_of(runs["mirrored"]), one_by_one.model.weights, strict=True)
     of_weights = max(np.abs(found - w.numpy()).max() / np.abs(w.numpy()).max() for found, w in weights)
-    found = {"updates": len(lines), "one_by_one": [of_losses, float(of_weights)]}
+    found = {"updates": len(lines), "clipped": one_by_one.clipped, "one_by_one": [of_losses, float(of_weights)]}
     if quick:
         return found
     return found | {

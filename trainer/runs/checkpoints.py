@@ -15,7 +15,7 @@ from trainer.devices.tensorflow_errors import explain_out_of_memory, first_line,
 from trainer.model.largest_weight import describe_largest_weight
 from trainer.runs.contents import CHECKPOINTS, RESULT
 from trainer.runs.run import Run
-from trainer.runs.state import State
+from trainer.runs.state import CLIP_RULE, State
 
 LAST, BEST = "last", "best"
 # Keys in result.json: the SHA-256 of everything that the model is built from, and of each checkpoint's weights.
@@ -44,7 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, keep: int) -> None:
-        self.state = State()
+        self.state = State(clip_rule=CLIP_RULE)
         self._number = -1
         self._text = tf.Variable("", dtype=tf.string)
         weights = {id(weight) for weight in model.weights}
@@ -104,6 +104,18 @@ class Checkpoints:
     def set_random_states(self, values: list[Array]) -> None:
         for variable, value in zip(self._random, values, strict=True):
             variable.assign(value)
+
+
+def read_state(run: Run) -> State | None:
+    """Returns the training state in the last checkpoint, or None if there is none or it cannot be read."""
+    path = _find(run, LAST)
+    if path is None:
+        return None
+    try:
+        text = tf.train.load_checkpoint(path).get_tensor("state/.ATTRIBUTES/VARIABLE_VALUE")
+        return State.model_validate_json(text)
+    except _RESTORE_ERRORS:  # `Checkpoints.restore` reports it
+        return None
 
 
 def restore_weights(run: Run, model: keras.Model, checkpoint: str | None) -> str:

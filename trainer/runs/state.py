@@ -4,6 +4,8 @@ from typing import Any
 
 import pydantic
 
+CLIP_RULE = 2  # of new runs; see State
+
 
 class Totals(pydantic.BaseModel):
     """Sums over the updates of an epoch and over all replicas.
@@ -53,6 +55,8 @@ class State(pydantic.BaseModel):
         padded_steps: Time steps of all complete epochs, with padding.
         best_epoch: Number of the epoch with the lowest validation loss, from 1.
         best_loss: Lowest validation loss.
+        clip_rule: Version of the rule by which `clip_norm` acts. 1 is that of checkpoints without this entry: the norm
+            of the gradient after it was scaled by the batch's share of the epoch. 2 is that of `Update`.
     """
 
     epoch: int = 0
@@ -65,3 +69,4 @@ class State(pydantic.BaseModel):
     padded_steps: int = 0
     best_epoch: int | None = None
     best_loss: float | None = None
+    clip_rule: int = 1

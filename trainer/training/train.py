@@ -19,9 +19,10 @@ from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import make_deterministic
 from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
+from trainer.runs.checkpoints import read_state
 from trainer.runs.lock import lock_run
 from trainer.runs.run import Run
-from trainer.runs.state import State
+from trainer.runs.state import CLIP_RULE, State
 from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.validation import VALIDATION
@@ -149,6 +150,7 @@ def _open(
         result = run.result()
         if result is not None and (result["epochs"] >= config.epochs or result.get("stopped_early")):
             return result
+        _refuse_other_clipping(run, config)
     if config.warm_start is not None and (overwrite or not run.has_checkpoints()):
         _open_source(run, config)  # raises before anything is written
     tf.io.gfile.makedirs(run.path)
@@ -182,6 +184,19 @@ def _refuse_difference(run: Run, config: TrainConfig) -> None:
     if different:
         listed = ", ".join(f"{name} {before[name]}, now {now[name]}" for name in different)
         raise UserError(f"{run.path}: was started with {listed}. Use the same values, or start over with --overwrite.")
+
+
+def _refuse_other_clipping(run: Run, config: TrainConfig) -> None:
+    """Raises a UserError if the updates so far were clipped by another rule, because the run would follow two rules."""
+    if config.clip_norm is None or config.loss_scale != "epoch":
+        return
+    state = read_state(run)
+    if state is not None and state.update and state.clip_rule != CLIP_RULE:
+        raise UserError(
+            f"{run.path}: its {state.update:,} updates were made by a version that compared clip_norm with the norm of "
+            "the gradient times the batch's share of the epoch; now it is the norm of the gradient of the batch's mean "
+            "loss. Start over with --overwrite, or resume with the version that started the run."
+        )
 
 
 def _refuse_other_data(run: Run, dataset: Dataset) -> None:

@@ -21,7 +21,7 @@ class Sums(NamedTuple):
     Attributes:
         loss: Σ weight × loss.
         weight: Σ weight.
-        norm: Global norm of the gradient before clipping. If it or the loss is non-finite, no weight was changed.
+        norm: Global norm of the gradient: scaled, not clipped. If it or the loss is non-finite, no weight was changed.
         stop_requests: Number of workers that were asked to stop.
     """
 
@@ -77,7 +77,10 @@ class Update:
         by_epoch: True: the loss is `scale` · Σ weight × loss, where `scale` is the number of batches ÷ the total weight
             of the epoch. Then every record counts the same: the gradient of a batch, whatever its size, is the gradient
             of the mean over all records plus noise. False: Σ weight × loss is divided by the weight of the batch.
-        clip_norm: Largest global norm of the gradient of the global batch (Pascanu et al., 2013).
+        clip_norm: Largest global norm of the gradient of the mean loss of the global batch (Pascanu et al., 2013). With
+            that gradient g = (Σ weight · gradient) ÷ (Σ weight), the update applies
+            `share` · g · min(1, clip_norm ÷ ‖g‖), where `share` is `scale` · Σ weight by epoch, else 1. So whether a
+            batch is clipped does not depend on its share of the epoch, which grows with its number of records.
         column_scale: See `compute_losses`.
     """
 
@@ -124,7 +127,7 @@ class Update:
 
     def _compute_update(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> Sums:
         sums, gradients = self._gradients(parts, scale, stop_request)
-        return self._on_first_replica(self._replicas.strategy.run(self._apply_on_replica, (sums, gradients)))
+        return self._on_first_replica(self._replicas.strategy.run(self._apply_on_replica, (sums, gradients, scale)))
 
     def _compute_gradients(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
         return self._replicas.strategy.run(self._gradients_on_replica, (parts, scale, stop_request))
@@ -160,10 +163,14 @@ class Update:
         loss, weight_sum, stop_requests, *gradients = all_reduce([loss, weight_sum, stop_request, *map(_dense, found)])
         return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), stop_requests), gradients
 
-    def _apply_on_replica(self, sums: Sums, gradients: list[tf.Tensor]) -> Sums:
+    def _apply_on_replica(self, sums: Sums, gradients: list[tf.Tensor], scale: tf.Tensor) -> Sums:
         """Clips and applies the gradients, if the loss and their norm are finite."""
         if self._clip_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=sums.norm)
+            # The gradients are `share` times those of the mean loss of the batch, so the limit is too.
+            share = scale * sums.weight if self._by_epoch else 1.0
+            limit = self._clip_norm * share
+            factor = tf.where(sums.norm > limit, limit / sums.norm, 1.0)
+            gradients = [factor * gradient for gradient in gradients]
         # Neither tf.cond nor an assertion: a GPU would wait for the condition at every update. The journal reads the
         # sums up to a second later and ends the run.
         finite = tf.math.is_finite(sums.loss) & tf.math.is_finite(sums.norm)

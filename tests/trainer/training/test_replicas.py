@@ -21,6 +21,7 @@ def check(dataset, folder, configs, *, quick=False):
     for config, found in zip(configs, json.loads(child.lines[-1]), strict=True):
         print(f"\n{config}: {found}")
         assert found["updates"] >= 3
+        assert quick is False or 0 < found["clipped"] < found["updates"]
         assert max(*found["one_by_one"], *found.get("one_device", []), found.get("gradient", 0)) <= 1e-5
 
 

@@ -37,7 +37,7 @@ from trainer.reading.batches import batches, planned_batches
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
 from trainer.runs.run import Run
-from trainer.runs.state import State
+from trainer.runs.state import CLIP_RULE, State
 from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.memory_probe import blank_part
@@ -560,7 +560,10 @@ def test_the_last_checkpoints_and_the_best_one_are_kept(tmp_path):
 
 @pytest.mark.parametrize("share", datasets.some([0.1, 2.0], [0.1]))
 def test_the_gradient_of_the_whole_batch_is_clipped(share):
-    """With a limit below the gradient's norm, and one above it."""
+    """By its mean loss: neither the scale nor three times the records change by how much.
+
+    With a limit below the gradient's norm, and one above it.
+    """
     opened = open_dataset(dataset())
     keras.utils.set_random_seed(3)
     model = build_model(opened.schema, opened.manifest.statistics, change(CONFIG, dropout=0))
@@ -572,14 +575,37 @@ def test_the_gradient_of_the_whole_batch_is_clipped(share):
         )
     gradients = [g.numpy() for g in tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
     norm = np.sqrt(sum(np.square(gradient.astype(np.float64)).sum() for gradient in gradients))
-    gathered = Gather(model)
     spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None] * len(value.shape), value.dtype), part)
     spec[0]["x"] = tf.TensorSpec([None, None, 2], tf.float32)
-    options = {"kind": "class", "element_spec": spec, "by_epoch": False, "replicas": find_replicas("one")}
-    sums = Update(model, gathered, clip_norm=share * norm, **options)((part,))
-    assert float(sums.norm) == pytest.approx(norm, rel=1e-5)
-    for total, gradient in zip(gathered.sums, gradients, strict=True):
-        np.testing.assert_allclose(total, gradient * min(share, 1), rtol=1e-4, atol=1e-6 * norm)
+    options = {"kind": "class", "element_spec": spec, "replicas": find_replicas("one"), "clip_norm": share * norm}
+    thrice = tf.nest.map_structure(lambda value: tf.concat([value] * 3, 0), part)
+    records = len(label)
+    for by_epoch, batch, scale, share_of_epoch in (
+        (False, part, 1.0, 1.0), (True, part, 0.5, 0.5 * records), (True, thrice, 0.002, 0.006 * records)
+    ):  # fmt: skip
+        gathered = Gather(model)
+        sums = Update(model, gathered, by_epoch=by_epoch, **options)((batch,), scale)
+        assert float(sums.norm) == pytest.approx(share_of_epoch * norm, rel=1e-5)
+        for total, gradient in zip(gathered.sums, gradients, strict=True):
+            expected = share_of_epoch * gradient * min(share, 1)
+            np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-6 * norm * share_of_epoch)
+
+
+def test_a_run_that_was_clipped_by_the_earlier_rule_is_refused_and_unchanged(tmp_path):
+    """The checkpoint of such a run has no clip_rule."""
+    config = change(CONFIG, epochs=1, clip_norm=0.1)
+    train(dataset(), tmp_path, config)
+    opened, more = open_dataset(dataset()), change(config, epochs=2)
+    training = Training(Run(str(tmp_path)), opened, config, find_replicas("one"), StopSignal())
+    training._checkpoints.restore(training._checkpoints.latest)
+    assert training._checkpoints.state.clip_rule == CLIP_RULE
+    training._checkpoints.state.clip_rule = State().clip_rule
+    training._checkpoints.save()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.json*")}
+    with pytest.raises(UserError, match=rf"^{tmp_path}: its {UPDATES} updates were made by a version that compared "):
+        train(dataset(), tmp_path, more)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.json*")} == before
+    assert train(dataset(), tmp_path, config)["updates"] == UPDATES  # a finished run has its result
 
 
 @pytest.mark.parametrize("optimizer", datasets.some(["rmsprop", "adam"], ["rmsprop"]))
