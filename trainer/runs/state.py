@@ -40,6 +40,18 @@ class Totals(pydantic.BaseModel):
         }
 
 
+class CallbackState(pydantic.BaseModel):
+    """The state of one of the user's callbacks.
+
+    Attributes:
+        name: Module and name of its class.
+        json_text: The state as JSON. It is text, because pydantic would write NaN and infinity as null.
+    """
+
+    name: str
+    json_text: str
+
+
 class State(pydantic.BaseModel):
     """The position of a run between two updates, and its results so far.
 
@@ -57,6 +69,7 @@ class State(pydantic.BaseModel):
         best_loss: Lowest validation loss.
         clip_rule: Version of the rule by which `clip_norm` acts. 1 is that of checkpoints without this entry: the norm
             of the gradient after it was scaled by the batch's share of the epoch. 2 is that of `Update`.
+        callbacks: States of the user's callbacks that keep one.
     """
 
     epoch: int = 0
@@ -70,3 +83,4 @@ class State(pydantic.BaseModel):
     best_epoch: int | None = None
     best_loss: float | None = None
     clip_rule: int = 1
+    callbacks: tuple[CallbackState, ...] = ()

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from trainer.runs.state import CallbackState
+from trainer.training.callback_states import read_states, restore_states
 from trainer.training.update import Sums
 
 
@@ -31,7 +33,7 @@ class Callbacks(keras.callbacks.CallbackList):
         self._early_stopping: list[keras.callbacks.Callback] = []
         if early_stopping is not None:
             self._early_stopping = [keras.callbacks.EarlyStopping("val_loss", patience=early_stopping, mode="min")]
-        callbacks = list(callbacks)
+        callbacks = self._own = list(callbacks)
         # To read the loss of an update stalls the device until it is computed, so it is done only for those who ask.
         self._wants_batch_logs = any(map(_has_batch_end, callbacks))
         board = [] if logs is None else [keras.callbacks.TensorBoard(logs, write_graph=False)]
@@ -47,6 +49,14 @@ class Callbacks(keras.callbacks.CallbackList):
         for line in lines:
             for callback in self._early_stopping:
                 callback.on_epoch_end(line["epoch"] - 1, _logs(line))
+
+    def states(self) -> tuple[CallbackState, ...]:
+        """Returns the states of the user's callbacks that the next checkpoint stores."""
+        return read_states(self._own)
+
+    def restore(self, states: Iterable[CallbackState]) -> str | None:
+        """Gives the user's callbacks their states in a checkpoint; returns a line about those that start anew."""
+        return restore_states(self._own, states)
 
     def end_update(self, batch: int, sums: Sums) -> None:
         """Calls `on_train_batch_end` with the loss of an update: the weighted mean over its records or steps.

@@ -11,6 +11,7 @@ from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.state import State
+from trainer.training.callbacks import Callbacks
 from trainer.training.non_finite import non_finite_weights
 
 # Largest share of the time spent on checkpoints by the minute: if saving takes longer, checkpoints are less frequent.
@@ -24,9 +25,18 @@ class CheckpointPolicy:
 
     Args:
         checkpoints: Already restored if the run is resumed.
+        callbacks: Their states are saved too.
     """
 
-    def __init__(self, checkpoints: Checkpoints, model: keras.Model, config: TrainConfig, replicas: Replicas) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        model: keras.Model,
+        config: TrainConfig,
+        replicas: Replicas,
+        callbacks: Callbacks,
+    ) -> None:
+        self._callbacks = callbacks
         self._checkpoints, self._model, self._config, self._replicas = checkpoints, model, config, replicas
         self._saved_at, self._saved_update, self._saving_seconds = time.monotonic(), self.state.update, 0.0
 
@@ -56,6 +66,7 @@ class CheckpointPolicy:
         started_at = time.monotonic()
         self.check_weights()
         if self._replicas.is_chief:
+            self.state.callbacks = self._callbacks.states()
             self._checkpoints.save(best=best)
         self._saved_at, self._saved_update = time.monotonic(), self.state.update
         self._saving_seconds = self._saved_at - started_at

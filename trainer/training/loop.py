@@ -78,6 +78,7 @@ class Training:
         self._validation = Validation(self._model, dataset, replicas, stop, **built_with)
         self._reporter = Reporter(epochs=config.epochs, quiet=not replicas.is_chief)
         self._user_callbacks = callbacks
+        self._is_resumed = False
         self._planned: tuple[Any, Plan] | None = None
 
     def run(self) -> dict[str, Any]:
@@ -99,7 +100,8 @@ class Training:
             self._model, self._replicas, self._plan(), has_validation=self._validation.has_labels
         )
         callbacks = self._make_callbacks(past_lines)
-        update, policy = self._make_update(), CheckpointPolicy(self._checkpoints, self._model, config, self._replicas)
+        update = self._make_update()
+        policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks)
         runner = self._make_runner(update, callbacks, policy) if state.epoch < config.epochs else None
         if not past_lines and not state.update:
             policy.save()  # so that a run without an epoch can be evaluated
@@ -115,6 +117,7 @@ class Training:
         """Restores the last checkpoint, if there is one, and returns the lines of the epochs before it."""
         replicas, checkpoints, state, past_lines = self._replicas, self._checkpoints, self._checkpoints.state, []
         path = replicas.broadcast(checkpoints.latest)
+        self._is_resumed = path is not None
         if path is not None:
             with explain_out_of_memory(self._explain_model):
                 checkpoints.restore(path)
@@ -155,6 +158,10 @@ class Training:
         )
         callbacks.on_train_begin()
         callbacks.replay(past_lines)
+        if self._is_resumed:
+            anew = callbacks.restore(self._checkpoints.state.callbacks)
+            if anew is not None:
+                self._reporter.note(anew)
         return callbacks
 
     def _make_update(self) -> Update:

@@ -53,7 +53,10 @@ def train(
         config: Model, batches and optimizer. Default: TrainConfig().
         callbacks: Keras's or your own callbacks. They get the logs that `model.fit` passes: loss, val_loss,
             val_accuracy, …; `on_train_batch_end` gets the loss of the update alone, where `fit` passes a mean over the
-            epoch so far. With several workers, they are called on each of them.
+            epoch so far. With several workers, they are called on each of them. When a run resumes, Keras's callbacks
+            (EarlyStopping, ReduceLROnPlateau, …) and those with the methods `get_state() -> value` and
+            `set_state(value)`, with a value that is serializable as JSON, continue with the state that the checkpoint
+            stores; the others start anew, and a note names them. `set_state` is called after `on_train_begin`.
         overwrite: Start over, also if `output` holds a run.
         commit: Number of the dataset's commit to train on, if `dataset` is a path. By default the commit that the run
             in `output` started on, or the newest one for a new run.
