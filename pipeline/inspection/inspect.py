@@ -38,7 +38,8 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "steps": sum(split.steps for split in splits.values()),
         "lengths": length_range(_all_lengths(manifest)),
         "splits": {name: _summarize_split(split, schema) for name, split in splits.items()},
-        "label": schema.label.model_dump(mode="json", exclude_none=True) | _statistics(manifest, schema.label.name),
+        "label": schema.label.model_dump(mode="json", exclude_none=True, by_alias=True)
+        | _statistics(manifest, schema.label.name),
         "features": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.steps.items()},
         "context": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.context.items()},
         "rejected": manifest.rejected.model_dump(mode="json"),
@@ -47,7 +48,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
 
 
 def _summarize_feature(manifest: Manifest, name: str, feature: Feature) -> dict[str, Any]:
-    summary = feature.model_dump(mode="json", exclude_none=True) | _statistics(manifest, name)
+    summary = feature.model_dump(mode="json", exclude_none=True, by_alias=True) | _statistics(manifest, name)
     vocabulary = manifest.vocabularies.get(name)
     return summary if vocabulary is None else summary | {"vocabulary_size": vocabulary.size}
 

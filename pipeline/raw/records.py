@@ -77,25 +77,29 @@ def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: 
 def _parse_fields(
     record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool, limits: Limits
 ) -> ParsedRecord:
-    features = {name: parse_steps(_field(record, name), name, feature) for name, feature in schema.steps.items()}
+    fields = schema.raw_fields
+    features = {
+        name: parse_steps(_field(record, fields[name]), fields[name], feature) for name, feature in schema.steps.items()
+    }
     lengths = {
-        name: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
+        fields[name]: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
         for name, values in features.items()
     }
-    label_name = schema.label.name if labelled else None
-    if label_name is not None and schema.label.per_step:
-        lengths[label_name] = len(as_list(_field(record, label_name), label_name))
+    label_field = schema.label.field if labelled and schema.label.name is not None else None
+    if label_field is not None and schema.label.per_step:
+        lengths[label_field] = len(as_list(_field(record, label_field), label_field))
     num_steps = _common_length(lengths)
     if num_steps > limits.record_steps:
         raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
-    label = None if label_name is None else parse_label(_field(record, label_name), schema.label)
+    label = None if label_field is None else parse_label(_field(record, label_field), schema.label)
     parsed = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():
         # Programs that write JSON often leave out fields that are null.
-        value = record.get(name) if feature.allows_nulls else _field(record, name)
-        parsed.context[name] = parse_context(value, name, feature)
+        field = fields[name]
+        value = record.get(field) if feature.allows_nulls else _field(record, field)
+        parsed.context[name] = parse_context(value, field, feature)
     if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
-        _check_zeros_and_ones(features[schema.label.next_of], schema.label.next_of)
+        _check_zeros_and_ones(features[schema.label.next_of], fields[schema.label.next_of])
     if schema.max_length is not None and num_steps > schema.max_length:
         _truncate(parsed, schema)
     if labelled and schema.group is not None:

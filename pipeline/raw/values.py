@@ -114,7 +114,7 @@ def parse_label(value: Any, label: Label) -> Array:
         RecordError: As for `parse_steps`.
     """
     value = to_python(value)
-    name = label.title
+    name = label.field
     if label.is_open:
         return _parse_open_label(value, label)
     if label.kind == "class":
@@ -237,14 +237,14 @@ def _parse_distribution(value: list[Any], label: Label) -> Array:
     if len(value) != len(label.classes):
         raise RecordError(
             "wrong_shape",
-            f"{label.title}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
+            f"{label.field}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
         )
-    probabilities = _parse_floats(value, label.title, (), _Nulls.ERROR)
+    probabilities = _parse_floats(value, label.field, (), _Nulls.ERROR)
     total = float(probabilities.sum(dtype=np.float64))
     if probabilities.min() < 0 or abs(total - 1) > DISTRIBUTION_TOLERANCE:
         raise RecordError(
             "wrong_type",
-            f"{label.title}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",
+            f"{label.field}: {show(value)}, expected probabilities of at least 0 that add up to 1, not {total:g}",
         )
     return probabilities
 
@@ -289,7 +289,7 @@ def _parse_open_label(value: Any, label: Label) -> Array:
     Each value is a tuple of classes. It is empty for a step without a label.
     """
     values = value if label.per_step else [value]
-    places = [f"{label.title}[{i}]" if label.per_step else label.title for i in range(len(values))]
+    places = [f"{label.field}[{i}]" if label.per_step else label.field for i in range(len(values))]
     named: Array = np.empty(len(values), object)
     for i, (inner, place) in enumerate(zip(values, places, strict=True)):
         if inner is None and label.per_step:

@@ -45,6 +45,9 @@ class Feature(Document):
 
     dtype: Literal["float32", "int64", "string"]
     shape: tuple[PositiveInt, ...] = ()
+    source: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
+        None, alias="from", description="Field of the raw record. By default the name of the feature."
+    )
     num_values: PositiveInt | None = pydantic.Field(
         None,
         description="Number of categories: int64 values are 0 … num_values - 1; strings are hashed to these.",

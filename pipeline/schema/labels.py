@@ -44,7 +44,10 @@ DISTRIBUTION_TOLERANCE = 1e-3
 class Label(Document):
     """The label: one value per record, or one per step (`step_…`), where a null is a step without a label."""
 
-    name: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(None, description="Field of the record.")
+    name: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(None, description="Name of the label.")
+    source: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
+        None, alias="from", description="Field of the raw record. By default the name of the label."
+    )
     next_of: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
         None, description="Step feature whose value at the next step is the label of a step. Replaces `name`."
     )
@@ -66,6 +69,8 @@ class Label(Document):
         if (self.name is None) == (self.next_of is None):
             raise ValueError("expected either name (a field of the record) or next_of (a step feature)")
         if self.next_of is not None:
+            if self.source is not None:
+                raise ValueError("from: not allowed with next_of; give it to the feature")
             if self.classes:
                 raise ValueError("classes: not allowed with next_of, because the feature determines the classes")
             return self
@@ -90,6 +95,11 @@ class Label(Document):
     def title(self) -> str:
         """Name of the label in messages and tables."""
         return self.name if self.name is not None else f"next {self.next_of}"
+
+    @functools.cached_property  # read for every record
+    def field(self) -> str:
+        """Name of the label in a raw record, and in messages about it."""
+        return self.source or self.title
 
     @property
     def is_open(self) -> bool:

@@ -1,5 +1,6 @@
 """The schema: the fields of a record, the label to learn, and how records are split."""
 
+import collections
 import functools
 import hashlib
 import json
@@ -184,10 +185,18 @@ class Schema(Document):
         return name in self.steps or (name == self.label.name and self.label.per_step)
 
     @functools.cached_property  # read for every record
+    def raw_fields(self) -> dict[str, str]:
+        """The field of a raw record that each feature is read from, by the name of the feature."""
+        return {name: feature.source or name for name, feature in self.features.items()}
+
+    @functools.cached_property  # read for every record
     def array_steps(self) -> dict[str, Feature]:
-        """The step features that may be parsed as arrays: all but one that is also, by mistake, id, group or split."""
+        """The step features that may be parsed as arrays, by field: all whose field has no other use."""
         split = self.splits.field if isinstance(self.splits, SplitFromField) else None
-        return {name: feature for name, feature in self.steps.items() if name not in (self.id, self.group, split)}
+        label = self.label.field if self.label.name is not None else None
+        uses = collections.Counter([*self.raw_fields.values(), self.id, self.group, split, label])
+        fields = ((self.raw_fields[name], feature) for name, feature in self.steps.items())
+        return {field: feature for field, feature in fields if uses[field] == 1}
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -173,21 +173,25 @@ def _parts(metrics: Metrics) -> dict[str, Any]:
 def check_schemas(trained: dict[str, Any], found: dict[str, Any], run: str, dataset: str) -> None:
     """Raises a UserError if the features or the label differ between a run's schema and a dataset's.
 
-    Other parts of the schemas, such as splits and length limits, may differ.
+    Other parts of the schemas may differ: splits, length limits, and the fields of raw records (`from`).
 
     Args:
         trained, found: The canonical schemas of the run and of the dataset.
         run, dataset: Their paths.
     """
     for key in ("steps", "context", "label"):
-        names = trained[key].keys() | found[key].keys()
+        names = (trained[key].keys() | found[key].keys()) - ({"from"} if key == "label" else set())
         for name in sorted(names):
-            theirs, ours = found[key].get(name), trained[key].get(name)
+            theirs, ours = (_without_source(schema[key].get(name)) for schema in (found, trained))
             if theirs != ours:
                 raise UserError(
                     f"{dataset}: its schema has {key}.{name} {_format(theirs)}, but {run} was trained on "
                     f"{_format(ours)}. Prepare the data with the schema of the run, or train a run on this data."
                 )
+
+
+def _without_source(value: Any) -> Any:
+    return {key: inner for key, inner in value.items() if key != "from"} if isinstance(value, dict) else value
 
 
 def _format(value: Any) -> str:

@@ -47,7 +47,8 @@ def foreign_batches(
     Records are tf.train.Example (each step feature is a flat list) or tf.train.SequenceExample (step features and
     labels per step are feature lists, everything else is in the context). The first record decides which. A class is
     stored as its index or its name; a multilabel as 0 or 1 for each class, or (one label per record) as a list of
-    names. A step without a label has -1, "" or NaN.
+    names. A step without a label has -1, "" or NaN. Features and label are read from the same fields as raw records
+    (`from` in the schema), so the shards of a dataset whose schema has a `from` need a schema without it.
 
     There is no manifest, so the lengths are not known before the records are read: batches are padded to their longest
     record, and the number of batches is unknown.
@@ -70,6 +71,7 @@ def foreign_batches(
     for name, limit in (("batch_steps", batch_steps), ("batch_size", batch_size)):
         if limit is not None and limit < 1:
             raise UserError(f"{name} is {limit}, expected at least 1.")
+    _refuse_shared_fields(schema)
     lookup = make_label_lookup(schema, vocabularies or {})
     if lookup is None and schema.label.next_of is not None and schema.steps[schema.label.next_of].dtype == "string":
         raise UserError(f"next_of {schema.label.next_of}: needs its vocabulary, in the argument vocabularies.")
@@ -98,6 +100,18 @@ def foreign_batches(
         return features, *label_and_weight(stored, features, schema, lookup)
 
     return batched.map(finish).prefetch(tf.data.AUTOTUNE)
+
+
+def _refuse_shared_fields(schema: Schema) -> None:
+    """Raises a UserError if two features, or a feature and the label, have the same field."""
+    fields = [*schema.raw_fields.values(), *([] if schema.label.name is None else [schema.label.field])]
+    shared = [field for field, count in Counter(fields).items() if count > 1]
+    if shared:
+        raise UserError(
+            f"foreign_batches reads a field of a TFRecord once, but the schema has {shared[0]!r} for several features, "
+            "or for a feature and the label. Expected fields that differ: use lengthwise prepare, or a schema with "
+            "one of them."
+        )
 
 
 def _find_files(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -179,12 +193,12 @@ def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool
         in_lists: Whether it is a SequenceExample.
         named: Whether the label holds names of classes.
     """
-    specs: dict[str, Any] = {name: step_spec(feature) for name, feature in schema.steps.items()}
-    specs |= {name: context_spec(feature) for name, feature in schema.context.items()}
-    label = schema.label
+    fields, label = schema.raw_fields, schema.label
+    specs: dict[str, Any] = {fields[name]: step_spec(feature) for name, feature in schema.steps.items()}
+    per_step = [*specs, *([label.field] if label.name is not None and label.per_step else [])]
+    specs |= {fields[name]: context_spec(feature) for name, feature in schema.context.items()}
     if label.name is not None:
-        specs[label.name] = _label_spec(label, named)
-    per_step = [name for name in specs if schema.is_per_step(name)]
+        specs[label.field] = _label_spec(label, named)
     if in_lists:
         context = {name: spec for name, spec in specs.items() if name not in per_step}
         parsed_context, parsed = tf.io.parse_single_sequence_example(
@@ -193,17 +207,17 @@ def _parse(serialized: tf.Tensor, *, schema: Schema, in_lists: bool, named: bool
         parsed |= parsed_context
     else:
         parsed = tf.io.parse_single_example(serialized, specs)
-    length = tf.shape(parsed[next(iter(schema.steps))])[0]
+    length = tf.shape(parsed[per_step[0]])[0]
     checks = [tf.debugging.assert_positive(length, "A record has no step. Check the names of the features.")]
     for name in per_step:
         checks.append(
             tf.debugging.assert_equal(tf.shape(parsed[name])[0], length, f"{name} has another number of steps.")
         )
     with tf.control_dependencies(checks):
-        features = {name: tf.identity(parsed[name]) for name in schema.features}
+        features = {name: tf.identity(parsed[fields[name]]) for name in schema.features}
         features |= {name: lowercase(features[name]) for name, feature in schema.features.items() if feature.lowercase}
         # A label that is the next value of a feature is made from the batch. Until then the length takes its place.
-        stored = length if label.name is None else _read_label(parsed[label.name], label, named)
+        stored = length if label.name is None else _read_label(parsed[label.field], label, named)
         return {**features, "length": length}, stored
 
 

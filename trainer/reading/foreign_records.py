@@ -44,7 +44,7 @@ def has_names(record: tf.train.SequenceExample, schema: Schema) -> bool:
         return False
     lists = record.feature_lists.feature_list
     stored = (
-        lists[label.name].feature[0] if label.per_step and has_lists(record) else record.context.feature[label.name]
+        lists[label.field].feature[0] if label.per_step and has_lists(record) else record.context.feature[label.field]
     )
     return bool(stored.HasField("bytes_list"))
 
@@ -77,15 +77,17 @@ class RecordCheck:
             )
             raise WrongRecord(f"is {found}, expected {expected}, as the first record is")
         self._check_names(record, in_lists)
-        lengths = {}
-        for name, feature in schema.steps.items():
+        lengths, fields = {}, schema.raw_fields
+        for feature_name, feature in schema.steps.items():
+            name = fields[feature_name]
             read = functools.partial(_values, dtype=feature.dtype)
             values = _step_values(record, name, feature.width, in_lists, read)
             _check_feature(values, name, feature)
-            if name == schema.label.next_of and schema.label.kind == "step_multilabel":
+            if feature_name == schema.label.next_of and schema.label.kind == "step_multilabel":
                 _refuse(~((values == 0) | (values == 1) | np.isnan(values)), values, name, "0 or 1")
             lengths[name] = len(values) // feature.width
-        for name, feature in schema.context.items():
+        for feature_name, feature in schema.context.items():
+            name = fields[feature_name]
             if name in record.context.feature or not feature.allows_nulls:
                 values = _values(record.context.feature[name], feature.dtype, name)
                 if len(values) != feature.width:
@@ -102,14 +104,16 @@ class RecordCheck:
     def _check_names(self, record: tf.train.SequenceExample, in_lists: bool) -> None:
         schema, label = self._schema, self._schema.label
         context, lists = set(record.context.feature), set(record.feature_lists.feature_list)
-        expected = [*schema.steps, *(name for name, feature in schema.context.items() if not feature.allows_nulls)]
-        expected += [] if label.name is None else [label.name]
+        fields, labels = schema.raw_fields, [] if label.name is None else [label.field]
+        per_step = [*(fields[name] for name in schema.steps), *(labels if label.per_step else [])]
+        needed = [name for name, feature in schema.context.items() if not feature.allows_nulls]
+        expected = [*(fields[name] for name in (*schema.steps, *needed)), *labels]
         missing = [name for name in expected if name not in context | lists]
         if missing:
             raise WrongRecord(f"has no {', '.join(missing)}; it has {', '.join(sorted(context | lists))}")
         for name in expected if in_lists else ():
-            place, other = ("feature lists", "context") if schema.is_per_step(name) else ("context", "feature lists")
-            if name not in (lists if schema.is_per_step(name) else context):
+            place, other = ("feature lists", "context") if name in per_step else ("context", "feature lists")
+            if name not in (lists if name in per_step else context):
                 raise WrongRecord(f"{name}: is in the {other}, expected in the {place}")
 
     def _check_label(self, record: tf.train.SequenceExample, in_lists: bool, lengths: dict[str, int]) -> None:
@@ -119,18 +123,18 @@ class RecordCheck:
         width = len(label.classes) if label.kind in ("distribution", *MULTILABEL) else 1
         read = functools.partial(_label_values, label=label)
         if label.per_step:
-            values = _step_values(record, label.name, width, in_lists, read)
-            lengths[label.name] = len(values) // width
+            values = _step_values(record, label.field, width, in_lists, read)
+            lengths[label.field] = len(values) // width
         else:
-            values = read(record.context.feature[label.name])
+            values = read(record.context.feature[label.field])
         named = isinstance(values, list)
         if self._named is None:
             self._named = named
         if named != self._named:
             found, expected = ("names", "numbers") if named else ("numbers", "names")
-            raise WrongRecord(f"{label.title}: holds {found}, expected {expected}, as in the first record")
+            raise WrongRecord(f"{label.field}: holds {found}, expected {expected}, as in the first record")
         if not label.per_step and not (named and label.kind == "multilabel") and len(values) != width:
-            raise WrongRecord(f"{label.title}: {len(values)} values, expected {width}")
+            raise WrongRecord(f"{label.field}: {len(values)} values, expected {width}")
         _check_label_values(values, label)
 
 
@@ -147,7 +151,7 @@ def _label_values(stored: tf.train.Feature, label: Label) -> Any:
     if stored.HasField("bytes_list") and label.kind in (*ONE_CLASS, "multilabel"):
         return list(stored.bytes_list.value)
     if stored.HasField("bytes_list"):
-        raise WrongRecord(f"the label {label.title} holds names, expected numbers for a {label.kind}")
+        raise WrongRecord(f"the label {label.field} holds names, expected numbers for a {label.kind}")
     return _values(stored, "float32" if label.kind in ("distribution", *REGRESSION) else "int64")
 
 
@@ -200,7 +204,7 @@ def _is_unicode(value: bytes) -> bool:
 
 
 def _check_label_values(values: Any, label: Label) -> None:
-    name, per_step = label.title, label.per_step
+    name, per_step = label.field, label.per_step
     if isinstance(values, list):
         known = {class_name.encode() for class_name in label.class_index} | ({b""} if per_step else set())
         _refuse(np.array([value not in known for value in values], bool), values, name, "a class of the schema")

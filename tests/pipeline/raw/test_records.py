@@ -1,5 +1,6 @@
 """A raw record is parsed, or rejected with a reason, the place, the value and what was expected."""
 
+import dataclasses
 import json
 import math
 import random
@@ -404,3 +405,60 @@ def test_a_string_of_a_vocabulary_in_lower_case_is_lowered_when_it_is_parsed():
     parsed = parse_line(json.dumps({"id": 1, "word": ["THE", None, "\u0130\u03a3"], "city": "\u00c4"}), schema)
     assert parsed.features["word"] == [b"the", MISSING_STRING, "i\u0307\u03c2".encode()]
     assert parsed.context["city"] == ["\u00e4".encode()]
+
+
+RENAMED_TEXT = """id: {USER}
+steps:
+  XXX: {{dtype: float32, shape: [2], from: {XXX}}}
+  PAGE: {{dtype: int64, num_values: 5, from: {PAGE}}}
+context: {{LEN: {{dtype: float32, from: {LEN}, missing: fill}}}}
+label: {{name: YYY, from: {YYY}, kind: step_class, classes: [a, b]}}
+splits: {{from: {PART}}}
+max_length: 3
+"""
+FIELDS = {"USER": "User ID", "XXX": "Sensor 1", "PAGE": "id", "LEN": "length", "YYY": "the label", "PART": "x"}
+RENAMED, PLAIN = (Schema.parse(RENAMED_TEXT.format(**names)) for names in (FIELDS, {name: name for name in FIELDS}))
+TO_RENAME = {"USER": "r", "XXX": [[1, 2], [3, 4.5]], "PAGE": [0, 4], "LEN": 3, "YYY": ["a", None], "PART": "test"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"LEN": None},
+        {"YYY": ["a", "c"]},
+        {"YYY": ["a"]},
+        {"YYY": "a"},
+        {"XXX": [[1, 2], [3]]},
+        {"XXX": [[1, 2]] * 4, "PAGE": [0] * 4, "YYY": ["a"] * 4},
+        {"PAGE": [0, 5]},
+        {"LEN": "1"},
+        {"PART": "all"},
+        {"USER": None},
+    ],
+)
+def test_a_field_with_another_name_is_read_as_one_with_the_name_of_the_feature(change):
+    record = TO_RENAME | change
+    renamed = json.dumps({FIELDS[name]: value for name, value in record.items()})
+    for line in (renamed, renamed.encode()):  # value by value, and as arrays
+        if not {*change} - {"LEN"} and change.get("LEN") is None:
+            assert show_record(parse_line(line, RENAMED)) == show_record(parse_record(record, PLAIN))
+            continue
+        theirs = reject(record, PLAIN)
+        for name, field in FIELDS.items():
+            theirs = (theirs[0], theirs[1].replace(name, field), theirs[2])
+        assert reject(line, RENAMED) == theirs
+
+
+def show_record(record):
+    return {name: str(value) for name, value in dataclasses.asdict(record).items()}
+
+
+def test_two_features_may_have_the_same_field():
+    schema = Schema.parse(
+        "id: id\nsteps: {number: {dtype: float32, from: n}, category: {dtype: int64, num_values: 5, from: n}}\n"
+        "context: {name: {dtype: string, vocabulary: 3, from: id}}\nlabel: {name: y, kind: step_regression, from: n}\n"
+    )
+    record = parse_line(b'{"id": "r", "n": [1, 4]}', schema)
+    assert (record.features["number"].tolist(), record.features["category"].tolist()) == ([1.0, 4.0], [1, 4])
+    assert (record.label.tolist(), record.context["name"]) == ([1.0, 4.0], [b"r"])

@@ -435,3 +435,19 @@ def test_a_wrong_vocabulary_is_an_error(vocabulary, message):
     assert message in str(caught.value)
     with pytest.raises(UserError, match="min_count and lowercase apply only to a string with a vocabulary"):
         Schema.parse(feature("{dtype: string, num_values: 9, lowercase: true}"))
+
+
+def test_a_field_with_another_name_is_part_of_the_schema_and_absent_by_default():
+    text = "steps: {x: {dtype: float32, from: X 1}}\nlabel: {name: y, from: id, kind: class, classes: [a, b]}\n"
+    schema = Schema.parse(text)
+    assert (schema.raw_fields, schema.label.field) == ({"x": "X 1"}, "id")
+    assert Schema.parse(json.dumps(schema.canonical())) == schema
+    assert (schema.canonical()["steps"]["x"]["from"], schema.canonical()["label"]["from"]) == ("X 1", "id")
+    plain = Schema.parse(GOOD)
+    assert (plain.raw_fields, plain.label.field) == ({"x": "x"}, "y")
+    assert "from" not in {**plain.canonical()["steps"]["x"], **plain.canonical()["label"]}
+    assert plain.fingerprint != schema.fingerprint
+    with pytest.raises(UserError, match="from: not allowed with next_of; give it to the feature"):
+        Schema.parse(next_of("{dtype: float32}", ", from: y"))
+    with pytest.raises(UserError, match='steps.x.from: "": should have at least one character'):
+        Schema.parse(text.replace("X 1", "''"))
