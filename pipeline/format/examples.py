@@ -78,6 +78,33 @@ def encode_example(features: dict[str, Values]) -> bytes:
     return b"".join(parts)
 
 
+def replace_id(example: bytes, record_id: str) -> bytes:
+    """Returns a serialized Example of `encode_record` with another id.
+
+    Raises:
+        ValueError: The bytes are not an Example in this form, or it has no id.
+    """
+    message = memoryview(example)
+    ((_, entries),) = _fields(message, {1})
+    position = len(message) - len(entries)
+    start = position
+    for _, entry in _fields(entries, {1}):
+        end = position + 1 + len(_varint(len(entry))) + len(entry)
+        if entry[: len(_ID_NAME)] == _ID_NAME:
+            new = record_id.encode()
+            parts: list[Any] = [
+                b"",
+                message[start:position],
+                _encode_header("id", _BYTES_LIST, len(new)),
+                new,
+                message[end:],
+            ]
+            parts[0] = _FIELD_1 + _varint(sum(map(len, parts)))
+            return b"".join(parts)
+        position = end
+    raise ValueError("the Example has no id")
+
+
 @functools.lru_cache(maxsize=1024)
 def feature_order(names: tuple[str, ...]) -> list[str]:
     """Returns the names in the order that their features have in an Example."""
@@ -219,6 +246,10 @@ def _varint(value: int) -> bytes:
         septets.append(value & 127 | 128)
         value >>= 7
     return bytes([*septets, value])
+
+
+# The entry of the id begins with its name.
+_ID_NAME = _encode_name("id")
 
 
 def _fields(message: memoryview, allowed: set[int]) -> list[tuple[int, memoryview]]:

@@ -102,6 +102,9 @@ class Split(Model):
     steps: Count
     labels: Count = pydantic.Field(description="Number of labelled records, or of labelled steps for labels per step.")
     truncated: Count = pydantic.Field(description="Number of records that were shortened to max_length.")
+    copies: Count = pydantic.Field(
+        0, description="Number of records that are equal to another one, without the first of each."
+    )
     shards: tuple[Shard, ...]
     length_counts: dict[int, Count] = pydantic.Field(description="Number of records of each length.")
     label_counts: dict[str, Count] = pydantic.Field(

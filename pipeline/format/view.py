@@ -87,6 +87,7 @@ def add_splits(schema: Schema, parts: Sequence[Split], unknown: dict[str, int]) 
         steps=sum(part.steps for part in parts),
         labels=sum(part.labels for part in parts),
         truncated=sum(part.truncated for part in parts),
+        copies=sum(part.copies for part in parts),
         shards=tuple(shard for part in parts for shard in part.shards),
         length_counts=dict(sorted(add_counts(part.length_counts for part in parts).items())),
         label_counts={name: labels.get(name, 0) for name in map(class_name, schema.label.classes)} if labels else {},

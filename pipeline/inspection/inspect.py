@@ -36,6 +36,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "seed": manifest.seed,
         "records": sum(split.records for split in splits.values()),
         "steps": sum(split.steps for split in splits.values()),
+        "copies": sum(split.copies for split in splits.values()),
         "lengths": length_range(_all_lengths(manifest)),
         "splits": {name: _summarize_split(split, schema) for name, split in splits.items()},
         "label": schema.label.model_dump(mode="json", exclude_none=True, by_alias=True)
@@ -65,6 +66,7 @@ def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
         "label_counts": split.label_counts,
         **gaps,
         "truncated": split.truncated,
+        "copies": split.copies,
         "shards": len(split.shards),
         "bytes": sum(shard.bytes for shard in split.shards),
     }
@@ -117,6 +119,8 @@ def print_summary(manifest: Manifest, output: str) -> None:
     truncated = sum(split.truncated for split in manifest.splits.values())
     if truncated:
         print(f"{_count(truncated, 'record')} cut to {_count(manifest.record_schema.max_length or 0, 'step')}")
+    for line in _describe_copies(manifest):
+        print(line)
     print(_describe_rejects(manifest, output))
     if len(manifest.generations) >= _MANY_GENERATIONS:
         print(_describe_generations(manifest, output))
@@ -140,6 +144,15 @@ def _describe_split(split: Split) -> str:
         return "no record"
     lengths = f"{ends['min']:,}" if ends["min"] == ends["max"] else f"{ends['min']:,} to {ends['max']:,}"
     return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} per record)"
+
+
+def _describe_copies(manifest: Manifest) -> Iterator[str]:
+    """Yields a line if there are equal records."""
+    records = sum(split.records for split in manifest.splits.values())
+    copies = sum(split.copies for split in manifest.splits.values())
+    if copies:
+        are = "is a copy" if copies == 1 else "are copies"
+        yield f"{copies:,} of {_count(records, 'record')} {are} of another record"
 
 
 def _describe_rejects(manifest: Manifest, dataset: str) -> str:
@@ -169,6 +182,8 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(_describe_generations(manifest, dataset), soft_wrap=True)
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
+    for line in _describe_copies(manifest):
+        console.print(line, soft_wrap=True)
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     _print_label(console, manifest)
     schema = manifest.record_schema

@@ -13,6 +13,7 @@ from pipeline.format.sums import SQUARES_UNIT, SUM_UNIT, FeatureSums, format_num
 from pipeline.schema.labels import class_name
 from pipeline.schema.record import ParsedRecord, Values, is_missing, named_classes, num_labels
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.copies import is_numbered_copy
 
 
 @dataclasses.dataclass
@@ -25,6 +26,7 @@ class Counts:
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
         sums: The exact sums of each feature (or label) with statistics; empty without records.
+        copies: Number of records that are equal to another one, without the first of each.
     """
 
     lengths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
@@ -32,11 +34,13 @@ class Counts:
     label_counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     missing: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     sums: dict[str, FeatureSums] = dataclasses.field(default_factory=dict)
+    copies: int = 0
 
     def add(self, other: "Counts") -> None:
         """Adds the counts of other records."""
         self.lengths.update(other.lengths)
         self.labels += other.labels
+        self.copies += other.copies
         self.label_counts.update(other.label_counts)
         self.missing.update(other.missing)
         for name, sums in other.sums.items():
@@ -57,7 +61,7 @@ class RecordCounter:
     def __init__(self, schema: Schema, *, with_sums: bool, count_strings: Callable[[str, list[bytes]], None]) -> None:
         self.schema = schema
         self._lengths: collections.Counter[int] = collections.Counter()
-        self._labels = 0
+        self._labels = self._copies = 0
         self._classes: collections.Counter[int] = collections.Counter()
         self._missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
         self._in_vocabulary = list(schema.vocabulary_sizes)
@@ -68,6 +72,7 @@ class RecordCounter:
     def add(self, example: dict[str, Values], num_steps: int) -> None:
         """Counts a decoded Example that passed `check_example`."""
         self._lengths[num_steps] += 1
+        self._copies += is_numbered_copy(bytes(example["id"][0]).decode(), self.schema)
         name = self.schema.label.name
         label = None if name is None else np.asarray(example[name])
         self._labels += num_labels(ParsedRecord("", num_steps, example, label), self.schema)
@@ -90,6 +95,7 @@ class RecordCounter:
             label_counts=collections.Counter({class_name(c): self._classes[n] for n, c in enumerate(classes)}),
             missing=collections.Counter(self._missing),
             sums={name: total for name, total in sums.items() if total is not None},
+            copies=self._copies,
         )
 
 
@@ -108,6 +114,8 @@ def compare_split(name: str, found: Counts, split: Split, schema: Schema) -> Ite
         yield f"{place}.labels is {split.labels:,}, but the shards hold {found.labels:,}"
     yield from compare_counts(f"{place}.label_counts", found.label_counts, split.label_counts)
     yield from compare_counts(f"{place}.missing", found.missing, split.missing)
+    if split.copies != found.copies:
+        yield f"{place}.copies is {split.copies:,}, but the shards hold {found.copies:,}"
     at_max_length = found.lengths[schema.max_length or 0]
     if split.truncated > at_max_length:
         yield f"{place}.truncated is {split.truncated:,}, but {at_max_length:,} records have max_length steps"

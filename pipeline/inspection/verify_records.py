@@ -11,6 +11,7 @@ from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
 from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.shuffle.copies import first_id, split_copy_id
 from pipeline.shuffle.hashing import choose_split, key_number, order_key
 
 # Type names by NumPy's kind. Reading the name of a dtype takes as long as all other checks together.
@@ -135,7 +136,7 @@ class OriginCheck:
         if (group is None) != (self._schema.group is None):
             raise ValueError(f"the index has the group {group!r}, but the schema has the group {self._schema.group!r}")
         if not isinstance(self._schema.splits, SplitFromField):
-            key = row["id"] if group is None else group
+            key = first_id(row["id"], self._schema) if group is None else group
             expected = choose_split(key, self._schema.splits, seed=self._seed)
             if expected != self._split:
                 kind = "id" if group is None else "group"
@@ -157,19 +158,28 @@ class KeyCheck:
 
     def __init__(self, manifest: Manifest, keys: tuple[int, int]) -> None:
         self.with_key = manifest.format_version > 1
+        self._schema = manifest.record_schema
         self._seed = manifest.seed
         self._first, self._end = keys
         self._last = 0
+        self._last_id: str | None = None
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raises a ValueError if the key of the next row is not that of its id, or does not belong here."""
+        """Raises a ValueError if the key of the next row is not that of its id, or does not belong here.
+
+        So does an id that is that of the record before, or a copy with a smaller number.
+        """
         if not self.with_key:
             return
-        key, expected = row[KEY], key_number(order_key(row["id"], seed=self._seed))
+        first = first_id(row["id"], self._schema)
+        key, expected = row[KEY], key_number(order_key(first, seed=self._seed))
         if key != expected:
             raise ValueError(f"the index has the key {key}, but the id {row['id']!r} has the key {expected}")
         if not self._first <= key < self._end:
             raise ValueError(f"its key {key} is not in the range of this shard, {self._first} to {self._end - 1}")
         if key < self._last:
             raise ValueError(f"its key {key} is less than the key of the record before, {self._last}")
-        self._last = key
+        if self._last_id is not None and first == first_id(self._last_id, self._schema):
+            if split_copy_id(row["id"])[1] <= split_copy_id(self._last_id)[1]:
+                raise ValueError(f"its id {row['id']!r} follows the id {self._last_id!r}, expected another id")
+        self._last, self._last_id = key, row["id"]

@@ -32,7 +32,8 @@ class Schema(Document):
 
     format: Literal["jsonl"] = "jsonl"
     id: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Field that holds the id of a record. Without it, the id is a hash of the record."
+        None,
+        description="Field with the id of a record. Without it, a hash of the record, with numbers for copies.",
     )
     steps: dict[str, Feature]
     context: dict[str, Feature] = pydantic.Field({}, description="Features with one value per record.")

@@ -1,5 +1,6 @@
 """Encoded records, which is the form in which records are sorted: an Example, its sort key and what a shard needs."""
 
+import dataclasses
 import hashlib
 import itertools
 import operator
@@ -13,6 +14,7 @@ from pipeline.format.examples import encode_record
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import Array, ParsedRecord, num_labels
 from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.shuffle.copies import first_id
 from pipeline.shuffle.hashing import choose_split, order_key
 
 
@@ -79,9 +81,14 @@ COLUMNS = pa.schema(
 def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, seed: int) -> EncodedRecord:
     """Encodes a record, and chooses its split and sort key, which depend on its id (or group), the schema and `seed`.
 
+    A copy of a record that has a number, as one read from another dataset, loses it and is numbered again.
+
     Raises:
         ValueError: The record lacks the split, the group or the label that the schema requires.
     """
+    first = first_id(record.id, schema)
+    if first != record.id:
+        record = dataclasses.replace(record, id=first)
     split = find_split(record, schema, seed=seed)
     example = encode_record(record, schema)
     return EncodedRecord(

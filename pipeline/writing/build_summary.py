@@ -58,6 +58,7 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary]) -> Split:
         steps=sum(s.shard.steps for s in shards),
         labels=sum(s.labels for s in shards),
         truncated=sum(s.truncated for s in shards),
+        copies=sum(s.copies for s in shards),
         # A split without records lists no shard. Its empty files are removed with all other files that are not listed.
         shards=tuple(s.shard for s in shards) if records else (),
         length_counts=dict(sorted(add_counts(s.length_counts for s in shards).items())),

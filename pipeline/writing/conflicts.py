@@ -11,6 +11,7 @@ from pipeline.format.sources import SourcesFile, read_sources
 from pipeline.format.summary import GenerationSummary
 from pipeline.schema.compatibility import find_difference
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.copies import numbers_copies
 from pipeline.writing.published_ids import find_common_ids, list_published
 
 
@@ -30,10 +31,12 @@ def check_no_conflict(output: str, added: GenerationSummary, others: Sequence[Ge
     if not others:
         return
     theirs = [shard for other in others for shard in list_published(output, other.splits)]
-    for record_id, _, shard in find_common_ids(list_published(output, added.splits), theirs):
+    copies = numbers_copies(added.record_schema)
+    for record_id, _, shard in find_common_ids(list_published(output, added.splits), theirs, copies=copies):
         raise TryAgain(
             f"{output}: another job added a record with the id {show(record_id)} meanwhile (generation "
-            f"{shard.generation}). Nothing was published. Run the same command again, which then rejects this record."
+            f"{shard.generation}). Nothing was published. Run the same command again, which then "
+            f"{'gives this copy another number' if copies else 'rejects this record'}."
         )
 
 

@@ -15,6 +15,7 @@ from pipeline.format.models import Shard
 from pipeline.format.summary import GenerationSummary
 from pipeline.format.tfrecord import FRAME_BYTES, check_frames
 from pipeline.schema.record import Array
+from pipeline.shuffle.copies import first_of_each, numbers_copies, split_copy_id
 from pipeline.shuffle.hashing import order_key, shard_range, shard_ranges
 from pipeline.writing.paths import shard_paths
 
@@ -44,7 +45,7 @@ def merge_shards(
     The shards have the same bytes as those that one job writes from the raw records of all of these generations.
 
     Args:
-        summaries: The generations. No id is in two of them.
+        summaries: The generations. No id is in two of them. Copies of a record may be in several.
         num_shards: Number of shards to write.
 
     Raises:
@@ -52,6 +53,7 @@ def merge_shards(
         CorruptRecord: A record is damaged.
     """
     sources = []
+    copies = numbers_copies(summaries[0].record_schema)
     empty = index_schema(summaries[0].record_schema.label).empty_table()
     for summary in summaries:
         shards = summary.splits[split].shards
@@ -64,7 +66,7 @@ def merge_shards(
             if begin < end and first < stop and (slice := _read_slice(output, shard, first, end)).rows.num_rows
         ]
         paths = shard_paths(generation, split, number, num_shards=num_shards)
-        yield _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty)
+        yield _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty, copies=copies)
 
 
 def _read_slice(output: str, shard: Shard, first: int, end: int) -> _Slice:
@@ -87,13 +89,15 @@ def _read_checked(path: str, sha256: str) -> bytes:
 
 
 def _write_shard(
-    output: str, path: str, index_path: str, slices: Sequence[_Slice], *, seed: int, empty: pa.Table
+    output: str, path: str, index_path: str, slices: Sequence[_Slice], *, seed: int, empty: pa.Table, copies: bool
 ) -> Shard:
     """Writes the records of all slices, sorted by their order keys, and their index."""
     rows = pa.concat_tables([empty, *(slice.rows for slice in slices)]).combine_chunks()
     which = np.repeat(np.arange(len(slices)), [slice.rows.num_rows for slice in slices])
-    order = _sort(rows, seed)
+    order = _sort(rows, seed, copies=copies)
     rows, which = rows.take(pa.array(order)), which[order]
+    if copies:
+        rows = _sort_sources(rows)
     offsets, sizes = rows["offset"].to_numpy(), rows["num_bytes"].to_numpy()
     ends = np.cumsum(sizes + FRAME_BYTES)
     digest = hashlib.sha256()
@@ -128,8 +132,12 @@ def _write_shard(
     )
 
 
-def _sort(rows: pa.Table, seed: int) -> Array:
-    """Returns int64[rows], the places of the rows in the order of their order keys and ids."""
+def _sort(rows: pa.Table, seed: int, *, copies: bool) -> Array:
+    """Returns int64[rows], the places of the rows in the order of their order keys and ids.
+
+    Args:
+        copies: Whether equal records are numbered. Their order key is that of the first one.
+    """
     keys = rows[KEY].to_numpy()
     order = np.argsort(keys, kind="stable")
     shared = np.append(False, keys[order][1:] == keys[order][:-1])
@@ -138,9 +146,28 @@ def _sort(rows: pa.Table, seed: int) -> Array:
     if len(places):
         # The index holds only the first half of an order key.
         ids = rows["id"].take(pa.array(order[places])).to_pylist()
-        by_key = sorted(range(len(places)), key=lambda place: (order_key(ids[place], seed=seed), ids[place]))
+        parts = [split_copy_id(record_id) if copies else (record_id, 1) for record_id in ids]
+        # One key for each record, of which there may be many copies.
+        key_of = {first: order_key(first, seed=seed) for first in {first for first, _ in parts}}
+        by_key = sorted(range(len(places)), key=lambda place: (key_of[parts[place][0]], *parts[place]))
         order[places] = order[places][by_key]
     return order
+
+
+def _sort_sources(rows: pa.Table) -> pa.Table:
+    """Sorts the sources of the copies of each record, as one job does that reads all raw files.
+
+    Which of several equal records is the first one depends on the order of the generations otherwise.
+    """
+    starts = first_of_each(rows["id"])
+    sizes = np.diff(np.append(starts, len(rows)))
+    if (sizes < 2).all():
+        return rows
+    sources = rows["source"].to_pylist()
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        sources[start : start + size] = sorted(sources[start : start + size], key=lambda source: source or "")
+    number = rows.schema.get_field_index("source")
+    return rows.set_column(number, rows.schema.field("source"), pa.array(sources, pa.string()))
 
 
 class _FrameReader:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipeline.format.index import KEY, IndexReader
 from pipeline.format.models import Split
 from pipeline.raw.rejects import Reject
 from pipeline.schema.record import Array
+from pipeline.shuffle.copies import first_of_each, is_hash, last_numbers, last_of_each, split_copy_id
 from pipeline.shuffle.encoded_records import Block, from_rows, key_numbers
 from pipeline.shuffle.hashing import shard_ranges
 from pipeline.shuffle.merge_runs import count_less
@@ -106,8 +107,24 @@ class PublishedIds:
         found = zip(places.tolist(), ids.take(pa.array(places)).to_pylist(), strict=True)
         return {place: self.shards[published[one]] for place, one in found if one in published}
 
+    def last_copies(self, keys: Array) -> dict[str, int]:
+        """Returns the largest number of the published copies of some records, by the id of the first copy.
 
-def find_published(shards: Iterable[PublishedShard], keys: Array) -> PublishedIds:
+        Args:
+            keys: uint64[records], key numbers, ascending.
+        """
+        if not len(keys):
+            return {}
+        start = np.searchsorted(self.keys, keys[0])
+        end = np.searchsorted(self.keys, keys[-1], side="right")
+        return last_numbers(self.ids[start:end].to_pylist())
+
+
+# Returns int64[places], the places of those ids that are needed of string[ids], which are sorted as in an index.
+SelectIds: TypeAlias = Callable[[pa.ChunkedArray], Array]
+
+
+def find_published(shards: Iterable[PublishedShard], keys: Array, select: SelectIds | None = None) -> PublishedIds:
     """Returns the ids of published records that share their key number with a new record.
 
     Opens the index of each shard whose range holds a key, one at a time. Reads the keys of its row groups, and the ids
@@ -115,12 +132,13 @@ def find_published(shards: Iterable[PublishedShard], keys: Array) -> PublishedId
 
     Args:
         keys: uint64[keys], the key numbers of new records, ascending, each once.
+        select: Chooses the ids of a row group to return. `last_of_each` keeps one of any number of equal records.
 
     Raises:
         UserError: An index is missing or damaged, or has no keys.
     """
     parts = [(shard, _between(keys, shard.first, shard.end)) for shard in shards]
-    matches = [(shard, *_read_common(shard, part)) for shard, part in parts if len(part)]
+    matches = [(shard, *_read_common(shard, part, select)) for shard, part in parts if len(part)]
     matches = [match for match in matches if len(match[1])]
     chunks = [chunk for _, _, ids in matches for chunk in ids.chunks]
     return PublishedIds(
@@ -132,9 +150,12 @@ def find_published(shards: Iterable[PublishedShard], keys: Array) -> PublishedId
 
 
 def find_common_ids(
-    some: Iterable[PublishedShard], others: Sequence[PublishedShard]
+    some: Iterable[PublishedShard], others: Sequence[PublishedShard], *, copies: bool = False
 ) -> Iterator[tuple[str, PublishedShard, PublishedShard]]:
     """Yields the ids that both some shards and others hold: (id, its shard in `some`, its shard in `others`).
+
+    With `copies`, the shards hold numbered copies of records. Of those of one record, at most one id is yielded for
+    each row group.
 
     Memory holds the keys of the shards in `some` with the same range. An index of `others` is opened once for each
     range that it overlaps.
@@ -146,23 +167,51 @@ def find_common_ids(
     for _, same_range in itertools.groupby(ordered, key=_range_of):
         shards = list(same_range)
         keys = np.unique(np.concatenate([_read_keys(shard) for shard in shards]))
-        theirs = find_published(others, keys)
-        ours = find_published(shards, np.unique(theirs.keys))
+        theirs = find_published(others, keys, last_of_each if copies else None)
+        ours = find_published(shards, np.unique(theirs.keys), first_of_each if copies else None)
+        if copies:
+            yield from _find_common_copies(ours, theirs)
+            continue
         ids = ours.ids.to_pylist()
         for place, shard in theirs.find(ours.keys, ours.ids).items():
             yield ids[place], ours.shards[ours.places[place]], shard
 
 
+def _find_common_copies(
+    ours: PublishedIds, theirs: PublishedIds
+) -> Iterator[tuple[str, PublishedShard, PublishedShard]]:
+    """Yields as `find_common_ids` does, given the first copies in one place and the last ones in the other.
+
+    A generation continues the numbers of those before it, so the numbers of two of them overlap, or one ends before the
+    other one begins.
+    """
+    last: dict[str, tuple[int, int]] = {}
+    for record_id, place in zip(theirs.ids.to_pylist(), theirs.places.tolist(), strict=True):
+        first, number = split_copy_id(record_id)
+        last[first] = max((number, place), last.get(first, (0, 0)))
+    for record_id, place in zip(ours.ids.to_pylist(), ours.places.tolist(), strict=True):
+        first, number = split_copy_id(record_id)
+        if first in last and number <= last[first][0]:
+            yield record_id, ours.shards[place], theirs.shards[last[first][1]]
+
+
 def reject_published(
-    blocks: Iterable[Block], published: PublishedIds, reject: Callable[[Reject], None]
+    blocks: Iterable[Block],
+    published: PublishedIds,
+    reject: Callable[[Reject], None],
+    *,
+    copies: bool = False,
 ) -> Iterator[Block]:
     """Yields the same blocks without the records whose id is published.
 
     Args:
         reject: Called with a reject of each of these records.
+        copies: Whether records whose id is a hash are kept, because they are numbered.
     """
     for block in blocks:
         found = published.find(key_numbers(block.rows["key"])[:, 0], block.rows["id"])
+        if copies:
+            found = {place: shard for place, shard in found.items() if not is_hash(block.rows["id"][place].as_py())}
         if found:
             duplicates = from_rows(block.rows.take(pa.array(list(found))))
             for record, shard in zip(duplicates, found.values(), strict=True):
@@ -193,8 +242,12 @@ def _is_in(keys: Array, ascending: Array) -> Array:
     return inside
 
 
-def _read_common(shard: PublishedShard, keys: Array) -> tuple[Array, pa.ChunkedArray]:
-    """Returns the rows of an index whose key is one of `keys`: uint64[rows] and string[rows], their keys and ids."""
+def _read_common(shard: PublishedShard, keys: Array, select: SelectIds | None) -> tuple[Array, pa.ChunkedArray]:
+    """Returns the rows of an index whose key is one of `keys`: uint64[rows] and string[rows], their keys and ids.
+
+    Args:
+        select: Chooses some of these rows of each row group.
+    """
     found, ids = [np.zeros(0, np.uint64)], []
     with _open_index(shard) as reader:
         for number in range(reader.num_row_groups):
@@ -208,8 +261,12 @@ def _read_common(shard: PublishedShard, keys: Array) -> tuple[Array, pa.ChunkedA
             edges = [np.bincount(places, minlength=len(published) + 1) for places in (starts, ends)]
             rows = np.flatnonzero(np.cumsum(edges[0] - edges[1]))
             if len(rows):
+                names = reader.read(number, ["id"])["id"].take(pa.array(rows))
+                if select is not None:
+                    places = select(names)
+                    rows, names = rows[places], names.take(pa.array(places))
                 found.append(published[rows])
-                ids += reader.read(number, ["id"])["id"].take(pa.array(rows)).chunks
+                ids += names.chunks
     return np.concatenate(found), pa.chunked_array(ids, pa.string())
 
 

@@ -20,6 +20,7 @@ from pipeline.format.tfrecord import FRAME_BYTES, frames
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.copies import count_copies, numbers_copies
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
 from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.published_ids import PublishedShard
@@ -47,6 +48,7 @@ class ShardSummary:
         missing: Number of missing values of each feature that allows nulls.
         strings: Path of the file of counts of each feature with a vocabulary. The shards of one number share it.
         sums: The sums of each feature (or label) that has statistics; only in shards of the train split.
+        copies: Number of records that are equal to another one, without the first of each; 0 if the schema has an id.
     """
 
     split: str
@@ -59,6 +61,7 @@ class ShardSummary:
     missing: dict[str, int]
     strings: dict[str, str]
     sums: dict[str, PackedSums]
+    copies: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +235,7 @@ class _OpenShard:
             missing=statistics.missing,
             strings=strings,
             sums={name: PackedSums.of(sums) for name, sums in statistics.sums().items()},
+            copies=count_copies(rows["id"]) if numbers_copies(self._schema) else 0,
         )
 
 

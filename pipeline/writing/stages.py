@@ -14,11 +14,13 @@ from pipeline.raw.rejects import Origin, Reject
 from pipeline.raw.replay import RejectsChunk, parse_rejects
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.shuffle.copies import last_of_each, numbers_copies
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
 from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.writing.number_copies import number_copies
 from pipeline.writing.published_ids import find_published, reject_published
 from pipeline.writing.shards import ShardSummary, ShardWriter
 
@@ -118,6 +120,7 @@ def merge_into_shards(
     """Merges the records of shard `number` from all runs, and writes one shard for each split.
 
     A record whose id is in a published shard of `writer` is rejected, and so is all but one record of each new id.
+    Without an id in the schema, equal records are kept and numbered instead.
 
     Args:
         folder: Folder for the runs of rejected duplicates.
@@ -130,8 +133,13 @@ def merge_into_shards(
 
     keys = shard_range(number, num_shards=num_shards)
     blocks = _report_progress(merge_runs(runs, *keys))
+    copies, published = numbers_copies(writer.schema), None
     if writer.published:
-        blocks = reject_published(blocks, find_published(writer.published, read_key_numbers(runs, *keys)), reject)
+        new_keys = read_key_numbers(runs, *keys)
+        published = find_published(writer.published, new_keys, last_of_each if copies else None)
+        blocks = reject_published(blocks, published, reject, copies=copies)
+    if copies:
+        blocks = number_copies(blocks, published)
     shards = writer.write(number, blocks, num_shards=num_shards, reject=reject)
     return WrittenShards(shards, reject_runs + buffer.flush())
 

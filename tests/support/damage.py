@@ -111,6 +111,7 @@ def change_record(dataset, change, *, split="train", row=0):
     (dataset / shard.path).write_bytes(data)
     rows = read_index((dataset / shard.index_path).read_bytes(), shard)
     table = rows.to_pydict()
+    table["id"][row] = example["id"][0].decode()
     table["num_bytes"] = [len(record) for record in records]
     table["offset"] = [sum(len(record) + 16 for record in records[:n]) for n in range(len(records))]
     index = serialize_index(pa.table(table, rows.schema))

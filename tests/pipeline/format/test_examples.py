@@ -1,5 +1,6 @@
 """Examples have the bytes that TensorFlow writes, and decode to the same values."""
 
+import dataclasses
 import doctest
 import json
 import pathlib
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from strategies import same_values, schemas_and_records
 
 from pipeline.format import examples
-from pipeline.format.examples import decode_example, decode_varints, encode_example, encode_record, encode_varints
+from pipeline.format.examples import (
+    decode_example,
+    decode_varints,
+    encode_example,
+    encode_record,
+    encode_varints,
+    replace_id,
+)
 from pipeline.format.manifest import FILE_NAME
 from pipeline.raw.records import parse_record
 from pipeline.schema.record import NO_LABEL
@@ -53,6 +61,7 @@ def test_every_record_of_every_schema_has_the_bytes_of_tensorflow_and_decodes_to
         "id": [sequence.id.encode()],
     }
     assert data == serialize_with_tensorflow(tensorflow, expected)
+    assert replace_id(data, "é" * 99) == encode_record(dataclasses.replace(sequence, id="é" * 99), schema)
     decoded = decode_example(data)
     assert decoded.keys() == expected.keys()
     for name, values in expected.items():

@@ -96,6 +96,7 @@ def test_a_summary_has_the_counts_of_the_raw_records(dataset):
         "missing": {},
         "unknown": {},
         "truncated": 0,
+        "copies": 0,
         "shards": 0,
         "bytes": 0,
     }
