@@ -281,8 +281,8 @@ def test_targets_name_the_outputs():
 
     words = vocabulary(datasets.of_every_feature("next_word"), "word")
     assert target("next_word").names == (*words, None)
-    assert target("next_page").names == (0, 1, 2, 3, 4)
-    assert target("next_bits").names == (0, 1, 2)
+    assert tuple(target("next_page").names) == (0, 1, 2, 3, 4)
+    assert tuple(target("next_bits").names) == (0, 1, 2)
     assert (target("next_x").kind, target("next_x").size, target("next_x").names) == ("step_regression", 2, ())
     assert target("multilabel").names == ("a", "b", "c")
 

@@ -12,7 +12,7 @@ from pipeline.schema.schema import Schema
 from trainer.config import TrainConfig
 from trainer.data.target import Target, Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
-from trainer.model.encoding import Statistics, UniqueName, concatenate, encode_features, make_unique_name
+from trainer.model.encoding import Statistics, concatenate, encode_features
 from trainer.model.largest_weight import describe_largest_weight
 from trainer.model.layers import (
     DropLastAxis,
@@ -24,6 +24,7 @@ from trainer.model.layers import (
     ReverseSteps,
     Unstandardize,
 )
+from trainer.model.unique_names import UniqueName, make_unique_name
 
 _POOLING: dict[str, type[keras.layers.Layer]] = {"last": LastStep, "mean": MeanStep, "max": MaxStep}
 

@@ -1,6 +1,5 @@
 """Encodes the features of a batch as numbers: lookup, filling of missing values, normalization and embedding."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,8 @@ from pipeline.schema.features import Feature
 from pipeline.schema.schema import Schema
 from trainer.data.target import Vocabularies
 from trainer.model.layers import Fill, FlattenSteps, Indicator, Lookup, Standardize, ZeroPadding
+from trainer.model.unique_names import UniqueName
 
-# Returns the name itself, or a variant that no feature has: all names in a Keras model differ, including its inputs'.
-UniqueName = Callable[[str], str]
 Statistics = Mapping[str, FeatureStatistics]
 
 
@@ -102,12 +100,3 @@ def embedding_units(num_values: int) -> int:
     [2, 5, 58, 100]
     """
     return min(100, round(1.6 * num_values**0.56))
-
-
-def make_unique_name(schema: Schema) -> UniqueName:
-    """Returns a function that appends underscores to a name until no feature of the schema has it."""
-
-    def unique_name(name: str) -> str:
-        return next(free for free in (name + "_" * n for n in itertools.count()) if free not in schema.features)
-
-    return unique_name

@@ -7,7 +7,7 @@ import keras
 from rich.filesize import decimal
 
 from pipeline.schema.schema import Schema
-from trainer.model.encoding import make_unique_name
+from trainer.model.unique_names import make_unique_name
 
 
 def describe_largest_weight(model: keras.Model, schema: Schema) -> str:

@@ -8,9 +8,9 @@ import shutil
 
 import datasets
 import pytest
-import yaml
 from export_runs import run_of
 from interruptions import Interrupted
+from older_runs import remove_statistics
 
 from pipeline.errors import UserError
 from pipeline.format.models import Vocabulary
@@ -131,19 +131,14 @@ def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_t
 ):
     path, run = datasets.of_kind("regression").path, Run(str(tmp_path))
     result = train(path, tmp_path, TrainConfig(epochs=0, units=(4,)))
-    config = yaml.safe_load(run.read("config.yaml"))
-    del config["statistics"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "statistics.json").unlink()
-    inputs = run.read("manifest.json") + run.read("config.yaml")
-    run.write_json("result.json", result | {"inputs_sha256": hashlib.sha256(inputs).hexdigest()})
+    remove_statistics(tmp_path, result)
     # As that version did: without the new scale and bound.
     assert {(found.scale, found.bound) for found in run.statistics().values()} == {((), None)}
     assert evaluate(tmp_path, path, split="validation")["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     assert not (tmp_path / "statistics.json").exists()
     monkeypatch.setattr("trainer.training.loop.probe_largest", interrupt)
     with pytest.raises(Interrupted):
-        train(path, tmp_path, TrainConfig(**config | {"epochs": 1}))
+        train(path, tmp_path, TrainConfig(epochs=1))
     assert (tmp_path / "statistics.json").exists()
     (tmp_path / "manifest.json").write_bytes(b"")
     with pytest.raises(UserError, match="manifest.json: not a manifest"):
