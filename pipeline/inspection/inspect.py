@@ -14,7 +14,7 @@ from pipeline.inspection.histogram import bar, length_bands, length_range
 from pipeline.inspection.warnings import find_warnings
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.tables import buffered_console, print_table
 
 # Most classes that the table of labels shows.
@@ -38,6 +38,8 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "steps": sum(split.steps for split in splits.values()),
         "copies": sum(split.copies for split in splits.values()),
         "lengths": length_range(_all_lengths(manifest)),
+        "split_rule": schema.canonical()["splits"],
+        "group": schema.group,
         "splits": {name: _summarize_split(split, schema) for name, split in splits.items()},
         "label": schema.label.model_dump(mode="json", exclude_none=True, by_alias=True)
         | _statistics(manifest, schema.label.name),
@@ -146,6 +148,16 @@ def _describe_split(split: Split) -> str:
     return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} per record)"
 
 
+def _describe_rule(schema: Schema) -> str:
+    """Returns a line about what decides the split of a record."""
+    splits, key = schema.splits, "id" if schema.group is None else f"group ({schema.group})"
+    if not isinstance(splits, SplitFromField):
+        return f"The split of a record depends on a hash of its {key}."
+    shares = " and ".join(f"{share:.4g} to {name}" for name, share in splits.moved.items())
+    moved = f" Of those in train, a hash of the {key} moves {shares}." if shares else ""
+    return f"The field {splits.field} of a record names its split.{moved}"
+
+
 def _describe_copies(manifest: Manifest) -> Iterator[str]:
     """Yields a line if there are equal records."""
     records = sum(split.records for split in manifest.splits.values())
@@ -182,6 +194,7 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(_describe_generations(manifest, dataset), soft_wrap=True)
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
+    console.print(_describe_rule(manifest.record_schema), soft_wrap=True)
     for line in _describe_copies(manifest):
         console.print(line, soft_wrap=True)
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))

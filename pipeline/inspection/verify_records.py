@@ -7,12 +7,13 @@ import numpy as np
 
 from pipeline.format.index import KEY
 from pipeline.format.manifest import Manifest
+from pipeline.format.models import TRAIN
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
 from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.shuffle.copies import first_id, split_copy_id
-from pipeline.shuffle.hashing import choose_split, key_number, order_key
+from pipeline.shuffle.hashing import choose_moved, choose_split, key_number, order_key
 
 # Type names by NumPy's kind. Reading the name of a dtype takes as long as all other checks together.
 _DTYPES = {"f": "float32", "i": "int64"}
@@ -135,15 +136,23 @@ class OriginCheck:
         group, source = row["group"], row["source"]
         if (group is None) != (self._schema.group is None):
             raise ValueError(f"the index has the group {group!r}, but the schema has the group {self._schema.group!r}")
-        if not isinstance(self._schema.splits, SplitFromField):
-            key = first_id(row["id"], self._schema) if group is None else group
-            expected = choose_split(key, self._schema.splits, seed=self._seed)
-            if expected != self._split:
-                kind = "id" if group is None else "group"
-                raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
+        self._check_split(first_id(row["id"], self._schema) if group is None else group, has_group=group is not None)
         # A dataset of records that came from no file lists no sources.
         if self._sources and source is not None and source not in self._sources:
             raise ValueError(f"the index has the source {source!r}, but the dataset does not list it")
+
+    def _check_split(self, key: str, *, has_group: bool) -> None:
+        """Raises a ValueError if a record with this group (or id) does not belong to the split."""
+        splits = self._schema.splits
+        if not isinstance(splits, SplitFromField):
+            expected = choose_split(key, splits, seed=self._seed)
+        elif self._split == TRAIN:
+            expected = choose_moved(key, splits.moved, seed=self._seed)
+        else:  # the field may have named this split
+            return
+        if expected != self._split:
+            kind = "group" if has_group else "id"
+            raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
 
 
 class KeyCheck:

@@ -5,6 +5,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
 from pipeline.format.scaling import SCALED_BOUND, largest_scaled
 from pipeline.schema.labels import ONE_CLASS
+from pipeline.schema.schema import VALIDATION, SplitFromField
 
 # Most names that a warning lists.
 _MAX_NAMES = 10
@@ -16,6 +17,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     - The train split lacks a class, which a model then never predicts.
     - The label has a single class.
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
+    - The field that names the split never names validation, so a run has no best checkpoint.
     - A column has values so far from its mean that a model reads them as nearer.
     """
     train = manifest.splits.get(TRAIN)
@@ -41,7 +43,17 @@ def find_warnings(manifest: Manifest) -> list[str]:
                 f"learn what to do with an unknown string; if new strings may come, choose vocabulary: {{min_count: "
                 f"{min_count}}}, or a size of less than {size}"
             )
-    return warnings + _find_outliers(manifest)
+    return warnings + _find_no_validation(manifest) + _find_outliers(manifest)
+
+
+def _find_no_validation(manifest: Manifest) -> list[str]:
+    splits = manifest.record_schema.splits
+    if not isinstance(splits, SplitFromField) or manifest.splits[VALIDATION].records:
+        return []
+    return [
+        f"no record is in the split {VALIDATION}, so that a run keeps its last checkpoint instead of the best one; "
+        f"to take a tenth of the train records, choose splits: {{from: {splits.field}, {VALIDATION}: 0.1}}"
+    ]
 
 
 def _find_outliers(manifest: Manifest) -> list[str]:

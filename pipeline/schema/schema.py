@@ -9,22 +9,48 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from pipeline.errors import show
 from pipeline.schema.features import Feature, PositiveInt
 from pipeline.schema.labels import REGRESSION, Label, resolve_next_of
-from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
+from pipeline.yaml_document import PLANNED, Document, error_with_path, parse_yaml, validate
 
 # Names of the fields that every example has besides its features.
 RESERVED_NAMES = ("length", "id")
 # Values that the field of `splits: {from: field}` may have. The trainer reads splits by these names.
-FIELD_SPLITS = ("train", "validation", "test")
+VALIDATION = "validation"
+FIELD_SPLITS = ("train", VALIDATION, "test")
 
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
+# A share of the train records. `strict` refuses true and "0.1".
+_MovedShare = Annotated[float, pydantic.Field(ge=0, strict=True)]
+
+
 class SplitFromField(Document):
-    """A field of the record names its split."""
+    """A field of the record names its split. A share of the train records may be moved to other splits by a hash."""
 
     field: Annotated[str, pydantic.Field(alias="from", min_length=1)]
+    validation: _MovedShare | None = pydantic.Field(None, description="Share of the train records that is moved here.")
+    test: _MovedShare | None = pydantic.Field(None, description="Share of the train records that is moved here.")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "SplitFromField":
+        total = sum(self.moved.values())
+        if total >= 1:
+            shares = " and ".join(f"{name} {share:g}" for name, share in self.moved.items())
+            plural, verb = ("s", "add up to") if len(self.moved) > 1 else ("", "is")
+            raise error_with_path(
+                f"splits: the share{plural} of train for {shares} {verb} {total:g}, expected less than 1: the rest "
+                "stays in train"
+            )
+        return self
+
+    @property
+    def moved(self) -> dict[str, float]:
+        """The share of the train records that is moved to each of the other splits."""
+        shares = {"validation": self.validation, "test": self.test}
+        return {name: share for name, share in shares.items() if share is not None}
 
 
 class Schema(Document):
@@ -40,7 +66,7 @@ class Schema(Document):
     label: Label
     splits: SplitFromField | dict[str, Annotated[float, pydantic.Field(ge=0, le=1)]] = pydantic.Field(
         {"train": 0.8, "validation": 0.1, "test": 0.1},
-        description="Share of each split, or {from: field}.",
+        description="Share of each split; or {from: field}, with shares of train to move to validation or test.",
     )
     group: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
         None, description="Field whose equal values keep records in one split. May also be given in splits."
@@ -76,8 +102,11 @@ class Schema(Document):
     def _choose_splits(cls, splits: Any) -> Any:
         # Chosen before the union, so that an error in one form is not described by the other.
         if isinstance(splits, dict) and "from" in splits:
-            if len(splits) > 1:
-                raise ValueError("from allows no other key: the field of the record names the split")
+            for name in splits.keys() - {"from", *FIELD_SPLITS[1:]}:
+                raise error_with_path(
+                    f"splits.{name}: {show(splits[name])}: with from, the field names the split; expected no other key "
+                    "than validation and test, each with the share of the train records to move there"
+                )
             return SplitFromField.model_validate(splits)
         if not isinstance(splits, dict | SplitFromField) or not splits:
             raise ValueError("expected shares such as {train: 0.8, test: 0.2}, or {from: field}")

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.format.examples import encode_record
+from pipeline.format.models import TRAIN
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import Array, ParsedRecord, num_labels
 from pipeline.schema.schema import Schema, SplitFromField
 from pipeline.shuffle.copies import first_id
-from pipeline.shuffle.hashing import choose_split, order_key
+from pipeline.shuffle.hashing import choose_moved, choose_split, order_key
 
 
 class EncodedRecord(NamedTuple):
@@ -107,16 +108,15 @@ def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, 
 
 def find_split(record: ParsedRecord, schema: Schema, *, seed: int) -> str:
     """Returns the split of a record. Raises ValueError if the record lacks the split or the group that it needs."""
-    if isinstance(schema.splits, SplitFromField):
-        if record.split is None:
-            raise ValueError(
-                f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}."
-            )
-        return record.split
     if schema.group is not None and record.group is None:
         raise ValueError(f"Record {record.id!r} has no group, but the schema has one: {schema.group!r}.")
     group = None if schema.group is None else record.group
-    return choose_split(record.id if group is None else group, schema.splits, seed=seed)
+    key = record.id if group is None else group
+    if not isinstance(schema.splits, SplitFromField):
+        return choose_split(key, schema.splits, seed=seed)
+    if record.split is None:
+        raise ValueError(f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}.")
+    return choose_moved(key, schema.splits.moved, seed=seed) if record.split == TRAIN else record.split
 
 
 def sort_key(record: EncodedRecord) -> tuple[Any, ...]:

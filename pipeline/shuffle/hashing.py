@@ -9,6 +9,8 @@ import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
 
+from pipeline.format.models import TRAIN
+
 # One more than the largest `key_number`.
 END_NUMBER = 2**64
 
@@ -78,6 +80,16 @@ def choose_split(group: str, shares: Mapping[str, float], *, seed: int) -> str:
             return name
     # The sum of the shares may be less than 1 by a rounding error.
     return next(name for name, share in reversed(list(shares.items())) if share > 0)
+
+
+def choose_moved(group: str, moved: Mapping[str, float], *, seed: int) -> str:
+    """Returns the split of a record whose field says train: train, or a split that takes a share of train.
+
+    Args:
+        group: Group of the record, or its id if the schema has no group.
+        moved: Share of the train records that each of the other splits takes, less than 1 together.
+    """
+    return choose_split(group, {**moved, TRAIN: 1 - sum(moved.values())}, seed=seed)
 
 
 def _digest(purpose: str, seed: int, text: str) -> bytes:

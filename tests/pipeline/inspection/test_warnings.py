@@ -4,7 +4,6 @@ import json
 
 import datasets
 import numpy as np
-import pytest
 
 from pipeline.format.manifest import read_manifest
 from pipeline.inspection.inspect import summarize
@@ -30,11 +29,20 @@ def test_a_class_that_the_train_split_lacks_and_a_complete_vocabulary_give_a_war
     assert summarize(manifest)["warnings"] == json.loads(json.dumps([labels, words]))
 
 
-@pytest.mark.parametrize("y", ["abc"])
-def test_a_dataset_that_can_be_learnt_gives_no_warning(tmp_path, y):
-    records = [record | {"y": y[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
+def test_a_dataset_that_can_be_learnt_gives_no_warning(tmp_path):
+    records = [record | {"y": "abc"[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
+    records[-1]["split"] = "validation"
     manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
     assert find_warnings(manifest) == []
+
+
+def test_a_field_that_never_names_validation_gives_a_warning_with_the_way_out(tmp_path):
+    records = [record | {"y": "abc"[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
+    manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
+    assert find_warnings(manifest) == [
+        "no record is in the split validation, so that a run keeps its last checkpoint instead of the best one; "
+        "to take a tenth of the train records, choose splits: {from: split, validation: 0.1}"
+    ]
 
 
 def test_values_that_a_model_reads_as_nearer_give_a_warning_with_the_largest_first(tmp_path):

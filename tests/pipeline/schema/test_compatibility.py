@@ -76,6 +76,10 @@ OTHER = {
     ),
     "order of splits": (change(("{train: 0.6, test: 0.4}", "{test: 0.4, train: 0.6}")), "splits has the order"),
     "shares": (change(("{train: 0.6, test: 0.4}", "{train: 0.5, test: 0.5}")), "splits.train is 0.5, but 0.6 in"),
+    "hashed splits": (
+        change(("{train: 0.6, test: 0.4}", "{from: s, validation: 0.1}")),
+        "splits.train is null, but 0.6 in",
+    ),
     "group": (change(("max_length: 4", "max_length: 4\ngroup: user")), "group is"),
     "label": (change(("name: y", "name: z")), "label.name is"),
     "kind": (Schema.parse(multilabel()), "label.kind is"),

@@ -72,7 +72,28 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "splits: {1: 1.0}", "1: expected a name of letters, digits and _."),
         (GOOD + "splits: []", "splits: []: expected shares such as {train: 0.8, test: 0.2}, or {from: field}."),
         (GOOD + "splits: {from: 3}", "splits.from: 3: should be a valid string."),
-        (GOOD + "splits: {from: s, train: 1}", "from allows no other key: the field of the record names the split."),
+        (
+            GOOD + "splits: {from: s, train: 1}",
+            "splits.train: 1: with from, the field names the split; expected no other",
+        ),
+        (
+            GOOD + "splits: {from: s, dev: 0.1}",
+            "splits.dev: 0.1: with from, the field names the split; expected no other",
+        ),
+        (
+            GOOD + "splits: {from: s, validation: -0.1}",
+            "splits.validation: -0.1: should be greater than or equal to 0.",
+        ),
+        (GOOD + "splits: {from: s, validation: '0.1'}", 'splits.validation: "0.1": should be a valid number.'),
+        (GOOD + "splits: {from: s, validation: true}", "splits.validation: true: should be a valid number."),
+        (
+            GOOD + "splits: {from: s, test: 1}",
+            "splits: the share of train for test 1 is 1, expected less than 1: the rest stays in train.",
+        ),
+        (
+            GOOD + "splits: {from: s, test: 0.5, validation: 0.6}",
+            "splits: the shares of train for validation 0.6 and test 0.5 add up to 1.1, expected less than 1",
+        ),
         (GOOD + "splits: {from: s, group: g}", "group: has no effect with splits.from"),
         (GOOD + "group: g\nsplits: {train: 1, group: g}", "group: is given twice, at the top and inside splits"),
         # reserved names
@@ -314,6 +335,7 @@ def test_splits_from_a_field_are_train_validation_and_test():
         GOOD,
         GOOD + "id: key\ngroup: person\nmax_length: 9\nover_length: truncate_head\nsplits: {a: 1}",
         label("{name: y, kind: step_class, classes: [1, true, '010', 'null', é]}") + "splits: {from: part}",
+        GOOD + "splits: {test: 0, validation: 0.1, from: part}",
         feature("{dtype: string, shape: [2, 3], num_values: 7}"),
         feature("{dtype: string, vocabulary: 7, missing: {fill: none}}"),
         feature("{dtype: float32, missing: fill}") + "context: {age: {dtype: float32, missing: {fill: -1}}}",
