@@ -78,8 +78,10 @@ def _parse_fields(
     record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool, limits: Limits
 ) -> ParsedRecord:
     fields = schema.raw_fields
+    nan_is_missing = bool(schema.nan_is_missing)
     features = {
-        name: parse_steps(_field(record, fields[name]), fields[name], feature) for name, feature in schema.steps.items()
+        name: parse_steps(_field(record, fields[name]), fields[name], feature, nan_is_missing=nan_is_missing)
+        for name, feature in schema.steps.items()
     }
     lengths = {
         fields[name]: len(values) // schema.steps[name].width if isinstance(values, list) else len(values)
@@ -91,13 +93,15 @@ def _parse_fields(
     num_steps = _common_length(lengths)
     if num_steps > limits.record_steps:
         raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
-    label = None if label_field is None else parse_label(_field(record, label_field), schema.label)
+    label = None
+    if label_field is not None:
+        label = parse_label(_field(record, label_field), schema.label, nan_is_missing=nan_is_missing)
     parsed = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():
         # Programs that write JSON often leave out fields that are null.
         field = fields[name]
         value = record.get(field) if feature.allows_nulls else _field(record, field)
-        parsed.context[name] = parse_context(value, field, feature)
+        parsed.context[name] = parse_context(value, field, feature, nan_is_missing=nan_is_missing)
     if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
         _check_zeros_and_ones(features[schema.label.next_of], fields[schema.label.next_of])
     if schema.max_length is not None and num_steps > schema.max_length:

@@ -18,11 +18,28 @@ _JSON_TYPES = frozenset((str, int, float, bool, type(None), list, dict))
 
 
 class _Nulls(enum.Enum):
-    """The meaning of a null: a missing value, or an error, whose message may name the key of the schema to set."""
+    """The meaning of a null: a missing value, or an error, whose message may name the key of the schema to set.
+
+    With NAN_TOO, a NaN in place of a number or of a list of numbers is a null.
+    """
 
     MISSING = enum.auto()
+    NAN_TOO = enum.auto()
     ERROR = enum.auto()
     ERROR_WITH_HINT = enum.auto()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether a null is a missing value."""
+        return self in (_Nulls.MISSING, _Nulls.NAN_TOO)
+
+
+# What to set in the schema so that a NaN is a missing value.
+_NAN_HINTS = {
+    _Nulls.MISSING: " (set nan_is_missing: true in the schema to read NaN as null)",
+    _Nulls.ERROR_WITH_HINT: " (set missing: fill or missing: indicator, and nan_is_missing: true, in the schema to "
+    "read NaN as null)",
+}
 
 
 def to_python(value: Any) -> Any:
@@ -46,8 +63,11 @@ def as_list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def parse_steps(value: Any, name: str, feature: Feature) -> Values:
+def parse_steps(value: Any, name: str, feature: Feature, *, nan_is_missing: bool = False) -> Values:
     """Returns the values of one step feature.
+
+    Args:
+        nan_is_missing: Whether a NaN is a null in a float32 feature that allows nulls.
 
     Returns:
         float32 or int64[num_steps, *shape], or a list of num_steps × width strings as bytes.
@@ -55,22 +75,27 @@ def parse_steps(value: Any, name: str, feature: Feature) -> Values:
     Raises:
         RecordError: A value does not fit. The message has its place in the record, the value and what was expected.
     """
-    numbers = _convert_array(value, feature) if isinstance(value, np.ndarray) else None
+    numbers = _convert_array(value, feature, nan_is_missing) if isinstance(value, np.ndarray) else None
     if numbers is not None:
         return numbers
     steps = as_list(value, name)
-    values = _parse_values(steps, name, feature)
+    values = _parse_values(steps, name, feature, nan_is_missing)
     return values if isinstance(values, list) else values.reshape(len(steps), *feature.shape)
 
 
-def _convert_array(array: Array, feature: Feature) -> Array | None:
+def _convert_array(array: Array, feature: Feature, nan_is_missing: bool) -> Array | None:
     """Returns an array that fits the schema as it is stored. Returns None if the slow parser has to find the fault."""
     if array.ndim == 0 or array.shape[1:] != feature.shape:
         return None
     if feature.dtype == "float32" and array.dtype in (np.float64, np.float32):
         with np.errstate(over="ignore"):  # the result is not finite then
             numbers = array.astype(np.float32)
-        return numbers if np.isfinite(numbers).all() else None
+        if np.isfinite(numbers).all():
+            return numbers
+        if not (nan_is_missing and feature.allows_nulls) or np.isinf(numbers).any():
+            return None
+        numbers[np.isnan(numbers)] = np.nan  # a NaN has a sign and other bits, which must not be stored
+        return numbers
     if feature.dtype == "int64" and array.dtype == np.int64:
         assert feature.num_values is not None
         fits = not array.size or (array.min() >= 0 and array.max() < feature.num_values)
@@ -78,8 +103,11 @@ def _convert_array(array: Array, feature: Feature) -> Array | None:
     return None
 
 
-def parse_context(value: Any, name: str, feature: Feature) -> Values:
+def parse_context(value: Any, name: str, feature: Feature, *, nan_is_missing: bool = False) -> Values:
     """Returns the value of one context feature.
+
+    Args:
+        nan_is_missing: As for `parse_steps`.
 
     Returns:
         float32 or int64[*shape], or a list of width strings as bytes.
@@ -89,15 +117,17 @@ def parse_context(value: Any, name: str, feature: Feature) -> Values:
     """
     # Parsed as the values of a single step. The place in a message must not have the index of that step.
     try:
-        values = _parse_values([to_python(value)], name, feature)
+        values = _parse_values([to_python(value)], name, feature, nan_is_missing)
     except RecordError as error:
         raise RecordError(error.reason, error.message.replace(f"{name}[0]", name, 1)) from None
     return values if isinstance(values, list) else values.reshape(feature.shape)
 
 
-def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
+def _parse_values(steps: list[Any], name: str, feature: Feature, nan_is_missing: bool) -> Values:
     """Returns the values of all steps, flat."""
     nulls = _Nulls.MISSING if feature.allows_nulls else _Nulls.ERROR_WITH_HINT
+    if nan_is_missing and feature.allows_nulls and feature.dtype == "float32":
+        nulls = _Nulls.NAN_TOO
     values = _flatten(steps, name, feature.shape, nulls)
     if feature.dtype == "string":
         return _parse_strings(values, name, feature, nulls)
@@ -107,8 +137,11 @@ def _parse_values(steps: list[Any], name: str, feature: Feature) -> Values:
     return _parse_integers(values, name, feature.shape, nulls, end=feature.num_values)
 
 
-def parse_label(value: Any, label: Label) -> Array:
+def parse_label(value: Any, label: Label, *, nan_is_missing: bool = False) -> Array:
     """Returns a label as `ParsedRecord.label` describes it.
+
+    Args:
+        nan_is_missing: Whether a NaN is a null, so a step without a label, in a step_regression.
 
     Raises:
         RecordError: As for `parse_steps`.
@@ -129,7 +162,7 @@ def parse_label(value: Any, label: Label) -> Array:
     if label.kind == "step_multilabel":
         return np.stack([_parse_classes(classes, f"{name}[{i}]", label) for i, classes in enumerate(value)])
     if label.kind == "step_regression":
-        return _parse_floats(value, name, (), _Nulls.MISSING)
+        return _parse_floats(_nan_to_none(value) if nan_is_missing else value, name, (), _Nulls.MISSING)
     if label.kind == "regression":
         if type(value) not in (float, int):
             raise RecordError("wrong_type", f"{name}: {show(value)}, expected a number")
@@ -144,7 +177,9 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls)
     allowed, a null instead of a row is a row of nulls.
     """
     for depth, dimension in enumerate(shape):
-        if nulls is _Nulls.MISSING and any(row is None for row in level):  # not `in`: a row may be an array
+        if nulls is _Nulls.NAN_TOO:
+            level = _nan_to_none(level)
+        if nulls.allowed and any(row is None for row in level):  # not `in`: a row may be an array
             level = [[None] * dimension if row is None else row for row in level]
         level = _check_types(level, {list}, name, shape[:depth], f"a list of {dimension} values", nulls)
         if not set(map(len, level)) <= {dimension}:
@@ -158,12 +193,16 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls)
                 f"{dimension} values, not {len(level[position])}",
             )
         level = list(itertools.chain.from_iterable(level))
-    return level
+    return _nan_to_none(level) if nulls is _Nulls.NAN_TOO else level
+
+
+def _nan_to_none(values: list[Any]) -> list[Any]:
+    return [None if isinstance(value, float | np.floating) and value != value else value for value in values]
 
 
 def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls) -> Array:
     values = _check_types(values, {float, int}, name, shape, "a number", nulls)
-    missing = np.array([value is None for value in values]) if nulls is _Nulls.MISSING and None in values else None
+    missing = np.array([value is None for value in values]) if nulls.allowed and None in values else None
     if missing is not None:
         values = [0.0 if value is None else value for value in values]
     try:
@@ -174,7 +213,9 @@ def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: _
     finite = np.isfinite(numbers)
     if not finite.all():
         position = int(np.argmin(finite))
-        _fail("not_finite", name, shape, position, values[position], "a finite number in the range of float32")
+        hint = _NAN_HINTS.get(nulls, "") if np.isnan(numbers[position]) else ""
+        expected = f"a finite number in the range of float32{hint}"
+        _fail("not_finite", name, shape, position, values[position], expected)
     if missing is not None:
         numbers[missing] = np.nan
     return numbers
@@ -182,7 +223,7 @@ def _parse_floats(values: list[Any], name: str, shape: tuple[int, ...], nulls: _
 
 def _parse_integers(values: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls, *, end: int) -> Array:
     values = _check_types(values, {int}, name, shape, "an integer", nulls)
-    present = [value for value in values if value is not None] if nulls is _Nulls.MISSING else values
+    present = [value for value in values if value is not None] if nulls.allowed else values
     if present and (min(present) < 0 or max(present) >= end):
         position = next(i for i, v in enumerate(values) if v is not None and not 0 <= v < end)
         _fail("unknown_class", name, shape, position, values[position], f"0 to {end - 1}")
@@ -205,7 +246,7 @@ def _check_types(
     values: list[Any], types: set[type], name: str, shape: tuple[int, ...], expected: str, nulls: _Nulls
 ) -> list[Any]:
     """Returns the values, with NumPy values as Python values. Raises unless all are of `types`, or allowed nulls."""
-    if nulls is _Nulls.MISSING:
+    if nulls.allowed:
         types = types | {type(None)}
     if set(map(type, values)) <= types:
         return values

@@ -20,6 +20,7 @@ def find_difference(new: Schema, old: Schema, *, may_widen: bool) -> str | None:
             - `max_length` may be larger or absent, and `over_length` may be any, if the old schema rejects longer
               records. (If it truncates them, a stored record may have lost steps.)
             - `missing` may change from `reject` to `fill` or `indicator`.
+            - `nan_is_missing` may change to true.
             - `num_values` of an int64 feature may be larger. (Strings are hashed into it when they are read.)
             - `classes` may have more classes at its end, for one class per record or step. (The other kinds store a
               number for each class.)
@@ -63,6 +64,8 @@ def _undo_widening(mine: dict[str, Any], theirs: dict[str, Any], new: Schema, ol
     """
     if _accepts_longer(new, old):
         _copy(theirs, mine, "max_length", "over_length")
+    if new.nan_is_missing:
+        _copy(theirs, mine, "nan_is_missing")
     for part in ("steps", "context"):
         before = getattr(old, part)
         for name, feature in getattr(new, part).items():

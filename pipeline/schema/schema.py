@@ -76,6 +76,11 @@ class Schema(Document):
         "reject",
         description="A record longer than max_length is rejected, or loses its first (head) or last (tail) steps.",
     )
+    nan_is_missing: pydantic.StrictBool | None = pydantic.Field(
+        None,
+        description="Whether a NaN is read as a null: in float32 features that allow nulls, and in a step_regression "
+        "label, where it is a step without a label.",
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -125,13 +130,27 @@ class Schema(Document):
             raise ValueError(PLANNED)
         return over_length
 
+    @pydantic.field_validator("nan_is_missing", mode="after")
+    @classmethod
+    def _omit_default(cls, nan_is_missing: bool | None) -> bool | None:
+        return nan_is_missing or None  # so that schemas that mean the same have the same fingerprint
+
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Schema":
         if not self.steps:
             raise ValueError("steps: expected at least one feature")
+        if self.nan_is_missing and not self._allows_null_numbers():
+            raise ValueError(
+                "nan_is_missing: true: has no effect, because no float32 feature allows missing values; give one of "
+                "them missing: fill or missing: indicator, or remove nan_is_missing"
+            )
         self._check_names()
         self._check_splits()
         return self
+
+    def _allows_null_numbers(self) -> bool:
+        features = self.features.values()
+        return self.label.kind == "step_regression" or any(f.dtype == "float32" and f.allows_nulls for f in features)
 
     def _check_names(self) -> None:
         for part, features in (("steps", self.steps), ("context", self.context)):

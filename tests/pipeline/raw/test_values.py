@@ -106,6 +106,80 @@ def test_a_null_that_is_not_allowed_is_rejected_with_its_place_and_a_hint(drawn,
     assert "\n" not in message
 
 
+NAN = float("nan")
+
+
+def with_nan(value, draw):
+    """Returns a value of a float feature with NaN in place of some of its nulls."""
+    if isinstance(value, list):
+        return [with_nan(inner, draw) for inner in value]
+    return NAN if value is None and draw(st.booleans()) else value
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(schemas_and_records(), st.data(), st.booleans())
+def test_with_nan_is_missing_a_record_with_nan_is_parsed_as_with_null(drawn, data, has_id):
+    schema, record = drawn
+    names = [name for name, feature in schema.features.items() if feature.dtype == "float32" and feature.allows_nulls]
+    names += [schema.label.name] if schema.label.kind == "step_regression" else []
+    if not names:
+        return
+    values = schema.canonical() | {"nan_is_missing": True} | ({} if has_id else {"id": None})
+    schema = Schema.model_validate(values)
+    changed = record | {name: with_nan(record[name], data.draw) for name in names if name in record}
+    expected = encode_record(parse_record(record, schema), schema)
+    for line in (json.dumps(changed), json.dumps(changed).encode()):
+        assert encode_record(parse_line(line, schema), schema) == expected
+    arrays = {}
+    for name in names:
+        try:
+            arrays[name] = -np.array(changed[name], np.float64)  # the sign of a NaN must not be stored
+            arrays[name] = -arrays[name]
+        except (KeyError, TypeError, ValueError):  # with a null, or rows of different lengths
+            continue
+    parsed = parse_record(changed | {"id": record["id"]} | arrays, schema)
+    parsed.id = parse_record(record, schema).id
+    assert encode_record(parsed, schema) == expected
+
+
+WITH_NAN = Schema.model_validate(EVERY.canonical() | {"nan_is_missing": True})
+
+
+def test_a_nan_is_a_missing_value_only_where_a_null_is():
+    changed = {"x": [[1, NAN], NAN], "deep": [[[1, 2], NAN], [[NAN, 4], [5, 6]]], "age": NAN, "y": [NAN, 0.5]}
+    expected = encode_record(parse_record(GOOD, EVERY), EVERY)
+    assert encode_record(parse_line(json.dumps(GOOD | changed), WITH_NAN), WITH_NAN) == expected
+    scalars = {"x": [[1, np.float32(NAN)], np.float32(NAN)], "y": [np.float32(NAN), 0.5]}
+    assert encode_record(parse_record(GOOD | changed | scalars, WITH_NAN), WITH_NAN) == expected
+    array = np.array([[1, NAN], [-NAN, NAN]], np.float32)
+    assert encode_record(parse_record(GOOD | changed | {"x": array}, WITH_NAN), WITH_NAN) == expected
+    finite = ", expected a finite number in the range of float32"
+    both = " (set missing: fill or missing: indicator, and nan_is_missing: true, in the schema to read NaN as null)"
+    one = " (set nan_is_missing: true in the schema to read NaN as null)"
+    for schema, change, message in (
+        (EVERY, {"x": [[1, NAN], None]}, f"x[0][1]: NaN{finite}{one}"),
+        (EVERY, {"x": array}, f"x[0][1]: NaN{finite}{one}"),
+        (EVERY, {"y": [NAN, 0.5]}, f"y[0]: NaN{finite}{one}"),
+        (EVERY, {"strict": [1, NAN]}, f"strict[1]: NaN{finite}{both}"),
+        (WITH_NAN, {"strict": [1, NAN]}, f"strict[1]: NaN{finite}{both}"),
+        (WITH_NAN, {"size": [1, NAN]}, f"size[1]: NaN{finite}{both}"),
+        (WITH_NAN, {"x": [[NAN, math.inf], None]}, f"x[0][1]: Infinity{finite}"),
+        (WITH_NAN, {"x": array * np.float32([math.inf, 1])}, f"x[0][0]: Infinity{finite}"),
+        (WITH_NAN, {"y": [NAN, -math.inf]}, f"y[1]: -Infinity{finite}"),
+        (WITH_NAN, {"y": [NAN, 1e39]}, f"y[1]: 1e+39{finite}"),
+        (WITH_NAN, {"x": [["NaN", 1], None]}, 'x[0][0]: "NaN", expected a number'),
+        (WITH_NAN, {"page": [4, NAN]}, "page[1]: NaN, expected an integer"),
+        (WITH_NAN, {"word": [["a", NAN], None]}, "word[0][1]: NaN, expected a string"),
+        (WITH_NAN, {"word": NAN}, "word: NaN, expected a list with one value per step"),
+    ):
+        assert reject(GOOD | change, schema)[1] == message
+
+
+def test_a_nan_in_a_label_of_the_record_is_rejected():
+    values = EVERY.canonical() | {"nan_is_missing": True, "label": {"name": "y", "kind": "regression"}}
+    assert reject(GOOD | {"y": NAN}, Schema.model_validate(values))[0] == "not_finite"
+
+
 def test_a_record_of_every_kind_of_feature_is_stored_with_its_nulls():
     sequence = parse_record(GOOD, EVERY)
     stored = decode_example(encode_record(sequence, EVERY))

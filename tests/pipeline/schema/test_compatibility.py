@@ -50,6 +50,9 @@ WIDER = {
     "missing strings": change(("vocabulary: 5", "vocabulary: 5, missing: indicator")),
     "missing categories": change(("values: 6", "values: 7, missing: {fill: 6}")),
     "missing context": change(("age: {dtype: float32}", "age: {dtype: float32, missing: {fill: 3}}")),
+    "nan": change(
+        ("shape: [2]", "shape: [2], missing: fill"), ("max_length: 4", "max_length: 4\nnan_is_missing: true")
+    ),
     "num_values": change(("values: 6", "values: 7")),
     "classes": change(("[a, b]", "[a, b, c, 1]")),
     "all": change(
@@ -112,6 +115,18 @@ def test_of_schemas_that_store_records_differently_none_is_the_widest():
     # Each of the two accepts records that the other one rejects.
     with pytest.raises(ValueError, match="steps.page.num_values is 6, but 7"):
         find_widest([WIDER["classes"], WIDER["num_values"]])
+
+
+def test_a_dataset_without_nan_may_get_nan_as_missing_values_and_keeps_it():
+    old = WIDER["missing numbers"]
+    new = Schema.model_validate(old.canonical() | {"nan_is_missing": True})
+    assert find_difference(new, old, may_widen=True) is None
+    assert find_difference(new, old, may_widen=False) == "nan_is_missing is true, but null in the dataset"
+    assert find_difference(old, new, may_widen=True) == "nan_is_missing is null, but true in the dataset"
+    with_null = [line for line in records() if b'"x": [null' in line and encode(line, old)]
+    with_nan = [line.replace(b"null", b"NaN") for line in with_null]
+    assert with_nan and not any(encode(line, old) for line in with_nan)
+    assert [encode(line, new) for line in with_nan] == [encode(line, old) for line in with_null]
 
 
 def test_what_truncation_has_cut_is_not_taken_back():

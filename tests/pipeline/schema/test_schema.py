@@ -64,6 +64,16 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "id: 3", "id: 3: should be a valid string."),
         ("steps: {}\nlabel: {name: y, kind: regression}", "steps: expected at least one feature."),
         ("label: {name: y, kind: regression}", "steps: this key is missing."),
+        (
+            GOOD + "nan_is_missing: true",
+            "nan_is_missing: true: has no effect, because no float32 feature allows missing values; give one of them "
+            "missing: fill or missing: indicator, or remove nan_is_missing.",
+        ),
+        (
+            GOOD.replace("float32", "int64, num_values: 3, missing: indicator") + "nan_is_missing: true",
+            "nan_is_missing: true: has no effect, because no float32 feature allows",
+        ),
+        (GOOD + "nan_is_missing: 1", "nan_is_missing: 1: should be a valid boolean."),
         # splits
         (GOOD + "splits: {train: 0.7, test: 0.2}", "splits: the shares add up to 0.9, expected 1."),
         (GOOD + "splits: {train: 1.5}", "train: expected a share between 0 and 1, not 1.5."),
@@ -473,3 +483,14 @@ def test_a_field_with_another_name_is_part_of_the_schema_and_absent_by_default()
         Schema.parse(next_of("{dtype: float32}", ", from: y"))
     with pytest.raises(UserError, match='steps.x.from: "": should have at least one character'):
         Schema.parse(text.replace("X 1", "''"))
+
+
+def test_nan_is_missing_needs_a_number_that_may_be_missing_and_false_is_the_default():
+    may_be_missing = GOOD.replace("float32", "float32, missing: fill")
+    per_step = label("{name: y, kind: step_regression}")
+    assert all(Schema.parse(text + "nan_is_missing: true").nan_is_missing for text in (may_be_missing, per_step))
+    plain, off = Schema.parse(may_be_missing), Schema.parse(may_be_missing + "nan_is_missing: false")
+    assert plain == off and plain.fingerprint == off.fingerprint
+    assert "nan_is_missing" not in off.canonical()
+    assert Schema.parse(may_be_missing + "nan_is_missing: true").fingerprint != plain.fingerprint
+    assert "NaN" in Schema.model_json_schema()["properties"]["nan_is_missing"]["description"]

@@ -1,6 +1,7 @@
 """TFRecords of other programs are read by a schema and batched by length, or rejected with a clear message."""
 
 import gzip
+import math
 import struct
 
 import datasets
@@ -313,6 +314,24 @@ def test_an_absent_context_feature_is_missing_where_the_schema_allows_it(tmp_pat
         np.testing.assert_array_equal(age, [NAN, NAN] if n == absent else [n, 1.0])
         assert (k, city) == ((-1, b"\xff") if n == absent else (1, b"york"))
     assert sorted(found) == list(range(5))
+
+
+@pytest.mark.parametrize("more", ["", "nan_is_missing: true\n"])
+def test_nan_is_a_missing_number_where_the_schema_allows_one_and_infinity_is_an_error(tmp_path, more):
+    """A TFRecord has no null, so this does not depend on `nan_is_missing`, which is about raw records."""
+    schema = Schema.parse(
+        "steps: {x: {dtype: float32, missing: fill}, strict: {dtype: float32}}\n"
+        f"label: {{name: y, kind: step_regression}}\n{more}"
+    )
+    good = {"x": [NAN, 1.0], "strict": [0.5, 0.5], "y": [2.0, NAN]}
+    path = _write(tmp_path / "t", [_example(**good)])
+    ((features, label, weight),) = foreign_batches(path, schema)
+    np.testing.assert_array_equal(features["x"], [[NAN, 1.0]])
+    assert (label.numpy()[0, 0], weight.numpy().tolist()) == (2.0, [[1.0, 0.0]])
+    for name, value in (("x", math.inf), ("strict", NAN), ("y", -math.inf)):
+        path = _write(tmp_path / name, [_example(**good | {name: [value, 1.0]})])
+        with pytest.raises(UserError, match=rf"the first record: {name}: .* \(value 0\), expected a finite number"):
+            foreign_batches(path, schema)
 
 
 def test_strings_of_a_vocabulary_in_lower_case_give_the_batches_of_the_dataset(tmp_path):
