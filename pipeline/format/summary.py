@@ -74,6 +74,7 @@ class GenerationSummary(Model):
         splits: Shards and counts of each split. Unknown strings are counted for the whole dataset, in the commit.
         sums: The exact sums of each feature (and of a regression label) in the train split.
         strings: For each feature with a vocabulary, the file with the count of each string.
+        groups: The file with the number of records of each group. None unless groups must be checked.
         rejected: Rejects of the job that wrote this generation.
         replayed: Rejects of earlier generations that this generation takes back: their files no longer count.
         sources: The raw files.
@@ -88,6 +89,7 @@ class GenerationSummary(Model):
     splits: dict[str, Split]
     sums: dict[str, FeatureSums]
     strings: dict[str, CountsFile]
+    groups: CountsFile | None = None
     rejected: Rejects
     replayed: Rejects = NO_REJECTS
     sources: SourcesFile
@@ -122,13 +124,19 @@ class GenerationSummary(Model):
             self.sources.path,
             *(shard.path for shard in shards),
             *(shard.index_path for shard in shards),
-            *(counts.path for counts in self.strings.values()),
+            *(counts.path for counts in self.count_files()),
             *(file.path for file in self.rejected.files),
         }
 
+    def count_files(self) -> list[CountsFile]:
+        """Returns the files of counts: those of strings, and that of groups."""
+        return [*self.strings.values(), *([] if self.groups is None else [self.groups])]
+
     def to_json(self) -> bytes:
         """Returns the bytes of the file."""
-        unused = set() if self.left_out.files else {"left_out"}
+        # So that a summary without them has the same bytes as before there were any.
+        unused = {"left_out"} if not self.left_out.files else set()
+        unused |= {"groups"} if self.groups is None else set()
         values = self.model_dump(mode="json", by_alias=True, exclude=unused)
         values |= {"schema": self.record_schema.canonical()}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -142,6 +150,8 @@ def _find_wrong_names(summary: GenerationSummary) -> Iterator[str]:
     for place, found, expected in places:
         if set(found) != set(expected):
             yield f"{place} has the features {sorted(found)}, but the schema says {sorted(expected)}"
+    if (summary.groups is not None) != summary.record_schema.checks_groups:
+        yield f"groups is {'missing' if summary.groups is None else 'given'}, but the schema says the opposite"
 
 
 def summary_path(generation: str) -> str:

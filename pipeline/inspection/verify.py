@@ -11,7 +11,15 @@ from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.merge_counts import Vocabularies
 from pipeline.format.models import TRAIN
 from pipeline.inspection.verify_counts import Counts, compare_counts, compare_split, compare_statistics
-from pipeline.inspection.verify_generations import MAX_FAULTS, Recount, add_up, compare_summary, list_parts, recount
+from pipeline.inspection.verify_generations import (
+    MAX_FAULTS,
+    Recount,
+    add_up,
+    compare_summary,
+    find_faults_of_groups,
+    list_parts,
+    recount,
+)
 from pipeline.inspection.verify_log import Log, compare_with_log, known_sources, verify_log
 from pipeline.inspection.verify_rejects import verify_rejects
 from pipeline.inspection.verify_report import Fault, Report
@@ -47,6 +55,8 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
         for part in list_parts(manifest, log.summaries):
             recounts.append(recount(dataset, manifest, part, sources, report, folder=folder))
             compare_summary(dataset, part, recounts[-1], report)
+        shared = itertools.islice(find_faults_of_groups(dataset, manifest, recounts, folder=folder), MAX_FAULTS)
+        report.faults += [Fault(FILE_NAME, None, message) for message in shared]
         chosen = _choose_again(manifest, recounts, folder)
         _compare_manifest(manifest, recounts, chosen, log, report)
         if chosen is not None:

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.format.count_strings import StringCounter
+from pipeline.format.groups import GROUP, describe_shared_group, find_shared_groups
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.summary import GenerationSummary, summary_path
@@ -43,11 +44,13 @@ class Recount(NamedTuple):
         counts: The counts of each split.
         complete: The splits whose shards are all without fault. The counts of the others are too low.
         strings: For each feature with a vocabulary, the path of a file with the counts of its strings.
+        groups: The path of a file with the number of records of each group; None if groups are not checked.
     """
 
     counts: dict[str, Counts]
     complete: set[str]
     strings: dict[str, str]
+    groups: str | None = None
 
 
 def list_parts(manifest: Manifest, summaries: Mapping[str, GenerationSummary]) -> list[Part]:
@@ -94,10 +97,12 @@ def recount(
     """
     counts, complete = {}, set()
     strings = StringCounter(part.schema.vocabulary_sizes, part.schema.split_names, folder)
+    groups = StringCounter([GROUP] if part.schema.checks_groups else [], part.schema.split_names, folder)
     for name, shards in part.shards.items():
         count_strings = functools.partial(strings.add, name)
         counter = RecordCounter(part.schema, with_sums=name == TRAIN, count_strings=count_strings)
-        origins = OriginCheck(manifest, name, sources)
+        count_group = functools.partial(groups.add, name, GROUP) if part.schema.checks_groups else None
+        origins = OriginCheck(manifest, name, sources, count_group)
         # A list, not a generator: every shard is checked, also after a fault.
         are_whole = [
             verify_shard(dataset, shard, counter, origins, KeyCheck(manifest, keys), report) for shard, keys in shards
@@ -105,7 +110,23 @@ def recount(
         counts[name] = counter.counts()
         if all(are_whole):
             complete.add(name)
-    return Recount(counts, complete, strings.finish())
+    return Recount(counts, complete, strings.finish(), groups.finish().get(GROUP))
+
+
+def find_faults_of_groups(
+    dataset: str, manifest: Manifest, recounts: Sequence[Recount], *, folder: str
+) -> Iterator[str]:
+    """Yields a message for each group that is in two splits, if the schema says that groups must be checked.
+
+    Args:
+        folder: Folder for temporary files.
+    """
+    schema = manifest.record_schema
+    files = [part.groups for part in recounts if part.groups is not None]
+    shards = {name: split.shards for name, split in manifest.splits.items()}
+    if files:
+        for group in find_shared_groups(files, schema.split_names, folder=folder):
+            yield describe_shared_group(group, schema.group, dataset, shards)
 
 
 def compare_summary(dataset: str, part: Part, found: Recount, report: Report) -> None:
@@ -123,7 +144,7 @@ def compare_summary(dataset: str, part: Part, found: Recount, report: Report) ->
             messages = itertools.islice(_compare(name, summary, found.counts[name]), MAX_FAULTS)
             report.faults += [Fault(path, None, message) for message in messages]
     if compared == {*summary.splits}:
-        compare_strings(dataset, summary, found.strings, report)
+        compare_strings(dataset, summary, found.strings, found.groups, report)
 
 
 def _compare(split: str, summary: GenerationSummary, found: Counts) -> Iterator[str]:

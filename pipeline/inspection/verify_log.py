@@ -170,7 +170,7 @@ def _check_files(dataset: str, summary: GenerationSummary, report: Report) -> No
     """Checks the digests of the files of a generation that a summary names, except those of its shards."""
     files: dict[str, str] = {file.path: file.sha256 for file in summary.rejected.files}
     files[summary.sources.path] = summary.sources.sha256
-    files |= {file.path: file.sha256 for file in summary.strings.values()}
+    files |= {file.path: file.sha256 for file in summary.count_files()}
     for path, sha256 in files.items():
         with collect_fault(path, report):
             check_sha256(join(dataset, path), sha256)

@@ -1,6 +1,6 @@
 """Checks single records: an Example against the schema, and its row of the index against the manifest."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -123,13 +123,21 @@ class OriginCheck:
 
     Args:
         sources: Paths of the raw files; empty if they are unknown.
+        count_group: Called with the group of each record, in UTF-8, in a list. None if groups are not counted.
     """
 
-    def __init__(self, manifest: Manifest, split: str, sources: Container[str]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        sources: Container[str],
+        count_group: Callable[[list[bytes]], None] | None = None,
+    ) -> None:
         self._schema = manifest.record_schema
         self._seed = manifest.seed
         self._split = split
         self._sources = sources
+        self._count_group = count_group
 
     def check(self, row: Mapping[str, Any]) -> None:
         """Raises a ValueError if the group, the split or the source of a row of the index is wrong."""
@@ -140,6 +148,8 @@ class OriginCheck:
         # A dataset of records that came from no file lists no sources.
         if self._sources and source is not None and source not in self._sources:
             raise ValueError(f"the index has the source {source!r}, but the dataset does not list it")
+        if self._count_group is not None:
+            self._count_group([group.encode()])
 
     def _check_split(self, key: str, *, has_group: bool) -> None:
         """Raises a ValueError if a record with this group (or id) does not belong to the split."""

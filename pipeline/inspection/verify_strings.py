@@ -15,7 +15,9 @@ from pipeline.format.vocabulary import parse_terms, serialize_terms
 from pipeline.inspection.verify_report import FaultError, Report, collect_fault, read_verified
 
 
-def compare_strings(dataset: str, summary: GenerationSummary, recounted: Mapping[str, str], report: Report) -> None:
+def compare_strings(
+    dataset: str, summary: GenerationSummary, recounted: Mapping[str, str], groups: str | None, report: Report
+) -> None:
     """Compares the files of counts of a generation with its records.
 
     A file whose digest is that of the recount is not opened. A dataset that was written with another version of pyarrow
@@ -23,19 +25,23 @@ def compare_strings(dataset: str, summary: GenerationSummary, recounted: Mapping
 
     Args:
         recounted: For each feature with a vocabulary, the path of a file with the counts of the records.
+        groups: The path of such a file with the counts of the groups; None if groups are not checked.
     """
     splits, damaged = summary.record_schema.split_names, report.files()
-    for name, file in summary.strings.items():
+    files = [(f"strings.{name}", file, recounted[name]) for name, file in summary.strings.items()]
+    if summary.groups is not None and groups is not None:
+        files.append(("groups", summary.groups, groups))
+    for place, file, again in files:
         if file.path in damaged:
             continue
         with collect_fault(summary_path(summary.generation), report):
-            found = _count(recounted[name], splits)
+            found = _count(again, splits)
             if found != file.strings:
-                message = f"strings.{name}.strings is {file.strings:,}, but the shards hold {found:,} distinct strings"
+                message = f"{place}.strings is {file.strings:,}, but the shards hold {found:,} distinct strings"
                 raise FaultError(None, message)
-        if file_sha256(recounted[name]) != file.sha256:
+        if file_sha256(again) != file.sha256:
             with collect_fault(file.path, report):
-                _compare_rows(dataset, file, recounted[name], splits)
+                _compare_rows(dataset, file, again, splits)
 
 
 def _count(path: str, splits: Sequence[str]) -> int:

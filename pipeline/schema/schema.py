@@ -69,7 +69,9 @@ class Schema(Document):
         description="Share of each split; or {from: field}, with shares of train to move to validation or test.",
     )
     group: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
-        None, description="Field whose equal values keep records in one split. May also be given in splits."
+        None,
+        description="Field whose equal values keep records in one split; with splits.from, they must be in one. "
+        "May also be given in splits.",
     )
     max_length: PositiveInt | None = pydantic.Field(None, description="Maximum number of steps.")
     over_length: Literal["reject", "truncate_head", "truncate_tail"] = pydantic.Field(
@@ -172,8 +174,6 @@ class Schema(Document):
 
     def _check_splits(self) -> None:
         if isinstance(self.splits, SplitFromField):
-            if self.group is not None:
-                raise ValueError("group: has no effect with splits.from, where the record names its split; remove one")
             return
         for name in self.splits:
             if not _SPLIT_NAME.fullmatch(name):
@@ -246,6 +246,11 @@ class Schema(Document):
         uses = collections.Counter([*self.raw_fields.values(), self.id, self.group, split, label])
         fields = ((self.raw_fields[name], feature) for name, feature in self.steps.items())
         return {field: feature for field, feature in fields if uses[field] == 1}
+
+    @property
+    def checks_groups(self) -> bool:
+        """Whether the records, and not a hash of their group, choose the split, so that a group could be in two."""
+        return self.group is not None and isinstance(self.splits, SplitFromField)
 
     @property
     def split_names(self) -> tuple[str, ...]:

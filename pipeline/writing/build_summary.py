@@ -23,6 +23,7 @@ def build_summary(
     sources: SourcesFile,
     seed: int,
     generation: str,
+    groups: CountsFile | None = None,
     replayed: Rejects = NO_REJECTS,
     left_out: LeftOut = NO_LEFT_OUT,
 ) -> GenerationSummary:
@@ -31,6 +32,7 @@ def build_summary(
     Args:
         shards: Sorted by number.
         strings: The file of counts of each feature with a vocabulary.
+        groups: The file of counts of the groups, if they must be checked.
         replayed: Rejects of earlier generations that this generation takes back.
         left_out: The files beside the raw files that were not read.
     """
@@ -42,6 +44,7 @@ def build_summary(
         splits={name: _build_split(schema, parts) for name, parts in by_split.items()},
         sums=_add_sums(schema, shards),
         strings=dict(strings),
+        groups=groups,
         rejected=rejected,
         replayed=replayed,
         sources=sources,

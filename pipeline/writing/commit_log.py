@@ -34,6 +34,7 @@ from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.writing.base import Base
 from pipeline.writing.conflicts import check_may_append, check_no_conflict, check_not_replayed
+from pipeline.writing.groups import check_groups
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
@@ -170,6 +171,8 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         sha256 = sha256_of(change.added.to_json())
         parts.append((change.added, sha256))
         folder = runs_folder(output, change.added.generation)
+        if change.operation != "compact":  # which moves no record to another split
+            check_groups(output, [summary for summary, _ in parts], folder=folder)
         chosen = choose_vocabularies(output, [summary for summary, _ in parts], folder=folder)
         vocabularies = write_vocabularies(output, chosen.terms)
         made = Commit(

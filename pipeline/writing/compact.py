@@ -23,7 +23,7 @@ from pipeline.writing.commit_log import Change, commit, find_published, read_sum
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.merge_shards import merge_shards
-from pipeline.writing.paths import new_generation, runs_folder, strings_path
+from pipeline.writing.paths import groups_path, new_generation, runs_folder, strings_path
 from pipeline.writing.publish import discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import SHARD_BYTES
@@ -130,6 +130,7 @@ def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str,
         splits=splits,
         sums={name: total for name, total in sums.items() if total is not None},
         strings=_merge_strings(output, summaries, generation),
+        groups=_merge_groups(output, summaries, generation),
         rejected=rejected,
         replayed=replayed,
         sources=merge_sources([summary.sources for summary in summaries], output=output, generation=generation),
@@ -140,15 +141,38 @@ def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str,
 
 def _merge_strings(output: str, summaries: Sequence[GenerationSummary], generation: str) -> dict[str, CountsFile]:
     schema = summaries[0].record_schema
-    merged = {}
-    for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items():
-        path = strings_path(generation, file_name)
-        files = {join(output, summary.strings[name].path): summary.strings[name].sha256 for summary in summaries}
-        blocks = merge_counts(files, schema.split_names, folder=runs_folder(output, generation), digests=files)
-        with replace(join(output, path)) as file:
-            strings = write_counts(file, blocks, schema.split_names)
-        merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
-    return merged
+    return {
+        name: _merge_counts(
+            output,
+            summaries[0],
+            [summary.strings[name] for summary in summaries],
+            generation,
+            strings_path(generation, file_name),
+        )
+        for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items()
+    }
+
+
+def _merge_groups(output: str, summaries: Sequence[GenerationSummary], generation: str) -> CountsFile | None:
+    counts = [summary.groups for summary in summaries if summary.groups is not None]
+    path = groups_path(generation)
+    return _merge_counts(output, summaries[0], counts, generation, path) if counts else None
+
+
+def _merge_counts(
+    output: str, summary: GenerationSummary, counts: Sequence[CountsFile], generation: str, path: str
+) -> CountsFile:
+    """Writes the sums of files of counts to the file `path` of a generation.
+
+    Args:
+        summary: One of the summaries, which have the same splits.
+    """
+    splits = summary.record_schema.split_names
+    files = {join(output, file.path): file.sha256 for file in counts}
+    blocks = merge_counts(files, splits, folder=runs_folder(output, generation), digests=files)
+    with replace(join(output, path)) as file:
+        strings = write_counts(file, blocks, splits)
+    return CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
 
 
 def _merge_rejects(summaries: Sequence[GenerationSummary]) -> tuple[Rejects, Rejects]:

@@ -1,4 +1,4 @@
-"""Adds up the counts of strings of all shards of a generation."""
+"""Adds up the counts of strings, and those of groups, of all shards of a generation."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from pipeline.format.models import CountsFile
 from pipeline.format.string_counts import read_counts, write_counts
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.schema.schema import Schema
-from pipeline.writing.paths import runs_folder, strings_path
+from pipeline.writing.paths import groups_path, runs_folder, strings_path
 from pipeline.writing.shards import ShardSummary
 
 
@@ -23,17 +23,31 @@ def merge_strings(
     Args:
         shards: All shards of the generation.
     """
-    splits, shards = schema.split_names, list(shards)
-    merged = {}
-    for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items():
-        path = strings_path(generation, file_name)
-        if exists(join(output, path)):
-            strings = sum(map(len, read_counts(join(output, path), splits)))
-        else:
-            # The shards of one number share a file.
-            parts = sorted({shard.strings[name] for shard in shards})
-            blocks = merge_counts(parts, splits, folder=runs_folder(output, generation))
-            with replace(join(output, path)) as file:
-                strings = write_counts(file, blocks, splits)
-        merged[name] = CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
-    return merged
+    shards = list(shards)
+    # The shards of one number share a file.
+    return {
+        name: _merge(
+            schema, {shard.strings[name] for shard in shards}, output, generation, strings_path(generation, file_name)
+        )
+        for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items()
+    }
+
+
+def merge_groups(schema: Schema, shards: Iterable[ShardSummary], *, output: str, generation: str) -> CountsFile | None:
+    """Writes the file with the number of records of each group, as `merge_strings` does, if groups must be checked."""
+    if not schema.checks_groups:
+        return None
+    parts = {shard.groups for shard in shards if shard.groups is not None}
+    return _merge(schema, parts, output, generation, groups_path(generation))
+
+
+def _merge(schema: Schema, parts: Iterable[str], output: str, generation: str, path: str) -> CountsFile:
+    """Writes the sums of files of counts to the file `path` of the dataset, if there is none."""
+    splits = schema.split_names
+    if exists(join(output, path)):
+        strings = sum(map(len, read_counts(join(output, path), splits)))
+    else:
+        blocks = merge_counts(sorted(parts), splits, folder=runs_folder(output, generation))
+        with replace(join(output, path)) as file:
+            strings = write_counts(file, blocks, splits)
+    return CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)

@@ -118,6 +118,14 @@ def sources_path(generation: str) -> str:
     return f"data/{generation}/sources.parquet"
 
 
+_GROUPS_PATTERN = rf"data/{GENERATION_PATTERN}/groups\.parquet"
+
+
+def groups_path(generation: str) -> str:
+    """Returns the path of the counts of the groups of a generation, inside the output folder."""
+    return f"data/{generation}/groups.parquet"
+
+
 # Earlier versions wrote one file for each raw file, with a hash of the raw file's path in its name.
 REJECTS_PATTERN = rf"rejected/{GENERATION_PATTERN}(-[0-9a-f]{{16}})?\.jsonl"
 
@@ -165,6 +173,7 @@ _WRITTEN = paths_pattern(
     f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SUMMARY_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SOURCES_PATTERN}({TEMPORARY_PATTERN})?",
+    f"{_GROUPS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_VOCABULARY_COPY_PATTERN}{TEMPORARY_PATTERN}",
@@ -183,7 +192,7 @@ def is_of_dataset(path: str) -> bool:
 
 # Of each of these, the summary of a generation names all that there are.
 _NAMED_BY_SUMMARY = paths_pattern(
-    _SUMMARY_PATTERN, _SOURCES_PATTERN, _STRINGS_PATTERN, rf"rejected/{GENERATION_PATTERN}\.jsonl"
+    _SUMMARY_PATTERN, _SOURCES_PATTERN, _STRINGS_PATTERN, _GROUPS_PATTERN, rf"rejected/{GENERATION_PATTERN}\.jsonl"
 )
 
 

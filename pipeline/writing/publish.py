@@ -16,7 +16,7 @@ from pipeline.writing.base import Base
 from pipeline.writing.build_summary import build_summary
 from pipeline.writing.commit_log import Change, commit, find_published, write_summary
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
-from pipeline.writing.merge_strings import merge_strings
+from pipeline.writing.merge_strings import merge_groups, merge_strings
 from pipeline.writing.paths import is_written_by_prepare, marker_path
 from pipeline.writing.rejects import RejectsFile, count_rejects
 from pipeline.writing.retention import DEFAULT_RETAIN
@@ -112,10 +112,12 @@ class Publisher:
         self, shards: list[ShardSummary], rejects: list[RejectsFile], sources: list[SourcesFile]
     ) -> GenerationSummary:
         strings = merge_strings(self.schema, shards, output=self.output, generation=self.generation)
+        groups = merge_groups(self.schema, shards, output=self.output, generation=self.generation)
         return build_summary(
             self.schema,
             shards,
             strings=strings,
+            groups=groups,
             rejected=_list_rejects(rejects),
             sources=sources[0],
             seed=self.base.seed,

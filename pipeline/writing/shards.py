@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import quote
 from pipeline.files import join, replace
 from pipeline.format.count_strings import StringCounter
+from pipeline.format.groups import GROUP
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.sums import PackedSums
@@ -49,6 +50,8 @@ class ShardSummary:
         strings: Path of the file of counts of each feature with a vocabulary. The shards of one number share it.
         sums: The sums of each feature (or label) that has statistics; only in shards of the train split.
         copies: Number of records that are equal to another one, without the first of each; 0 if the schema has an id.
+        groups: Path of the file with the number of records of each group, which the shards of one number share. None
+            unless groups must be checked.
     """
 
     split: str
@@ -62,6 +65,7 @@ class ShardSummary:
     strings: dict[str, str]
     sums: dict[str, PackedSums]
     copies: int = 0
+    groups: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,9 @@ class ShardWriter:
         """
         kept: EncodedRecord | None = None
         splits = self.schema.split_names
-        strings = StringCounter(self.schema.vocabulary_sizes, splits, runs_folder(self.output, self.generation))
+        folder = runs_folder(self.output, self.generation)
+        strings = StringCounter(self.schema.vocabulary_sizes, splits, folder)
+        groups = StringCounter([GROUP] if self.schema.checks_groups else [], splits, folder)
         with contextlib.ExitStack() as files:
             shards = {}
             for name in splits:
@@ -105,11 +111,14 @@ class ShardWriter:
                 split_of = block.rows["split"].to_numpy(zero_copy_only=False)
                 for name, shard in shards.items():
                     places = np.flatnonzero(is_kept & (split_of == name))
-                    shard.add(block.rows.take(pa.array(places)), [block.examples[i] for i in places.tolist()])
+                    rows = block.rows.take(pa.array(places))
+                    shard.add(rows, [block.examples[i] for i in places.tolist()])
+                    if self.schema.checks_groups:
+                        groups.add(name, GROUP, rows["group"].cast(pa.binary()).to_pylist())
             for shard in shards.values():
                 shard.flush()
-        counts_files = strings.finish()
-        return [shard.finish(self.output, counts_files) for shard in shards.values()]
+        counts_files, groups_file = strings.finish(), groups.finish().get(GROUP)
+        return [shard.finish(self.output, counts_files, groups_file) for shard in shards.values()]
 
 
 def _reject_duplicates(
@@ -193,11 +202,11 @@ class _OpenShard:
             self._statistics.add(framed, self._block)
             self._block, self._block_bytes = [], 0
 
-    def finish(self, output: str, strings: dict[str, str]) -> ShardSummary:
+    def finish(self, output: str, strings: dict[str, str], groups: str | None) -> ShardSummary:
         """Writes the index, after the TFRecord file was closed.
 
         Args:
-            strings: The attribute of ShardSummary.
+            strings, groups: The attributes of ShardSummary.
         """
         statistics, rows, sizes = self._statistics, pa.concat_tables(self._rows), self._sizes
         index = serialize_index(
@@ -236,6 +245,7 @@ class _OpenShard:
             strings=strings,
             sums={name: PackedSums.of(sums) for name, sums in statistics.sums().items()},
             copies=count_copies(rows["id"]) if numbers_copies(self._schema) else 0,
+            groups=groups,
         )
 
 

@@ -104,7 +104,6 @@ def next_of(text: str, more: str = "") -> str:
             GOOD + "splits: {from: s, test: 0.5, validation: 0.6}",
             "splits: the shares of train for validation 0.6 and test 0.5 add up to 1.1, expected less than 1",
         ),
-        (GOOD + "splits: {from: s, group: g}", "group: has no effect with splits.from"),
         (GOOD + "group: g\nsplits: {train: 1, group: g}", "group: is given twice, at the top and inside splits"),
         # reserved names
         (feature("{dtype: float32}").replace("x:", "length:"), "steps.length: this name is reserved"),
@@ -345,7 +344,7 @@ def test_splits_from_a_field_are_train_validation_and_test():
         GOOD,
         GOOD + "id: key\ngroup: person\nmax_length: 9\nover_length: truncate_head\nsplits: {a: 1}",
         label("{name: y, kind: step_class, classes: [1, true, '010', 'null', é]}") + "splits: {from: part}",
-        GOOD + "splits: {test: 0, validation: 0.1, from: part}",
+        GOOD + "splits: {test: 0, validation: 0.1, from: part, group: who}",
         feature("{dtype: string, shape: [2, 3], num_values: 7}"),
         feature("{dtype: string, vocabulary: 7, missing: {fill: none}}"),
         feature("{dtype: float32, missing: fill}") + "context: {age: {dtype: float32, missing: {fill: -1}}}",

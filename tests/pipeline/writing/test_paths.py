@@ -11,6 +11,7 @@ from pipeline.writing import paths
 from pipeline.writing.paths import (
     LOCK,
     generation_of,
+    groups_path,
     is_named_by_summary,
     is_vocabulary,
     is_written_by_prepare,
@@ -36,7 +37,8 @@ REPLACED += [rejects_path(GENERATION), marker_path(GENERATION), sources_path(GEN
 # Of format version 1.
 REPLACED.append(f"rejected/{GENERATION}-{'0a' * 8}.jsonl")
 STRINGS = [strings_path(GENERATION, name) for name in FILE_NAMES]
-REPLACED += STRINGS
+GROUPS = groups_path(GENERATION)
+REPLACED += [*STRINGS, GROUPS]
 RUN = f"{runs_folder('/dataset', GENERATION)}/{'0f' * 16}".removeprefix("/dataset/")
 TEMPORARY = f".{'9a' * 16}.tmp"
 
@@ -88,7 +90,7 @@ def test_incomplete_commits_are_recognised_but_commits_are_not():
 
 def test_the_files_that_every_summary_names_are_recognised():
     named = {path for path in REPLACED if is_named_by_summary(path)}
-    assert named == {rejects_path(GENERATION), sources_path(GENERATION), summary_path(GENERATION), *STRINGS}
+    assert named == {rejects_path(GENERATION), sources_path(GENERATION), summary_path(GENERATION), *STRINGS, GROUPS}
 
 
 def test_the_generation_of_a_path_is_found():
