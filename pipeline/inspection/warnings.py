@@ -4,6 +4,7 @@ from pipeline.errors import show
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
 from pipeline.format.scaling import SCALED_BOUND, largest_scaled
+from pipeline.inspection.precision import CoarseColumn, find_coarse_columns
 from pipeline.schema.labels import ONE_CLASS
 from pipeline.schema.schema import VALIDATION, SplitFromField
 
@@ -19,6 +20,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
     - The field that names the split never names validation, so a run has no best checkpoint.
     - A column has values so far from its mean that a model reads them as nearer.
+    - A column has values so close together that float32 may not tell them apart.
     """
     train = manifest.splits.get(TRAIN)
     if train is None or not train.records:
@@ -43,7 +45,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
                 f"learn what to do with an unknown string; if new strings may come, choose vocabulary: {{min_count: "
                 f"{min_count}}}, or a size of less than {size}"
             )
-    return warnings + _find_no_validation(manifest) + _find_outliers(manifest)
+    return warnings + _find_no_validation(manifest) + _find_outliers(manifest) + _find_coarse(manifest)
 
 
 def _find_no_validation(manifest: Manifest) -> list[str]:
@@ -62,8 +64,9 @@ def _find_outliers(manifest: Manifest) -> list[str]:
     for name, statistics in manifest.statistics.items():
         if name in manifest.record_schema.features:
             columns = largest_scaled(statistics)
+            coarse = {column.number for column in find_coarse_columns(statistics)}  # have a warning of their own
             for number, largest in enumerate(columns):
-                if largest > SCALED_BOUND:
+                if largest > SCALED_BOUND and number not in coarse:
                     found[f"{name} column {number}" if len(columns) > 1 else name] = largest
     if not found:
         return []
@@ -75,3 +78,31 @@ def _find_outliers(manifest: Manifest) -> list[str]:
         f"features with values more than {bound} standard deviations from their mean: {listed}{more}; a model reads "
         f"them as {bound}, so correct these values, or take the logarithm of a feature that has them by nature"
     ]
+
+
+def _find_coarse(manifest: Manifest) -> list[str]:
+    """Returns a line about the columns whose values float32 may not tell apart, if any."""
+    found = [
+        f"{name}{f' column {column.number}' if len(statistics.mean) > 1 else ''} ({_describe_coarse(column)})"
+        for name, statistics in manifest.statistics.items()
+        for column in find_coarse_columns(statistics)
+    ]
+    if not found:
+        return []
+    more = f", and {len(found) - _MAX_NAMES:,} more" if len(found) > _MAX_NAMES else ""
+    return [
+        f"float32 loses small differences of the values in {', '.join(found[:_MAX_NAMES])}{more}; if they matter, "
+        "subtract an offset such as the start time in the raw data, or take the differences of successive values; if "
+        "the numbers are categories, choose dtype: int64 with num_values"
+    ]
+
+
+def _describe_coarse(column: CoarseColumn) -> str:
+    least, most = _number(column.least), _number(column.most)
+    values = least if column.least == column.most else f"{least} to {most}"
+    return f"{values}, where float32 numbers are {_number(column.spacing, digits=3)} apart"
+
+
+def _number(value: float, *, digits: int = 9) -> str:
+    """Returns a float32 as text. With 9 digits, it differs from that of the next float32."""
+    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""Warnings: classes that the train split lacks, and vocabularies without an unknown string."""
+"""Warnings about contents that a model cannot learn: classes, unknown strings, outliers, small differences."""
 
 import json
 
@@ -61,3 +61,31 @@ def test_values_that_a_model_reads_as_nearer_give_a_warning_with_the_largest_fir
     assert line.startswith(
         f"features with values more than 10 standard deviations from their mean: {expected}; a model"
     )
+
+
+def test_small_differences_of_large_numbers_give_a_warning_with_column_range_and_spacing(tmp_path):
+    schema = (
+        "id: id\nsteps: {t: {dtype: float32, shape: [3]}, z: {dtype: float32}}\ncontext: {day: {dtype: float32}}\n"
+        "label: {name: y, kind: regression}\nsplits: {train: 1.0}\n"
+    )
+    start = 1_700_000_000_123
+    records = [
+        {
+            "id": n,
+            "t": [[n, start + 60_000 * n, 300 + n / 10_000], [n + 1, start + 60_000 * n + 1, 300.0001]],
+            "z": [n, 1e9 * n],
+            "day": 20240101 + n,
+            "y": -1_700_000_000 + n,
+        }
+        for n in range(10)
+    ]
+    manifest = read_manifest(datasets.make(tmp_path, records, schema, num_shards=1).path)
+    assert find_warnings(manifest) == [
+        "float32 loses small differences of the values in "
+        "t column 1 (1,700,000,038,912 to 1,700,000,563,200, where float32 numbers are 131,072 apart), "
+        "t column 2 (300 to 300.000885, where float32 numbers are 3.05e-05 apart), "
+        "day (20,240,100 to 20,240,110, where float32 numbers are 2 apart), "
+        "y (-1,700,000,000, where float32 numbers are 128 apart); if they matter, subtract an offset such as the start "
+        "time in the raw data, or take the differences of successive values; if the numbers are categories, choose "
+        "dtype: int64 with num_values"
+    ]
