@@ -1,5 +1,6 @@
 """Prints plans, training results and evaluations as text and tables."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -44,6 +45,10 @@ def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
         console.print(
             "\nbudget and padded steps: time steps, including padding; useful: the share of steps that are not padding"
         )
+        largest = [(plan, math.prod(plan.largest_batch)) for plan in plans]
+        beyond = [steps for plan, steps in largest if plan.batch_steps is not None and steps > plan.batch_steps]
+        if beyond:
+            console.print(f"A record longer than the budget is a batch of its own: here up to {max(beyond):,} steps.")
 
 
 def _plan_row(plan: Plan) -> tuple[str, ...]:

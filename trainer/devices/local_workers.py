@@ -21,8 +21,6 @@ _HAS_PARENT = "LENGTHWISE_LOCAL_WORKER"
 _POLL_SECONDS = 0.05
 # Time for the other workers to end after one has failed, and after SIGINT. They cannot continue without it.
 _GRACE_SECONDS = 5.0
-# Time to save the run after SIGTERM.
-_SAVE_SECONDS = 30.0
 
 _Workers: TypeAlias = Sequence[subprocess.Popen[bytes]]
 
@@ -109,8 +107,9 @@ def _start_worker(
 def _wait(workers: _Workers, received: Sequence[int]) -> int | None:
     """Waits until all workers have ended or a deadline has passed. Returns the result of `_find_culprit`.
 
-    There are three states. "running" has no deadline. "stopping" begins when a signal was received. "failed" begins
-    when a worker has failed; it replaces the deadline of "stopping".
+    There are three states. "running" has no deadline, also after SIGTERM: the workers end by themselves when they have
+    saved the run, and whoever sent the signal knows how long they may take. "stopping" begins when SIGINT was received.
+    "failed" begins when a worker has failed; it replaces the deadline of "stopping".
     """
     state: Literal["running", "stopping", "failed"] = "running"
     first_failed, deadline = None, float("inf")
@@ -120,9 +119,8 @@ def _wait(workers: _Workers, received: Sequence[int]) -> int | None:
             first_failed = _find_failed(workers)
             if first_failed is not None:
                 state, deadline = "failed", time.monotonic() + _GRACE_SECONDS
-        if state == "running" and received:
-            seconds = _GRACE_SECONDS if signal.SIGINT in received else _SAVE_SECONDS
-            state, deadline = "stopping", time.monotonic() + seconds
+        if state == "running" and signal.SIGINT in received:
+            state, deadline = "stopping", time.monotonic() + _GRACE_SECONDS
     return _find_culprit(workers, first_failed)
 
 

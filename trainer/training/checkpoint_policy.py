@@ -26,6 +26,9 @@ class CheckpointPolicy:
     Args:
         checkpoints: Already restored if the run is resumed.
         callbacks: Their states are saved too.
+
+    Attributes:
+        saving_seconds: Time that the last save took; 0 before the first one.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class CheckpointPolicy:
     ) -> None:
         self._callbacks = callbacks
         self._checkpoints, self._model, self._config, self._replicas = checkpoints, model, config, replicas
-        self._saved_at, self._saved_update, self._saving_seconds = time.monotonic(), self.state.update, 0.0
+        self._saved_at, self._saved_update, self.saving_seconds = time.monotonic(), self.state.update, 0.0
 
     @property
     def state(self) -> State:
@@ -55,7 +58,7 @@ class CheckpointPolicy:
         config, seconds = self._config, time.monotonic() - self._saved_at
         if config.checkpoint_updates and self.state.update - self._saved_update >= config.checkpoint_updates:
             return True
-        return seconds >= max(60 * config.checkpoint_minutes, self._saving_seconds / _MAX_SAVING_SHARE)
+        return seconds >= max(60 * config.checkpoint_minutes, self.saving_seconds / _MAX_SAVING_SHARE)
 
     def save(self, *, best: bool = False) -> None:
         """Saves a checkpoint, and if `best` also as the best one.
@@ -69,7 +72,7 @@ class CheckpointPolicy:
             self.state.callbacks = self._callbacks.states()
             self._checkpoints.save(best=best)
         self._saved_at, self._saved_update = time.monotonic(), self.state.update
-        self._saving_seconds = self._saved_at - started_at
+        self.saving_seconds = self._saved_at - started_at
 
     def save_and_stop(self) -> NoReturn:
         """Saves a checkpoint on SIGTERM and raises Preempted, when all workers have come here."""

@@ -33,6 +33,8 @@ class EpochRunner:
 
     Attributes:
         total_weight: Σ weight over an epoch.
+        waits: Whether to wait until an update is computed before the next one starts, so that a signal stops the run
+            after the update under way. The same on all workers.
     """
 
     run: Run
@@ -47,6 +49,7 @@ class EpochRunner:
     reporter: Reporter
     validation: Validation
     total_weight: float
+    waits: bool = False
 
     @property
     def _state(self) -> State:
@@ -83,7 +86,7 @@ class EpochRunner:
             journal.add(epoch, state.update, sums, batch)
             self.reporter.end_update(epoch, state.update, sums, batch)
             self.callbacks.end_update(state.batch - 1, sums)
-            if self._should_stop(previous):
+            if self._should_stop(sums, previous):
                 journal.flush()
                 self.checkpoints.save_and_stop()
             previous = sums
@@ -103,12 +106,15 @@ class EpochRunner:
         with explain_out_of_memory(explain):
             return self.update(batch.parts, scale, float(self.stop.received))
 
-    def _should_stop(self, previous: Sums | None) -> bool:
+    def _should_stop(self, sums: Sums, previous: Sums | None) -> bool:
         """Returns whether a worker was asked to stop; the answer is the same on all workers after the same update.
 
         Several workers read it from the sums of the previous update, which do not delay a device that already computes
-        this one.
+        this one. So two more updates follow the one at which the signal came, unless each is awaited.
         """
+        if self.waits:
+            float(sums.loss)
+            return self.replicas.any_worker(self.stop.received)
         if self.replicas.num_workers == 1:
             return self.stop.received
         return previous is not None and float(previous.stop_requests) > 0

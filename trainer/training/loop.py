@@ -1,6 +1,7 @@
 """The training loop: resumes or starts a run, trains its epochs and writes its result."""
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,6 +45,9 @@ from trainer.training.reporter import Reporter
 from trainer.training.update import Update, make_optimizer
 from trainer.training.validation import Validation
 
+# Each update that takes longer is awaited: a GPU would get many more to compute before the process sees a SIGTERM.
+_WAIT_SECONDS = 1.0
+
 
 class Training:
     """The training of a run on one worker. All workers do the same; only the chief writes and reports."""
@@ -80,6 +84,7 @@ class Training:
         self._user_callbacks = callbacks
         self._is_resumed = False
         self._planned: tuple[Any, Plan] | None = None
+        self._update_seconds = 0.0
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and returns the contents of result.json.
@@ -107,6 +112,11 @@ class Training:
             policy.save()  # so that a run without an epoch can be evaluated
         last_line = past_lines[-1] if past_lines else None
         if runner is not None:
+            if self._replicas.any_worker(self._stop.received):  # the probe may take as long as an update
+                policy.save_and_stop()
+            self._reporter.describe_slow_updates(
+                self._update_seconds, saving_seconds=policy.saving_seconds, largest_batch=self._plan().largest_batch
+            )
             last_line = self._run_epochs(runner, policy) or last_line
         callbacks.on_train_end()
         if update.num_traces:
@@ -192,6 +202,7 @@ class Training:
             reporter=self._reporter,
             validation=self._validation,
             total_weight=total_weight,
+            waits=self._update_seconds >= _WAIT_SECONDS,
         )
 
     def _total_weight(self, plan: Plan) -> float:
@@ -209,14 +220,20 @@ class Training:
         return max(total, 1.0)
 
     def _probe_memory(self, update: Update, plan: Plan) -> None:
-        """Computes the largest batch of the plan, and of the next epoch's plan if that has another budget."""
+        """Computes the largest batch of the plan, and of the next epoch's plan if that has another budget.
+
+        Sets `_update_seconds` to the time that the slower one took; it is the same on all workers.
+        """
         plans, state, config = [plan], self._checkpoints.state, self._config
         is_other_budget = (state.batch_steps, state.batch_size) != (config.batch_steps, config.batch_size)
         if state.batch and is_other_budget and state.epoch + 1 < config.epochs:
             plans.append(plan_next_epoch(self._dataset, config, State(epoch=state.epoch + 1)))
         random_states = self._checkpoints.random_states()
         for each in plans:
-            probe_largest(update, each, self._replicas, self._explain_model)
+            announce = functools.partial(self._reporter.announce_probe, each.largest_batch)
+            seconds = probe_largest(update, each, self._replicas, self._explain_model, announce)
+            self._update_seconds = max(self._update_seconds, seconds)
+        self._update_seconds = self._replicas.broadcast(self._update_seconds)
         self._checkpoints.set_random_states(random_states)
 
     def _explain_model(self) -> str:

@@ -1,5 +1,6 @@
-"""Computes the largest batch before the first update, so that a batch too large for memory fails in seconds."""
+"""Computes the largest batch before the first update: it may not fit into memory, or take long."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,23 +12,41 @@ from trainer.devices.replicas import Replicas
 from trainer.devices.tensorflow_errors import explain_out_of_memory, is_out_of_memory
 from trainer.training.update import Part, Update
 
+# An update that takes longer is announced.
+SLOW_SECONDS = 5.0
+# The time of the largest batch is estimated from one that is so many times smaller. The second one is computed only if
+# the batch is slow by the first one, which a busy machine may have delayed.
+_TIMES_SMALLER = (16, 4)
 
-def probe_largest(update: Update, plan: Plan, replicas: Replicas, explain_model: Callable[[], str]) -> None:
+
+def probe_largest(
+    update: Update,
+    plan: Plan,
+    replicas: Replicas,
+    explain_model: Callable[[], str],
+    announce: Callable[[float], None] = lambda seconds: None,
+) -> float:
     """Computes the gradients of a batch with the shape of the largest one, and changes no weight.
 
     Args:
         plan: Plan of global batches.
         explain_model: See `explain_out_of_memory`; called if not even one record of one step fits.
+        announce: Called before the largest batch if it is slow, with an estimate of the seconds that it takes.
+
+    Returns:
+        The seconds that the batch takes, without the time to trace and to load kernels.
 
     Raises:
         UserError: The batch does not fit into memory; the message names a budget that does, or the cause if none does.
     """
     rows, steps = plan.largest_batch
 
-    def compute(rows: int, steps: int) -> None:
+    def compute(rows: int, steps: int) -> float:
+        begin = time.monotonic()
         part = blank_part(update.element_spec, -(-rows // replicas.num_replicas), steps)
         sums, _ = update.gradients((part,) * replicas.num_local_replicas)
         float(sums.norm)
+        return time.monotonic() - begin
 
     def fits(rows: int) -> bool:
         try:
@@ -38,8 +57,19 @@ def probe_largest(update: Update, plan: Plan, replicas: Replicas, explain_model:
             return False
         return True
 
-    if fits(rows):
-        return
+    try:
+        compute(1, 1)  # the first call also traces, and loads the kernels of a GPU
+        for times in _TIMES_SMALLER:
+            few_rows, few_steps = (rows, steps // times) if steps >= times else (rows // times, steps)
+            estimate = compute(few_rows, few_steps) * rows * steps / (few_rows * few_steps) if few_rows else 0.0
+            if estimate < SLOW_SECONDS:
+                break
+        else:
+            announce(estimate)
+        return compute(rows, steps)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
     if replicas.num_local_replicas < replicas.num_replicas:
         # The batch may fit on the other workers. They wait for this one's sums now, so there is no second try.
         raise UserError(

@@ -1,5 +1,6 @@
 """Reports on stderr how a training run proceeds: its setup, useful steps per second, padding, loss, time left."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -12,12 +13,15 @@ from trainer.devices.environment import describe_kernel
 from trainer.devices.replicas import Replicas
 from trainer.model.build import count_parameters
 from trainer.training.deal import GlobalBatch
+from trainer.training.memory_probe import SLOW_SECONDS
 from trainer.training.update import Sums
 
 # Seconds between two progress lines: on a terminal, where a line replaces the one before, and elsewhere.
 _TERMINAL_SECONDS, _INTERVAL_SECONDS = 0.2, 2.0
 # Validation measures shown after each epoch: the first ones, which matter most. metrics.jsonl has all of them.
 _NUM_MEASURES = 4
+# The time to end after SIGTERM, as it is said at the start: an update may take twice as long on a busy machine.
+_UPDATES_PER_NOTICE, _END_SECONDS = 2, 5
 
 
 class Reporter:
@@ -56,6 +60,35 @@ class Reporter:
         )
         if not has_validation:
             self.note("No validation split: the last checkpoint is kept, none is the best.")
+
+    def announce_probe(self, largest_batch: tuple[int, int], seconds: float) -> None:
+        """Writes a line before the largest batch is computed, if that takes long."""
+        rows, steps = largest_batch
+        self.note(
+            f"train: computing the largest batch, {rows:,} x {steps:,} steps, to see whether it fits into memory; this "
+            f"takes about {seconds:,.0f} s"
+        )
+
+    def describe_slow_updates(self, seconds: float, *, saving_seconds: float, largest_batch: tuple[int, int]) -> None:
+        """Writes a line about updates that take long, because the process cannot end within one.
+
+        Args:
+            seconds: Time that the gradients of the largest batch took.
+        """
+        if seconds < SLOW_SECONDS:
+            return
+        rows, steps = largest_batch
+        notice = math.ceil(_UPDATES_PER_NOTICE * seconds + saving_seconds) + _END_SECONDS
+        shorter = (
+            f"A --batch_steps smaller than {rows * steps} makes updates shorter."
+            if rows > 1
+            else "That batch is one record, so only shorter records make updates shorter."
+        )
+        self.note(
+            f"train: an update takes up to about {seconds:,.0f} s ({rows:,} x {steps:,} steps); progress is shown "
+            f"after each. SIGTERM takes effect after the update under way: give the process {notice:,} s to save and "
+            f"end. {shorter}"
+        )
 
     def begin_epoch(self, epoch: int, *, updates: int, done: int) -> None:
         """Estimates the updates left, from the updates of this epoch, of which `done` are done."""

@@ -25,6 +25,10 @@ def test_the_command_prints_the_plans_of_plan_epoch(dataset, capsys):
     assert lengthwise.main(["plan", dataset]) == 0
     shown = capsys.readouterr().out
     assert all(f"{plan_epoch(opened, 'train', batching=method).num_batches:,}" in shown for method in BATCHING_METHODS)
+    assert "A record longer than the budget" not in shown
+    assert lengthwise.main(["plan", dataset, "--batch_steps", "30"]) == 0
+    said = "\nA record longer than the budget is a batch of its own: here up to 40 steps.\n"
+    assert capsys.readouterr().out.endswith(said)
 
 
 def test_a_missing_dataset_or_split_is_an_error_of_one_line(dataset, tmp_path, capsys):

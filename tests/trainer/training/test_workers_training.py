@@ -366,9 +366,11 @@ def test_a_killed_worker_is_reported_and_ends_the_others(worker_program, capfd, 
     ]
 
 
-def test_the_launcher_passes_sigterm_to_the_workers_and_returns_their_status(worker_program, tmp_path):
+def test_the_launcher_passes_sigterm_to_the_workers_and_returns_their_status(worker_program, tmp_path, monkeypatch):
+    """It waits for them, however long the update under way takes."""
+    monkeypatch.setattr(local_workers, "_GRACE_SECONDS", 0.1)
     worker_program(
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os._exit(75)))\n"
         f"open(os.path.join({str(tmp_path)!r}, f'ready-{{number}}'), 'w').close()\ntime.sleep(600)"
     )
     before = signal.getsignal(signal.SIGTERM)
