@@ -1,6 +1,7 @@
 """Shows the contents of a dataset by split, label and length, and its rejects. Reads the manifest only."""
 
 import collections
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -212,6 +213,13 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
     for path in manifest.rejected.files:
         console.print(f"  {join(dataset, path)}", soft_wrap=True)
+    warnings = find_warnings(manifest)
+    if warnings:
+        print_table(console, f"Warnings: {len(warnings):,}", (), [])
+    for warning in warnings:
+        console.print(
+            textwrap.fill(f"{warning}.", console.width, initial_indent="  ", subsequent_indent=4 * " ", tabsize=1)
+        )
 
 
 def _print_label(console: Console, manifest: Manifest) -> None:

@@ -29,6 +29,7 @@ COARSE = {
     "milliseconds of minutes": 1.7e12 + MINUTES,
     "milliseconds of years": 1.7e12 + 1000 * DAYS,
     "seconds of a year": 1.7e9 + DAYS,
+    "times within a third": [1.2e9, 1.8e9],
     "one moment": [1.7e12, 1.7e12 + 1],
     "negative seconds": -1.7e9 - DAYS,
     "dates": [20231231, 20240101],
@@ -47,6 +48,7 @@ FINE = {
     "pressures": 101_325 + np.arange(100) / 2,
     "bytes of any number": [10**n for n in range(12)],
     "masses": [1e30, 5e30],
+    "a range of more than half": [0.9e9, 2e9],
     "both signs": [-2e9, 2e9],
     "very small numbers": [0, 1e-44],
 }

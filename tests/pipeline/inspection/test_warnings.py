@@ -1,12 +1,13 @@
 """Warnings about contents that a model cannot learn: classes, unknown strings, outliers, small differences."""
 
 import json
+import re
 
 import datasets
 import numpy as np
 
 from pipeline.format.manifest import read_manifest
-from pipeline.inspection.inspect import summarize
+from pipeline.inspection.inspect import print_details, summarize
 from pipeline.inspection.warnings import find_warnings
 
 SCHEMA = """id: id
@@ -20,20 +21,25 @@ RECORDS = [
 ]
 
 
-def test_a_class_that_the_train_split_lacks_and_a_complete_vocabulary_give_a_warning(tmp_path):
+def test_a_class_that_the_train_split_lacks_and_a_complete_vocabulary_give_a_warning(capsys, tmp_path):
     manifest = read_manifest(datasets.make(tmp_path, RECORDS, SCHEMA.format(size=3), num_shards=1).path)
     labels, words = find_warnings(manifest)
     assert labels.startswith("label y: 2 classes are not in the train split, so that")
     assert labels.endswith('cannot learn to predict them: "b", "c"')
     assert words.startswith("feature word: its vocabulary has all 3 strings of the train split, so that a model cannot")
     assert summarize(manifest)["warnings"] == json.loads(json.dumps([labels, words]))
+    print_details(manifest, "d")
+    first, second = re.split(r"\n  (?! )", capsys.readouterr().out.split("\nWarnings: 2\n  ")[1])
+    assert [" ".join(text.split()) for text in (first, second)] == [f"{labels}.", f"{words}."]
 
 
-def test_a_dataset_that_can_be_learnt_gives_no_warning(tmp_path):
+def test_a_dataset_that_can_be_learnt_gives_no_warning(capsys, tmp_path):
     records = [record | {"y": "abc"[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
     records[-1]["split"] = "validation"
     manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
     assert find_warnings(manifest) == []
+    print_details(manifest, "d")
+    assert "Warnings" not in capsys.readouterr().out
 
 
 def test_a_field_that_never_names_validation_gives_a_warning_with_the_way_out(tmp_path):
