@@ -138,7 +138,7 @@ def test_a_run_of_an_older_version_has_the_statistics_of_its_manifest_and_gets_t
     assert not (tmp_path / "statistics.json").exists()
     monkeypatch.setattr("trainer.training.loop.probe_largest", interrupt)
     with pytest.raises(Interrupted):
-        train(path, tmp_path, TrainConfig(epochs=1))
+        train(path, tmp_path, TrainConfig(epochs=1, units=(4,)))
     assert (tmp_path / "statistics.json").exists()
     (tmp_path / "manifest.json").write_bytes(b"")
     with pytest.raises(UserError, match="manifest.json: not a manifest"):
