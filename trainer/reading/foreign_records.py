@@ -126,7 +126,7 @@ class RecordCheck:
             values = _step_values(record, label.field, width, in_lists, read)
             lengths[label.field] = len(values) // width
         else:
-            values = read(record.context.feature[label.field])
+            values = read(record.context.feature[label.field], name=label.field)
         named = isinstance(values, list)
         if self._named is None:
             self._named = named
@@ -147,12 +147,12 @@ def _values(stored: tf.train.Feature, dtype: str, name: str = "") -> Any:
     return list(values) if dtype == "string" else np.array(values, dtype)
 
 
-def _label_values(stored: tf.train.Feature, label: Label) -> Any:
+def _label_values(stored: tf.train.Feature, label: Label, name: str = "") -> Any:
     if stored.HasField("bytes_list") and label.kind in (*ONE_CLASS, "multilabel"):
         return list(stored.bytes_list.value)
     if stored.HasField("bytes_list"):
         raise WrongRecord(f"the label {label.field} holds names, expected numbers for a {label.kind}")
-    return _values(stored, "float32" if label.kind in ("distribution", *REGRESSION) else "int64")
+    return _values(stored, "float32" if label.kind in ("distribution", *REGRESSION) else "int64", name)
 
 
 def _step_values(record: tf.train.SequenceExample, name: str, width: int, in_lists: bool, read: Any) -> Any:
