@@ -110,6 +110,7 @@ def hit_at(spot, number, hit_by):
 
     from trainer.evaluation.evaluate import Evaluator
     from trainer.runs.checkpoints import Checkpoints
+    from trainer.runs.metrics_log import MetricsLog
     from trainer.runs.run import Run
     from trainer.training import loop
     from trainer.training.checkpoint_policy import CheckpointPolicy
@@ -139,7 +140,7 @@ def hit_at(spot, number, hit_by):
         return "best" in options
 
     if spot == "half a line":
-        _cut_line(Run, number, hit)
+        _cut_line(MetricsLog, number, hit)
         return
     if spot == "validation":
         _hit_in_validation(Evaluator, number, hit)
@@ -179,21 +180,21 @@ def _wrap(owner, name, when, act, *, after):
     setattr(owner, name, wrapped)
 
 
-def _cut_line(run_class, number, hit):
+def _cut_line(log_class, number, hit):
     """Cuts off the end of the line that metrics.jsonl gets the `number`-th time, then calls `hit()`."""
     count = 0
-    append = run_class.append_metrics
+    append = log_class.append
 
-    def cut(run, lines):
+    def cut(log, lines):
         nonlocal count
         count += 1
-        append(run, lines)
+        append(log, lines)
         if count == number:
-            size = os.path.getsize(run.file("metrics.jsonl"))
-            os.truncate(run.file("metrics.jsonl"), size - 20)
+            path = log._run.file("metrics.jsonl")
+            os.truncate(path, os.path.getsize(path) - 20)
             hit()
 
-    run_class.append_metrics = cut
+    log_class.append = cut
 
 
 def _hit_in_validation(evaluator_class, number, hit):

@@ -17,6 +17,9 @@ CONFIG, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 CHECKPOINTS, LOGS, VOCABULARY = "checkpoints", "logs", "vocabulary"
 STATISTICS, ENVIRONMENT, FAILED_UPDATE = "statistics.json", "environment.json", "failed-update.json"
 
+# The parts of metrics.jsonl on an object store.
+METRICS_PART = r"metrics-\d{5}\.jsonl"
+
 # A kill can leave a temporary file next to a file that `Run.write` replaces.
 _TMP = r"(\.tmp)?"
 # TensorFlow's temporary files are listed too.
@@ -32,6 +35,7 @@ _CLEARED = (
     rf"environment\.json{_TMP}",
     rf"failed-update\.json{_TMP}",
     rf"evaluation-[A-Za-z]\w*\.json{_TMP}",
+    METRICS_PART,
     rf"metrics\.jsonl{_TMP}",
     rf"vocabulary/.+/.+\.txt{_TMP}",
     rf"statistics\.json{_TMP}",
@@ -43,6 +47,11 @@ _PATTERNS = [pattern.split("/") for pattern in (LOCK, *_CLEARED)]
 _CREATED_FIRST = {LOCK, VOCABULARY, STATISTICS, MANIFEST, METRICS}
 _CREATED_FIRST |= {f"{name}.tmp" for name in (STATISTICS, MANIFEST, METRICS, CONFIG)}
 _MAX_LISTED = 5
+
+
+def metrics_part(number: int) -> str:
+    """Returns the name of a part of metrics.jsonl; they are numbered from 1."""
+    return f"metrics-{number:05}.jsonl"
 
 
 def is_partly_created(names: Iterable[str]) -> bool:

@@ -53,7 +53,7 @@ class Run:
         """Returns whether the folder is not a run and holds files of another origin, which must not be changed."""
         if self.exists() or not tf.io.gfile.exists(self.path):
             return False
-        return not is_partly_created(self._names())
+        return not is_partly_created(self.names())
 
     def has_checkpoints(self) -> bool:
         """Returns whether training has begun: the first checkpoint is written before the first update."""
@@ -92,7 +92,7 @@ class Run:
 
     def clear(self) -> None:
         """Removes all files that a run writes, and no others."""
-        for name in names_to_clear(self._names()) if self.exists() else []:
+        for name in names_to_clear(self.names()) if self.exists() else []:
             path = self.file(name)
             (tf.io.gfile.rmtree if tf.io.gfile.isdir(path) else tf.io.gfile.remove)(path)
 
@@ -193,28 +193,6 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1).encode() + b"\n")
 
-    def append_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Adds lines at the end of metrics.jsonl."""
-        with tf.io.gfile.GFile(self.file(METRICS), "ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-
-    def truncate_metrics(self, *, epoch: int, update: int) -> list[dict[str, Any]]:
-        """Removes the lines in metrics.jsonl that are newer than a checkpoint, and returns the lines of epochs.
-
-        Args:
-            epoch: Number of complete epochs at the checkpoint.
-            update: Number of updates at the checkpoint.
-        """
-        kept = []
-        for text in self.read(METRICS).splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # a crash while the line was written has cut it off, so it is newer
-                break
-            if line["update"] <= update if "update" in line else line["epoch"] <= epoch:
-                kept.append(line)
-        self.write(METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return [line for line in kept if "train" in line]
-
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Returns the names of the files and folders at the top of the run's folder."""
         return [name.rstrip("/") for name in tf.io.gfile.listdir(self.path)]

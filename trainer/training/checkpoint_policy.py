@@ -10,6 +10,7 @@ from trainer.config import TrainConfig
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.runs.checkpoints import Checkpoints
+from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.state import State
 from trainer.training.callbacks import Callbacks
 from trainer.training.non_finite import non_finite_weights
@@ -26,6 +27,7 @@ class CheckpointPolicy:
     Args:
         checkpoints: Already restored if the run is resumed.
         callbacks: Their states are saved too.
+        log: Its lines are written before each checkpoint.
 
     Attributes:
         saving_seconds: Time that the last save took; 0 before the first one.
@@ -38,8 +40,9 @@ class CheckpointPolicy:
         config: TrainConfig,
         replicas: Replicas,
         callbacks: Callbacks,
+        log: MetricsLog,
     ) -> None:
-        self._callbacks = callbacks
+        self._callbacks, self._log = callbacks, log
         self._checkpoints, self._model, self._config, self._replicas = checkpoints, model, config, replicas
         self._saved_at, self._saved_update, self.saving_seconds = time.monotonic(), self.state.update, 0.0
 
@@ -69,6 +72,7 @@ class CheckpointPolicy:
         started_at = time.monotonic()
         self.check_weights()
         if self._replicas.is_chief:
+            self._log.flush()
             self.state.callbacks = self._callbacks.states()
             self._checkpoints.save(best=best)
         self._saved_at, self._saved_update = time.monotonic(), self.state.update

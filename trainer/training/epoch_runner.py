@@ -15,6 +15,7 @@ from trainer.data.dataset import Dataset
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
+from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.run import Run
 from trainer.runs.state import State, Totals
 from trainer.training.callbacks import Callbacks
@@ -38,6 +39,7 @@ class EpochRunner:
     """
 
     run: Run
+    log: MetricsLog
     dataset: Dataset
     config: TrainConfig
     replicas: Replicas
@@ -67,7 +69,7 @@ class EpochRunner:
             state.totals, state.batch_steps, state.batch_size = Totals(), config.batch_steps, config.batch_size
         self.callbacks.on_epoch_begin(epoch - 1)
         self.reporter.begin_epoch(epoch, updates=plan.num_batches, done=state.batch)
-        journal = EpochJournal(self.run if self.replicas.is_chief else None, state.totals)
+        journal = EpochJournal(self.log if self.replicas.is_chief else None, state.totals)
         try:
             self._run_updates(plan, epoch, journal)
             journal.flush()
@@ -151,7 +153,7 @@ class EpochRunner:
             raise non_finite_validation(epoch, loss, saved_update=self.checkpoints.saved_update)
         if self.replicas.is_chief:
             # Before the checkpoint: a resume removes the line of an epoch whose checkpoint is missing.
-            self.run.append_metrics([line])
+            self.log.append([line])
         state.epoch, state.batch = epoch, 0
         state.steps += totals.steps
         state.padded_steps += totals.padded_steps

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.runs.run import Run
+from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.state import Totals
 from trainer.training.deal import GlobalBatch
 from trainer.training.non_finite import NonFiniteUpdate
@@ -19,13 +19,13 @@ class EpochJournal:
     """Collects the updates of an epoch and writes their lines once a second, when it reads their sums.
 
     Args:
-        run: Gets the lines; None: they are not written.
+        log: Gets the lines; None: they are not written.
         totals: Get the sums and the counts of each update when its line is written, and the seconds since the epoch
             started.
     """
 
-    def __init__(self, run: Run | None, totals: Totals) -> None:
-        self._run, self._totals = run, totals
+    def __init__(self, log: MetricsLog | None, totals: Totals) -> None:
+        self._log, self._totals = log, totals
         # (line without its loss, sums, rows) of each update.
         self._pending: list[tuple[dict[str, Any], Sums, Callable[[], Any]]] = []
         self._written_at = time.monotonic()
@@ -63,8 +63,8 @@ class EpochJournal:
                 totals.padded_steps += line["padded_steps"]
                 lines.append(line)
         finally:
-            if self._run is not None:
-                self._run.append_metrics(lines)
+            if self._log is not None:
+                self._log.append(lines)
             self._pending = []
             self._written_at = time.monotonic()
             totals.seconds = self._written_at - self._started_at

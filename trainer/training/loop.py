@@ -33,6 +33,7 @@ from trainer.runs.checkpoints import (
     weights_sha256,
 )
 from trainer.runs.contents import ENVIRONMENT, LOGS, RESULT
+from trainer.runs.metrics_log import MetricsLog
 from trainer.runs.run import Run
 from trainer.runs.state import State
 from trainer.runs.warm_start import warm_start
@@ -64,6 +65,7 @@ class Training:
         deterministic: bool = False,
     ) -> None:
         self._run, self._dataset, self._config, self._replicas, self._stop = run, dataset, config, replicas, stop
+        self._log = MetricsLog(run)
         self._environment = describe_environment(replicas, deterministic=deterministic)
         keras.utils.set_random_seed(config.seed)
         with replicas.strategy.scope(), explain_out_of_memory(self._explain_model):
@@ -106,7 +108,7 @@ class Training:
         )
         callbacks = self._make_callbacks(past_lines)
         update = self._make_update()
-        policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks)
+        policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks, self._log)
         runner = self._make_runner(update, callbacks, policy) if state.epoch < config.epochs else None
         if not past_lines and not state.update:
             policy.save()  # so that a run without an epoch can be evaluated
@@ -117,7 +119,10 @@ class Training:
             self._reporter.describe_slow_updates(
                 self._update_seconds, saving_seconds=policy.saving_seconds, largest_batch=self._plan().largest_batch
             )
-            last_line = self._run_epochs(runner, policy) or last_line
+            try:
+                last_line = self._run_epochs(runner, policy) or last_line
+            finally:
+                self._log.flush()
         callbacks.on_train_end()
         if update.num_traces:
             self._reporter.note(f"Traces of the update: {update.num_traces}, for batches of all shapes.")
@@ -137,7 +142,7 @@ class Training:
                 self._reporter.note(line)
         if replicas.is_chief:
             checkpoints.clean()
-            past_lines = self._run.truncate_metrics(epoch=state.epoch, update=state.update)
+            past_lines = self._log.truncate(epoch=state.epoch, update=state.update)
             before = self._run.environment()
             changed = describe_differences(before, self._environment) if before else None
             if path is not None and changed is not None:
@@ -191,6 +196,7 @@ class Training:
         self._probe_memory(update, self._plan())
         return EpochRunner(
             run=self._run,
+            log=self._log,
             dataset=self._dataset,
             config=self._config,
             replicas=self._replicas,
@@ -256,6 +262,7 @@ class Training:
         """Writes result.json and returns its contents on all workers."""
         state, result = self._checkpoints.state, None
         if self._replicas.is_chief:
+            self._log.compact()
             result = {
                 "epochs": state.epoch,
                 "updates": state.update,
