@@ -37,11 +37,13 @@ def prepare(arguments: list[str]) -> None:
         "prepare",
         "Converts raw records (JSON Lines, plain, .gz, .bz2, .zst or .xz) to a dataset: TFRecord shards, indexes and\n"
         "a manifest. Of a folder, files named *.jsonl, *.ndjson or *.json are read, and the others are named.\n"
+        "With --train, --validation and --test instead of RAW, the input of a file names its split.\n"
         "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
         "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
         "more.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
+        "  lengthwise prepare --train train/ --test test.jsonl --schema schema.yaml --output dataset\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
         "  lengthwise prepare --append --replay dataset/rejected --schema longer.yaml --output dataset\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
@@ -50,6 +52,18 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument(
         "raw", metavar="RAW", nargs="*", help="file, glob or folder, on any file system that Beam supports"
     )
+    for name, more in (
+        ("train", "; required if --validation or --test is given, but for --append"),
+        ("validation", "; without it, splits: {validation: 0.1} in the schema takes a tenth of the train records"),
+        ("test", ""),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            default=(),
+            metavar="RAW",
+            help=f"raw files of the split {name}, instead of RAW and of splits in the schema{more}",
+        )
     parser.add_argument("--schema", required=True, help="YAML file that describes the records")
     parser.add_argument("--output", required=True, help="folder of the dataset")
     parser.add_argument(
@@ -105,9 +119,14 @@ def prepare(arguments: list[str]) -> None:
     from pipeline.beam.prepare import prepare as run
 
     as_json = values.pop("json")
-    values |= {"raw": tuple(values["raw"]), "replay": tuple(values["replay"])}
-    if not values["raw"] and not values["replay"]:
-        parser.error("expected RAW, the raw files, or --append with --replay, the rejects to try again")
+    values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
+    named = [name for name in ("train", "validation", "test") if values[name]]
+    if values["raw"] and named:
+        parser.error(f"argument --{named[0]}: not allowed with RAW ({values['raw'][0]}); give all raw files by split")
+    if named and not values["train"] and not values["append"]:
+        parser.error(f"argument --{named[0]}: expected --train, too: without it, there is nothing to train on")
+    if not values["raw"] and not values["replay"] and not named:
+        parser.error("expected RAW, the raw files, or --train, or --append with --replay, the rejects to try again")
     manifest = run(PrepareOptions(**values), beam_options)
     from pipeline.inspection.inspect import print_summary, summarize
     from pipeline.inspection.warnings import find_warnings

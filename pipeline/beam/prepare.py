@@ -16,13 +16,13 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.file_kind import check_kinds
-from pipeline.raw.find_files import RawFile, describe_left_out, find_all_files
+from pipeline.raw.find_files import RawFile, RawFiles, describe_left_out, find_all_files
 from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Reject
 from pipeline.schema.auto_classes import read_schema
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import FIELD_SPLITS, Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, Mode, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
@@ -30,7 +30,7 @@ from pipeline.writing.commit_log import find_published, read_summaries, recover_
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
-from pipeline.writing.open_base import open_base, take_classes
+from pipeline.writing.open_base import open_base, take_classes, take_inputs
 from pipeline.writing.open_replay import Replay, open_replay
 from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
@@ -54,6 +54,7 @@ class PrepareOptions:
 
     Attributes:
         raw: Paths, globs or folders of raw files.
+        train, validation, test: The same for each split, instead of `raw`. The input of a file names its split.
         schema: Path of the schema file.
         replay: Files of rejects of the dataset, or the folder of all of them, whose records are tried again. The schema
             may then accept more than that of the dataset, which gets this schema. Only for `append`.
@@ -80,6 +81,19 @@ class PrepareOptions:
     max_record_bytes: int = LIMITS.record_bytes
     max_record_steps: int = LIMITS.record_steps
     processes: int | None = None
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> RawFiles:
+        """The patterns of the raw files, or those of each split."""
+        named = {name: patterns for name in FIELD_SPLITS if (patterns := getattr(self, name))}
+        if named and self.raw:
+            raise UserError(
+                f"raw files are given both by split ({', '.join(named)}) and without; expected one of both."
+            )
+        return named or self.raw
 
 
 def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None) -> Manifest:
@@ -107,10 +121,11 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     output = absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     recover_if_behind(output, lock_timeout=options.lock_timeout)
+    schema = take_inputs(output, mode, schema, options.inputs, origin=options.schema)
     schema = take_classes(output, mode, schema)
     base, replay = _open(output, mode, schema, options)
-    found, left_out = find_all_files(options.raw)
-    refuse_output(options.raw, found, output, is_written=is_of_dataset)
+    found, left_out = find_all_files(options.inputs)
+    refuse_output(options.inputs, found, output, is_written=is_of_dataset)
     if left_out:
         print(f"prepare: {describe_left_out(left_out)}", file=sys.stderr)
     files = _select_new(found, output, base, options)
@@ -141,7 +156,7 @@ def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> t
     base = open_base(output, mode, schema, options.seed, may_widen=True)
     replay = open_replay(output, base, options.replay)
     if not replay.files:
-        if not options.raw:
+        if not options.inputs:
             raise NothingNew(f"{output}: has no rejects to replay. Nothing was added.")
         # A job without --replay, which needs the schema of the dataset.
         return open_base(output, mode, schema, options.seed), replay

@@ -18,6 +18,8 @@ from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.replay import split_rejects
+from pipeline.writing.base import choose_mode
+from pipeline.writing.open_base import take_inputs
 from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
 
@@ -31,7 +33,9 @@ class PrepareFiles(beam.PTransform):
     elsewhere or change them on the way. Both use the same parser, encoder and writer of runs.
 
     Attributes:
-        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
+        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found. With a dict
+            of these for train, validation and test, the input of a file names its split, and the schema of `write` has
+            no `splits`, or only shares of train to move: `splits: {validation: 0.1}`.
         write: Schema, output folder and options of the dataset.
         keep_raw: Stores the raw line in each reject.
         limits: Largest record. A larger record is rejected as `too_large`.
@@ -39,8 +43,8 @@ class PrepareFiles(beam.PTransform):
         rejects: Files of rejects whose raw lines are parsed again. The `job` of `write` takes them back.
 
     Raises:
-        UserError: A path matches no file or a file of the dataset, or there is a dataset already. Raised when the
-            transform is applied.
+        UserError: A path matches no file or a file of the dataset, a file is in two inputs, the schema has other
+            splits, or there is a dataset already. Raised when the transform is applied.
     """
 
     files: RawFiles
@@ -51,9 +55,13 @@ class PrepareFiles(beam.PTransform):
     rejects: Sequence[RawFile] = ()
 
     def expand(self, pipeline: Any) -> Any:
-        job, files = self.write.begin(pipeline)
+        write = self.write
         raw = find_files(self.files)
-        refuse_output(self.files, raw, self.write.output, is_written=is_of_dataset)
+        if write.job is None:  # else `prepare` has done this
+            mode = choose_mode(append=write.append, overwrite=write.overwrite)
+            write = dataclasses.replace(write, schema=take_inputs(write.output, mode, write.schema, self.files))
+        job, files = write.begin(pipeline)
+        refuse_output(self.files, raw, write.output, is_written=is_of_dataset)
         chunks_to_read = split_files(pipeline, raw)
         if self.rejects:
             again = pipeline | "Rejects" >> beam.Create(self.rejects) | "SplitRejects" >> beam.FlatMap(split_rejects)
@@ -61,15 +69,15 @@ class PrepareFiles(beam.PTransform):
         options = {
             "keep_raw": self.keep_raw,
             "limits": self.limits,
-            "stop": stop_early(raw, self.write.max_rejected),
+            "stop": stop_early(raw, write.max_rejected),
         }
-        make = beam.ParDo(_MakeRuns(options | {"schema": self.write.schema}, self.pool), job)
+        make = beam.ParDo(_MakeRuns(options | {"schema": write.schema}, self.pool), job)
         made = chunks_to_read | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)
             for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
         )
-        return self.write.publish(job, files, runs, reject_runs, chunks, self.pool)
+        return write.publish(job, files, runs, reject_runs, chunks, self.pool)
 
 
 class _MakeRuns(CallOnChunks):

@@ -19,7 +19,9 @@ class ReadLines(beam.PTransform):
     """Reads raw files: Begin -> {"lines": batches of lines, "chunks": ChunkSummary, one for each chunk that was read}.
 
     Attributes:
-        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found.
+        files: A path, a glob or a folder, or a list of them. Also takes the files that `find_files` found. With a dict
+            of these for train, validation and test, each record gets the split of its input, if the schema has
+            `splits: {inputs: true}`.
         limits: Largest record. A larger line may be truncated, so that a step that parses it with larger limits would
             find invalid JSON.
 

@@ -6,9 +6,12 @@ of the joined digests of its chunks, and that of a chunk is computed from the di
 (see pipeline/raw/json_lines.py). So two files have the same digest if their lines are the same, whatever their line
 breaks, blank lines and compression. (A compressed file is one chunk: above the size of a chunk, its digest differs from
 that of the plain file.)
+
+If raw files are given by split, the column `split` has the split for which a file was given.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
@@ -32,6 +35,8 @@ COLUMNS = pa.schema(
         pa.field("sha256", pa.binary(32), nullable=False),
     ]
 )
+SPLIT = "split"
+COLUMNS_WITH_SPLIT = COLUMNS.append(pa.field(SPLIT, pa.string(), nullable=False))
 
 
 class SourcesFile(Model):
@@ -51,12 +56,13 @@ class SourcesFile(Model):
 
 
 class SourceRow(NamedTuple):
-    """A raw file as it was read. The description of this module says what each number is."""
+    """A raw file as it was read. The description of this module says what each value is."""
 
     path: str
     num_bytes: int
     stored_bytes: int
     sha256: bytes
+    split: str | None = None
 
 
 def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]:
@@ -64,17 +70,22 @@ def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]
 
     Args:
         rows: Sorted by path. A path occurs again if its file was taken again with other content; the newest is last.
+            All have a split, or none has.
 
     Returns:
         The number of raw files, and the sum of their `bytes`.
 
     Raises:
-        ValueError: The rows are not sorted, or a number is negative.
+        ValueError: The rows are not sorted, a number is negative, or some of the rows have no split.
     """
     num_files = num_bytes = 0
     options = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
-    with pq.ParquetWriter(file, COLUMNS, compression="zstd", **options) as writer:
-        for block in _check_rows(map(_to_table, _cut_into_blocks(rows)), "The sources to write"):
+    rows = iter(rows)
+    first = next(rows, None)
+    columns = COLUMNS if first is None or first.split is None else COLUMNS_WITH_SPLIT
+    blocks = _cut_into_blocks(itertools.chain([] if first is None else [first], rows))
+    with pq.ParquetWriter(file, columns, compression="zstd", **options) as writer:
+        for block in _check_rows((_to_table(block, columns) for block in blocks), "The sources to write"):
             writer.write_table(block, row_group_size=len(block))
             num_files += len(block)
             num_bytes += pc.sum(block["bytes"]).as_py()
@@ -82,7 +93,9 @@ def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]
 
 
 def read_sources(dataset: str, file: SourcesFile) -> Iterator[pa.Table]:
-    """Yields the blocks of a file of sources, tables with the columns COLUMNS. Memory holds one block.
+    """Yields the blocks of a file of sources: tables with the columns COLUMNS or COLUMNS_WITH_SPLIT.
+
+    Memory holds one block.
 
     Args:
         dataset: Folder of the dataset, on any file system that Beam knows.
@@ -119,7 +132,7 @@ def _read_blocks(path: str, parquet: pq.ParquetFile) -> Iterator[pa.Table]:
 def _check_footer(path: str, parquet: pq.ParquetFile, files: int) -> None:
     """Checks all that the footer claims, before any block is read."""
     found, metadata = parquet.schema_arrow, parquet.metadata
-    if not found.equals(COLUMNS):
+    if not found.equals(COLUMNS) and not found.equals(COLUMNS_WITH_SPLIT):
         raise ValueError(f"{path}: has the columns {_describe(found)}, expected {_describe(COLUMNS)}.")
     if metadata.num_rows != files:
         raise ValueError(f"{path}: lists {metadata.num_rows:,} raw files, expected {files:,}.")
@@ -127,7 +140,7 @@ def _check_footer(path: str, parquet: pq.ParquetFile, files: int) -> None:
         group = metadata.row_group(number)
         rows, num_bytes = group.num_rows, group.total_byte_size
         # Paths in a dictionary, or in another encoding, could unpack to much more than `total_byte_size`.
-        encodings = {name for column in range(len(COLUMNS)) for name in group.column(column).encodings}
+        encodings = {name for column in range(len(found)) for name in group.column(column).encodings}
         too_large = rows > 1 and num_bytes > BLOCK_BYTES + _OTHER_BYTES
         if not 0 < rows <= BLOCK_FILES or too_large or encodings - {"PLAIN", "RLE"}:
             raise ValueError(
@@ -166,9 +179,12 @@ def _cut_into_blocks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
         yield block
 
 
-def _to_table(rows: list[SourceRow]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)], COLUMNS)
+def _to_table(rows: list[SourceRow], columns: pa.Schema) -> pa.Table:
+    has_split = SPLIT in columns.names
+    if any((row.split is not None) != has_split for row in rows):
+        raise ValueError("The sources to write: some of them have a split, and some have none.")
+    values = list(zip(*rows, strict=True))[: len(columns)]
+    return pa.table([pa.array(column, field.type) for column, field in zip(values, columns, strict=True)], columns)
 
 
 @contextlib.contextmanager

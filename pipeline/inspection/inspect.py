@@ -15,7 +15,7 @@ from pipeline.inspection.histogram import bar, length_bands, length_range
 from pipeline.inspection.warnings import find_warnings
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
-from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.schema.schema import NamedSplits, Schema, SplitFromField
 from pipeline.tables import buffered_console, print_table
 
 # Most classes that the table of labels shows.
@@ -152,11 +152,13 @@ def _describe_split(split: Split) -> str:
 def _describe_rule(schema: Schema) -> str:
     """Returns a line about what decides the split of a record."""
     splits, key = schema.splits, "id" if schema.group is None else f"group ({schema.group})"
-    if not isinstance(splits, SplitFromField):
+    if not isinstance(splits, NamedSplits):
         return f"The split of a record depends on a hash of its {key}."
     shares = " and ".join(f"{share:.4g} to {name}" for name, share in splits.moved.items())
     moved = f" Of those in train, a hash of the {key} moves {shares}." if shares else ""
-    return f"The field {splits.field} of a record names its split.{moved}"
+    if isinstance(splits, SplitFromField):
+        return f"The field {splits.field} of a record names its split.{moved}"
+    return f"The input of its raw file (--train, --validation or --test) names the split of a record.{moved}"
 
 
 def _describe_copies(manifest: Manifest) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline import progress
 from pipeline.format.commit import commit_path
@@ -20,7 +20,7 @@ from pipeline.inspection.verify_generations import (
     list_parts,
     recount,
 )
-from pipeline.inspection.verify_log import Log, compare_with_log, known_sources, verify_log
+from pipeline.inspection.verify_log import Log, Sources, compare_with_log, known_sources, verify_log
 from pipeline.inspection.verify_rejects import verify_rejects
 from pipeline.inspection.verify_report import Fault, Report
 from pipeline.inspection.verify_strings import choose_again, compare_vocabularies, read_vocabularies
@@ -46,7 +46,7 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
     # Not in the dataset, which the user may not be allowed to change.
     with progress.report("verify", total_bytes=total), tempfile.TemporaryDirectory(prefix="lengthwise-") as folder:
         log = Log([], {})
-        sources: Container[str] = frozenset(source.path for source in manifest.sources)
+        sources = Sources(frozenset(source.path for source in manifest.sources))
         if manifest.format_version > 1:
             log = verify_log(dataset, manifest, report, is_newest=commit is None)
             sources = known_sources(dataset, log, report)

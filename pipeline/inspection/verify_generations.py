@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.format.count_strings import StringCounter
@@ -11,6 +11,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.inspection.verify_counts import Counts, RecordCounter, compare_split, compare_sums
+from pipeline.inspection.verify_log import Sources
 from pipeline.inspection.verify_records import KeyCheck, OriginCheck
 from pipeline.inspection.verify_report import Fault, Report
 from pipeline.inspection.verify_shards import verify_shard
@@ -84,15 +85,13 @@ def _is_countable(schema: Schema, manifest: Manifest) -> bool:
     return same_strings and schema.split_names == manifest.record_schema.split_names
 
 
-def recount(
-    dataset: str, manifest: Manifest, part: Part, sources: Container[str], report: Report, *, folder: str
-) -> Recount:
+def recount(dataset: str, manifest: Manifest, part: Part, sources: Sources, report: Report, *, folder: str) -> Recount:
     """Checks the shards of a part, and counts their records in the same pass.
 
     Memory holds the index of one shard, one record, and a bounded number of strings.
 
     Args:
-        sources: Paths of the raw files; empty if they are unknown.
+        sources: The raw files; empty if they are unknown.
         folder: Folder for files of counts.
     """
     counts, complete = {}, set()

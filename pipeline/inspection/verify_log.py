@@ -2,8 +2,7 @@
 
 import functools
 import hashlib
-import itertools
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +13,11 @@ from pipeline.files import join, list_files, read_bytes
 from pipeline.format.commit import FOLDER, MAX_BYTES, Commit, commit_numbers, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.sources import SourcesFile, read_sources
+from pipeline.format.sources import SPLIT, SourcesFile, read_sources
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_sha256, collect_fault, read_verified
+from pipeline.schema.record import Array
 
 
 class Log(NamedTuple):
@@ -74,10 +74,14 @@ def compare_with_log(manifest: Manifest, log: Log, report: Report) -> None:
 
 
 class _Paths(Container[str]):
-    """A set of paths that holds eight bytes of the digest of each, for there may be millions."""
+    """A set of paths that holds eight bytes of the digest of each, for there may be millions.
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._digests = np.unique(np.fromiter(map(_short_digest, paths), np.uint64))
+    Args:
+        digests: Arrays of `_digest`.
+    """
+
+    def __init__(self, digests: Iterable[Array]) -> None:
+        self._digests = np.unique(np.concatenate([np.zeros(0, np.uint64), *digests]))
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -87,29 +91,56 @@ class _Paths(Container[str]):
         return place < len(self._digests) and int(self._digests[place]) == _short_digest(str(path))
 
 
+def _digest(paths: Iterable[str]) -> Array:
+    """Returns uint64[paths], the first eight bytes of the SHA-256 of each path."""
+    return np.fromiter(map(_short_digest, paths), np.uint64)
+
+
 @functools.lru_cache(maxsize=2**16)
 def _short_digest(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
 
 
-def known_sources(dataset: str, log: Log, report: Report) -> Container[str]:
+class Sources(NamedTuple):
+    """The paths of the raw files of a dataset.
+
+    Attributes:
+        paths: All of them; empty if they are unknown.
+        by_split: Those that were given for each split; empty if files are not given by split.
+    """
+
+    paths: Container[str] = frozenset()
+    by_split: Mapping[str, Container[str]] = {}  # never changed
+
+
+def known_sources(dataset: str, log: Log, report: Report) -> Sources:
     """Returns the paths of the raw files of all generations; nothing if a list of them is damaged or missing."""
     damaged = report.files()
     files = [summary.sources for summary in log.summaries.values()]
     if any(file.path in damaged for file in files):
-        return frozenset()
-    paths = _Paths(itertools.chain.from_iterable(_read_paths(dataset, file, report) for file in files))
-    return frozenset() if report.files() != damaged else paths
+        return Sources()
+    digests: dict[str | None, list[Array]] = {}
+    for file in files:
+        for split, paths in _read_paths(dataset, file, report):
+            digests.setdefault(split, []).append(_digest(paths))
+    if report.files() != damaged:
+        return Sources()
+    by_split = {split: _Paths(parts) for split, parts in digests.items() if split is not None}
+    return Sources(_Paths(part for parts in digests.values() for part in parts), by_split)
 
 
-def _read_paths(dataset: str, file: SourcesFile, report: Report) -> Iterator[str]:
-    """Yields the paths of the raw files in a file of sources, whose digest was checked."""
+def _read_paths(dataset: str, file: SourcesFile, report: Report) -> Iterator[tuple[str | None, list[str]]]:
+    """Yields the paths of the raw files in a file of sources, whose digest was checked, with their split."""
     num_bytes = 0
     with collect_fault(file.path, report):
         try:
             for block in read_sources(dataset, file):
                 num_bytes += pc.sum(block["bytes"]).as_py()
-                yield from block["path"].to_pylist()
+                splits = pc.unique(block[SPLIT]).to_pylist() if SPLIT in block.column_names else []
+                for split in splits:
+                    yield split, block.filter(pc.equal(block[SPLIT], split))["path"].to_pylist()
+                if not splits:
+                    yield None, block["path"].to_pylist()
         except ValueError as error:
             raise FaultError(None, str(error).removeprefix(f"{join(dataset, file.path)}: ")) from None
         if num_bytes != file.bytes:

@@ -1,6 +1,6 @@
 """Checks single records: an Example against the schema, and its row of the index against the manifest."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy as np
 from pipeline.format.index import KEY
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
+from pipeline.inspection.verify_log import Sources
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
-from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.schema.schema import NamedSplits, Schema
 from pipeline.shuffle.copies import first_id, split_copy_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, key_number, order_key
 
@@ -122,7 +123,7 @@ class OriginCheck:
     """Checks that the records of a split belong to it and come from raw files that the dataset lists.
 
     Args:
-        sources: Paths of the raw files; empty if they are unknown.
+        sources: The raw files; empty if they are unknown.
         count_group: Called with the group of each record, in UTF-8, in a list. None if groups are not counted.
     """
 
@@ -130,7 +131,7 @@ class OriginCheck:
         self,
         manifest: Manifest,
         split: str,
-        sources: Container[str],
+        sources: Sources,
         count_group: Callable[[list[bytes]], None] | None = None,
     ) -> None:
         self._schema = manifest.record_schema
@@ -144,25 +145,31 @@ class OriginCheck:
         group, source = row["group"], row["source"]
         if (group is None) != (self._schema.group is None):
             raise ValueError(f"the index has the group {group!r}, but the schema has the group {self._schema.group!r}")
-        self._check_split(first_id(row["id"], self._schema) if group is None else group, has_group=group is not None)
         # A dataset of records that came from no file lists no sources.
-        if self._sources and source is not None and source not in self._sources:
+        if self._sources.paths and source is not None and source not in self._sources.paths:
             raise ValueError(f"the index has the source {source!r}, but the dataset does not list it")
+        key = first_id(row["id"], self._schema) if group is None else group
+        self._check_split(key, source, kind="id" if group is None else "group")
         if self._count_group is not None:
             self._count_group([group.encode()])
 
-    def _check_split(self, key: str, *, has_group: bool) -> None:
-        """Raises a ValueError if a record with this group (or id) does not belong to the split."""
+    def _check_split(self, key: str, source: str | None, *, kind: str) -> None:
+        """Raises a ValueError if a record with this group (or id) and source does not belong to the split."""
         splits = self._schema.splits
-        if not isinstance(splits, SplitFromField):
+        if not isinstance(splits, NamedSplits):
             expected = choose_split(key, splits, seed=self._seed)
-        elif self._split == TRAIN:
-            expected = choose_moved(key, splits.moved, seed=self._seed)
-        else:  # the field may have named this split
+            if expected != self._split:
+                raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
             return
-        if expected != self._split:
-            kind = "group" if has_group else "id"
-            raise ValueError(f"its {kind} {key!r} belongs to the split {expected}, not to {self._split}")
+        moved = choose_moved(key, splits.moved, seed=self._seed)
+        if self._split == TRAIN and moved != TRAIN:
+            raise ValueError(f"its {kind} {key!r} belongs to the split {moved}, not to {self._split}")
+        by_split = self._sources.by_split
+        if not by_split or source is None or source in by_split.get(self._split, ()):
+            return  # the record, or its raw file, may have named this split
+        if moved != self._split or source not in by_split.get(TRAIN, ()):
+            given = ", ".join(name for name, paths in by_split.items() if source in paths)
+            raise ValueError(f"its raw file {source!r} was given for the split {given}, not for {self._split}")
 
 
 class KeyCheck:

@@ -6,7 +6,7 @@ from pipeline.format.models import TRAIN
 from pipeline.format.scaling import SCALED_BOUND, largest_scaled
 from pipeline.inspection.precision import CoarseColumn, find_coarse_columns
 from pipeline.schema.labels import ONE_CLASS
-from pipeline.schema.schema import VALIDATION, SplitFromField
+from pipeline.schema.schema import VALIDATION, NamedSplits, SplitFromField
 
 # Most names that a warning lists.
 _MAX_NAMES = 10
@@ -18,7 +18,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     - The train split lacks a class, which a model then never predicts.
     - The label has a single class.
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
-    - The field that names the split never names validation, so a run has no best checkpoint.
+    - The field or the inputs that name the splits never name validation, so a run has no best checkpoint.
     - A column has values so far from its mean that a model reads them as nearer.
     - A column has values so close together that float32 may not tell them apart.
     """
@@ -50,11 +50,16 @@ def find_warnings(manifest: Manifest) -> list[str]:
 
 def _find_no_validation(manifest: Manifest) -> list[str]:
     splits = manifest.record_schema.splits
-    if not isinstance(splits, SplitFromField) or manifest.splits[VALIDATION].records:
+    if not isinstance(splits, NamedSplits) or manifest.splits[VALIDATION].records:
         return []
+    way_out, source = "to", ""
+    if isinstance(splits, SplitFromField):
+        source = f"from: {splits.field}, "
+    else:
+        way_out = f"give files with --{VALIDATION}, or to"
     return [
         f"no record is in the split {VALIDATION}, so that a run keeps its last checkpoint instead of the best one; "
-        f"to take a tenth of the train records, choose splits: {{from: {splits.field}, {VALIDATION}: 0.1}}"
+        f"{way_out} take a tenth of the train records, choose splits: {{{source}{VALIDATION}: 0.1}} in the schema"
     ]
 
 

@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import UserError, show
 from pipeline.files import absolute, beam_filesystems, is_local, list_files
 from pipeline.raw.compression import ENDINGS as COMPRESSED
+from pipeline.schema.schema import FIELD_SPLITS
 
 # Endings of the raw files in a folder, in small or capital letters, which compression may follow. A file given by its
 # path or by a glob may have any name.
@@ -22,14 +23,23 @@ _MAX_NAMES = 20
 
 
 class RawFile(NamedTuple):
-    """The path of a raw file, and its stored size in bytes."""
+    """A raw file.
+
+    Attributes:
+        path: The file.
+        num_bytes: Its stored size in bytes.
+        split: Split for which it was given; None if files are not given by split.
+    """
 
     path: str
     num_bytes: int
+    split: str | None = None
 
 
 # A path, a glob or a folder, or a list of them; a file that was found already stands for itself.
-RawFiles: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawFile]
+Patterns: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawFile]
+# The same, or the patterns of each split.
+RawFiles: TypeAlias = Patterns | Mapping[str, Patterns]
 
 
 class FoundFiles(NamedTuple):
@@ -56,15 +66,18 @@ def find_all_files(patterns: RawFiles) -> FoundFiles:
     The paths of the files are absolute, because the working folder of a Beam worker is a different one.
 
     Args:
-        patterns: A path, a glob or a folder, or a list of them. A RawFile in the list is returned as it is.
+        patterns: A path, a glob or a folder, or a list of them, or these for each split. A RawFile in the list is
+            returned as it is.
 
     Raises:
-        UserError: A pattern matches no raw file, or a file whose compression is not supported.
+        UserError: A pattern matches no raw file, or a file whose compression is not supported. A file is given for two
+            splits, or for one that is not train, validation or test.
     """
-    given = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
+    if isinstance(patterns, Mapping):
+        return _find_by_split(patterns)
     files: dict[str, RawFile] = {}
     left_out: set[str] = set()
-    for pattern in given:
+    for pattern in list_patterns(patterns):
         found = FoundFiles([pattern], []) if isinstance(pattern, RawFile) else _match(absolute(os.fspath(pattern)))
         files.update((file.path, file) for file in found.files)
         left_out.update(found.left_out)
@@ -77,6 +90,36 @@ def find_all_files(patterns: RawFiles) -> FoundFiles:
                 f"{', '.join(COMPRESSED)}. Decompress it first."
             )
     return FoundFiles(sorted(files.values()), sorted(left_out - files.keys()))
+
+
+def list_patterns(patterns: RawFiles) -> Sequence[str | os.PathLike[str] | RawFile]:
+    """Returns the patterns as a list, without their splits."""
+    if isinstance(patterns, Mapping):
+        return [pattern for some in patterns.values() for pattern in list_patterns(some)]
+    return [patterns] if isinstance(patterns, str | os.PathLike) else patterns
+
+
+def _find_by_split(patterns: Mapping[str, Patterns]) -> FoundFiles:
+    """Returns the files that the patterns of each split match."""
+    files: list[RawFile] = []
+    left_out: set[str] = set()
+    split_of: dict[str, str] = {}
+    for split, some in patterns.items():
+        if split not in FIELD_SPLITS:
+            raise UserError(f"raw files of the split {show(split)}: expected the splits {', '.join(FIELD_SPLITS)}.")
+        found = find_all_files(some)
+        left_out.update(found.left_out)
+        for file in found.files:
+            # A link to a file is the same file here, so that no record gets into two splits.
+            place = os.path.realpath(file.path) if is_local(file.path) else file.path
+            other = split_of.setdefault(place, split)
+            if other != split:
+                raise UserError(
+                    f"{file.path}: is in two inputs, {other} and {split}; expected each raw file in one. Give the "
+                    "files by paths or globs that do not overlap."
+                )
+            files.append(file._replace(split=split))
+    return FoundFiles(sorted(files), sorted(left_out - {file.path for file in files}))
 
 
 def describe_left_out(left_out: Sequence[str]) -> str:
@@ -128,7 +171,7 @@ def _select(inside: Iterable[RawFile], folder: str) -> FoundFiles:
         inside: The files. A size of -1 is looked up.
     """
     found = FoundFiles([], [])
-    for path, num_bytes in inside:
+    for path, num_bytes, _ in inside:
         has_ending = _RAW_NAME.search(path) is not None
         is_hidden = any(part.startswith((".", "_")) for part in path[len(folder) :].split("/"))
         if has_ending and not is_hidden:

@@ -39,6 +39,7 @@ class Chunk(NamedTuple):
         start, stop: Offsets in the file, in bytes.
         compressed: Whether the file is compressed.
         file_bytes: Size of the file when it was listed.
+        split: Split for which the file was given; None if files are not given by split.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Chunk(NamedTuple):
     stop: int
     compressed: bool
     file_bytes: int
+    split: str | None = None
 
 
 class ChunkSummary(NamedTuple):
@@ -58,6 +60,7 @@ class ChunkSummary(NamedTuple):
         stored_bytes: Bytes of the chunk in the file.
         num_lines: Number of lines, including blank lines.
         sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once.
+        split: Split for which the file was given.
     """
 
     path: str
@@ -66,6 +69,7 @@ class ChunkSummary(NamedTuple):
     stored_bytes: int
     num_lines: int
     sha256: bytes
+    split: str | None = None
 
 
 class LineBatch(NamedTuple):
@@ -79,6 +83,7 @@ class LineBatch(NamedTuple):
         lines: The lines without their line breaks. A line that is too large is truncated after the limit.
         digests: SHA-256 of each line.
         file_bytes: Size of the file when it was listed.
+        split: Split for which the file was given.
     """
 
     path: str
@@ -88,6 +93,7 @@ class LineBatch(NamedTuple):
     lines: list[Line]
     digests: list[bytes]
     file_bytes: int
+    split: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -99,10 +105,11 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
     """Yields the chunks of a file, at least one. Compression is recognized by the first bytes, not by the name."""
     with open_read(file.path) as stream:
         if find_compression(stream.read(MAGIC_BYTES)) is not None:
-            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes)
+            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes, file.split)
             return
     for start in range(0, max(1, file.num_bytes), CHUNK_BYTES):
-        yield Chunk(file.path, start, min(start + CHUNK_BYTES, file.num_bytes), False, file.num_bytes)
+        stop = min(start + CHUNK_BYTES, file.num_bytes)
+        yield Chunk(file.path, start, stop, False, file.num_bytes, file.split)
 
 
 def read_chunk(
@@ -201,8 +208,8 @@ def _read_batches(
     batches.add(lines.finish())
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
-    stored_bytes = chunk.stop - chunk.start
-    yield ChunkSummary(chunk.path, chunk.start, num_bytes, stored_bytes, batches.num_lines, batches.digest.digest())
+    numbers = num_bytes, chunk.stop - chunk.start, batches.num_lines
+    yield ChunkSummary(chunk.path, chunk.start, *numbers, batches.digest.digest(), chunk.split)
 
 
 class _Batches:
@@ -222,11 +229,12 @@ class _Batches:
         self.num_lines = self.num_bytes = self.size = 0
 
     def _begin(self) -> LineBatch:
-        return LineBatch(self._chunk.path, self._chunk.start, [], [], [], [], self._chunk.file_bytes)
+        chunk = self._chunk
+        return LineBatch(chunk.path, chunk.start, [], [], [], [], chunk.file_bytes, chunk.split)
 
     def add(self, lines: Iterable[tuple[int, Line]]) -> None:
         """Adds (offset, line) pairs in the order of the file."""
-        _, _, offsets, numbers, kept, digests, _ = self._batch
+        _, _, offsets, numbers, kept, digests, *_ = self._batch
         sha256 = hashlib.sha256
         for offset, line in lines:
             self.num_bytes += len(line) + 1
@@ -259,12 +267,14 @@ def parse_lines(
     for offset, number, digest in zip(batch.offsets, batch.numbers, batch.digests, strict=True):
         line = batch.lines.pop()
         raw = bytes(line) if keep_raw else None
-        origin = Origin(batch.path, batch.chunk, offset, number, digest, raw)
+        origin = Origin(batch.path, batch.chunk, offset, number, digest, raw, batch.split)
         try:
             record = parse_line(line, schema, labelled=labelled, limits=limits)
         except RecordError as error:
             yield Reject(error.reason, error.message, error.id, origin)
             continue
         del line  # a single line may be very large
+        if batch.split is not None:
+            record.split = batch.split
         yield record, origin
         del record

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.errors import UserError
 from pipeline.files import absolute, is_local, join
-from pipeline.raw.find_files import RawFile, RawFiles
+from pipeline.raw.find_files import RawFile, RawFiles, list_patterns
 
 # A folder of raw files is read without such folders.
 _HIDDEN = re.compile("/[._]")
@@ -24,7 +24,7 @@ def refuse_output(
         is_written: Whether a job may write a file, by its path inside the folder.
     """
     inside = join(_resolve(output), "")
-    for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:
+    for pattern in list_patterns(patterns):
         if isinstance(pattern, RawFile):
             continue
         folder = _resolve(absolute(os.fspath(pattern)))

@@ -52,6 +52,7 @@ class Origin(NamedTuple):
         number: Number of lines before this line in its chunk; with IN_FILE, in the file, and -1 if it is unknown.
         sha256: SHA-256 of the raw line; for a line that is too large, of its beginning.
         raw: The line itself if `keep_raw` is set, else None.
+        input_split: Split for which the raw file was given; None if raw files are not given by split.
     """
 
     path: str | None
@@ -60,6 +61,7 @@ class Origin(NamedTuple):
     number: int
     sha256: bytes
     raw: bytes | None
+    input_split: str | None = None
 
 
 class Reject(NamedTuple):

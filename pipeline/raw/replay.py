@@ -90,9 +90,12 @@ def parse_rejects(
             except RecordError as error:
                 yield Reject(error.reason, error.message, error.id, origin)
                 continue
+            if origin.input_split is not None:
+                record.split = origin.input_split
             yield record, origin
 
 
 def _read_origin(row: RejectRow) -> Origin:
     line = -1 if row["line"] is None else row["line"] - 1
-    return Origin(row["file"], IN_FILE, row["byte_offset"] or 0, line, bytes.fromhex(row["sha256"]), None)
+    sha256 = bytes.fromhex(row["sha256"])
+    return Origin(row["file"], IN_FILE, row["byte_offset"] or 0, line, sha256, None, row.get("split"))

@@ -37,7 +37,7 @@ class ParsedRecord:
             step feature, or was not read. While the classes are not known, a tuple of classes for each step or record.
         context: Context features by name: float32[*shape], int64[*shape], or a list of width strings as bytes.
         group: Value of the schema's `group` field, which decides the split; None without such a field.
-        split: Split that the record names; None if the schema does not take the split from a field.
+        split: Split that the record names, or for which its raw file was given; None if the schema has shares.
         truncated: Whether steps beyond `max_length` were dropped.
     """
 

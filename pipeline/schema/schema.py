@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -16,7 +16,8 @@ from pipeline.yaml_document import PLANNED, Document, error_with_path, parse_yam
 
 # Names of the fields that every example has besides its features.
 RESERVED_NAMES = ("length", "id")
-# Values that the field of `splits: {from: field}` may have. The trainer reads splits by these names.
+# Values that the field of `splits: {from: field}` may have, and the names of inputs. The trainer reads splits by these
+# names.
 VALIDATION = "validation"
 FIELD_SPLITS = ("train", VALIDATION, "test")
 
@@ -27,15 +28,14 @@ _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MovedShare = Annotated[float, pydantic.Field(ge=0, strict=True)]
 
 
-class SplitFromField(Document):
-    """A field of the record names its split. A share of the train records may be moved to other splits by a hash."""
+class NamedSplits(Document):
+    """Each record comes with the name of its split. A share of the train records may be moved by a hash."""
 
-    field: Annotated[str, pydantic.Field(alias="from", min_length=1)]
     validation: _MovedShare | None = pydantic.Field(None, description="Share of the train records that is moved here.")
     test: _MovedShare | None = pydantic.Field(None, description="Share of the train records that is moved here.")
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> "SplitFromField":
+    def _check(self) -> Self:
         total = sum(self.moved.values())
         if total >= 1:
             shares = " and ".join(f"{name} {share:g}" for name, share in self.moved.items())
@@ -53,6 +53,18 @@ class SplitFromField(Document):
         return {name: share for name, share in shares.items() if share is not None}
 
 
+class SplitFromField(NamedSplits):
+    """A field of the record names its split."""
+
+    field: Annotated[str, pydantic.Field(alias="from", min_length=1)]
+
+
+class SplitFromInputs(NamedSplits):
+    """The split is that for which the raw file of the record was given."""
+
+    inputs: Literal[True]
+
+
 class Schema(Document):
     """The contents of `schema.yaml`. A manifest holds the same object for a dataset and for every trained model."""
 
@@ -64,9 +76,10 @@ class Schema(Document):
     steps: dict[str, Feature]
     context: dict[str, Feature] = pydantic.Field({}, description="Features with one value per record.")
     label: Label
-    splits: SplitFromField | dict[str, Annotated[float, pydantic.Field(ge=0, le=1)]] = pydantic.Field(
+    splits: SplitFromField | SplitFromInputs | dict[str, Annotated[float, pydantic.Field(ge=0, le=1)]] = pydantic.Field(
         {"train": 0.8, "validation": 0.1, "test": 0.1},
-        description="Share of each split; or {from: field}, with shares of train to move to validation or test.",
+        description="Share of each split; or {from: field}, or {inputs: true} for raw files that are given by split, "
+        "with shares of train to move to validation or test.",
     )
     group: Annotated[str, pydantic.Field(min_length=1)] | None = pydantic.Field(
         None,
@@ -108,14 +121,18 @@ class Schema(Document):
     @classmethod
     def _choose_splits(cls, splits: Any) -> Any:
         # Chosen before the union, so that an error in one form is not described by the other.
-        if isinstance(splits, dict) and "from" in splits:
-            for name in splits.keys() - {"from", *FIELD_SPLITS[1:]}:
+        key = _key_of_named_splits(splits) if isinstance(splits, dict) else None
+        if key is not None:
+            for name in splits.keys() - {key, *FIELD_SPLITS[1:]}:
+                what = "the field names" if key == "from" else "the inputs name"
                 raise error_with_path(
-                    f"splits.{name}: {show(splits[name])}: with from, the field names the split; expected no other key "
+                    f"splits.{name}: {show(splits[name])}: with {key}, {what} the split; expected no other key "
                     "than validation and test, each with the share of the train records to move there"
                 )
-            return SplitFromField.model_validate(splits)
-        if not isinstance(splits, dict | SplitFromField) or not splits:
+            if key == "from":
+                return SplitFromField.model_validate(splits)
+            return SplitFromInputs.model_validate({"inputs": True} | splits)
+        if not isinstance(splits, dict | NamedSplits) or not splits:
             raise ValueError("expected shares such as {train: 0.8, test: 0.2}, or {from: field}")
         if isinstance(splits, dict):
             for name, share in splits.items():
@@ -173,7 +190,7 @@ class Schema(Document):
                 raise ValueError(f"label.name: {self.label.name!r} is also a {part} feature; expected a unique name")
 
     def _check_splits(self) -> None:
-        if isinstance(self.splits, SplitFromField):
+        if isinstance(self.splits, NamedSplits):
             return
         for name in self.splits:
             if not _SPLIT_NAME.fullmatch(name):
@@ -250,9 +267,21 @@ class Schema(Document):
     @property
     def checks_groups(self) -> bool:
         """Whether the records, and not a hash of their group, choose the split, so that a group could be in two."""
-        return self.group is not None and isinstance(self.splits, SplitFromField)
+        return self.group is not None and isinstance(self.splits, NamedSplits)
 
     @property
     def split_names(self) -> tuple[str, ...]:
         """Names of the splits, in the order of the schema."""
-        return FIELD_SPLITS if isinstance(self.splits, SplitFromField) else tuple(self.splits)
+        return FIELD_SPLITS if isinstance(self.splits, NamedSplits) else tuple(self.splits)
+
+
+def _key_of_named_splits(splits: dict[Any, Any]) -> str | None:
+    """Returns which key of `splits` says where the name of a record's split comes from; None if there are shares only.
+
+    Shares of validation and test alone are shares of the train input, because without train they give no train split.
+    """
+    if "from" in splits:
+        return "from"
+    shares = [share for share in splits.values() if type(share) in (int, float)]
+    is_part = splits.keys() <= set(FIELD_SPLITS[1:]) and len(shares) == len(splits) and 0 <= sum(shares) < 1 - 1e-6
+    return "inputs" if splits.get("inputs") is True or (splits and is_part) else None

@@ -30,9 +30,9 @@ def merge_chunk_runs(chunk_runs: Iterable[ChunkRun]) -> Iterator[Iterator[ChunkS
 
 
 def _to_row(chunk: ChunkSummary) -> Row:
-    return [*chunk[:-1], chunk.sha256.hex()]
+    return [*chunk[:-2], chunk.sha256.hex(), chunk.split]
 
 
 def _from_row(row: Row) -> ChunkSummary:
-    *numbers, sha256 = row
-    return ChunkSummary._make([*numbers, bytes.fromhex(sha256)])
+    *numbers, sha256, split = row
+    return ChunkSummary._make([*numbers, bytes.fromhex(sha256), split])

@@ -14,7 +14,7 @@ from pipeline.format.examples import encode_record
 from pipeline.format.models import TRAIN
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import Array, ParsedRecord, num_labels
-from pipeline.schema.schema import Schema, SplitFromField
+from pipeline.schema.schema import NamedSplits, Schema, SplitFromField
 from pipeline.shuffle.copies import first_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, order_key
 
@@ -67,6 +67,7 @@ COLUMNS = pa.schema(
         ("number", pa.int64()),
         ("sha256", pa.binary()),
         ("raw", pa.binary()),
+        ("input_split", pa.string()),
         ("key", pa.binary(16)),
         ("digest", pa.binary(32)),
         ("id", pa.string()),
@@ -112,10 +113,11 @@ def find_split(record: ParsedRecord, schema: Schema, *, seed: int) -> str:
         raise ValueError(f"Record {record.id!r} has no group, but the schema has one: {schema.group!r}.")
     group = None if schema.group is None else record.group
     key = record.id if group is None else group
-    if not isinstance(schema.splits, SplitFromField):
+    if not isinstance(schema.splits, NamedSplits):
         return choose_split(key, schema.splits, seed=seed)
     if record.split is None:
-        raise ValueError(f"Record {record.id!r} has no split, but the schema takes it from {schema.splits.field!r}.")
+        place = schema.splits.field if isinstance(schema.splits, SplitFromField) else "the input of its raw file"
+        raise ValueError(f"Record {record.id!r} has no split, but the schema takes it from {place!r}.")
     return choose_moved(key, schema.splits.moved, seed=seed) if record.split == TRAIN else record.split
 
 

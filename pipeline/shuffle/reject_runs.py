@@ -52,6 +52,8 @@ def _to_row(reject: Reject) -> dict[str, Any]:
         "sha256": origin.sha256.hex(),
         "chunk": origin.chunk,
     }
+    if origin.input_split is not None:
+        row["split"] = origin.input_split
     return row if origin.raw is None else row | _raw_field(origin.raw)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.format.sources import SourcesFile, read_sources
+from pipeline.format.sources import SPLIT, SourcesFile, read_sources
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 from pipeline.raw.records import LIMITS
@@ -42,10 +42,12 @@ class TakenInput(NamedTuple):
     Attributes:
         file: The file.
         source: Path of the file that the dataset took it from, often the same.
+        split: Split for which that file was given; None if files are not given by split.
     """
 
     file: RawFile
     source: str
+    split: str | None = None
 
 
 class ChangedInput(NamedTuple):
@@ -55,11 +57,13 @@ class ChangedInput(NamedTuple):
         file: The file.
         now: Its content.
         before: Its content when the dataset took it; the last time, if it did so more than once.
+        split: Split for which it was given then.
     """
 
     file: RawFile
     now: Content
     before: Content
+    split: str | None = None
 
 
 class ClassifiedInputs(NamedTuple):
@@ -76,10 +80,18 @@ class ClassifiedInputs(NamedTuple):
             add_changed: Whether to add changed files as well, as `--changed_inputs add` says.
 
         Raises:
-            UserError: A file has changed, and `add_changed` is False.
+            UserError: A file has changed, and `add_changed` is False. Or the dataset took a file for another split.
         """
+        known = [(each.file, each.split) for each in self.taken] + [(each.file, each.split) for each in self.changed]
+        for file, split in known:
+            if split != file.split:
+                raise UserError(
+                    f"{file.path}: is given for the split {file.split}, but the dataset has it already in its split "
+                    f"{split}. Give it for the same split, or leave it out; to move it, prepare all raw files again "
+                    "with --overwrite."
+                )
         if self.changed and not add_changed:
-            file, now, before = self.changed[0]
+            file, now, before, _ = self.changed[0]
             more = f" (and {len(self.changed) - 1:,} more)" if len(self.changed) > 1 else ""
             raise UserError(
                 f"{file.path}{more}: has {_describe(now)} now, but had {_describe(before)} when the dataset took it; "
@@ -93,7 +105,7 @@ def describe_taken(taken: Sequence[TakenInput], *, most: int = 20) -> list[str]:
     """Returns lines that name the files that are skipped: the first `most` of them, and the number of the others."""
     lines = [
         f"{file.path}: skipped, the dataset has it already" + (f" as {source}." if source != file.path else ".")
-        for file, source in taken[:most]
+        for file, source, _ in taken[:most]
     ]
     return [*lines, f"{len(taken) - most:,} more files: skipped, too."] if len(taken) > most else lines
 
@@ -151,12 +163,16 @@ class _Comparison:
         self._before, self._now = _Contents(len(files)), _Contents(len(files))
         # Path of the newest source with the content of the file, or None.
         self._taken = np.full(len(files), None, object)
+        # The splits of the source with the same content, and of the one with the same path.
+        self._taken_split, self._before_split = (np.full(len(files), None, object) for _ in range(2))
 
     def compare_names(self, rows: pa.Table) -> None:
         """Compares the paths and sizes of the files with those of the next sources."""
         self._same_size |= pc.is_in(self._sizes, value_set=rows["bytes"]).to_numpy(zero_copy_only=False)
         numbers, found = _look_up(self._paths, rows, "path")
         self._before.set(numbers, found["bytes"].to_numpy(), found["sha256"].to_pylist())
+        if SPLIT in found.column_names:
+            self._before_split[numbers] = found[SPLIT].to_pylist()
 
     def find_candidates(self) -> list[int]:
         """Returns the numbers of the files that must be read to find out whether the dataset has them."""
@@ -177,6 +193,8 @@ class _Comparison:
         for number, path in zip(numbers.tolist(), found["path"].to_pylist(), strict=True):
             own = self._files[number].path
             self._taken[number] = own if path == own else path  # most are equal: keeps one string of them
+        if SPLIT in found.column_names:
+            self._taken_split[numbers] = found[SPLIT].to_pylist()
 
     def classify(self) -> ClassifiedInputs:
         """Returns the classes of the files."""
@@ -184,9 +202,10 @@ class _Comparison:
         known = self._before.known
         for number, file in enumerate(self._files):
             if self._taken[number] is not None:
-                classified.taken.append(TakenInput(file, self._taken[number]))
+                classified.taken.append(TakenInput(file, self._taken[number], self._taken_split[number]))
             elif known[number]:
-                classified.changed.append(ChangedInput(file, self._now.get(number), self._before.get(number)))
+                contents = self._now.get(number), self._before.get(number)
+                classified.changed.append(ChangedInput(file, *contents, self._before_split[number]))
             else:
                 classified.new.append(file)
         return classified

@@ -1,13 +1,17 @@
 """Decides, before any work, what a job may do to the dataset in its output folder."""
 
 import os
+from collections.abc import Mapping
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, show
 from pipeline.files import exists, is_local, join
 from pipeline.format.manifest import FILE_NAME
+from pipeline.format.models import TRAIN
+from pipeline.raw.find_files import RawFiles
 from pipeline.schema.auto_classes import fix_classes
+from pipeline.schema.input_splits import use_inputs
 from pipeline.schema.labels import AUTO
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import Schema, SplitFromInputs
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.commit_log import Head, read_head
 from pipeline.writing.conflicts import check_may_append
@@ -43,6 +47,41 @@ def take_classes(output: str, mode: Mode, schema: Schema) -> Schema:
     # If the dataset has another kind of label, that is the error which follows.
     classes = manifest.record_schema.label.classes or (AUTO,)
     return fix_classes(schema, classes, hint="the classes (classes: auto) were fixed when the dataset was created")
+
+
+def take_inputs(output: str, mode: Mode, schema: Schema, inputs: RawFiles, *, origin: str = "schema") -> Schema:
+    """Returns the schema with the splits of the inputs, if raw files are given by split; else the schema itself.
+
+    A job without raw files, which only replays rejects, takes them if the dataset has them.
+
+    Args:
+        inputs: The raw files: patterns, or the patterns of each split.
+        origin: Path of the schema, for messages.
+
+    Raises:
+        UserError: The schema or the dataset has other splits than those of the inputs, or there is no train input.
+    """
+    manifest = read_head(output).manifest if mode == "append" else None
+    of_dataset = manifest is not None and isinstance(manifest.record_schema.splits, SplitFromInputs)
+    if isinstance(inputs, Mapping):
+        if TRAIN not in inputs and manifest is None:
+            raise UserError(
+                f"{output}: the raw files are given for {' and '.join(inputs)} only; a new dataset also needs those of "
+                "train (--train)."
+            )
+        return use_inputs(schema, origin=origin)
+    if inputs and of_dataset:
+        raise UserError(
+            f"{output}: the input of a raw file names its split in this dataset. Give the new files with --train, "
+            "--validation or --test, too."
+        )
+    if inputs and isinstance(schema.splits, SplitFromInputs):
+        raise UserError(
+            f"{origin}: splits: {show(schema.splits.moved or {'inputs': True})}: needs raw files that are given by "
+            "split, with --train, --validation or --test. For one input, give the shares of all splits, for example "
+            "{train: 0.8, validation: 0.1, test: 0.1}."
+        )
+    return use_inputs(schema, origin=origin) if of_dataset and not inputs else schema
 
 
 def _check_output(output: str, mode: Mode, schema: Schema, seed: int | None, may_widen: bool) -> Head:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.files import file_sha256, join, remove, replace
-from pipeline.format.sources import COLUMNS, SourceRow, SourcesFile, read_sources, write_sources
+from pipeline.format.sources import SourceRow, SourcesFile, read_sources, write_sources
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.chunk_runs import ChunkRun, merge_chunk_runs
 from pipeline.writing.paths import SOURCES_RUN_ENDING, sources_path
@@ -61,7 +61,7 @@ def _merge_some(files: Sequence[SourcesFile], output: str, path: str) -> Sources
 
 def _read_rows(output: str, file: SourcesFile) -> Iterator[SourceRow]:
     for block in read_sources(output, file):
-        yield from map(SourceRow, *(block[name].to_pylist() for name in COLUMNS.names))
+        yield from map(SourceRow, *(block[name].to_pylist() for name in block.column_names))
 
 
 def join_chunks(chunks: Iterable[ChunkSummary]) -> Iterator[SourceRow]:
@@ -71,9 +71,10 @@ def join_chunks(chunks: Iterable[ChunkSummary]) -> Iterator[SourceRow]:
         chunks: All chunks of the raw files, sorted by file and place.
     """
     for path, parts in itertools.groupby(chunks, key=operator.attrgetter("path")):
-        digest, num_bytes, stored_bytes = hashlib.sha256(), 0, 0
+        digest, num_bytes, stored_bytes, split = hashlib.sha256(), 0, 0, None
         for chunk in parts:
             digest.update(chunk.sha256)
             num_bytes += chunk.num_bytes
             stored_bytes += chunk.stored_bytes
-        yield SourceRow(path, num_bytes, stored_bytes, digest.digest())
+            split = chunk.split
+        yield SourceRow(path, num_bytes, stored_bytes, digest.digest(), split)

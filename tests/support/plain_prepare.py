@@ -13,6 +13,7 @@ from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.writing.base import choose_mode
 from pipeline.writing.job import begin_job
+from pipeline.writing.open_base import take_inputs
 from pipeline.writing.publish import Publisher
 from pipeline.writing.rejects import write_rejects
 from pipeline.writing.shards import ShardWriter
@@ -27,9 +28,10 @@ def prepare(options: PrepareOptions) -> Manifest:
     """
     schema, output = Schema.read(options.schema), absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
+    schema = take_inputs(output, mode, schema, options.inputs)
     job = begin_job(output, mode, schema, options.seed)
     files, base = job.files, job.base
-    chunks = [chunk for file in find_files(options.raw) for chunk in split_file(file)]
+    chunks = [chunk for file in find_files(options.inputs) for chunk in split_file(file)]
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     place = {"seed": base.seed, "folder": files.folder}
     parsed = parse_into_runs(chunks, schema, **place, keep_raw=options.keep_raw, limits=limits)

@@ -337,7 +337,10 @@ def test_what_cannot_be_replayed_is_refused_and_says_why(folder, capsys):
     status, _, err = call(capsys, "prepare", "--append", "--schema", "s", "--output", "o")
     assert (status, err) == (
         2,
-        ["lengthwise prepare: expected RAW, the raw files, or --append with --replay, the rejects to try again"],
+        [
+            "lengthwise prepare: expected RAW, the raw files, or --train, or --append with --replay, the rejects to "
+            "try again"
+        ],
     )
 
 

@@ -47,7 +47,7 @@ def test_a_field_that_never_names_validation_gives_a_warning_with_the_way_out(tm
     manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)
     assert find_warnings(manifest) == [
         "no record is in the split validation, so that a run keeps its last checkpoint instead of the best one; "
-        "to take a tenth of the train records, choose splits: {from: split, validation: 0.1}"
+        "to take a tenth of the train records, choose splits: {from: split, validation: 0.1} in the schema"
     ]
 
 

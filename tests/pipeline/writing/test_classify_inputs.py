@@ -142,7 +142,7 @@ def test_renamed_copied_and_linked_files_are_taken(dataset, tmp_path):
     (raw / "link.jsonl").symlink_to(raw / "b.jsonl")
     found = dataset()
     assert (found.new, found.changed) == ([], [])
-    assert [(os.path.basename(file.path), os.path.basename(source)) for file, source in found.taken] == [
+    assert [(os.path.basename(file.path), os.path.basename(source)) for file, source, _ in found.taken] == [
         ("b.jsonl", "b.jsonl"),
         ("c.jsonl.gz", "c.jsonl.gz"),
         ("copy.jsonl", "c.jsonl.gz"),

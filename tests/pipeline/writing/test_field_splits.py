@@ -12,6 +12,7 @@ from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
 from pipeline.inspection.inspect import print_details, summarize
+from pipeline.inspection.verify_log import Sources
 from pipeline.inspection.verify_records import OriginCheck
 
 SHARES = {"validation": 0.1, "test": 0.25}
@@ -56,11 +57,12 @@ def test_a_share_of_train_moves_by_a_hash_of_the_id_and_stays_there_when_data_is
     prepare(tmp_path, RECORDS[:400], seed=4)
     first = split_of_each(tmp_path)
     prepare(tmp_path, RECORDS[400:])
-    assert split_of_each(tmp_path) == {record["id"]: expected_split(record, seed=4) for record in RECORDS}
-    assert first == {record_id: split for record_id, split in split_of_each(tmp_path).items() if record_id in first}
+    found = split_of_each(tmp_path)
+    assert found == {record["id"]: expected_split(record, seed=4) for record in RECORDS}
+    assert first == {record_id: split for record_id, split in found.items() if record_id in first}
     train = [record["id"] for record in RECORDS if record["part"] == "train"]
     for name, share in SHARES.items():
-        moved = sum(split_of_each(tmp_path)[record_id] == name for record_id in train)
+        moved = sum(found[record_id] == name for record_id in train)
         assert abs(moved - share * len(train)) < 3 * math.sqrt(share * (1 - share) * len(train))
 
 
@@ -76,10 +78,10 @@ def test_verify_finds_a_train_record_whose_hash_moves_it_and_inspect_says_what_d
     manifest = prepare(tmp_path, RECORDS[:100])
     moved = next(r for r in RECORDS if r["part"] == "train" and expected_split(r, seed=0) == "validation")
     row = {"id": moved["id"], "group": None, "source": None}
-    OriginCheck(manifest, "validation", ()).check(row)
-    OriginCheck(manifest, "test", ()).check(row)  # the field may have said so
+    OriginCheck(manifest, "validation", Sources()).check(row)
+    OriginCheck(manifest, "test", Sources()).check(row)  # the field may have said so
     with pytest.raises(ValueError, match=f"its id '{moved['id']}' belongs to the split validation, not to train"):
-        OriginCheck(manifest, "train", ()).check(row)
+        OriginCheck(manifest, "train", Sources()).check(row)
     assert summarize(manifest)["split_rule"] == {"from": "part", **SHARES}
     print_details(manifest, "dataset")
     assert (

@@ -7,7 +7,7 @@ import plain_prepare
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepare_jobs import contents, load, read_whole, snapshot
+from prepare_jobs import contents, load, read_whole
 
 from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
@@ -70,10 +70,10 @@ def test_a_group_that_an_earlier_commit_has_in_another_split_is_an_error(tmp_pat
     prepare(*ONE, num_shards=2)
     prepare(("e", "q", "test"), ("f", "r", "train"))
     read_whole(tmp_path / "dataset")
-    before = snapshot(tmp_path / "dataset/commits")
+    before = load(tmp_path / "dataset")
     with pytest.raises(UserError, match='the group "p" .* train .*the record "[ab]".* and test .*the record "g"'):
         prepare(("g", "p", "test"), ("h", "s", "test"))
-    assert snapshot(tmp_path / "dataset/commits") == before
+    assert read_whole(tmp_path / "dataset") == before
     compact(str(tmp_path / "dataset"), num_shards=1)
     with pytest.raises(UserError, match='the group "q" .*train.* the record "i".* and test .*the record "[ce]"'):
         prepare(("i", "q", "train"))
