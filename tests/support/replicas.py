@@ -23,7 +23,7 @@ from trainer.runs.state import State
 from trainer.training.deal import BatchDealer
 from trainer.training.epoch_runner import plan_next_epoch
 from trainer.training.train import train
-from trainer.training.update import Update
+from trainer.training.update import Update, make_optimizer
 
 Array = np.ndarray[Any, Any]
 
@@ -124,6 +124,49 @@ def gradients_differ(dataset: Dataset, config: TrainConfig, strategy: Any) -> fl
     return farthest
 
 
+def waits_for_others(dataset: Dataset, config: TrainConfig) -> list[str]:
+    """Returns the assignments of weights and moments in an update that need an operation of another replica.
+
+    The gradients are summed over the replicas before, in a function of its own.
+    """
+    replicas = find_replicas("mirrored")
+    dealer = BatchDealer(dataset, replicas, seed=config.seed, vocabularies=dataset.vocabularies())
+    with replicas.strategy.scope():
+        vocabularies = dataset.vocabularies()
+        model = build_model(dataset.schema, dataset.manifest.statistics, config, vocabularies=vocabularies)
+        optimizer = make_optimizer(config)
+        optimizer.build(model.trainable_variables)
+        update = Update(
+            model,
+            optimizer,
+            kind=dataset.schema.label.kind,
+            element_spec=dealer.element_spec,
+            by_epoch=True,
+            replicas=replicas,
+            clip_norm=config.clip_norm,
+        )
+    found, num_assigned = [], 0
+    for operation in update._update.get_concrete_function().graph.get_operations():
+        # Not the number of iterations, an integer that the first replica counts for all.
+        if operation.type.startswith("Assign") and operation.inputs[1].dtype == tf.float32:
+            num_assigned += 1
+            if any(needed.device not in ("", operation.device) for needed in _needed_by(operation)):
+                found.append(operation.name)
+    assert num_assigned >= 2 * len(model.trainable_variables) * replicas.num_replicas
+    return found
+
+
+def _needed_by(operation: tf.Operation) -> set[tf.Operation]:
+    """Returns the operations of the graph that an operation waits for."""
+    found, left = set(), [operation]
+    while left:
+        now = left.pop()
+        new = {tensor.op for tensor in now.inputs}.union(now.control_inputs) - found
+        found |= new
+        left += new
+    return found
+
+
 def compare(dataset: Dataset, folder: str, config: dict[str, Any], *, quick: bool) -> dict[str, Any]:
     """Returns the differences of two replicas from one device, from records one by one, and of their gradients."""
     runs = {strategy: f"{folder}-{strategy}" for strategy in ("one", "mirrored")}
@@ -138,7 +181,7 @@ def compare(dataset: Dataset, folder: str, config: dict[str, Any], *, quick: boo
     of_weights = max(np.abs(found - w.numpy()).max() / np.abs(w.numpy()).max() for found, w in weights)
     found = {"updates": len(lines), "clipped": one_by_one.clipped, "one_by_one": [of_losses, float(of_weights)]}
     if quick:
-        return found
+        return found | {"waits_for_others": waits_for_others(dataset, TrainConfig(**config))}
     return found | {
         "one_device": cluster.differences(runs["mirrored"], runs["one"]),
         "gradient": gradients_differ(dataset, TrainConfig(**config), "mirrored"),
@@ -149,7 +192,7 @@ def main(path: str, folder: str, configs: list[dict[str, Any]], quick: bool) -> 
     """Prints the differences as a JSON list, one for each configuration.
 
     Args:
-        quick: Compares with records one by one only.
+        quick: Compares with records one by one only, and looks at the graph of the update.
     """
     start_tensorflow()
     (cpu,) = tf.config.list_physical_devices("CPU")

@@ -22,6 +22,7 @@ def check(dataset, folder, configs, *, quick=False):
         print(f"\n{config}: {found}")
         assert found["updates"] >= 3
         assert quick is False or 0 < found["clipped"] < found["updates"]
+        assert found.get("waits_for_others", []) == []
         assert max(*found["one_by_one"], *found.get("one_device", []), found.get("gradient", 0)) <= 1e-5
 
 
