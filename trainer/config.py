@@ -51,7 +51,10 @@ class TrainConfig(Document):
     batch_size: Annotated[Positive | None, pydantic.Field(description="Largest number of records of an update.")] = None
     pad_to_multiple: Annotated[
         Positive,
-        pydantic.Field(description="Pad batches to a multiple of this number of steps; for window and bucket."),
+        pydantic.Field(
+            description="Pad batches to a multiple of this number of steps, so that they have fewer distinct lengths; "
+            "for window and bucket. It does not make training faster: one compiled update serves all shapes."
+        ),
     ] = 1
     pad_length: Annotated[
         Positive | None,
@@ -121,8 +124,9 @@ class TrainConfig(Document):
     deterministic: Annotated[
         bool | None,
         pydantic.Field(
-            description="Make TensorFlow's operations deterministic, which is slower on a GPU. If it is not set: only "
-            "without a GPU."
+            description="Use TensorFlow's deterministic operations, which are slower on a GPU. On a CPU, the same run "
+            "then gives the same bits. On a GPU that is not promised: cuDNN's recurrent kernels have no deterministic "
+            "form. If it is not set: only without a GPU."
         ),
     ] = None
     checkpoint_minutes: Annotated[

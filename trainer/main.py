@@ -234,7 +234,8 @@ def _make_plan_parser() -> FlagParser:
         type=positive,
         default=1,
         metavar="N",
-        help="pad batches of `window` and `bucket` to a multiple of this number of steps; default: 1",
+        help="pad batches of `window` and `bucket` to a multiple of this number of steps, for fewer distinct shapes; "
+        "default: 1",
     )
     parser.add_argument(
         "--pad_length",

@@ -202,7 +202,8 @@ def make_window_plan(
         batch_steps: Budget of padded steps per batch of one reader. A longer record makes a batch of one record.
         batch_size: Maximum number of records per batch of one reader. If both limits are given, both hold. If neither
             is given, the budget is `default_window_steps`.
-        pad_to_multiple: Batches are padded to a multiple of this number of steps; 8 suits half precision on a GPU.
+        pad_to_multiple: Batches are padded to a multiple of this number of steps, so that they have fewer distinct
+            shapes.
         num_readers: Number of readers that share each batch.
         seed, epoch: Determine the order.
         window_records: Number of records that are sorted together, at most 2**18. By default a window has some hundred

@@ -35,9 +35,11 @@ def grow_gpu_memory() -> None:
 
 
 def make_deterministic(deterministic: bool | None = None) -> bool:
-    """Makes TensorFlow's operations give the same bits in every run, and returns whether it did.
+    """Selects TensorFlow's deterministic operations, and returns whether it did.
 
-    This cannot be undone in the same process.
+    On a CPU, every run then gives the same bits. On a GPU, cuDNN's recurrent kernels have no deterministic form, and
+    TensorFlow neither replaces nor refuses them (https://github.com/tensorflow/tensorflow/issues/59281). This cannot be
+    undone in the same process.
 
     Args:
         deterministic: By default, true if there is no GPU: deterministic operations are slower on a GPU.

@@ -61,8 +61,8 @@ def batches(
         batch_steps: Budget of padded steps per batch, for each reader. A longer record makes a batch of one record.
         batch_size: Maximum number of records per batch, for each reader. If both limits are given, both hold. If
             neither is given, the budget is 6,400 steps, or less so that a small dataset has at least 20 batches.
-        pad_to_multiple: For `window` and `bucket`: batches are padded to a multiple of this number of steps; 8 suits
-            half precision on a GPU.
+        pad_to_multiple: For `window` and `bucket`: batches are padded to a multiple of this number of steps, so that
+            they have fewer distinct shapes. That helps a model that is compiled for each shape (`jit_compile=True`).
         pad_length: For `pad`: steps to which all batches are padded; by default the longest length.
         truncate: For `pad` with `pad_length`: cut off the head or the tail of longer records.
         seed, epoch: Determine the order of the records and batches.
