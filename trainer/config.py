@@ -129,6 +129,14 @@ class TrainConfig(Document):
             "form. If it is not set: only without a GPU."
         ),
     ] = None
+    tf32: Annotated[
+        bool,
+        pydantic.Field(
+            description="Let a GPU round the factors of matrix products to TF32, which keeps 10 of 23 bits of the "
+            "fraction. That is faster for wide layers (from compute capability 8.0 on), but outputs and gradients "
+            "differ from those of a CPU by about 1e-3 instead of 1e-6. evaluate and predict use the setting of the run."
+        ),
+    ] = False
     checkpoint_minutes: Annotated[
         float,
         pydantic.Field(

@@ -29,6 +29,7 @@ VALUES = {
     "strategy": ("one", "one"),
     "local_workers": ("1", 1),
     "deterministic": ("", True),
+    "tf32": ("", True),
     "checkpoint_minutes": ("1.5", 1.5),
     "checkpoint_updates": ("40", 40),
     "keep_checkpoints": ("3", 3),

@@ -1,4 +1,4 @@
-"""Sets up TensorFlow for a command: few log messages, deterministic operations, and GPU memory as needed."""
+"""Sets up TensorFlow for a command: few log messages, exact and deterministic operations, GPU memory as needed."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ LOG_LEVEL, QUIET = "TF_CPP_MIN_LOG_LEVEL", "2"
 
 
 def start_tensorflow(*, deterministic: bool | None = None) -> None:
-    """Imports TensorFlow without its log messages, and calls `grow_gpu_memory` and `make_deterministic`."""
+    """Imports TensorFlow without its log messages, lets GPU memory grow, and makes it deterministic, without TF32."""
     if LOG_LEVEL not in os.environ:  # a user who has set it wants to see the messages
         os.environ[LOG_LEVEL] = QUIET
         with _buffer_stderr():
@@ -19,6 +19,7 @@ def start_tensorflow(*, deterministic: bool | None = None) -> None:
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     grow_gpu_memory()
+    allow_tf32(False)
     make_deterministic(deterministic)
 
 
@@ -32,6 +33,16 @@ def grow_gpu_memory() -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):
             tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets whether GPUs may round the factors of float32 products to TF32, in this process and for all of its models.
+
+    TensorFlow's own default is that they may. It changes nothing on a CPU.
+    """
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(allowed)
 
 
 def make_deterministic(deterministic: bool | None = None) -> bool:

@@ -15,6 +15,7 @@ from trainer.batching.plan_epoch import plan_epoch
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
+from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.evaluation.baseline import Baseline, make_baseline, measure_baseline
 from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion
@@ -135,6 +136,7 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} has no record. Splits with records: {_sizes(dataset)}.")
+    allow_tf32(config.tf32)
     built_with: dict[str, Any] = {"statistics": own.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)

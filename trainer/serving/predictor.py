@@ -12,6 +12,7 @@ from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 from trainer.batching.cut import cut_batches
 from trainer.data.target import Target, make_target
+from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import restore_weights, weights_sha256
 from trainer.runs.run import Run
@@ -134,6 +135,7 @@ def load_predictor(run_path: str, checkpoint: str | None = None) -> Predictor:
     """
     run = Run(run_path)
     config, schema, vocabularies = run.config(), run.manifest().record_schema, run.vocabularies()
+    allow_tf32(config.tf32)
     model = build_model(schema, run.statistics(), config, vocabularies=vocabularies)
     used = restore_weights(run, model, checkpoint)
     spec = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in model.input.items()}

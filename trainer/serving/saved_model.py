@@ -19,6 +19,7 @@ from pipeline.format.manifest import FILE_NAME
 from pipeline.format.vocabulary import serialize_terms
 from pipeline.schema.schema import Schema
 from trainer.data.target import Target, Vocabularies, make_target
+from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import BEST, LAST, check_shapes, restore_weights, weights_sha256
 from trainer.runs.contents import STATISTICS, unfinished_error
@@ -72,6 +73,7 @@ def _load_model(
     run: Run, checkpoint: str, schema: Schema, own: RunStatistics, vocabularies: Vocabularies
 ) -> keras.Model:
     config = run.config()
+    allow_tf32(config.tf32)
 
     def build() -> keras.Model:
         return build_model(schema, own.statistics, config, vocabularies=vocabularies)

@@ -16,7 +16,7 @@ from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
 from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
 from trainer.devices.signals import StopSignal
-from trainer.devices.tensorflow_setup import make_deterministic
+from trainer.devices.tensorflow_setup import allow_tf32, make_deterministic
 from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
 from trainer.runs.checkpoints import read_state
@@ -74,6 +74,7 @@ def train(
             f"call train in each of several processes, with {TF_CONFIG}."
         )
     deterministic = make_deterministic(config.deterministic)
+    allow_tf32(config.tf32)
     replicas = find_replicas(config.strategy)
     run = Run(os.fspath(output).rstrip("/"))
     if not isinstance(dataset, Dataset):

@@ -22,6 +22,7 @@ def gpu(monkeypatch):
     details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["gpu:0"] if kind == "GPU" else [])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", {"gpu:0": details}.get)
+    monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: True)
     monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: {"cuda_version": "12.5.1", "cudnn_version": "9"})
     return details
 
