@@ -29,11 +29,11 @@ def find_warnings(manifest: Manifest) -> list[str]:
     lacking = [name for name, count in train.label_counts.items() if not count]
     if lacking:
         more = f" and {len(lacking) - _MAX_NAMES:,} more" if len(lacking) > _MAX_NAMES else ""
-        count = "1 class is" if len(lacking) == 1 else f"{len(lacking):,} classes are"
+        count, them = ("1 class is", "it") if len(lacking) == 1 else (f"{len(lacking):,} classes are", "them")
         names = ", ".join(map(show, lacking[:_MAX_NAMES]))
         warnings.append(
             f"label {label.title}: {count} not in the train split, so that a model cannot learn "
-            f"to predict them: {names}{more}"
+            f"to predict {them}: {names}{more}"
         )
     if label.kind in ONE_CLASS and len(label.classes) == 1:
         warnings.append(f"label {label.title}: has one class only, so that there is nothing to learn")
