@@ -39,8 +39,8 @@ def call(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", lengthwise.COMMANDS)
 def test_help_is_quick_and_complete(name):
     seconds = []
-    for _ in range(3):
-        # Processor time, so a busy machine does not matter.
+    # Processor time, so a busy machine hardly matters, and a second try makes up for the rest.
+    while len(seconds) < 3 and (not seconds or min(seconds) >= 0.5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*COMMAND, name, "--help"], capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -122,7 +122,7 @@ def test_the_reader_yields_the_planned_batches(split_of, name, method, every_lim
     opened = open_dataset(dataset.path)
     assert opened.split(split).length_counts == collections.Counter(LENGTHS[name])
     multiples = [{"pad_to_multiple": 8}] if method in ("window", "bucket") else []
-    few = {"mixed": LIMITS, "outlier": LIMITS[-1:] + multiples}.get(name, LIMITS[-1:])
+    few = LIMITS[-1:] + multiples if name == "outlier" else LIMITS[-1:]
     for limits in LIMITS + multiples if every_limit else few:
         plan = plan_epoch(opened, split, batching=method, **limits)
         found = batches(dataset.path, split, batching=method, **limits)
