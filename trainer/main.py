@@ -127,7 +127,7 @@ def _make_predict_parser() -> FlagParser:
         "predict",
         "Predicts raw records (JSON Lines, plain or compressed) in bulk: one line with id and prediction for each\n"
         "record. Records are parsed and checked as in `lengthwise prepare`, but need no label, and\n"
-        "may have the same id: each gets a line. All flags of Beam are accepted.",
+        "may have the same id: each gets a line, and a line on stderr counts them. All flags of Beam are accepted.",
         examples="  lengthwise predict run new.jsonl --output predictions\n"
         "  lengthwise predict run 'logs/*.jsonl.gz' --output predictions --max_rejected 0.05 --keep_raw --overwrite\n"
         "  lengthwise predict run raw/ --output predictions --direct_running_mode=multi_processing \\\n"

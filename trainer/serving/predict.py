@@ -41,6 +41,7 @@ from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.data.target import Target
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.serving.duplicate_ids import describe_duplicates
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
 from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions
@@ -67,7 +68,8 @@ def predict(
 
     The records need no label. Each of them gets one line in OUTPUT/part-*.jsonl: its id, and for each class the
     probability, or for a regression the value. The order of the lines is not defined. Several records may
-    have the same id: unlike `prepare`, `predict` keeps them all.
+    have the same id: unlike `prepare`, `predict` keeps them all. A line on stderr counts them, and so does the summary
+    under `duplicate_ids`.
 
     Args:
         run: Folder of the run.
@@ -109,7 +111,7 @@ def predict(
     parts = parsed["sequences"] | "PredictRecords" >> _PredictRecords(predictor, run, batch_steps, publisher.staging)
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}
     _ = outputs | "PublishPredictions" >> _PublishPredictions(publisher)
-    return run_job(
+    summary = run_job(
         pipeline,
         "predict",
         total_bytes=sum(file.num_bytes for file in files),
@@ -117,6 +119,11 @@ def predict(
         read_published=publisher.read_published,
         discard=publisher.discard,
     )
+    duplicates = summary["duplicate_ids"]
+    if duplicates["ids"]:
+        line = describe_duplicates(duplicates, are_equal=predictor.schema.id is None)
+        print(f"predict: {line}", file=sys.stderr)
+    return summary
 
 
 def _start_tensorflow() -> None:

@@ -1,4 +1,4 @@
-"""Writes the outputs of a model as lines of JSON, with the names of the classes."""
+"""Writes the outputs of a model as lines of JSON, with the names of the classes, and the ids of each file of lines."""
 
 import json
 import uuid
@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.files import join, replace
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.record import Array
 from trainer.data.target import Target
+from trainer.serving.duplicate_ids import pack_ids, write_ids
 from trainer.serving.publish import Part
 
 # A multilabel prediction names the classes whose probability is at least this.
@@ -111,6 +113,7 @@ class PartWriter:
 
     def _clear(self) -> None:
         self._blocks: list[bytes] = []
+        self._ids: list[pa.Array] = []
         self._records = self._bytes = 0
 
     def add(self, batch: BatchOutputs) -> Iterator[Part]:
@@ -118,6 +121,7 @@ class PartWriter:
         # Lines are joined immediately: orjson allocates about 4,000 bytes for each line, however short.
         block = b"".join(self._encoder.encode(batch))
         self._blocks.append(block)
+        self._ids.append(pack_ids(batch.ids))
         self._records += len(batch.ids)
         self._bytes += len(block)
         if self._bytes >= _PART_BYTES:
@@ -127,7 +131,8 @@ class PartWriter:
         """Writes the lines in the buffer and yields their part, or nothing if the buffer is empty."""
         if not self._blocks:
             return
-        part = Part(f"{uuid.uuid4().hex}.jsonl", self._records, self._bytes)
+        ids = write_ids(self._ids, self._folder)
+        part = Part(f"{uuid.uuid4().hex}.jsonl", self._records, self._bytes, ids)
         with replace(join(self._folder, part.name)) as file:
             file.writelines(self._blocks)
         self._clear()

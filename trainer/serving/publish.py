@@ -23,6 +23,7 @@ from pipeline.files import (
     size,
 )
 from pipeline.format.manifest import FILE_NAME as MANIFEST
+from pipeline.format.merge_counts import COUNTS_RUN_ENDING
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 from pipeline.writing.paths import (
@@ -34,6 +35,7 @@ from pipeline.writing.paths import (
 )
 from pipeline.writing.publish import check_rejected
 from pipeline.writing.rejects import RejectsFile, count_rejects
+from trainer.serving.duplicate_ids import count_duplicates
 
 # The summary of the predictions in a folder. It lists the parts, and is replaced in one step when all parts are there.
 SUMMARY = "predictions.json"
@@ -46,7 +48,7 @@ _FOLDERS = (_STAGING, "rejected")
 _PART_PATTERN = rf"part-{GENERATION_PATTERN}-\d{{5,}}\.jsonl"
 _STAGED_PATTERN = (
     rf"{re.escape(_STAGING)}/{GENERATION_PATTERN}/{HEX32_PATTERN}"
-    rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)}|{re.escape(CHUNK_RUN_ENDING)})({TEMPORARY_PATTERN})?"
+    rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)}|{re.escape(CHUNK_RUN_ENDING)}|{re.escape(COUNTS_RUN_ENDING)})({TEMPORARY_PATTERN})?"
 )
 _WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
 
@@ -63,11 +65,13 @@ class Part(NamedTuple):
         name: Name of the file.
         records: Number of records.
         num_bytes: Size of the file.
+        ids: Path of the file of the ids in it (see duplicate_ids.py).
     """
 
     name: str
     records: int
     num_bytes: int
+    ids: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +118,8 @@ class PredictionsPublisher:
     def publish(self, parts: Iterable[Part], rejects: Iterable[RejectsFile]) -> dict[str, Any]:
         """Moves the parts into the output folder, writes the summary, and removes files that the summary does not list.
 
+        A call that is retried after it wrote the summary returns the same.
+
         Returns:
             The summary: the content of predictions.json.
 
@@ -121,18 +127,24 @@ class PredictionsPublisher:
             UserError: Too many records were rejected, there is no record, a part is missing, or another job published
                 predictions in the meantime. Nothing is published then, and the rejects files remain.
         """
-        if not self.overwrite and exists(join(self.output, SUMMARY)) and self.read_published() is None:
+        published = self.read_published()
+        if published is not None:
+            self._remove_unlisted(published)
+            return published
+        if not self.overwrite and exists(join(self.output, SUMMARY)):
             raise UserError(
                 f"{self.output}: another job published predictions there in the meantime. Choose another --output."
             )
         ordered, rejected = sorted(parts), count_rejects(rejects)
         records = sum(part.records for part in ordered)
         check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
+        duplicates = count_duplicates([part.ids for part in ordered], folder=self.staging)
         names = {part: f"part-{self.generation}-{number:05d}.jsonl" for number, part in enumerate(ordered)}
         for part, name in names.items():
             self._move(part, name)
         summary = {
             "records": records,
+            "duplicate_ids": duplicates,
             "rejected": rejected.model_dump(mode="json"),
             **self.model,
             "generation": self.generation,
@@ -140,7 +152,7 @@ class PredictionsPublisher:
         }
         with replace(join(self.output, SUMMARY)) as file:
             file.write(json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
-        self._remove_unlisted({*names.values(), *rejected.files})
+        self._remove_unlisted(summary)
         return summary
 
     def read_published(self) -> dict[str, Any] | None:
@@ -171,8 +183,9 @@ class PredictionsPublisher:
         if not exists(final) or size(final) != part.num_bytes:
             raise UserError(f"{self.output}: {name} changed while predictions were made. Run predict again.")
 
-    def _remove_unlisted(self, listed: set[str]) -> None:
+    def _remove_unlisted(self, summary: dict[str, Any]) -> None:
         """Removes older predictions and rejects, and the files of killed jobs."""
+        listed = {part["path"] for part in summary["parts"]} | set(summary["rejected"]["files"])
         found = [*self._list_parts(), *(path for name in _FOLDERS for path in list_files(join(self.output, name)))]
         names = {path: self._path_inside(path) for path in found}
         unlisted = [path for path, name in names.items() if _WRITTEN.fullmatch(name) and name not in listed]

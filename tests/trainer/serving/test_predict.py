@@ -192,12 +192,25 @@ def test_too_many_rejects_publish_nothing_and_their_file_remains(run_predict, tm
     check_complete(tmp_path / "predictions")
 
 
-def test_records_with_the_same_id_get_a_line_each(run_predict):
+def test_records_with_the_same_id_get_a_line_each_and_are_counted(run_predict, monkeypatch, capsys):
     made, run = run_of("class")
-    first, second = made.of("test")[:2]
-    _, lines = run_predict(run, [first, first, second | {"id": first["id"]}])
-    assert [line["id"] for line in lines] == [first["id"]] * 3
-    assert len({line["probabilities"][0] for line in lines}) == 2
+    first, second, third = made.of("test")[:3]
+    rows = [first, first, third, second | {"id": first["id"]}]
+    for part_bytes in (predictions._PART_BYTES, 1):  # in one part, and each in a part of its own
+        monkeypatch.setattr(predictions, "_PART_BYTES", part_bytes)
+        monkeypatch.setattr(predictor, "_BUFFER_RECORDS", 1 if part_bytes == 1 else predictor._BUFFER_RECORDS)
+        summary, lines = run_predict(run, rows, overwrite=True)
+        assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in rows)
+        assert len({line["probabilities"][0] for line in lines if line["id"] == first["id"]}) == 2
+        assert summary["duplicate_ids"] == {"ids": 1, "records": 3, "examples": [first["id"]]}
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f'predict: 3 records share their id with another record (1 id: "{first["id"]}"). Each has a line, in no '
+            "particular order; give each record an id of its own to tell their lines apart."
+        )
+    assert len(summary["parts"]) == 4
+    summary, _ = run_predict(run, rows[1:3], overwrite=True)
+    assert summary["duplicate_ids"] == {"ids": 0, "records": 0, "examples": []}
+    assert "share their id" not in capsys.readouterr().err
 
 
 def test_a_record_above_a_limit_is_rejected(run_predict):
