@@ -72,6 +72,26 @@ def show(value: Any, *, max_characters: int = 60) -> str:
     return text if len(text) <= max_characters else text[: max_characters - 3] + "..."
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun in the singular or the plural, for a message.
+
+    >>> counted(1, "record"), counted(1200, "batch")
+    ('1 record', '1,200 batches')
+    """
+    plural = "es" if noun.endswith(("ch", "s")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def rate(number: int, noun: str, seconds: float) -> str:
+    """Returns how many there are per second, with at least two digits, for a message.
+
+    >>> rate(1000, "record", 3.2), rate(1, "record", 3.2)
+    ('312 records/s', '0.31 records/s')
+    """
+    value = number / max(seconds, 1e-9)
+    return f"{f'{value:,.0f}' if value >= 10 or not number else f'{value:.2g}'} {noun}s/s"
+
+
 def quote(text: str, *, max_characters: int = 60) -> str:
     """Returns a string in quotes for a message, as Python writes it: at most `max_characters` of it."""
     return repr(text if len(text) <= max_characters else text[: max_characters - 3] + "...")

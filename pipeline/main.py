@@ -4,6 +4,7 @@ import json
 import sys
 
 from pipeline.beam.options import parse_with_beam
+from pipeline.errors import counted
 from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, natural, positive
 
 
@@ -177,7 +178,7 @@ def compact(arguments: list[str]) -> None:
     done = run(**values)
     if done.generations:
         before, commit = len(done.generations), done.manifest.commit
-        print(f"{values['dataset']}: merged {before:,} generations into one (commit {commit})")
+        print(f"{values['dataset']}: merged {counted(before, 'generation')} into one (commit {commit})")
     else:
         print(f"{values['dataset']}: nothing to merge: it has fewer than two generations with small shards")
 

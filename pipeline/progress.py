@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from pipeline.errors import counted
+
 # Counts of this process since it started. A worker's counts arrive with its results. They are only for display: the
 # numbers in a manifest come from Beam.
 _counts: collections.Counter[str] = collections.Counter()
@@ -67,7 +69,7 @@ def report(command: str, *, total_bytes: int = 0, total_records: int = 0, second
             seconds = time.monotonic() - begin
             counts = {name: _counts[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
             records = counts["records"]
-            text = f"{command}: {records:,} records" if records else f"{command}: working"
+            text = f"{command}: {counted(records, 'record')}" if records else f"{command}: working"
             if total_bytes and counts["bytes"]:
                 text += f", {_megabytes(counts['bytes'])} of {_megabytes(total_bytes)} MB"
             if counts["rejects"]:

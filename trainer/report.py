@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.console import Console
 
+from pipeline.errors import counted
 from pipeline.schema.labels import class_name
 from pipeline.tables import buffered_console, print_table
 from trainer.batching.plan import Plan
@@ -40,7 +41,8 @@ def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
     """Prints a table with one row for each plan."""
     columns = ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes")
     with buffered_console() as console:
-        console.print(f"{dataset}: an epoch of {split}, {plans[0].records:,} records, {plans[0].steps:,} steps")
+        records, steps = counted(plans[0].records, "record"), counted(plans[0].steps, "step")
+        console.print(f"{dataset}: an epoch of {split}, {records}, {steps}")
         print_table(console, "Batching methods", columns, map(_plan_row, plans))
         console.print(
             "\nbudget and padded steps: time steps, including padding; useful: the share of steps that are not padding"
@@ -48,7 +50,8 @@ def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
         largest = [(plan, math.prod(plan.largest_batch)) for plan in plans]
         beyond = [steps for plan, steps in largest if plan.batch_steps is not None and steps > plan.batch_steps]
         if beyond:
-            console.print(f"A record longer than the budget is a batch of its own: here up to {max(beyond):,} steps.")
+            longest = counted(max(beyond), "step")
+            console.print(f"A record longer than the budget is a batch of its own: here up to {longest}.")
 
 
 def _plan_row(plan: Plan) -> tuple[str, ...]:
@@ -67,8 +70,8 @@ def _plan_row(plan: Plan) -> tuple[str, ...]:
 def print_result(result: dict[str, Any], output: str) -> None:
     """Prints the contents of result.json; `output` is the run's folder."""
     print(
-        f"{output}: {_count(result['epochs'], 'epoch')}, {_count(result['updates'], 'update')}, "
-        f"{_count(result['parameters'], 'parameter')}, "
+        f"{output}: {counted(result['epochs'], 'epoch')}, {counted(result['updates'], 'update')}, "
+        f"{counted(result['parameters'], 'parameter')}, "
         f"{result['useful_share']:.1%} of the computed steps were useful"
     )
     if result["validation"] is not None:
@@ -222,7 +225,7 @@ def _print_confused_pairs(console: Console, evaluation: dict[str, Any]) -> None:
         return
     pairs, undercount = evaluation["confused_pairs"], evaluation["confused_pairs_undercount"]
     total, listed = len(pairs) + evaluation["confused_pairs_left_out"], pairs[:_WORST_PAIRS]
-    title = f"Most confused classes, {len(listed)} of {_count(total, 'pair')}" if pairs else "No classes were confused"
+    title = f"Most confused classes, {len(listed)} of {counted(total, 'pair')}" if pairs else "No classes were confused"
     title += f", with counts that are too low by up to {undercount:,}" if undercount else ""
     rows = [
         (_class_title(p["label"]), _class_title(p["predicted"]), f"{p['count']:,}", f"{p['share']:.1%}") for p in listed
@@ -236,7 +239,3 @@ def _number(value: float | None) -> str:
 
 def _whole_number(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -13,7 +13,7 @@ from pipeline.beam.call_on_chunks import CallOnChunks
 from pipeline.beam.read_lines import split_files
 from pipeline.beam.runners import file_errors, make_pipeline, run_job
 from pipeline.beam.workers import WorkerPool
-from pipeline.errors import UserError, show
+from pipeline.errors import UserError, counted, show
 from pipeline.files import exists, join, read_bytes, replace
 from pipeline.raw.early_stop import stop_early
 from pipeline.raw.find_files import RawFile
@@ -78,10 +78,11 @@ def find_classes(
     label = schema.label.title
     if not found["classes"]:
         total = found["records"] + found["rejected"]
+        were = "was" if found["rejected"] == 1 else "were"
         example = f", for example because of {found['example']}" if found["example"] else ""
         raise UserError(
             f"{output}: no record of the train split has a class in the label {label}: {found['rejected']:,} of "
-            f"{total:,} records were rejected{example}. Correct the records, the splits or the schema."
+            f"{counted(total, 'record')} {were} rejected{example}. Correct the records, the splits or the schema."
         )
     count = len(found["classes"])
     names = f"1 class of the label {label}: {show(found['classes'])}" if count == 1 else f"{count:,} classes of {label}"

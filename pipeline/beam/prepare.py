@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
-from pipeline.errors import NothingNew, TryAgain, UserError
+from pipeline.errors import NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
@@ -130,7 +130,8 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
         print(f"prepare: {describe_left_out(left_out)}", file=sys.stderr)
     files = _select_new(found, output, base, options)
     if not files and not replay.files:
-        raise NothingNew(f"{output}: has all {len(found):,} raw files already. Nothing was added.")
+        files_of_it = "the raw file" if len(found) == 1 else f"all {len(found):,} raw files"
+        raise NothingNew(f"{output}: has {files_of_it} already. Nothing was added.")
     check_kinds(files)
     if not schema.label.is_open:
         check_free_space(files, schema, output)
@@ -160,8 +161,8 @@ def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> t
             raise NothingNew(f"{output}: has no rejects to replay. Nothing was added.")
         # A job without --replay, which needs the schema of the dataset.
         return open_base(output, mode, schema, options.seed), replay
-    files = f"{len(replay.files):,} file{'s' * (len(replay.files) > 1)}"
-    print(f"prepare: trying {replay.rejects.total:,} rejects of {files} again.", file=sys.stderr)
+    rejects, files = counted(replay.rejects.total, "reject"), counted(len(replay.files), "file")
+    print(f"prepare: trying {rejects} of {files} again.", file=sys.stderr)
     return base, replay
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.files import exists, join
 from pipeline.format.history import read_commits, read_summary, reader
 from pipeline.format.manifest import Manifest
@@ -68,8 +68,7 @@ def print_commits(commits: list[dict[str, Any]], dataset: str) -> None:
         for commit in commits[: -_MAX_COMMITS - 1 : -1]
     ]
     with buffered_console() as console:
-        number = "1 commit" if len(commits) == 1 else f"{len(commits):,} commits"
-        title = f"{dataset}: {number}. --commit N opens an older one while its files exist."
+        title = f"{dataset}: {counted(len(commits), 'commit')}. --commit N opens an older one while its files exist."
         print_table(console, title, ("commit", "time", "operation", "generations added", "removed", "records"), rows)
         if len(commits) > _MAX_COMMITS:
             older = len(commits) - _MAX_COMMITS

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.filesize import decimal
 
+from pipeline.errors import counted
 from pipeline.files import join
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, FeatureStatistics, Split
@@ -116,12 +117,12 @@ def _all_lengths(manifest: Manifest) -> dict[int, int]:
 def print_summary(manifest: Manifest, output: str) -> None:
     """Prints the result of `prepare` to stdout in a few lines."""
     width = max(map(len, manifest.splits))
-    print(f"{output}: {_count(sum(s.records for s in manifest.splits.values()), 'record')}")
+    print(f"{output}: {counted(sum(s.records for s in manifest.splits.values()), 'record')}")
     for name, split in manifest.splits.items():
         print(f"  {name:<{width}}  {_describe_split(split)}")
     truncated = sum(split.truncated for split in manifest.splits.values())
     if truncated:
-        print(f"{_count(truncated, 'record')} cut to {_count(manifest.record_schema.max_length or 0, 'step')}")
+        print(f"{counted(truncated, 'record')} cut to {counted(manifest.record_schema.max_length or 0, 'step')}")
     for line in _describe_copies(manifest):
         print(line)
     print(_describe_rejects(manifest, output))
@@ -146,7 +147,7 @@ def _describe_split(split: Split) -> str:
     if ends is None:
         return "no record"
     lengths = f"{ends['min']:,}" if ends["min"] == ends["max"] else f"{ends['min']:,} to {ends['max']:,}"
-    return f"{_count(split.records, 'record')}, {_count(split.steps, 'step')} ({lengths} per record)"
+    return f"{counted(split.records, 'record')}, {counted(split.steps, 'step')} ({lengths} per record)"
 
 
 def _describe_rule(schema: Schema) -> str:
@@ -167,7 +168,7 @@ def _describe_copies(manifest: Manifest) -> Iterator[str]:
     copies = sum(split.copies for split in manifest.splits.values())
     if copies:
         are = "is a copy" if copies == 1 else "are copies"
-        yield f"{copies:,} of {_count(records, 'record')} {are} of another record"
+        yield f"{copies:,} of {counted(records, 'record')} {are} of another record"
 
 
 def _describe_rejects(manifest: Manifest, dataset: str) -> str:
@@ -177,8 +178,8 @@ def _describe_rejects(manifest: Manifest, dataset: str) -> str:
     records = sum(split.records for split in manifest.splits.values()) + rejected.total
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
     files = [join(dataset, path) for path in rejected.files]
-    more = f" and {_count(len(files) - 1, 'other file')} in its folder" if len(files) > 1 else ""
-    return f"rejected {rejected.total:,} of {_count(records, 'record')}: {reasons}; listed in {files[0]}{more}"
+    more = f" and {counted(len(files) - 1, 'other file')} in its folder" if len(files) > 1 else ""
+    return f"rejected {rejected.total:,} of {counted(records, 'record')}: {reasons}; listed in {files[0]}{more}"
 
 
 def print_details(manifest: Manifest, dataset: str) -> None:
@@ -192,7 +193,7 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     records = sum(lengths.values())
     commit = "" if manifest.commit is None else f", commit {manifest.commit:,}"
     console.print(
-        f"{dataset}: {_count(records, 'record')}, format version {manifest.format_version}{commit}", soft_wrap=True
+        f"{dataset}: {counted(records, 'record')}, format version {manifest.format_version}{commit}", soft_wrap=True
     )
     console.print(f"fingerprint {manifest.fingerprint}, seed {manifest.seed}")
     console.print(_describe_generations(manifest, dataset), soft_wrap=True)
@@ -226,7 +227,8 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
 
 def _print_label(console: Console, manifest: Manifest) -> None:
     label, splits = manifest.record_schema.label, manifest.splits
-    title = f"Label {_clean(label.title)}: {label.kind}" + (f", {len(label.classes)} classes" if label.classes else "")
+    classes = f", {counted(len(label.classes), 'class')}" if label.classes else ""
+    title = f"Label {_clean(label.title)}: {label.kind}{classes}"
     if label.name in manifest.statistics:
         row = (_clean(label.title), "float32", "-", "-", *_ranges(manifest.statistics[label.name]))
         print_table(console, title, _FEATURE_COLUMNS, [row])
@@ -332,7 +334,3 @@ def _range(values: Sequence[float]) -> str:
 def _clean(text: str) -> str:
     """Returns a name from the data with its control characters escaped, safe to print on a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
+from pipeline.errors import counted
 from pipeline.files import exists, join, open_read, read_bytes
 from pipeline.format.tfrecord import CorruptRecord
 
@@ -61,12 +62,12 @@ def print_report(report: Report, dataset: str) -> None:
     for fault in report.faults:
         place = "" if fault.offset is None else f", offset {fault.offset}"
         print(f"{join(dataset, fault.file)}{place}: {fault.message}", file=sys.stderr)
-    checked = f"{report.records:,} records, {report.steps:,} steps, {report.shards:,} shards, {report.bytes:,} bytes"
+    counts = (report.records, "record"), (report.steps, "step"), (report.shards, "shard"), (report.bytes, "byte")
+    checked = ", ".join(counted(number, noun) for number, noun in counts)
     if report.faults:
-        number = f"{len(report.faults)} faults" if len(report.faults) > 1 else "1 fault"
         print(
-            f"lengthwise verify: {dataset}: {number} (without fault: {checked}). Do not use this dataset: "
-            "copy it again, or build it again with `lengthwise prepare --overwrite`.",
+            f"lengthwise verify: {dataset}: {counted(len(report.faults), 'fault')} (without fault: {checked}). "
+            "Do not use this dataset: copy it again, or build it again with `lengthwise prepare --overwrite`.",
             file=sys.stderr,
         )
     else:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import progress
+from pipeline.errors import counted
 from pipeline.files import join, open_read, size
 from pipeline.format.examples import decode_example
 from pipeline.format.index import index_label, index_schema, read_index
@@ -97,11 +98,13 @@ def _check_shard(
             progress.add_bytes(end - record.offset)
             records, steps = records + 1, steps + num_steps
     if records != shard.records:
-        raise FaultError(end, f"the file ends after {records:,} records, but the manifest says {shard.records:,}")
+        raise FaultError(
+            end, f"the file ends after {counted(records, 'record')}, but the manifest says {shard.records:,}"
+        )
     if end != shard.bytes:
         raise FaultError(end, f"the file ends here, but the manifest says that it has {shard.bytes:,} bytes")
     if steps != shard.steps:
-        raise FaultError(None, f"has {steps:,} steps, but the manifest says {shard.steps:,}")
+        raise FaultError(None, f"has {counted(steps, 'step')}, but the manifest says {shard.steps:,}")
     hashing.check_sha256(shard.sha256)
 
 

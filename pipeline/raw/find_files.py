@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from pipeline.errors import UserError, show
+from pipeline.errors import UserError, counted, show
 from pipeline.files import absolute, beam_filesystems, is_local, list_files
 from pipeline.raw.compression import ENDINGS as COMPRESSED
 from pipeline.schema.schema import FIELD_SPLITS
@@ -124,13 +124,12 @@ def _find_by_split(patterns: Mapping[str, Patterns]) -> FoundFiles:
 
 def describe_left_out(left_out: Sequence[str]) -> str:
     """Returns a line that counts and names the files that are left out of folders: the first of them, if many."""
-    count = f"{len(left_out):,} file{'s' if len(left_out) > 1 else ''}"
     names = ", ".join(show(path, max_characters=500) for path in left_out[:_MAX_NAMES])
     more = f" and {len(left_out) - _MAX_NAMES:,} more" if len(left_out) > _MAX_NAMES else ""
     return (
-        f"{count} left out: {names}{more}. Of a folder, only files named *{', *'.join(ENDINGS)} (or these with "
-        f"{', '.join(COMPRESSED)}) are read, and none whose name begins with . or _. Give other files by their paths, "
-        "or by a glob."
+        f"{counted(len(left_out), 'file')} left out: {names}{more}. Of a folder, only files named "
+        f"*{', *'.join(ENDINGS)} (or these with {', '.join(COMPRESSED)}) are read, and none whose name begins with . "
+        "or _. Give other files by their paths, or by a glob."
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import show
+from pipeline.errors import quote, show
 from pipeline.raw.json_arrays import count_keys, list_keys
 from pipeline.raw.rejects import RecordError
 
@@ -26,6 +26,8 @@ _NAMED_OR_LARGE = re.compile(
 _NUMBER = re.compile(rb"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 # A message shows at most this number of bytes of a line that is not JSON: 60 characters of 4 bytes each, and more.
 _SHOWN_BYTES = 512
+# A wrong byte is searched in pieces of this size, and shown with as many bytes before and after it.
+_PIECE_BYTES, _NEAR_BYTES = 2**20, 25
 
 
 def load_json(line: bytes | bytearray | str) -> Any:
@@ -49,12 +51,36 @@ def load_json(line: bytes | bytearray | str) -> Any:
             found = _load_non_finite(data, _NAMED_OR_LARGE)
         if found is None:
             text = data[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
-            raise RecordError("not_json", f"{error.msg} (column {error.colno}): {show(text)}") from None
+            message = _describe_wrong_byte(data) or f"{error.msg} (column {error.colno}): {show(text)}"
+            raise RecordError("not_json", message) from None
         value, data = found
     if isinstance(value, dict) and count_keys(data) > len(value):
         name, times = collections.Counter(list_keys(data)).most_common(1)[0]
         raise RecordError("duplicate_key", f"{show(name)}: the record has this key {times} times, expected once")
     return value
+
+
+def _describe_wrong_byte(line: bytes | bytearray) -> str | None:
+    """Returns a message about the first byte of a line that is not valid UTF-8; None if all are valid."""
+    start = 0
+    while start < len(line):
+        piece = bytes(line[start : start + _PIECE_BYTES])
+        try:
+            piece.decode()
+        except UnicodeDecodeError as error:
+            start += error.start
+            if error.end == len(piece) and error.start and start + len(piece) - error.start < len(line):
+                continue  # the end of the piece cuts a character
+            begin = max(0, start - _NEAR_BYTES)
+            while begin < start and line[begin] & 0xC0 == 0x80:  # not the first byte of a character
+                begin += 1
+            near = line[begin : start + _NEAR_BYTES].decode("utf-8", "replace")
+            return (
+                f"byte 0x{line[start]:02x} at offset {start:,} of the line is not valid UTF-8 ({error.reason}), in "
+                f"{quote(near)}; expected UTF-8"
+            )
+        start += len(piece)
+    return None
 
 
 def _load_non_finite(line: bytes | bytearray, tokens: re.Pattern[bytes]) -> tuple[Any, bytes] | None:

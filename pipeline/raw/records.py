@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from pipeline.errors import quote, show
+from pipeline.errors import counted, quote, show
 from pipeline.raw.json_arrays import read_object
 from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import Reason, RecordError
@@ -92,7 +92,9 @@ def _parse_fields(
         lengths[label_field] = len(as_list(_field(record, label_field), label_field))
     num_steps = _common_length(lengths)
     if num_steps > limits.record_steps:
-        raise RecordError("too_large", f"the record has {num_steps:,} steps, expected at most {limits.record_steps:,}")
+        raise RecordError(
+            "too_large", f"the record has {counted(num_steps, 'step')}, expected at most {limits.record_steps:,}"
+        )
     label = None
     if label_field is not None:
         label = parse_label(_field(record, label_field), schema.label, nan_is_missing=nan_is_missing)
@@ -216,7 +218,9 @@ def _truncate(record: ParsedRecord, schema: Schema) -> None:
     limit = schema.max_length
     assert limit is not None
     if schema.over_length == "reject":
-        raise RecordError("over_length", f"the record has {record.num_steps} steps, expected at most {limit}")
+        raise RecordError(
+            "over_length", f"the record has {counted(record.num_steps, 'step')}, expected at most {limit}"
+        )
 
     def cut(values: Any, width: int) -> Any:
         return values[: limit * width] if schema.over_length == "truncate_tail" else values[-limit * width :]

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.errors import quote, show
+from pipeline.errors import counted, quote, show
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, MULTILABEL, Label, class_name
@@ -190,7 +190,7 @@ def _flatten(level: list[Any], name: str, shape: tuple[int, ...], nulls: _Nulls)
                 shape[:depth],
                 position,
                 level[position],
-                f"{dimension} values, not {len(level[position])}",
+                f"{counted(dimension, 'value')}, not {len(level[position])}",
             )
         level = list(itertools.chain.from_iterable(level))
     return _nan_to_none(level) if nulls is _Nulls.NAN_TOO else level
@@ -278,7 +278,8 @@ def _parse_distribution(value: list[Any], label: Label) -> Array:
     if len(value) != len(label.classes):
         raise RecordError(
             "wrong_shape",
-            f"{label.field}: {len(value)} values, expected {len(label.classes)}: a probability for each class",
+            f"{label.field}: {counted(len(value), 'value')}, expected {len(label.classes)}: a probability for each "
+            "class",
         )
     probabilities = _parse_floats(value, label.field, (), _Nulls.ERROR)
     total = float(probabilities.sum(dtype=np.float64))

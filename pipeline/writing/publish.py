@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from pipeline.errors import NothingNew, UserError
+from pipeline.errors import NothingNew, UserError, counted
 from pipeline.files import join, list_files, remove, remove_folder, size
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
@@ -171,15 +171,15 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
         )
     # A quotient: 29 of 100 gives exactly the float 0.29, but 0.29 × 100 gives less than 29.
     if rejected.total / total > max_rejected:
+        were = "was" if rejected.total == 1 else "were"
         raise UserError(
-            f"{rejected.total:,} of {total:,} records ({rejected.total / total:.2%}) were rejected: {reasons}; "
-            f"at most {max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
+            f"{rejected.total:,} of {counted(total, 'record')} ({rejected.total / total:.2%}) {were} rejected: "
+            f"{reasons}; at most {max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
             "correct the records or the schema, or allow more with --max_rejected."
         )
     if records == 0:
-        raise UserError(
-            f"All {total:,} records were rejected: {reasons}. Nothing was published. The rejects are in {where}."
-        )
+        all_of_them = "The only record was" if total == 1 else f"All {total:,} records were"
+        raise UserError(f"{all_of_them} rejected: {reasons}. Nothing was published. The rejects are in {where}.")
 
 
 def discard_generation(output: str, generation: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import ROOT
 
-from pipeline.errors import quote, show
+from pipeline.errors import counted, quote, rate, show
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80),
@@ -32,6 +32,24 @@ def show_slowly(value: Any, *, max_characters: int) -> str:
 @given(VALUES, st.integers(3, 70))
 def test_a_value_is_shown_as_its_json_cut_to_a_length(value, max_characters):
     assert show(value, max_characters=max_characters) == show_slowly(value, max_characters=max_characters)
+
+
+def test_numbers_are_followed_by_their_noun_and_rates_have_two_digits():
+    assert [counted(n, noun) for n, noun in ((0, "record"), (1, "class"), (2, "class"), (1000, "batch"))] == [
+        "0 records",
+        "1 class",
+        "2 classes",
+        "1,000 batches",
+    ]
+    assert [rate(n, "step", 4) for n in (0, 1, 30, 39, 40, 1_234_567)] == [
+        "0 steps/s",
+        "0.25 steps/s",
+        "7.5 steps/s",
+        "9.8 steps/s",
+        "10 steps/s",
+        "308,642 steps/s",
+    ]
+    assert rate(3, "record", 0) == "3,000,000,000 records/s"
 
 
 def test_only_the_part_of_a_value_that_is_shown_is_converted():

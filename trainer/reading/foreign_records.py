@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from pipeline.errors import UserError, show
+from pipeline.errors import UserError, counted, show
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import DISTRIBUTION_TOLERANCE, MULTILABEL, ONE_CLASS, REGRESSION, Label
 from pipeline.schema.record import MISSING_STRING, NO_LABEL, Array
@@ -91,7 +91,7 @@ class RecordCheck:
             if name in record.context.feature or not feature.allows_nulls:
                 values = _values(record.context.feature[name], feature.dtype, name)
                 if len(values) != feature.width:
-                    raise WrongRecord(f"{name}: {len(values)} values, expected {feature.width}")
+                    raise WrongRecord(f"{name}: {counted(len(values), 'value')}, expected {feature.width}")
                 _check_feature(values, name, feature)
         self._check_label(record, in_lists, lengths)
         num_steps, *others = set(lengths.values())
@@ -134,7 +134,7 @@ class RecordCheck:
             found, expected = ("names", "numbers") if named else ("numbers", "names")
             raise WrongRecord(f"{label.field}: holds {found}, expected {expected}, as in the first record")
         if not label.per_step and not (named and label.kind == "multilabel") and len(values) != width:
-            raise WrongRecord(f"{label.field}: {len(values)} values, expected {width}")
+            raise WrongRecord(f"{label.field}: {counted(len(values), 'value')}, expected {width}")
         _check_label_values(values, label)
 
 
@@ -161,14 +161,14 @@ def _step_values(record: tf.train.SequenceExample, name: str, width: int, in_lis
         if not in_lists:
             values = read(record.context.feature[name])
             if len(values) % width:
-                raise WrongRecord(f"{len(values)} values, expected a multiple of {width}, for each step")
+                raise WrongRecord(f"{counted(len(values), 'value')}, expected a multiple of {width}, for each step")
             return values
         parts = [read(step) for step in record.feature_lists.feature_list[name].feature]
     except WrongRecord as error:
         raise WrongRecord(f"{name}: {error}") from None
     for number, part in enumerate(parts):
         if len(part) != width:
-            raise WrongRecord(f"{name}[{number}]: {len(part)} values, expected {width}")
+            raise WrongRecord(f"{name}[{number}]: {counted(len(part), 'value')}, expected {width}")
     if any(isinstance(part, list) for part in parts):
         return [value for part in parts for value in part]
     return np.concatenate(parts) if parts else np.zeros(0)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted, rate
 from pipeline.files import (
     exists,
     is_local,
@@ -207,10 +207,10 @@ def print_summary(summary: dict[str, Any], output: str) -> None:
         output: Folder of the predictions.
     """
     records, seconds, rejected = summary["records"], summary["seconds"], summary["rejected"]
-    print(f"{records:,} records predicted in {seconds:,.1f} s ({records / seconds:,.0f} records/s, start included).")
+    speed = rate(records, "record", seconds)
+    print(f"{counted(records, 'record')} predicted in {seconds:,.1f} s ({speed}, start included).")
     if rejected["total"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected["by_reason"].items())
-        print(f"{rejected['total']:,} records rejected: {reasons}; see {join(output, 'rejected')}.")
+        print(f"{counted(rejected['total'], 'record')} rejected: {reasons}; see {join(output, 'rejected')}.")
     print(f"Model: {summary['checkpoint']} checkpoint of {summary['run']}.")
-    files = "1 file" if len(summary["parts"]) == 1 else f"{len(summary['parts']):,} files"
-    print(f"Predictions: {join(output, 'part-*.jsonl')} ({files}).")
+    print(f"Predictions: {join(output, 'part-*.jsonl')} ({counted(len(summary['parts']), 'file')}).")

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.batching.plan_epoch import plan_epoch
@@ -101,8 +101,9 @@ class EpochRunner:
 
         def explain() -> str:
             return (
-                f"the batch of update {self._state.update + 1}, {batch.records:,} records with {batch.padded_steps:,} "
-                f"padded steps, does not fit. Choose a --batch_steps smaller than {batch.padded_steps}."
+                f"the batch of update {self._state.update + 1}, {counted(batch.records, 'record')} with "
+                f"{counted(batch.padded_steps, 'padded step')}, does not fit. Choose a --batch_steps smaller "
+                f"than {batch.padded_steps}."
             )
 
         with explain_out_of_memory(explain):

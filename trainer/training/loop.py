@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
@@ -150,7 +150,7 @@ class Training:
             self._run.write_json(ENVIRONMENT, self._environment)
         if path is not None:
             self._reporter.note(
-                f"Resuming after update {state.update} (epoch {state.epoch}, and {state.batch} updates)."
+                f"Resuming after update {state.update} (epoch {state.epoch}, and {counted(state.batch, 'update')})."
             )
         return list(replicas.broadcast(past_lines))
 

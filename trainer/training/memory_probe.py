@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, counted
 from trainer.batching.plan import Plan
 from trainer.devices.replicas import Replicas
 from trainer.devices.tensorflow_errors import explain_out_of_memory, is_out_of_memory
@@ -70,17 +70,18 @@ def probe_largest(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+    batch = f"{counted(rows, 'record')} of {counted(steps, 'step')}"
     if replicas.num_local_replicas < replicas.num_replicas:
         # The batch may fit on the other workers. They wait for this one's sums now, so there is no second try.
         raise UserError(
-            f"Out of memory on this worker: its part of the largest batch, {rows:,} records of {steps:,} steps among "
+            f"Out of memory on this worker: its part of the largest batch, {batch} among "
             f"{replicas.num_replicas} replicas, does not fit. Choose a --batch_steps smaller than {rows * steps}."
         )
     largest, too_large = 0, rows
     while too_large - largest > max(1, too_large // 16):
         middle = (largest + too_large) // 2
         largest, too_large = (middle, too_large) if fits(middle) else (largest, middle)
-    problem = f"Out of memory: the largest batch, {rows:,} records of {steps:,} steps, does not fit"
+    problem = f"Out of memory: the largest batch, {batch}, does not fit"
     if not largest:
         with explain_out_of_memory(
             lambda: f"not even one record of one step fits: {explain_model()} Another process may use the memory too."

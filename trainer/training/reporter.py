@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from pipeline.errors import counted, rate
 from trainer.batching.plan import Plan
 from trainer.devices.environment import describe_kernel
 from trainer.devices.replicas import Replicas
@@ -55,8 +56,9 @@ class Reporter:
         self.note(describe_kernel(model))
         rows, steps = plan.largest_batch
         self.note(
-            f"An epoch: {plan.num_batches:,} updates, {plan.records:,} records, {plan.steps:,} steps, "
-            f"{plan.useful_share:.1%} of what is computed is useful; the largest batch is {rows} x {steps} steps."
+            f"An epoch: {counted(plan.num_batches, 'update')}, {counted(plan.records, 'record')}, "
+            f"{counted(plan.steps, 'step')}, {plan.useful_share:.1%} of what is computed is useful; the "
+            f"largest batch is {rows} x {steps} steps."
         )
         if not has_validation:
             self.note("No validation split: the last checkpoint is kept, none is the best.")
@@ -127,6 +129,6 @@ class Reporter:
         seconds = max(self._shown_at - self._started_at, 1e-9)
         left = self._updates_left * seconds / max(self._updates, 1)
         padding = 1 - self._steps / max(self._padded_steps, 1)
-        text = f"train: {text}, {self._steps / seconds:,.0f} steps/s, {padding:.1%} padding, {left:,.0f} s left"
+        text = f"train: {text}, {rate(self._steps, 'step', seconds)}, {padding:.1%} padding, {left:,.0f} s left"
         end = "\n" if keep or not self._terminal else ""
         print(f"\r\x1b[2K{text}" if self._terminal else text, end=end, file=self._stream, flush=True)

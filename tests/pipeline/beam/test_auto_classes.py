@@ -113,7 +113,7 @@ def test_without_any_class_in_train_the_cause_is_shown(tmp_path, job):
     status, err = job("--max_rejected", "1")
     assert status == 1
     assert err[-1].startswith(f"lengthwise prepare: {tmp_path}/dataset: no record of the train split has a class in ")
-    assert "label y: 1 of 2 records were rejected, for example because of empty_sequence: x: no steps" in err[-1]
+    assert "label y: 1 of 2 records was rejected, for example because of empty_sequence: x: no steps" in err[-1]
     assert [path for path in tmp_path.rglob("*") if path.is_file() and "dataset" in path.parts] == []
 
 

@@ -125,7 +125,7 @@ def bomb(piece, num_bytes):
     return gzip.compress(block) * (num_bytes // len(block))
 
 
-ZEROS = (b"0", "1 of 1 records (100.00%) were rejected: 1 too_large; at most 1.00% may be. ")
+ZEROS = (b"0", "1 of 1 record (100.00%) was rejected: 1 too_large; at most 1.00% may be. ")
 BLANK = (b"\n", "{raw}: ")
 # Short records are parsed until there are too many of them. This takes a minute on slow cores.
 RECORD = (b'{"id":"a","x":[[0,0,0,0,0,0,0,0]],"y":"a"}\n', "{raw}: ")

@@ -275,7 +275,7 @@ def test_if_all_are_rejected_again_nothing_changes(folder):
 
 def test_the_limit_of_rejects_is_for_new_raw_files_only(folder):
     (folder.path / "three.jsonl").write_text(lines(range(63, 66)) + "{\n")
-    with pytest.raises(UserError, match=r"1 of 4 records \(25.00%\) were rejected: 1 not_json"):
+    with pytest.raises(UserError, match=r"1 of 4 records \(25.00%\) was rejected: 1 not_json"):
         folder.replay("three.jsonl", max_rejected=0.2)
 
 

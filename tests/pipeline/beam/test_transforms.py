@@ -215,7 +215,7 @@ def test_an_unbounded_input_is_an_error_when_the_transform_is_applied(schema, tm
 
 
 def test_too_many_rejects_fail_the_pipeline(records, schema, tmp_path):
-    with pytest.raises(Exception, match=r"1 of 2 records \(50\.00%\) were rejected: 1 not_a_record"):
+    with pytest.raises(Exception, match=r"1 of 2 records \(50\.00%\) was rejected: 1 not_a_record"):
         write([3, records[0]], schema, tmp_path / "out")
     assert not (tmp_path / "out" / FILE_NAME).exists()
 

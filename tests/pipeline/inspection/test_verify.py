@@ -25,6 +25,7 @@ from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
 from pipeline.format.tfrecord import frame, masked_crc
 from pipeline.inspection.verify import Fault, verify
+from pipeline.inspection.verify_report import Report, print_report
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
@@ -628,3 +629,8 @@ def test_swapped_splits_are_found(dataset):
         "belongs to the split train",
         "belongs to the split validation",
     }
+
+
+def test_one_record_is_reported_in_the_singular(capsys):
+    print_report(Report([], records=1, steps=1, shards=1, bytes=1200), "d")
+    assert capsys.readouterr().out == "d: no fault in 1 record, 1 step, 1 shard, 1,200 bytes\n"

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.raw import json_values
@@ -56,6 +56,54 @@ VALID = st.recursive(
     ),
 )
 MIXED = st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([*PIECES, "é☃😀".encode(), b"\xc3", b"\xf0\x9f", b"\xed\xa0\xbd"])).map(b"".join),
+    st.integers(4, 9),
+)
+def test_the_first_byte_that_is_not_utf_8_is_named_with_its_offset(monkeypatch, line, piece_bytes):
+    monkeypatch.setattr(json_values, "_PIECE_BYTES", piece_bytes)
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        with pytest.raises(
+            RecordError, match=f"byte 0x{line[error.start]:02x} at offset {error.start} of the line is not"
+        ):
+            load_json(line)
+    else:
+        assert json_values._describe_wrong_byte(line) is None
+
+
+def test_a_line_in_another_encoding_is_rejected_with_the_wrong_byte_and_what_is_around_it():
+    long = "é" * 100 + " caf"
+    for line, message in (
+        (
+            '{"y":"café"}'.encode("latin-1"),
+            """byte 0xe9 at offset 9 of the line is not valid UTF-8 (invalid continuation \
+byte), in '{"y":"caf\ufffd"}'; expected UTF-8""",
+        ),
+        (
+            long.encode() + b"\xe9",
+            f"byte 0xe9 at offset 204 of the line is not valid UTF-8 (unexpected end of data), in \
+'{long[-14:]}\ufffd'; expected UTF-8",
+        ),
+        (
+            "{}".encode("utf-16"),
+            "byte 0xff at offset 0 of the line is not valid UTF-8 (invalid start byte), in \
+'\ufffd\ufffd{\\x00}\\x00'; expected UTF-8",
+        ),
+        (
+            b'{"a":NaN,"\xff":0}',
+            'byte 0xff at offset 10 of the line is not valid UTF-8 (invalid start byte), in \
+\'{"a":NaN,"\ufffd":0}\'; expected UTF-8',
+        ),
+    ):
+        for text in (line, bytearray(line)):
+            with pytest.raises(RecordError) as caught:
+                load_json(text)
+            assert (caught.value.reason, caught.value.message) == ("not_json", message)
 
 
 @given(VALID | MIXED, st.sampled_from(NON_FINITE))

@@ -213,12 +213,12 @@ def test_progress_is_shown_while_files_are_read(dataset, monkeypatch, capsys):
     def map_slowly(function, chunks):
         for chunk in chunks:
             yield function(chunk)
-            while not any("records" in line for line in shown):
+            while not any("1 record" in line for line in shown):
                 shown.extend(capsys.readouterr().err.splitlines())
                 time.sleep(0.01)
 
     assert len(dataset(map_chunks=map_slowly).taken) == 3
-    assert "prepare: comparing raw files with the dataset: 1 records, " in shown[-1]
+    assert "prepare: comparing raw files with the dataset: 1 record, " in shown[-1]
 
 
 def test_many_small_lists_are_compared_together(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_predict_rejects_the_same_records_as_prepare(run_predict, tmp_path, writ
 def test_too_many_rejects_publish_nothing_and_their_file_remains(run_predict, tmp_path):
     made, run = run_of("class")
     with pytest.raises(
-        UserError, match=r"1 of 31 records \(3\.23%\) were rejected: 1 not_json; at most 1\.00% may"
+        UserError, match=r"1 of 31 records \(3\.23%\) was rejected: 1 not_json; at most 1\.00% may"
     ) as e:
         run_predict(run, [*made.of("test"), "{"])
     (path,) = (tmp_path / "predictions/rejected").iterdir()

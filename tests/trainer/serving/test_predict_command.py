@@ -58,7 +58,7 @@ def test_paths_are_made_absolute(capsys, monkeypatch, write_raw, tmp_path):
             1,
             "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
         ),
-        ("{run}", "bad", "out", ["--max_rejected=1"], 1, "All 1 records were rejected: 1 not_json. Nothing was"),
+        ("{run}", "bad", "out", ["--max_rejected=1"], 1, "The only record was rejected: 1 not_json. Nothing was"),
         ("{run}", "raw.jsonl", "raw.jsonl", [], 1, "{here}/raw.jsonl: a file is in the way, expected a folder or"),
         ("{run}", "raw.jsonl", "raw.jsonl/out", [], 1, "A file could not be read or written: [Errno 20] Not a direct"),
         ("{run}", "raw.jsonl", "{run}", ["--overwrite"], 1, "{run}: a dataset or a run is there."),

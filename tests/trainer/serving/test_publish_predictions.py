@@ -10,7 +10,7 @@ from predict_runs import by_id, check_complete, run_of, snapshot
 
 from pipeline.errors import UserError
 from trainer.serving.predict import predict
-from trainer.serving.publish import SUMMARY, PredictionsPublisher
+from trainer.serving.publish import SUMMARY, PredictionsPublisher, print_summary
 
 GENERATION = "20200101T000000-00000000"
 
@@ -110,7 +110,18 @@ def test_predictions_are_published_to_an_object_store_as_to_a_disk(write_raw, tm
     after = dict(store)
     with pytest.raises(UserError, match=r"^store://bucket/out: predictions are there already"):
         predict(run, ["store://bucket/raw"], "store://bucket/out", max_rejected=0.1)
-    with pytest.raises(UserError, match=r"1 of 31 records .* were rejected"):
+    with pytest.raises(UserError, match=r"1 of 31 records .* was rejected"):
         predict(run, ["store://bucket/raw"], "store://bucket/out", overwrite=True)
     assert [name for name in store if name not in after] == [n for n in store if "/rejected/" in n and n not in after]
     assert after.items() <= store.items()
+
+
+def test_the_summary_of_one_record_is_in_the_singular_and_its_rate_is_not_zero(capsys):
+    counts = {"records": 1, "seconds": 3.2, "rejected": {"total": 1, "by_reason": {"not_json": 1}}}
+    print_summary(counts | {"checkpoint": "best", "run": "run", "parts": ["part-0.jsonl"]}, "out")
+    assert capsys.readouterr().out.splitlines() == [
+        "1 record predicted in 3.2 s (0.31 records/s, start included).",
+        "1 record rejected: 1 not_json; see out/rejected.",
+        "Model: best checkpoint of run.",
+        "Predictions: out/part-*.jsonl (1 file).",
+    ]
