@@ -81,6 +81,7 @@ def evaluate(arguments: list[str]) -> None:
         "Computes the loss and the metrics of a run on a split, without padding: over all records, by length, and by\n"
         "group and source if the dataset has them. For classes, also precision, recall and F1 of each class, and a\n"
         "confusion table. The row `baseline` is that of always answering the most frequent class, or the mean.\n"
+        "A note points at the length of records on which the model is clearly worse than on all records.\n"
         "Writes RUN/evaluation-<split>.json.",
         examples="  lengthwise evaluate run dataset\n  lengthwise evaluate run dataset --split validation --json",
     )

@@ -110,9 +110,9 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         console.print("\n" + "; ".join([*notes, f"all metrics: evaluation-{evaluation['split']}.json"]))
         if evaluation["baseline"] is not None:
             console.print(_describe_baseline(evaluation["baseline"]))
-        warning = _compare_with_baseline(evaluation)
-        if warning is not None:
-            console.print(warning)
+        for note in (_compare_with_baseline(evaluation), _describe_worst_length(evaluation)):
+            if note is not None:
+                console.print(note, soft_wrap=True)
 
 
 # (title, loss and metrics) of each part of a split.
@@ -120,10 +120,12 @@ _Parts: TypeAlias = list[tuple[str, dict[str, Any]]]
 
 
 def _length_bands(evaluation: dict[str, Any]) -> _Parts:
-    def title(first: int, last: int) -> str:
-        return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+    return [(_length_title(band), band) for band in evaluation["by_length"]]
 
-    return [(title(band["min_steps"], band["max_steps"]), band) for band in evaluation["by_length"]]
+
+def _length_title(band: dict[str, Any]) -> str:
+    first, last = band["min_steps"], band["max_steps"]
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _baseline_row(baseline: dict[str, Any] | None) -> _Parts:
@@ -132,7 +134,7 @@ def _baseline_row(baseline: dict[str, Any] | None) -> _Parts:
     metrics = baseline["metrics"]
     # For classes, this is the loss. That of a number may have another scale.
     loss = metrics.get("cross_entropy", metrics.get("nll"))
-    return [("baseline", {"records": None, "loss": loss, "metrics": metrics})]
+    return [("baseline", {"records": None, "labelled_steps": None, "loss": loss, "metrics": metrics})]
 
 
 def _baseline_answer(baseline: dict[str, Any]) -> str:
@@ -162,6 +164,18 @@ def _compare_with_baseline(evaluation: dict[str, Any]) -> str | None:
     return f"Note: {metric} {_number(ours)} is {relation} than {answer}, {_number(theirs)}."
 
 
+def _describe_worst_length(evaluation: dict[str, Any]) -> str | None:
+    """Returns a line about the length on which the model is clearly worse than on all records, if there is one."""
+    if not evaluation["worse_lengths"]:
+        return None
+    worst, *others = evaluation["worse_lengths"]
+    more = f"; {counted(len(others), 'other length')} too" if others else ""
+    return (
+        f"Records of {_length_title(worst)} steps: {worst['metric']} {_number(worst['value'])} on "
+        f"{counted(worst['records'], 'record')}, {_number(worst['all'])} on all{more}."
+    )
+
+
 def _print_largest(console: Console, evaluation: dict[str, Any], name: str, shown: Sequence[str]) -> None:
     parts = evaluation.get(f"by_{name}")
     if parts is None:
@@ -173,11 +187,13 @@ def _print_largest(console: Console, evaluation: dict[str, Any], name: str, show
 
 
 def _print_parts(console: Console, title: str, name: str, parts: _Parts, shown: Sequence[str]) -> None:
-    columns = (name, "records", "loss", *(_COLUMN_TITLES.get(metric, metric) for metric in shown))
+    per_step = "labelled_steps" in parts[0][1]
+    keys = {"records": "records"} | ({"labels": "labelled_steps"} if per_step else {})
+    columns = (name, *keys, "loss", *(_COLUMN_TITLES.get(metric, metric) for metric in shown))
     rows = (
         (
             part,
-            _whole_number(found["records"]),
+            *(_whole_number(found[key]) for key in keys.values()),
             _number(found["loss"]),
             *(_number(found["metrics"].get(m)) for m in shown),
         )

@@ -15,6 +15,7 @@ def evaluation(**more):
         **WHOLE,
         "baseline": None,
         "by_length": [{"min_steps": 1, "max_steps": 9, **WHOLE}],
+        "worse_lengths": [],
         "checkpoint": "best",
         "dataset_changed": False,
         "vocabularies_changed": [],
@@ -116,3 +117,26 @@ def test_a_model_that_is_not_better_than_the_baseline_is_pointed_out(capsys, met
     if metric == "rmse":
         values["metrics"] = {"mae": 1.0} | values["metrics"]
     assert [line for line in printed(capsys, **values) if line.startswith("Note")] == [f"Note: {note}"]
+
+
+def test_labelled_steps_are_a_column_for_labels_per_step(capsys):
+    per_step = WHOLE | {"labelled_steps": 1100}
+    part, baseline = {"min_steps": 1, "max_steps": 9, **per_step}, {"metric": "accuracy", "answer": "a"}
+    baseline |= {"source": "train", "metrics": METRICS | {"cross_entropy": 2.0}, "is_beaten": True}
+    lines = printed(capsys, labelled_steps=1100, by_length=[part], by_group=[{"group": "p", **per_step}],
+                    groups_left_out=0, baseline=baseline)  # fmt: skip
+    assert table(lines, "Split test") == [
+        ["1", "to", "9", "30", "1,100", "1.5000", "0.5000", "0.2500", "0.1000"],
+        ["all", "30", "1,100", "1.5000", "0.5000", "0.2500", "0.1000"],
+        ["baseline", "2.0000", "0.5000", "0.2500", "0.1000"],
+    ]
+    assert table(lines, "By group") == [["p", "30", "1,100", "1.5000", "0.5000", "0.2500", "0.1000"]]
+    assert lines[lines.index("Split test") + 1].split()[:4] == ["steps", "records", "labels", "loss"]
+
+
+@pytest.mark.parametrize(("others", "more"), [(0, ""), (1, "; 1 other length too"), (2, "; 2 other lengths too")])
+def test_a_note_points_at_the_length_on_which_the_model_is_worst(capsys, others, more):
+    worst = {"min_steps": 200, "max_steps": 399, "records": 412, "metric": "accuracy", "value": 0.81, "all": 0.971}
+    (line,) = printed(capsys, worse_lengths=[worst] * (1 + others))[-1:]
+    assert line == f"Records of 200 to 399 steps: accuracy 0.8100 on 412 records, 0.9710 on all{more}."
+    assert not any(line.startswith("Records of") for line in printed(capsys))

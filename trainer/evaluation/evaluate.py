@@ -18,7 +18,8 @@ from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.evaluation.baseline import Baseline, make_baseline, measure_baseline
 from trainer.evaluation.breakdown import Breakdown, break_down
-from trainer.evaluation.metrics import Metrics, has_confusion
+from trainer.evaluation.metrics import Metrics, has_confusion, metric_names
+from trainer.evaluation.worse_lengths import WorseLengths
 from trainer.model.build import build_model, head_model
 from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
@@ -62,16 +63,17 @@ class Evaluator:
         *,
         ranked: bool = False,
         baseline: Baseline | None = None,
+        lengths: WorseLengths | None = None,
         after_batch: Callable[[], None] = lambda: None,
     ) -> Metrics:
         """Returns the metrics of a split and of the parts in the breakdowns.
 
         Args:
             ranked: Compute auc and average_precision too, which may take as long as the model itself.
-            baseline: Gets the labels of the split too.
+            baseline, lengths: Get the labels of the split, and the values of a metric, too.
             after_batch: Called after each batch; may raise an exception to stop.
         """
-        metrics = Metrics(self.target, breakdowns, ranked=ranked, baseline=baseline)
+        metrics = Metrics(self.target, breakdowns, ranked=ranked, baseline=baseline, lengths=lengths)
         numbered = self._batches(split)
         # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
         self._forward.get_concrete_function(*numbered.element_spec[:2])
@@ -112,7 +114,9 @@ def evaluate(
     The contents are {"split", "records", "steps", "loss", "metrics", …}. The last four of these are also given for each
     part of the split in `by_length` and, if records have a group or come from several raw files, in `by_group` and
     `by_source`. These two list the largest parts first, at most 1,000; `groups_left_out` and `sources_left_out` count
-    the others. `baseline` has the metrics of always predicting the most frequent class or the mean (see
+    the others. For labels per step, the number of `labelled_steps` is given too, here and for each part.
+    `worse_lengths` lists the parts of `by_length` on which the model is clearly worse than on all records (see
+    `WorseLengths.result`). `baseline` has the metrics of always predicting the most frequent class or the mean (see
     `make_baseline`). `by_class` gives the precision, recall, F1 and support of each class. If a label is one class,
     `confusion` counts the labels by actual and predicted class; it is None for more than 256 classes. `confused_pairs`
     lists the 100 most frequent pairs of different classes for any number of classes (see `ConfusedPairs`). See
@@ -143,14 +147,16 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     evaluator = Evaluator(model, dataset, **built_with)
     baseline = make_baseline(evaluator.target, trained_on)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
+    lengths = WorseLengths(metric_names(evaluator.target)[0], breakdowns[0])
     with progress.report("evaluate", total_records=dataset.split(split).records):
-        metrics = evaluator.measure(split, breakdowns, ranked=True, baseline=baseline)
+        metrics = evaluator.measure(split, breakdowns, ranked=True, baseline=baseline, lengths=lengths)
     whole = metrics.result()
     evaluation = {
         "split": split,
         **whole,
         "baseline": None if baseline is None else measure_baseline(baseline, split, whole["metrics"]),
         **_parts(metrics),
+        "worse_lengths": lengths.result(),
         **({"by_class": metrics.by_class()} if evaluator.target.names else {}),
         **({"confusion": metrics.confusion()} | metrics.confused_pairs() if has_confusion(evaluator.target) else {}),
         "checkpoint": used,

@@ -13,6 +13,7 @@ from trainer.evaluation.breakdown import Breakdown
 from trainer.evaluation.comparison import TOP_K, Comparison, compare
 from trainer.evaluation.confused_pairs import ConfusedPairs
 from trainer.evaluation.ranking import Ranking
+from trainer.evaluation.worse_lengths import WorseLengths
 
 # Of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017.
 CALIBRATION_BINS = 15
@@ -60,6 +61,7 @@ class Metrics:
         breakdowns: Divisions of the records into parts that are measured alone too.
         ranked: Compute auc and average_precision for labels of several classes, which take the longest.
         baseline: Gets the same labels.
+        lengths: Gets the values of its metric.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class Metrics:
         *,
         ranked: bool = True,
         baseline: Baseline | None = None,
+        lengths: WorseLengths | None = None,
     ) -> None:
-        self._target, self._baseline = target, baseline
+        self._target, self._baseline, self._lengths = target, baseline, lengths
         self._whole = _Sums(target, 1, ranked=ranked)
         self._parts = [(breakdown, _Sums(target, len(breakdown.titles), ranked=ranked)) for breakdown in breakdowns]
         self._has_confusion = has_confusion(target) and target.size <= MAX_CONFUSION_CLASSES
@@ -100,12 +103,17 @@ class Metrics:
         divided += [(sums, breakdown.part[row]) for breakdown, sums in self._parts]
         for sums, part in divided:
             sums.add_records(length[counted], part[counted])
+        values = np.zeros(len(record))
         for few in _slices(len(record), max(1, _SLICE // self._target.size)):
             compared = compare(self._target, outputs[few], label[few])
             compared.means["loss"] = loss[few]
+            if self._lengths is not None:
+                values[few] = compared.means[self._lengths.metric]
             self._count_confusions(compared)
             for sums, part in divided:
                 sums.add(compared, part[record[few]])
+        if self._lengths is not None and row is not None:
+            self._lengths.add(values, record, row)
 
     def _count_confusions(self, compared: Comparison) -> None:
         if not has_confusion(self._target):
@@ -116,7 +124,7 @@ class Metrics:
             np.add.at(self._confusion, (actual, predicted), 1)
 
     def result(self) -> dict[str, Any]:
-        """Returns {"records", "steps", "loss", "metrics"} over all records."""
+        """Returns {"records", "steps", "labelled_steps" for labels per step, "loss", "metrics"} over all records."""
         return self._whole.summaries()[0]
 
     def by_part(self) -> list[tuple[Breakdown, list[dict[str, Any]]]]:
@@ -177,6 +185,7 @@ class _Sums:
 
     def __init__(self, target: Target, num_parts: int, *, ranked: bool) -> None:
         self._names, self._num_parts, self._num_classes = metric_names(target, ranked=ranked), num_parts, target.size
+        self._per_step = target.per_step
         self._records, self._steps, self._labels = np.zeros((3, num_parts + 1), np.int64)
         self._means = {name: np.zeros(num_parts + 1) for name in ("loss", *self._names)}
         size = 0 if target.kind in REGRESSION else target.size
@@ -220,7 +229,7 @@ class _Sums:
         return self._classes["actual"][0], self._classes["predicted"][0], self._classes["right"][0]
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Returns {"records", "steps", "loss", "metrics"} of each part."""
+        """Returns {"records", "steps", "labelled_steps" for labels per step, "loss", "metrics"} of each part."""
         ranked = self._ranked()
         return [self._summary(part, {n: v[part] for n, v in ranked.items()}) for part in range(self._num_parts)]
 
@@ -235,6 +244,7 @@ class _Sums:
         return {
             "records": int(self._records[part]),
             "steps": int(self._steps[part]),
+            **({"labelled_steps": labels} if self._per_step else {}),
             "loss": found["loss"],
             "metrics": {name: found[name] for name in self._names},
         }

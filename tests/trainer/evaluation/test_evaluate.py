@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import make_target
+from trainer.evaluation import worse_lengths
 from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model
 from trainer.reading.batches import batches
@@ -76,6 +77,8 @@ def by_hand(target, answered, statistics):
     outputs, labels = (np.concatenate([a[part] for a in answered]) for part in (1, 2))
     measured = {"records": len(answered), "steps": sum(length for length, _, _ in answered)}
     metrics = metrics_by_hand(target, outputs, labels)
+    if target.per_step:
+        measured["labelled_steps"] = len(labels)
     if "rmse" in metrics:
         # The columns of a vector weigh the same in the loss, whatever their units.
         scale = np.array(statistics[target.next_of].variance) if target.is_vector else 1.0
@@ -101,7 +104,9 @@ def check_baseline(target, labels, found):
     "kind",
     datasets.some(datasets.LABELS | datasets.NEXT_LABELS, ["next_x"]),
 )
-def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
+def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind, monkeypatch):
+    for name, least in (("MIN_RECORDS", 1), ("LEAST_RATIO", 0), ("STANDARD_ERRORS", -np.inf)):
+        monkeypatch.setattr(worse_lengths, name, least)  # so that every length with a label is listed
     found = evaluate(run_of(kind), made(kind).path, checkpoint="last")
     target, answered = answers(kind, "last", "test")
     statistics = Run(run_of(kind)).statistics()
@@ -118,6 +123,12 @@ def test_loss_and_metrics_equal_a_plain_computation_whole_and_by_length(kind):
         assert {name: value for name, value in measured["metrics"].items() if value is not None} == pytest.approx(
             defined, rel=1e-4, abs=1e-6
         )
+    lengths = {row["min_steps"]: row for row in found["worse_lengths"]}
+    assert lengths.keys() == {band["min_steps"] for band in bands if band["loss"] is not None}
+    for row in lengths.values():
+        (band,) = (band for band in bands if band["min_steps"] == row["min_steps"])
+        assert row["records"] == sum(len(a[2]) > 0 and row["min_steps"] <= a[0] <= row["max_steps"] for a in answered)
+        assert (row["value"], row["all"]) == pytest.approx([m["metrics"][row["metric"]] for m in (band, found)])
     if "confusion" in found:
         assert found["confusion"]["classes"] == list(target.names)
         assert np.sum(found["confusion"]["counts"]) == sum(len(labels) for _, _, labels in answered)

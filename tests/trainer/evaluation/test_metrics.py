@@ -41,7 +41,8 @@ def test_every_metric_equals_a_count_by_hand(target, seed):
     result = gather(target, with_arbitrary_padding(target, batch)).result()
     assert list(result["metrics"]) == list(metric_names(target)) and set(expected) == set(result["metrics"])
     assert result.pop("metrics") == pytest.approx(expected, rel=1e-9)
-    assert result == {"records": 60, "steps": length.sum(), "loss": pytest.approx(loss[real].mean())}
+    labelled = {"labelled_steps": real.sum()} if target.per_step else {}
+    assert result == {"records": 60, "steps": length.sum(), "loss": pytest.approx(loss[real].mean())} | labelled
 
 
 @EVERY_TARGET
@@ -127,6 +128,7 @@ def test_the_measures_of_thousands_of_classes_equal_a_count_by_hand():
 @EVERY_TARGET
 def test_without_labels_every_measure_is_none(target):
     nothing = {"records": 0, "steps": 0, "loss": None, "metrics": dict.fromkeys(metric_names(target))}
+    nothing |= {"labelled_steps": 0} if target.per_step else {}
     assert gather(target).result() == nothing
     parts = random_parts()
     [(_, groups)] = gather(target, breakdowns=[parts]).by_part()
