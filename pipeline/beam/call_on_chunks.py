@@ -8,8 +8,8 @@ import apache_beam as beam
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import in_global_window
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
-from pipeline.raw.replay import RejectsChunk
 from pipeline.writing.job import DatasetJob
+from pipeline.writing.parse_rejects import RejectsChunk
 
 # What a chunk counts for in a batch, at least, so that the summaries of a batch of tiny files take little memory.
 _MIN_BYTES = 2**12

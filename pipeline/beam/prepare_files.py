@@ -17,9 +17,9 @@ from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
-from pipeline.raw.replay import split_rejects
 from pipeline.writing.base import choose_mode
 from pipeline.writing.open_base import take_inputs
+from pipeline.writing.parse_rejects import split_rejects
 from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.stages import ParsedRuns, parse_into_runs
 

@@ -1,13 +1,11 @@
 """Checks the files of rejects: the counts by reason in the manifest, and in each summary, against their lines."""
 
 import collections
-import json
 from collections.abc import Iterable, Iterator, Mapping
-
-import orjson
 
 from pipeline.files import join, open_read
 from pipeline.format.manifest import FILE_NAME, Manifest
+from pipeline.format.reject_rows import read_row
 from pipeline.format.summary import GenerationSummary, Rejects, summary_path
 from pipeline.inspection.verify_counts import compare_counts
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_exists, collect_fault
@@ -72,18 +70,8 @@ def _count_reasons(path: str) -> _Reasons:
     with open_read(path) as file:
         for line in file:
             try:
-                reasons[str(_parse(line)["reason"])] += 1
-            except (ValueError, TypeError, KeyError, RecursionError):
+                reasons[read_row(line)["reason"]] += 1
+            except ValueError:
                 raise FaultError(offset, "is not a line of a rejects file") from None
             offset += len(line)
     return reasons
-
-
-def _parse(line: bytes) -> dict[str, object]:
-    try:
-        values = orjson.loads(line)
-    except ValueError:  # a message may quote half of a surrogate pair
-        values = json.loads(line.decode("utf-8", "surrogatepass"))
-    if not isinstance(values, dict):
-        raise TypeError
-    return values

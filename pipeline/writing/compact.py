@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from pipeline import progress
 from pipeline.errors import UserError, check_unpublished
-from pipeline.files import absolute, file_sha256, join, replace
+from pipeline.files import absolute, join
 from pipeline.format.manifest import Manifest, read_manifest
-from pipeline.format.merge_counts import merge_counts
 from pipeline.format.models import CountsFile, Split
-from pipeline.format.string_counts import write_counts
 from pipeline.format.summary import GenerationSummary, LeftOut, Rejects
 from pipeline.format.sums import merge_sums
 from pipeline.format.tfrecord import CorruptRecord
@@ -23,7 +21,8 @@ from pipeline.writing.commit_log import Change, commit, find_published, read_sum
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.merge_shards import merge_shards
-from pipeline.writing.paths import groups_path, new_generation, runs_folder, strings_path
+from pipeline.writing.merge_strings import merge_count_files
+from pipeline.writing.paths import groups_path, new_generation, strings_path
 from pipeline.writing.publish import discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import SHARD_BYTES
@@ -167,12 +166,9 @@ def _merge_counts(
     Args:
         summary: One of the summaries, which have the same splits.
     """
-    splits = summary.record_schema.split_names
     files = {join(output, file.path): file.sha256 for file in counts}
-    blocks = merge_counts(files, splits, folder=runs_folder(output, generation), digests=files)
-    with replace(join(output, path)) as file:
-        strings = write_counts(file, blocks, splits)
-    return CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)
+    schema = summary.record_schema
+    return merge_count_files(schema, files, path, output=output, generation=generation, digests=files)
 
 
 def _merge_rejects(summaries: Sequence[GenerationSummary]) -> tuple[Rejects, Rejects]:

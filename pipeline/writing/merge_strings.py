@@ -1,6 +1,6 @@
 """Adds up the counts of strings, and those of groups, of all shards of a generation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pipeline.files import exists, file_sha256, join, replace
 from pipeline.format.merge_counts import merge_counts
@@ -26,8 +26,12 @@ def merge_strings(
     shards = list(shards)
     # The shards of one number share a file.
     return {
-        name: _merge(
-            schema, {shard.strings[name] for shard in shards}, output, generation, strings_path(generation, file_name)
+        name: merge_count_files(
+            schema,
+            {shard.strings[name] for shard in shards},
+            strings_path(generation, file_name),
+            output=output,
+            generation=generation,
         )
         for name, file_name in vocabulary_file_names(schema.vocabulary_sizes).items()
     }
@@ -38,16 +42,28 @@ def merge_groups(schema: Schema, shards: Iterable[ShardSummary], *, output: str,
     if not schema.checks_groups:
         return None
     parts = {shard.groups for shard in shards if shard.groups is not None}
-    return _merge(schema, parts, output, generation, groups_path(generation))
+    return merge_count_files(schema, parts, groups_path(generation), output=output, generation=generation)
 
 
-def _merge(schema: Schema, parts: Iterable[str], output: str, generation: str, path: str) -> CountsFile:
-    """Writes the sums of files of counts to the file `path` of the dataset, if there is none."""
+def merge_count_files(
+    schema: Schema,
+    parts: Iterable[str],
+    path: str,
+    *,
+    output: str,
+    generation: str,
+    digests: Mapping[str, str] | None = None,
+) -> CountsFile:
+    """Writes the sums of the files of counts `parts` to the file `path` of the dataset, if there is none.
+
+    Args:
+        digests: SHA-256 of the parts for which it is known, by path.
+    """
     splits = schema.split_names
     if exists(join(output, path)):
         strings = sum(map(len, read_counts(join(output, path), splits)))
     else:
-        blocks = merge_counts(sorted(parts), splits, folder=runs_folder(output, generation))
+        blocks = merge_counts(sorted(parts), splits, folder=runs_folder(output, generation), digests=digests)
         with replace(join(output, path)) as file:
             strings = write_counts(file, blocks, splits)
     return CountsFile(path=path, sha256=file_sha256(join(output, path)), strings=strings)

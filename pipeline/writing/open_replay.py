@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import absolute, file_sha256, is_local, join, open_read, size
+from pipeline.format.reject_rows import read_row
 from pipeline.format.summary import NO_REJECTS, GenerationSummary, Rejects, RejectsFile
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.replay import read_row
 from pipeline.writing.base import Base
 from pipeline.writing.commit_log import read_summaries
 

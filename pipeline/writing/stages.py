@@ -11,7 +11,6 @@ from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin, Reject
-from pipeline.raw.replay import RejectsChunk, parse_rejects
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.copies import last_of_each, numbers_copies
@@ -21,6 +20,7 @@ from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
 from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.number_copies import number_copies
+from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects
 from pipeline.writing.published_ids import find_published, reject_published
 from pipeline.writing.shards import ShardSummary, ShardWriter
 

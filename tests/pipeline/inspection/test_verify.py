@@ -25,6 +25,7 @@ from pipeline.format.index import read_index, serialize_index
 from pipeline.format.manifest import read_manifest
 from pipeline.format.tfrecord import frame, masked_crc
 from pipeline.inspection.verify import Fault, verify
+from pipeline.inspection.verify_rejects import verify_rejects
 from pipeline.inspection.verify_report import Report, print_report
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
@@ -566,6 +567,9 @@ def test_a_missing_or_damaged_rejects_file_is_found(dataset):
     (dataset / path).write_bytes(lines[0] + b"no reject\n" + lines[2])
     (fault,) = verify(str(dataset)).faults
     assert (fault.file, fault.message.startswith("the SHA-256 of the file is")) == (path, True)
+    report = Report()
+    verify_rejects(str(dataset), read_manifest(str(dataset)), {}, report)  # without a digest of the file
+    assert report.faults == [Fault(path, len(lines[0]), "is not a line of a rejects file")]
     (dataset / path).unlink()
     assert verify(str(dataset)).faults == [Fault(path, None, "is missing, but the manifest lists it")]
 

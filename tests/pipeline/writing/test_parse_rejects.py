@@ -8,8 +8,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.rejects import IN_FILE, Origin, Reject
-from pipeline.raw.replay import RejectsChunk, parse_rejects, split_rejects
 from pipeline.schema.schema import Schema
+from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects, split_rejects
 
 SCHEMA = Schema.parse("id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: regression}\n")
 GOOD = b'{"id": "\xc3\xbc", "x": [1, 2], "y": 3}'

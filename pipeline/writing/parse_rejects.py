@@ -1,23 +1,17 @@
 """Parses the raw lines in a file of rejects again."""
 
-import base64
-import json
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import orjson
+from typing import NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.format.reject_rows import RejectRow, raw_line, read_row
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import Chunk, LineBatch, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits, parse_line
 from pipeline.raw.rejects import IN_FILE, Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-
-# An object of a file of rejects, by key.
-RejectRow = dict[str, Any]
 
 
 class RejectsChunk(NamedTuple):
@@ -32,29 +26,6 @@ def split_rejects(file: RawFile) -> Iterator[RejectsChunk]:
     """Yields the chunks of a file of rejects."""
     for chunk in split_file(file):
         yield RejectsChunk(chunk.path, chunk.start, chunk.stop)
-
-
-def read_row(line: bytes) -> RejectRow:
-    """Returns the object on a line of a file of rejects.
-
-    Raises:
-        ValueError: The line is not the object of a reject.
-    """
-    try:
-        row = orjson.loads(line)
-    except ValueError:  # a message may have half of a surrogate pair
-        row = json.loads(line.decode("utf-8", "surrogatepass"))
-    keys = {"file", "byte_offset", "line", "id", "reason", "message", "sha256"}
-    if not isinstance(row, dict) or not keys <= row.keys() or not isinstance(row["reason"], str):
-        raise ValueError("not the object of a reject")
-    return row
-
-
-def raw_line(row: RejectRow) -> bytes | None:
-    """Returns the raw line of a reject, or None if it was not kept."""
-    if "raw" in row:
-        return str(row["raw"]).encode()
-    return base64.b64decode(row["raw_base64"], validate=True) if "raw_base64" in row else None
 
 
 def parse_rejects(
