@@ -78,7 +78,7 @@ def counted(number: int, noun: str) -> str:
     >>> counted(1, "record"), counted(1200, "batch")
     ('1 record', '1,200 batches')
     """
-    plural = "es" if noun.endswith(("ch", "s")) else "s"
+    plural = "es" if noun.endswith(("tch", "s")) else "s"  # batches, but epochs
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 

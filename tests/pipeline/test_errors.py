@@ -35,11 +35,14 @@ def test_a_value_is_shown_as_its_json_cut_to_a_length(value, max_characters):
 
 
 def test_numbers_are_followed_by_their_noun_and_rates_have_two_digits():
-    assert [counted(n, noun) for n, noun in ((0, "record"), (1, "class"), (2, "class"), (1000, "batch"))] == [
+    assert [
+        counted(n, noun) for n, noun in ((0, "record"), (1, "class"), (2, "class"), (1000, "batch"), (2, "epoch"))
+    ] == [
         "0 records",
         "1 class",
         "2 classes",
         "1,000 batches",
+        "2 epochs",
     ]
     assert [rate(n, "step", 4) for n in (0, 1, 30, 39, 40, 1_234_567)] == [
         "0 steps/s",
