@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,13 @@ def buffered_console() -> Iterator[Console]:
     text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
     # A character that the terminal cannot encode is replaced instead of raising.
     sys.stdout.write(text.encode(console.encoding, "replace").decode(console.encoding))
+
+
+def table_fits(console: Console, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> bool:
+    """Returns whether `print_table` prints a table without breaking a cell or the name of a column into lines."""
+    widths = (max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True))
+    # A column has a space on each side, and one between it and the next column.
+    return sum(width + 3 for width in widths) - 1 <= console.width
 
 
 def print_table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:

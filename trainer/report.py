@@ -5,12 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 from rich.console import Console
 
 from pipeline.errors import counted
 from pipeline.schema.labels import class_name
-from pipeline.tables import buffered_console, print_table
+from pipeline.tables import buffered_console, print_table, table_fits
 from trainer.batching.plan import Plan
 
 # The metrics that fit into a table row, by the first metric of a label kind. All metrics are in the JSON file.
@@ -22,6 +21,7 @@ _SHOWN_METRICS = {
 _COLUMN_TITLES = {
     "top_3_accuracy": "top 3",
     "top_5_accuracy": "top 5",
+    "exact_match": "EM",
     "average_precision": "AP",
     "expected_calibration_error": "ECE",
 }
@@ -33,8 +33,6 @@ _MAX_CLASSES = 12
 # Number of classes in the table of the worst ones, if there are too many to list all, and of confused pairs.
 _WORST_CLASSES = 10
 _WORST_PAIRS = 10
-# Largest width of the counts in a confusion table, in characters.
-_COUNTS_WIDTH = 85
 
 
 def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
@@ -101,9 +99,7 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         for name in ("group", "source"):
             _print_largest(console, evaluation, name, shown)
         _print_classes(console, evaluation.get("by_class"))
-        if len(evaluation.get("by_class", ())) <= _MAX_CLASSES:
-            _print_confusion(console, evaluation.get("confusion"))
-        else:
+        if not _print_confusion(console, evaluation.get("confusion")):
             _print_confused_pairs(console, evaluation)
         abbreviated = [name for name in shown if _COLUMN_TITLES.get(name, "").isupper()]
         notes = [f"{_COLUMN_TITLES[name]}: {name.replace('_', ' ')}" for name in abbreviated]
@@ -225,15 +221,16 @@ def _class_title(name: Any) -> str:
     return "other" if name is None else class_name(name)
 
 
-def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> None:
-    if confusion is None:
-        return
+def _print_confusion(console: Console, confusion: dict[str, Any] | None) -> bool:
+    """Prints the counts as a table if there are few classes and the table is not too wide. Returns whether it did."""
+    if confusion is None or len(confusion["classes"]) > _MAX_CLASSES:
+        return False
     classes = [_class_title(name) for name in confusion["classes"]]
-    counts, title = np.array(confusion["counts"]), "Confusion (rows: labels, columns: predictions)"
-    if len(classes) * (len(str(counts.max())) + 3) > _COUNTS_WIDTH:
-        counts, title = np.rint(counts / 1000).astype(np.int64), f"{title}, in thousands"
-    rows = [(name, *map(str, row)) for name, row in zip(classes, counts.tolist(), strict=True)]
-    print_table(console, title, ("", *classes), rows)
+    rows = [(name, *map(str, row)) for name, row in zip(classes, confusion["counts"], strict=True)]
+    if not table_fits(console, ("", *classes), rows):
+        return False
+    print_table(console, "Confusion (rows: labels, columns: predictions)", ("", *classes), rows)
+    return True
 
 
 def _print_confused_pairs(console: Console, evaluation: dict[str, Any]) -> None:

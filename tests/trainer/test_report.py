@@ -79,6 +79,34 @@ def test_of_many_classes_the_most_confused_pairs_are_listed(capsys):
     assert not any("onfused" in line for line in few)
 
 
+def test_pairs_are_listed_if_a_confusion_table_is_wider_than_the_text(capsys):
+    """No name and no count is broken into lines, and counts are not rounded."""
+    pairs = [{"label": "x", "predicted": "y", "count": 9, "share": 0.5}]
+    more = {"confused_pairs": pairs, "confused_pairs_left_out": 0, "confused_pairs_undercount": 0}
+    for length in range(12, 30):
+        names = [f"{letter * length}" for letter in "abcd"]
+        more["confusion"] = {"classes": names, "counts": [[12345] * 4] * 4}
+        lines = printed(capsys, by_class=[of_class(name, 0.5, 9) for name in names], **more)
+        titles = [line for line in lines if "onfus" in line]
+        if 5 * (length + 3) - 1 <= 100:  # by hand: five columns of this width
+            assert titles == ["Confusion (rows: labels, columns: predictions)"]
+            assert table(lines, titles[0]) == [[name, *["12345"] * 4] for name in names]
+        else:
+            assert titles == ["Most confused classes, 1 of 1 pair"]
+            assert table(lines, titles[0]) == [["x", "y", "9", "50.0%"]]
+
+
+def test_the_widest_table_of_metrics_breaks_no_title(capsys):
+    """Several classes for each step, up to ten million labels."""
+    names = ("nll", "micro_f1", "macro_f1", "exact_match", "auc", "average_precision", "expected_calibration_error")
+    whole = {"records": 1_000_000, "steps": 10_000_000, "labelled_steps": 10_000_000, "loss": 12.5}
+    whole["metrics"] = dict.fromkeys(names, 0.5)
+    lines = printed(capsys, **whole, by_length=[{"min_steps": 100, "max_steps": 1000, **whole}])
+    title = lines[lines.index("Split test") + 1]
+    assert title.split() == ["steps", "records", "labels", "loss", "micro_f1", "macro_f1", "EM", "auc", "AP", "ECE"]
+    assert any("EM: exact match;" in line for line in lines)
+
+
 def test_classes_that_a_label_may_have_several_of_are_not_confused(capsys):
     lines = printed(capsys, by_class=[of_class(f"c{n}", 0.5, 9) for n in range(13)])
     assert not any("onfus" in line for line in lines)
