@@ -145,6 +145,34 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
 
 
+def prepare_parts(
+    options: PrepareOptions,
+    schema: Schema,
+    files: Sequence[RawFile],
+    job: DatasetJob,
+    beam_options: dict[str, Any],
+    *,
+    announce: bool = True,
+) -> Manifest:
+    """Adds parts of files that a stream follows to a dataset, in one commit, and returns its manifest.
+
+    Args:
+        job: The names of the files, and the dataset as it is.
+        announce: Whether a line on stderr says where a local pipeline runs.
+
+    Raises:
+        UserError: As `prepare`.
+        NothingNew: There is no dataset yet, and no record was accepted.
+        TryAgain: A file was changed while it was read, or another job took the same part.
+    """
+    check_kinds([file for file in files if not file.start])
+    check_free_space(files, schema, job.files.output)
+    total_bytes = sum(file.num_bytes for file in files)
+    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
+    with start_workers(num_workers, "pipeline.writing.stages") as pool:
+        return _run_job(options, schema, files, total_bytes, job, Replay(), pool, beam_options, announce)
+
+
 def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> tuple[Base, Replay]:
     """Returns the dataset to add to or replace, and its rejects to try again."""
     if not options.replay:
@@ -208,6 +236,7 @@ def _run_job(
     replay: Replay,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
+    announce: bool = True,
 ) -> Manifest:
     # Importing Beam takes a second. The workers start meanwhile.
     from pipeline.beam.prepare_files import PrepareFiles
@@ -216,7 +245,7 @@ def _run_job(
 
     output, generation = job.files.output, job.files.generation
     limits = Limits(options.max_record_bytes, options.max_record_steps)
-    pipeline = make_pipeline(beam_options)
+    pipeline = make_pipeline(beam_options, announce=announce)
     write = WriteDataset(
         schema,
         output,
@@ -280,7 +309,7 @@ def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
         if chunk is None:
             continue
         if not chunk.compressed:
-            chunk = chunk._replace(stop=min(chunk.stop, _SAMPLE_BYTES))
+            chunk = chunk._replace(stop=min(chunk.stop, chunk.start + _SAMPLE_BYTES))
         lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
         if isinstance(lines, LineBatch):
             raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _COMPRESSION_RATIO)

@@ -181,7 +181,8 @@ def _publish(
     rejects: list[RejectsFile],
     sources: list[SourcesFile],
 ) -> Manifest:
-    publisher = make_publisher(job.files.generation, job.base, replayed=job.replayed, left_out=job.left_out)
+    more = {"replayed": job.replayed, "left_out": job.left_out, "recent": job.recent}
+    publisher = make_publisher(job.files.generation, job.base, **more)
     return publisher.publish(shards, rejects, sources)
 
 

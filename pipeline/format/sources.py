@@ -8,6 +8,15 @@ breaks, blank lines and compression. (A compressed file is one chunk: above the 
 that of the plain file.)
 
 If raw files are given by split, the column `split` has the split for which a file was given.
+
+A stream reads a file in parts, and has a row for each part in the generation that took it. Four more columns say which
+part it is; they are null for a file that was not followed:
+- `start`: offset of the part in the file. The stream goes on at `start` + `stored_bytes`.
+- `lines`: number of lines of the file before the end of the part.
+- `rewrites`: how often the file had been read from its start before, since other content took its place. Of all rows of
+  a path, the one with the largest `rewrites` and then the largest end is the place up to which the file was read.
+- `tail`: SHA-256 of the last 4,096 bytes before that end (or of all, if there are fewer), as they are stored.
+`bytes`, `stored_bytes` and `sha256` are those of the part. A compressed file is one part.
 """
 
 import contextlib
@@ -25,7 +34,7 @@ from pipeline.format.models import Count, InsidePath, Model, Sha256
 # A block, which is one row group, has at most this number of rows, and this number of bytes in its paths (or one path).
 BLOCK_FILES, BLOCK_BYTES = 2**14, 2**20
 # What the other columns and the headers of pages take in a block, at most.
-_OTHER_BYTES = 2**16 + 64 * BLOCK_FILES
+_OTHER_BYTES = 2**16 + 128 * BLOCK_FILES
 
 COLUMNS = pa.schema(
     [
@@ -37,6 +46,16 @@ COLUMNS = pa.schema(
 )
 SPLIT = "split"
 COLUMNS_WITH_SPLIT = COLUMNS.append(pa.field(SPLIT, pa.string(), nullable=False))
+START = "start"
+_RANGE_COLUMNS = [
+    pa.field(START, pa.int64()),
+    pa.field("lines", pa.int64()),
+    pa.field("rewrites", pa.int64()),
+    pa.field("tail", pa.binary(32)),
+]
+_ALL_COLUMNS = [
+    columns for some in (COLUMNS, COLUMNS_WITH_SPLIT) for columns in (some, pa.schema([*some, *_RANGE_COLUMNS]))
+]
 
 
 class SourcesFile(Model):
@@ -45,55 +64,95 @@ class SourcesFile(Model):
     Attributes:
         path: Path of the file, inside the dataset.
         sha256: SHA-256 of the file.
-        files: Number of raw files.
+        files: Number of rows: raw files, or parts of them.
         bytes: Number of bytes of their lines, decompressed.
+        parts: Number of rows that are parts of files which a stream follows.
+        later_parts: Number of those that do not begin at the start of their file.
     """
 
     path: InsidePath
     sha256: Sha256
     files: Count
     bytes: Count
+    parts: Count = 0
+    later_parts: Count = 0
+
+    @property
+    def unused(self) -> set[str]:
+        """Fields to leave out, so that a list without parts has the same JSON as before there were any."""
+        return set() if self.parts else {"parts", "later_parts"}
 
 
 class SourceRow(NamedTuple):
-    """A raw file as it was read. The description of this module says what each value is."""
+    """A raw file, or a part of one, as it was read. The description of this module says what each value is."""
 
     path: str
     num_bytes: int
     stored_bytes: int
     sha256: bytes
     split: str | None = None
+    start: int | None = None
+    lines: int | None = None
+    rewrites: int | None = None
+    tail: bytes | None = None
 
 
-def write_sources(file: IO[bytes], rows: Iterable[SourceRow]) -> tuple[int, int]:
+class WrittenSources(NamedTuple):
+    """The counts of a SourcesFile."""
+
+    files: int
+    bytes: int
+    parts: int = 0
+    later_parts: int = 0
+
+
+def write_sources(file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: bool | None = None) -> WrittenSources:
     """Writes rows to a file that is open for writing. Memory holds one block.
 
     Args:
         rows: Sorted by path. A path occurs again if its file was taken again with other content; the newest is last.
             All have a split, or none has.
-
-    Returns:
-        The number of raw files, and the sum of their `bytes`.
+        with_parts: Whether some rows are parts of files. None: if the first one is.
 
     Raises:
         ValueError: The rows are not sorted, a number is negative, or some of the rows have no split.
     """
-    num_files = num_bytes = 0
+    total = WrittenSources(0, 0)
     options = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
     rows = iter(rows)
     first = next(rows, None)
     columns = COLUMNS if first is None or first.split is None else COLUMNS_WITH_SPLIT
+    if with_parts or (with_parts is None and first is not None and first.start is not None):
+        columns = pa.schema([*columns, *_RANGE_COLUMNS])
     blocks = _cut_into_blocks(itertools.chain([] if first is None else [first], rows))
     with pq.ParquetWriter(file, columns, compression="zstd", **options) as writer:
         for block in _check_rows((_to_table(block, columns) for block in blocks), "The sources to write"):
             writer.write_table(block, row_group_size=len(block))
-            num_files += len(block)
-            num_bytes += pc.sum(block["bytes"]).as_py()
-    return num_files, num_bytes
+            total = WrittenSources(*map(sum, zip(total, _count(block), strict=True)))
+    return total
+
+
+def _count(block: pa.Table) -> WrittenSources:
+    parts = later = 0
+    if START in block.column_names:
+        parts = len(block) - block[START].null_count
+        later = pc.sum(pc.greater(block[START], 0)).as_py() or 0
+    return WrittenSources(len(block), pc.sum(block["bytes"]).as_py(), parts, later)
+
+
+def rows_of(block: pa.Table) -> Iterator[SourceRow]:
+    """Yields the rows of a block."""
+    names = [_FIELDS.get(name, name) for name in block.column_names]
+    for values in zip(*(column.to_pylist() for column in block.columns), strict=True):
+        yield SourceRow(**dict(zip(names, values, strict=True)))
+
+
+# The field of SourceRow for a column with another name.
+_FIELDS = {"bytes": "num_bytes"}
 
 
 def read_sources(dataset: str, file: SourcesFile) -> Iterator[pa.Table]:
-    """Yields the blocks of a file of sources: tables with the columns COLUMNS or COLUMNS_WITH_SPLIT.
+    """Yields the blocks of a file of sources: tables with the columns COLUMNS, and those for splits and parts if used.
 
     Memory holds one block.
 
@@ -132,7 +191,7 @@ def _read_blocks(path: str, parquet: pq.ParquetFile) -> Iterator[pa.Table]:
 def _check_footer(path: str, parquet: pq.ParquetFile, files: int) -> None:
     """Checks all that the footer claims, before any block is read."""
     found, metadata = parquet.schema_arrow, parquet.metadata
-    if not found.equals(COLUMNS) and not found.equals(COLUMNS_WITH_SPLIT):
+    if not any(map(found.equals, _ALL_COLUMNS)):
         raise ValueError(f"{path}: has the columns {_describe(found)}, expected {_describe(COLUMNS)}.")
     if metadata.num_rows != files:
         raise ValueError(f"{path}: lists {metadata.num_rows:,} raw files, expected {files:,}.")
@@ -162,7 +221,21 @@ def _check_rows(blocks: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
             smallest = pc.min(block[column]).as_py()
             if smallest < 0:
                 raise ValueError(f"{name}: {column} is {smallest:,}, expected at least 0.")
+        if START in block.column_names:
+            _check_parts(block, name)
         yield block
+
+
+def _check_parts(block: pa.Table, name: str) -> None:
+    """Raises a ValueError if a row has some of the values of a part, but not all, or a number is negative."""
+    is_part = pc.is_valid(block[START])
+    for column in ("lines", "rewrites", "tail"):
+        if not pc.is_valid(block[column]).equals(is_part):
+            raise ValueError(f"{name}: some parts of files have a {START} without {column}, or the reverse.")
+    for column in (START, "lines", "rewrites"):
+        smallest = pc.min(block[column]).as_py()
+        if smallest is not None and smallest < 0:
+            raise ValueError(f"{name}: {column} is {smallest:,}, expected at least 0.")
 
 
 def _cut_into_blocks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
@@ -183,7 +256,9 @@ def _to_table(rows: list[SourceRow], columns: pa.Schema) -> pa.Table:
     has_split = SPLIT in columns.names
     if any((row.split is not None) != has_split for row in rows):
         raise ValueError("The sources to write: some of them have a split, and some have none.")
-    values = list(zip(*rows, strict=True))[: len(columns)]
+    if START not in columns.names and any(row.start is not None for row in rows):
+        raise ValueError("The sources to write: some of them are parts of files, but the first one is not.")
+    values = [[getattr(row, _FIELDS.get(name, name)) for row in rows] for name in columns.names]
     return pa.table([pa.array(column, field.type) for column, field in zip(values, columns, strict=True)], columns)
 
 

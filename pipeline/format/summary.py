@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -135,8 +135,9 @@ class GenerationSummary(Model):
     def to_json(self) -> bytes:
         """Returns the bytes of the file."""
         # So that a summary without them has the same bytes as before there were any.
-        unused = {"left_out"} if not self.left_out.files else set()
-        unused |= {"groups"} if self.groups is None else set()
+        unused: dict[str, Any] = {} if self.left_out.files else {"left_out": True}
+        unused |= {"groups": True} if self.groups is None else {}
+        unused |= {"sources": self.sources.unused}
         values = self.model_dump(mode="json", by_alias=True, exclude=unused)
         values |= {"schema": self.record_schema.canonical()}
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"

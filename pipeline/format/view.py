@@ -68,7 +68,8 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
         vocabularies=commit.vocabularies,
         rejected=_add_rejects(parts),
         inputs=InputTotals(
-            files=sum(part.sources.files for part in parts), bytes=sum(part.sources.bytes for part in parts)
+            files=sum(part.sources.files - part.sources.later_parts for part in parts),
+            bytes=sum(part.sources.bytes for part in parts),
         ),
         software=newest.software,
     )

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.errors import UserError, counted, show
 from pipeline.files import absolute, beam_filesystems, is_local, list_files
@@ -22,18 +22,44 @@ _OTHER_COMPRESSION = (".zip", ".lz4", ".7z", ".tar", ".tgz")
 _MAX_NAMES = 20
 
 
+class FileRange(NamedTuple):
+    """The place of a part of a file that is followed: each part is read once, and begins where the last one ended.
+
+    Attributes:
+        start: Offset of the part in the file, in bytes; it is the start of a line.
+        lines: Number of lines in the file before it.
+        rewrites: How often the file had been read from its start before, since other content took its place.
+        tail: SHA-256 of the last bytes before the end of the part, at most TAIL_BYTES of them.
+    """
+
+    start: int
+    lines: int
+    rewrites: int
+    tail: bytes
+
+
+TAIL_BYTES = 4096
+
+
 class RawFile(NamedTuple):
-    """A raw file.
+    """A raw file, or a part of one.
 
     Attributes:
         path: The file.
-        num_bytes: Its stored size in bytes.
+        num_bytes: Its stored size in bytes, or that of the part.
         split: Split for which it was given; None if files are not given by split.
+        range: Where the part is. None for a whole file that is not followed.
     """
 
     path: str
     num_bytes: int
     split: str | None = None
+    range: FileRange | None = None
+
+    @property
+    def start(self) -> int:
+        """Offset of the first byte to read."""
+        return 0 if self.range is None else self.range.start
 
 
 # A path, a glob or a folder, or a list of them; a file that was found already stands for itself.
@@ -170,14 +196,22 @@ def _select(inside: Iterable[RawFile], folder: str) -> FoundFiles:
         inside: The files. A size of -1 is looked up.
     """
     found = FoundFiles([], [])
-    for path, num_bytes, _ in inside:
-        has_ending = _RAW_NAME.search(path) is not None
-        is_hidden = any(part.startswith((".", "_")) for part in path[len(folder) :].split("/"))
-        if has_ending and not is_hidden:
+    for path, num_bytes, *_ in inside:
+        choice = choose_by_name(path, folder)
+        if choice == "read":
             found.files.append(RawFile(path, os.path.getsize(path) if num_bytes < 0 else num_bytes))
-        elif has_ending or not is_hidden:
+        elif choice == "left out":
             found.left_out.append(path)
     return found
+
+
+def choose_by_name(path: str, folder: str) -> Literal["read", "left out", "hidden"]:
+    """Returns what is done with a file in a folder: a file that is left out is named, a hidden one is not."""
+    has_ending = _RAW_NAME.search(path) is not None
+    is_hidden = any(part.startswith((".", "_")) for part in path[len(folder) :].split("/"))
+    if has_ending and not is_hidden:
+        return "read"
+    return "left out" if has_ending or not is_hidden else "hidden"
 
 
 def _is_folder(path: str) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from pipeline import progress
-from pipeline.errors import UserError
+from pipeline.errors import TryAgain, UserError
 from pipeline.files import open_read
 from pipeline.raw.compression import MAGIC_BYTES, decompress, find_compression, refuse_bomb
-from pipeline.raw.find_files import RawFile
+from pipeline.raw.find_files import TAIL_BYTES, FileRange, RawFile
 from pipeline.raw.line_splitter import BLOCK_BYTES, BYTE_ORDER_MARK, Line, LineSplitter
 from pipeline.raw.records import LIMITS, Limits, parse_line
 from pipeline.raw.rejects import Origin, RecordError, Reject
@@ -38,8 +38,9 @@ class Chunk(NamedTuple):
         path: The file.
         start, stop: Offsets in the file, in bytes.
         compressed: Whether the file is compressed.
-        file_bytes: Size of the file when it was listed.
+        file_bytes: Size of the file when it was listed; of a part of a file, the end of the part.
         split: Split for which the file was given; None if files are not given by split.
+        range: Of a file that is followed, the part to which the chunk belongs.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Chunk(NamedTuple):
     compressed: bool
     file_bytes: int
     split: str | None = None
+    range: FileRange | None = None
 
 
 class ChunkSummary(NamedTuple):
@@ -61,6 +63,7 @@ class ChunkSummary(NamedTuple):
         num_lines: Number of lines, including blank lines.
         sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once.
         split: Split for which the file was given.
+        range: Of a file that is followed, the part to which the chunk belongs.
     """
 
     path: str
@@ -70,6 +73,7 @@ class ChunkSummary(NamedTuple):
     num_lines: int
     sha256: bytes
     split: str | None = None
+    range: FileRange | None = None
 
 
 class LineBatch(NamedTuple):
@@ -102,14 +106,17 @@ class LineBatch(NamedTuple):
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:
-    """Yields the chunks of a file, at least one. Compression is recognized by the first bytes, not by the name."""
+    """Yields the chunks of a file or of a part of it, at least one.
+
+    Compression is recognized by the first bytes, not by the name.
+    """
     with open_read(file.path) as stream:
         if find_compression(stream.read(MAGIC_BYTES)) is not None:
-            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes, file.split)
+            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes, file.split, file.range)
             return
-    for start in range(0, max(1, file.num_bytes), CHUNK_BYTES):
-        stop = min(start + CHUNK_BYTES, file.num_bytes)
-        yield Chunk(file.path, start, stop, False, file.num_bytes, file.split)
+    end = file.start + file.num_bytes
+    for start in range(file.start, max(file.start + 1, end), CHUNK_BYTES):
+        yield Chunk(file.path, start, min(start + CHUNK_BYTES, end), False, end, file.split, file.range)
 
 
 def read_chunk(
@@ -126,6 +133,7 @@ def read_chunk(
     Raises:
         UserError: The file cannot be read, is not a complete compressed file, looks like a decompression bomb, or is
             shorter than when it was listed. A compressed file must not have become longer either.
+        TryAgain: Another file has taken the place of a file that is followed, or it was rewritten.
     """
     try:
         with open_read(chunk.path) as stored:
@@ -136,8 +144,34 @@ def read_chunk(
                 blocks = _read_blocks(stored, chunk.start, chunk.stop)
                 yield from _read_batches(chunk, blocks, batch_bytes, record_bytes)
             _check_size(stored, chunk)
+            if chunk.range is not None and tail_digest(stored, chunk.file_bytes) != chunk.range.tail:
+                raise _changed(chunk.path)
+    except FileNotFoundError as error:
+        if chunk.range is not None:
+            raise _changed(chunk.path) from None
+        raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
     except OSError as error:
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
+
+
+class HashedFile(NamedTuple):
+    """What the lines of a file, or of a part of it, are known by."""
+
+    num_bytes: int
+    num_lines: int
+    sha256: bytes
+
+
+def hash_file(file: RawFile, *, record_bytes: int = LIMITS.record_bytes) -> HashedFile:
+    """Returns the size and the digest of a file, as its chunks give them."""
+    digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
+    for chunk in split_file(file):
+        for item in read_chunk(chunk, record_bytes=record_bytes):
+            if isinstance(item, ChunkSummary):
+                digest.update(item.sha256)
+                num_bytes += item.num_bytes
+                num_lines += item.num_lines
+    return HashedFile(num_bytes, num_lines, digest.digest())
 
 
 def _check_size(file: IO[bytes], chunk: Chunk) -> None:
@@ -145,10 +179,23 @@ def _check_size(file: IO[bytes], chunk: Chunk) -> None:
     file.seek(0, os.SEEK_END)
     num_bytes = file.tell()
     if num_bytes < chunk.file_bytes or (chunk.compressed and num_bytes > chunk.file_bytes):
+        if chunk.range is not None:
+            raise _changed(chunk.path)
         raise UserError(
             f"{chunk.path}: has {num_bytes:,} bytes now, but had {chunk.file_bytes:,} when it was listed: it was "
             "changed meanwhile. Run the command again when the file is complete."
         )
+
+
+def _changed(path: str) -> TryAgain:
+    return TryAgain(f"{path}: was replaced or rewritten while it was read. Nothing was published.")
+
+
+def tail_digest(file: IO[bytes], end: int) -> bytes:
+    """Returns the SHA-256 of the last TAIL_BYTES bytes of a file before the offset `end`, or of all of them."""
+    start = max(0, end - TAIL_BYTES)
+    file.seek(start)
+    return hashlib.sha256(file.read(end - start)).digest()
 
 
 def _read_blocks(stream: Any, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -209,7 +256,7 @@ def _read_batches(
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
     numbers = num_bytes, chunk.stop - chunk.start, batches.num_lines
-    yield ChunkSummary(chunk.path, chunk.start, *numbers, batches.digest.digest(), chunk.split)
+    yield ChunkSummary(chunk.path, chunk.start, *numbers, batches.digest.digest(), chunk.split, chunk.range)
 
 
 class _Batches:

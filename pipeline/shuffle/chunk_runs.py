@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
+from pipeline.raw.find_files import FileRange
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, merge_row_runs
 
@@ -30,9 +31,11 @@ def merge_chunk_runs(chunk_runs: Iterable[ChunkRun]) -> Iterator[Iterator[ChunkS
 
 
 def _to_row(chunk: ChunkSummary) -> Row:
-    return [*chunk[:-2], chunk.sha256.hex(), chunk.split]
+    place = [] if chunk.range is None else [*chunk.range[:-1], chunk.range.tail.hex()]
+    return [*chunk[:5], chunk.sha256.hex(), chunk.split, place]
 
 
 def _from_row(row: Row) -> ChunkSummary:
-    *numbers, sha256, split = row
-    return ChunkSummary._make([*numbers, bytes.fromhex(sha256), split])
+    *numbers, sha256, split, place = row
+    found = FileRange._make([*place[:-1], bytes.fromhex(place[-1])]) if place else None
+    return ChunkSummary._make([*numbers, bytes.fromhex(sha256), split, found])

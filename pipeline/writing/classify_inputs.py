@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.format.sources import SPLIT, SourcesFile, read_sources
+from pipeline.format.sources import SPLIT, START, SourcesFile, read_sources
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
 from pipeline.raw.records import LIMITS
@@ -58,12 +58,14 @@ class ChangedInput(NamedTuple):
         now: Its content.
         before: Its content when the dataset took it; the last time, if it did so more than once.
         split: Split for which it was given then.
+        is_followed: Whether a stream has taken a part of it.
     """
 
     file: RawFile
     now: Content
     before: Content
     split: str | None = None
+    is_followed: bool = False
 
 
 class ClassifiedInputs(NamedTuple):
@@ -90,8 +92,14 @@ class ClassifiedInputs(NamedTuple):
                     f"{split}. Give it for the same split, or leave it out; to move it, prepare all raw files again "
                     "with --overwrite."
                 )
+        followed = next((each.file for each in self.changed if each.is_followed), None)
+        if followed is not None:
+            raise UserError(
+                f"{followed.path}: a stream has read a part of it into the dataset, so it cannot be added as a whole. "
+                "Go on with `prepare --streaming` on its folder, or leave it out."
+            )
         if self.changed and not add_changed:
-            file, now, before, _ = self.changed[0]
+            file, now, before, *_ = self.changed[0]
             more = f" (and {len(self.changed) - 1:,} more)" if len(self.changed) > 1 else ""
             raise UserError(
                 f"{file.path}{more}: has {_describe(now)} now, but had {_describe(before)} when the dataset took it; "
@@ -165,6 +173,8 @@ class _Comparison:
         self._taken = np.full(len(files), None, object)
         # The splits of the source with the same content, and of the one with the same path.
         self._taken_split, self._before_split = (np.full(len(files), None, object) for _ in range(2))
+        # Whether a stream has taken a part of the file with the same path.
+        self._is_followed = np.zeros(len(files), bool)
 
     def compare_names(self, rows: pa.Table) -> None:
         """Compares the paths and sizes of the files with those of the next sources."""
@@ -173,6 +183,8 @@ class _Comparison:
         self._before.set(numbers, found["bytes"].to_numpy(), found["sha256"].to_pylist())
         if SPLIT in found.column_names:
             self._before_split[numbers] = found[SPLIT].to_pylist()
+        if START in found.column_names:
+            self._is_followed[numbers] |= pc.is_valid(found[START]).to_numpy()
 
     def find_candidates(self) -> list[int]:
         """Returns the numbers of the files that must be read to find out whether the dataset has them."""
@@ -205,7 +217,8 @@ class _Comparison:
                 classified.taken.append(TakenInput(file, self._taken[number], self._taken_split[number]))
             elif known[number]:
                 contents = self._now.get(number), self._before.get(number)
-                classified.changed.append(ChangedInput(file, *contents, self._before_split[number]))
+                more = self._before_split[number], bool(self._is_followed[number])
+                classified.changed.append(ChangedInput(file, *contents, *more))
             else:
                 classified.new.append(file)
         return classified

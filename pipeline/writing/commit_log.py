@@ -164,7 +164,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
         read = reader(output)
         parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
-        if change.operation == "append":
+        if change.operation in ("append", "stream"):
             check_not_replayed(output, change.added, head.manifest)
             meanwhile = [summary for summary, _ in parts if summary.generation not in change.base.summaries]
             check_no_conflict(output, change.added, meanwhile)

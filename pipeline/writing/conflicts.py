@@ -1,13 +1,15 @@
 """Decides whether new records fit a dataset: the schema, and what other jobs published meanwhile."""
 
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import TryAgain, UserError, show
 from pipeline.format.manifest import Manifest
-from pipeline.format.sources import SourcesFile, read_sources
+from pipeline.format.sources import SourceRow, SourcesFile, read_sources, rows_of
 from pipeline.format.summary import GenerationSummary
 from pipeline.schema.compatibility import find_difference
 from pipeline.schema.schema import Schema
@@ -23,6 +25,7 @@ def check_no_conflict(output: str, added: GenerationSummary, others: Sequence[Ge
     """
     for other in others:
         found = _find_common_source(output, added.sources, other.sources)
+        found = found or _find_common_part(output, added.sources, other.sources)
         if found is not None:
             raise TryAgain(
                 f"{output}: another job added the raw file {found} meanwhile (generation {other.generation}). Nothing "
@@ -49,6 +52,36 @@ def _find_common_source(output: str, some: SourcesFile, others: SourcesFile) -> 
                 path: str = common["path"][0].as_py()
                 return path
     return None
+
+
+def _find_common_part(output: str, some: SourcesFile, others: SourcesFile) -> str | None:
+    """Returns the path of a file of which `some` has a part that does not follow what `others` has of it, or None.
+
+    Also if one of the two took it as a whole file.
+    """
+    if not some.parts and not others.parts:
+        return None
+    for other in read_sources(output, others):
+        ends: dict[str, Place] = {}
+        for row in rows_of(other):
+            ends[row.path] = max(ends.get(row.path, (0, 0)), _end(row))
+        for block in read_sources(output, some):
+            for row in rows_of(block):
+                if row.path in ends and _begin(row) < ends[row.path]:
+                    return row.path
+    return None
+
+
+# The number of rewrites, and the offset in the file. A whole file begins before any part of it, and ends after it.
+Place: TypeAlias = tuple[float, float]
+
+
+def _begin(row: SourceRow) -> Place:
+    return (-math.inf, 0) if row.start is None or row.rewrites is None else (row.rewrites, row.start)
+
+
+def _end(row: SourceRow) -> Place:
+    return (math.inf, 0) if row.start is None or row.rewrites is None else (row.rewrites, row.start + row.stored_bytes)
 
 
 def check_not_replayed(output: str, added: GenerationSummary, manifest: Manifest | None) -> None:

@@ -23,6 +23,13 @@ class JobFiles(NamedTuple):
     folder: str
 
 
+class Recent(NamedTuple):
+    """The number of records that a round of a stream read, and how many of them it rejected."""
+
+    records: int
+    rejected: int
+
+
 class DatasetJob(NamedTuple):
     """One run that writes a generation of a dataset.
 
@@ -31,12 +38,15 @@ class DatasetJob(NamedTuple):
         base: The dataset as it was when the run began.
         replayed: Rejects of earlier generations that the run takes back, because it parses their records again.
         left_out: The files in the folders of raw files that the run does not read.
+        recent: For a round of a stream, what the rounds before it read, the newest first. `--max_rejected` then applies
+            to the newest rounds that have at least 1,000 records, and not to fewer. None for any other job.
     """
 
     files: JobFiles
     base: Base
     replayed: Rejects = NO_REJECTS
     left_out: LeftOut = NO_LEFT_OUT
+    recent: tuple[Recent, ...] | None = None
 
 
 def name_files(output: str) -> JobFiles:

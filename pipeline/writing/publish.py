@@ -1,7 +1,7 @@
 """Publishes a generation: decides whether it may become part of the dataset, and adds a commit in one step."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.errors import NothingNew, UserError, counted
 from pipeline.files import join, list_files, remove, remove_folder, size
@@ -15,6 +15,7 @@ from pipeline.schema.schema import Schema
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import build_summary
 from pipeline.writing.commit_log import Change, commit, find_published, write_summary
+from pipeline.writing.job import Recent
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.merge_strings import merge_groups, merge_strings
 from pipeline.writing.paths import is_written_by_prepare, marker_path
@@ -24,6 +25,8 @@ from pipeline.writing.shards import ShardSummary
 
 # Default of --max_rejected: the share of the records that may be rejected.
 DEFAULT_MAX_REJECTED = 0.01
+# A stream applies it to at least this number of records.
+STREAM_RECORDS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Publisher:
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         replayed: Rejects of earlier generations that this one takes back.
         left_out: The files beside the raw files that were not read.
+        recent: For a round of a stream, what the rounds before it read, the newest first. Its commit also says up to
+            where each file was read, so it is made even if there is no record.
     """
 
     schema: Schema
@@ -50,6 +55,7 @@ class Publisher:
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     replayed: Rejects = NO_REJECTS
     left_out: LeftOut = NO_LEFT_OUT
+    recent: Sequence[Recent] | None = None
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
@@ -63,20 +69,24 @@ class Publisher:
                 a dataset in the meantime. Nothing is published then, and the rejects files remain.
             TryAgain: Another job added the same records or raw files in the meantime. Nothing is published.
             LockTimeout: The lock of the dataset could not be had in time. Nothing is published.
-            NothingNew: The raw files have no records, or all replayed records were rejected again.
+            NothingNew: The raw files have no records, or all replayed records were rejected again. Or it would be the
+                first commit of a stream, and has no record.
         """
         published = find_published(self.output, self.generation, after=self.base.number)
         if published is not None:
             return published
         shards, rejects = sorted(shards, key=lambda shard: shard.number), list(rejects)
         records = sum(shard.shard.records for shard in shards)
-        if not records and not rejects and self.base.mode == "append":
+        if self.recent is not None:
+            self._check_stream(rejects, records, self.recent)
+        elif not records and not rejects and self.base.mode == "append":
             raise NothingNew(f"{self.output}: the new raw files contain no records. Nothing was published.")
-        self._check_rejects(rejects, records)
+        else:
+            self._check_rejects(rejects, records)
         summary = self._summarize(shards, rejects, list(sources))
         self._check_shard_sizes(summary)
         write_summary(self.output, summary)
-        change = Change(self.base.mode, self.base, summary)
+        change = Change(self.base.mode if self.recent is None else "stream", self.base, summary)
         manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
         self._remove_temporary_files(summary)
         return manifest
@@ -107,6 +117,25 @@ class Publisher:
             paths = tuple(file.path for file in rejects)
             rejected = Rejected(total=num_fresh, by_reason=fresh, files=paths)
             check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
+
+    def _check_stream(self, rejects: list[RejectsFile], records: int, recent: Sequence[Recent]) -> None:
+        """Enforces `--max_rejected` over the newest rounds of a stream that have at least STREAM_RECORDS records.
+
+        Raises:
+            UserError: Too many of these records were rejected.
+            NothingNew: There is no record, and the dataset does not exist yet.
+        """
+        found = count_rejects(rejects)
+        rejected, total = found.total, found.total + records
+        for before in recent:
+            if total >= STREAM_RECORDS:
+                break
+            rejected, total = rejected + before.rejected, total + before.records
+        if total >= STREAM_RECORDS and rejected / total > self.max_rejected:
+            raise _too_many_rejected(self.output, found, rejected, total, "the last ", self.max_rejected)
+        if not records and not self.base.number:
+            remove([join(self.output, file.path) for file in rejects])  # they are read again
+            raise NothingNew(f"{self.output}: does not exist yet, and no record was accepted. Nothing was published.")
 
     def _summarize(
         self, shards: list[ShardSummary], rejects: list[RejectsFile], sources: list[SourcesFile]
@@ -163,23 +192,39 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
         UserError: More than `max_rejected` of the records were rejected, or no record is left.
     """
     total = records + rejected.total
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
-    where = ", ".join(join(output, path) for path in rejected.files)
     if total == 0:
         raise UserError(
             "The input contains no records: its files are empty, or all lines are blank. Nothing was published."
         )
     # A quotient: 29 of 100 gives exactly the float 0.29, but 0.29 × 100 gives less than 29.
     if rejected.total / total > max_rejected:
-        were = "was" if rejected.total == 1 else "were"
-        raise UserError(
-            f"{rejected.total:,} of {counted(total, 'record')} ({rejected.total / total:.2%}) {were} rejected: "
-            f"{reasons}; at most {max_rejected:.2%} may be. Nothing was published. The rejects are in {where}; "
-            "correct the records or the schema, or allow more with --max_rejected."
-        )
+        raise _too_many_rejected(output, rejected, rejected.total, total, "", max_rejected)
     if records == 0:
         all_of_them = "The only record was" if total == 1 else f"All {total:,} records were"
-        raise UserError(f"{all_of_them} rejected: {reasons}. Nothing was published. The rejects are in {where}.")
+        raise UserError(
+            f"{all_of_them} rejected: {_list_reasons(rejected)}. Nothing was published. The rejects are in "
+            f"{_list_files(output, rejected)}."
+        )
+
+
+def _too_many_rejected(
+    output: str, found: Rejected, rejected: int, total: int, which: str, max_rejected: float
+) -> UserError:
+    """Returns the error for `rejected` of `total` records, of which `found` are in files of this job."""
+    were = "was" if rejected == 1 else "were"
+    return UserError(
+        f"{rejected:,} of {which}{counted(total, 'record')} ({rejected / total:.2%}) {were} rejected: "
+        f"{_list_reasons(found)}; at most {max_rejected:.2%} may be. Nothing was published. The rejects are in "
+        f"{_list_files(output, found)}; correct the records or the schema, or allow more with --max_rejected."
+    )
+
+
+def _list_reasons(rejected: Rejected) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
+
+
+def _list_files(output: str, rejected: Rejected) -> str:
+    return ", ".join(join(output, path) for path in rejected.files)
 
 
 def discard_generation(output: str, generation: str) -> None:

@@ -111,7 +111,8 @@ class _LineNumbers:
             return line + 1 if line >= 0 else None
         while self._next is not None and (self._next.path, self._next.start) <= (source, chunk):
             if self._next.path != self._path:
-                self._path, self._lines_to_next = self._next.path, 0
+                before = 0 if self._next.range is None else self._next.range.lines
+                self._path, self._lines_to_next = self._next.path, before
             self._lines_before = self._lines_to_next
             self._lines_to_next += self._next.num_lines
             self._next = next(self._chunks, None)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.files import file_sha256, join, remove, replace
-from pipeline.format.sources import SourceRow, SourcesFile, read_sources, write_sources
+from pipeline.format.sources import SourceRow, SourcesFile, read_sources, rows_of, write_sources
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.shuffle.chunk_runs import ChunkRun, merge_chunk_runs
 from pipeline.writing.paths import SOURCES_RUN_ENDING, sources_path
@@ -25,8 +25,8 @@ def list_sources(chunk_runs: Iterable[ChunkRun], *, output: str, generation: str
     """
     path = sources_path(generation)
     with merge_chunk_runs(chunk_runs) as chunks, replace(join(output, path)) as file:
-        files, num_bytes = write_sources(file, join_chunks(chunks))
-    return SourcesFile(path=path, sha256=file_sha256(join(output, path)), files=files, bytes=num_bytes)
+        written = write_sources(file, join_chunks(chunks))
+    return SourcesFile(path=path, sha256=file_sha256(join(output, path)), **written._asdict())
 
 
 def merge_sources(files: Sequence[SourcesFile], *, output: str, generation: str) -> SourcesFile:
@@ -55,13 +55,13 @@ def _merge_some(files: Sequence[SourcesFile], output: str, path: str) -> Sources
     """Merges files of sources, with all of them open at the same time."""
     rows = heapq.merge(*(_read_rows(output, file) for file in files), key=operator.attrgetter("path"))
     with replace(join(output, path)) as file:
-        count, num_bytes = write_sources(file, rows)
-    return SourcesFile(path=path, sha256=file_sha256(join(output, path)), files=count, bytes=num_bytes)
+        written = write_sources(file, rows, with_parts=any(some.parts for some in files))
+    return SourcesFile(path=path, sha256=file_sha256(join(output, path)), **written._asdict())
 
 
 def _read_rows(output: str, file: SourcesFile) -> Iterator[SourceRow]:
     for block in read_sources(output, file):
-        yield from map(SourceRow, *(block[name].to_pylist() for name in block.column_names))
+        yield from rows_of(block)
 
 
 def join_chunks(chunks: Iterable[ChunkSummary]) -> Iterator[SourceRow]:
@@ -71,10 +71,15 @@ def join_chunks(chunks: Iterable[ChunkSummary]) -> Iterator[SourceRow]:
         chunks: All chunks of the raw files, sorted by file and place.
     """
     for path, parts in itertools.groupby(chunks, key=operator.attrgetter("path")):
-        digest, num_bytes, stored_bytes, split = hashlib.sha256(), 0, 0, None
+        digest, num_bytes, stored_bytes, num_lines, split, place = hashlib.sha256(), 0, 0, 0, None, None
         for chunk in parts:
             digest.update(chunk.sha256)
             num_bytes += chunk.num_bytes
             stored_bytes += chunk.stored_bytes
-            split = chunk.split
-        yield SourceRow(path, num_bytes, stored_bytes, digest.digest(), split)
+            num_lines += chunk.num_lines
+            split, place = chunk.split, chunk.range
+        row = SourceRow(path, num_bytes, stored_bytes, digest.digest(), split)
+        if place is not None:
+            start, lines, rewrites, tail = place
+            row = row._replace(start=start, lines=lines + num_lines, rewrites=rewrites, tail=tail)
+        yield row

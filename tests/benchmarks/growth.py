@@ -186,8 +186,8 @@ def make_files(path: pathlib.Path, number: int) -> None:
     rows = (SourceRow(f"/data/raw/{i:09d}.jsonl", 40, 40, random.bytes(32)) for i in range(number))
     summary = write_generation(path, files, range(100))
     with replace(join(files.output, listed)) as file:
-        count, num_bytes = write_sources(file, rows)
-    sources = SourcesFile(path=listed, sha256=file_sha256(join(files.output, listed)), files=count, bytes=num_bytes)
+        written = write_sources(file, rows)
+    sources = SourcesFile(path=listed, sha256=file_sha256(join(files.output, listed)), **written._asdict())
     summary = summary.model_copy(update={"sources": sources})
     write_summary(files.output, summary)
     write_log(path, [Entry(summary.generation, sha256_of(summary.to_json()), ())])

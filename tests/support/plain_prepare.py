@@ -3,16 +3,18 @@
 Beam takes half a second of processor time to build and run even the smallest pipeline.
 """
 
+from collections.abc import Sequence
+
 from pipeline.beam.prepare import PrepareOptions
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
-from pipeline.raw.find_files import find_files
+from pipeline.raw.find_files import RawFile, find_files
 from pipeline.raw.json_lines import split_file
 from pipeline.raw.records import Limits
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.writing.base import choose_mode
-from pipeline.writing.job import begin_job
+from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.open_base import take_inputs
 from pipeline.writing.publish import Publisher
 from pipeline.writing.rejects import write_rejects
@@ -29,13 +31,17 @@ def prepare(options: PrepareOptions) -> Manifest:
     schema, output = Schema.read(options.schema), absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     schema = take_inputs(output, mode, schema, options.inputs)
-    job = begin_job(output, mode, schema, options.seed)
+    return run_job(options, schema, find_files(options.inputs), begin_job(output, mode, schema, options.seed))
+
+
+def run_job(options: PrepareOptions, schema: Schema, raw: Sequence[RawFile], job: DatasetJob) -> Manifest:
+    """Does the work of a job that has begun: that of `prepare`, or a round of a stream."""
     files, base = job.files, job.base
-    chunks = [chunk for file in find_files(options.inputs) for chunk in split_file(file)]
+    chunks = [chunk for file in raw for chunk in split_file(file)]
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     place = {"seed": base.seed, "folder": files.folder}
     parsed = parse_into_runs(chunks, schema, **place, keep_raw=options.keep_raw, limits=limits)
-    writer = ShardWriter(schema, output, files.generation, base.published)
+    writer = ShardWriter(schema, files.output, files.generation, base.published)
     num_shards = options.num_shards or 1
     written = [
         merge_into_shards(number, num_shards, parsed.runs, writer, folder=files.folder) for number in range(num_shards)
@@ -43,16 +49,17 @@ def prepare(options: PrepareOptions) -> Manifest:
     buffer = ChunkBuffer(files.folder)
     chunk_runs = [run for chunk in parsed.chunks for run in buffer.add(chunk)] + buffer.flush()
     reject_runs = parsed.reject_runs + [run for shards in written for run in shards.reject_runs]
-    names = {"output": output, "generation": files.generation}
+    names = {"output": files.output, "generation": files.generation}
     rejects = write_rejects(reject_runs, chunk_runs, **names)
     publisher = Publisher(
         schema,
-        output,
+        files.output,
         files.generation,
         base,
         max_rejected=options.max_rejected,
         retain=options.retain,
         lock_timeout=options.lock_timeout,
+        recent=job.recent,
     )
     return publisher.publish(
         [shard for shards in written for shard in shards.shards],

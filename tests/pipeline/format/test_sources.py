@@ -50,7 +50,7 @@ def test_sources_are_read_as_they_were_written_in_small_blocks(tmp_path_factory,
         totals = write(path, iter(small))
         assert read(path, len(rows)) == small
         blocks = list(blocks_of(path, len(rows)))
-    assert totals == (len(rows), sum(row.num_bytes for row in small))
+    assert totals == (len(rows), sum(row.num_bytes for row in small), 0, 0)
     # Each block is as large as the limits allow.
     widths = [[len(name.as_py().encode()) for name in block["path"]] for block in blocks]
     assert all(len(block) <= most_files and (len(block) == 1 or sum(block) <= most_bytes) for block in widths)
@@ -59,7 +59,7 @@ def test_sources_are_read_as_they_were_written_in_small_blocks(tmp_path_factory,
 
 
 def test_an_empty_list_is_read_as_it_was_written(tmp_path):
-    assert write(tmp_path / "sources.parquet", []) == (0, 0)
+    assert write(tmp_path / "sources.parquet", []) == (0, 0, 0, 0)
     assert read(tmp_path / "sources.parquet", 0) == []
 
 

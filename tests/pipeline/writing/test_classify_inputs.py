@@ -53,8 +53,8 @@ def write_list(dataset, rows):
     """Writes the list of the sources of the next generation of a dataset."""
     path = dataset / f"{len(list(dataset.glob('*'))):03d}.parquet"
     with open(path, "wb") as file:
-        files, num_bytes = write_sources(file, rows)
-    return SourcesFile(path=path.name, sha256=file_sha256(str(path)), files=files, bytes=num_bytes)
+        written = write_sources(file, rows)
+    return SourcesFile(path=path.name, sha256=file_sha256(str(path)), **written._asdict())
 
 
 def classify_slowly(files, history):
