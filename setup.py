@@ -47,6 +47,7 @@ setup(
         "pipeline.raw",
         "pipeline.schema",
         "pipeline.shuffle",
+        "pipeline.streaming",
         "pipeline.writing",
         "trainer",
         "trainer.batching",

@@ -41,12 +41,14 @@ def prepare(arguments: list[str]) -> None:
         "With --train, --validation and --test instead of RAW, the input of a file names its split.\n"
         "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
         "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
-        "more.\nAll flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
+        "more.\nWith --streaming, follows the files of folders, and adds what is new in them, round after round.\n"
+        "All flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
         "  lengthwise prepare --train train/ --test test.jsonl --schema schema.yaml --output dataset\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
         "  lengthwise prepare --append --replay dataset/rejected --schema longer.yaml --output dataset\n"
+        "  lengthwise prepare logs/ --schema schema.yaml --output dataset --streaming --commit_interval 1m\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
         "      --direct_running_mode=multi_processing --direct_num_workers=2",
     )
@@ -115,11 +117,25 @@ def prepare(arguments: list[str]) -> None:
         "2, and none if the input is small or Beam has its own workers",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_stream_flags(parser)
     values, beam_options = parse_with_beam(parser, arguments)
     from pipeline.beam.prepare import PrepareOptions
     from pipeline.beam.prepare import prepare as run
 
-    as_json = values.pop("json")
+    as_json, is_stream = values.pop("json"), values.pop("streaming")
+    of_stream = {name: value for name in _STREAM_FLAGS if (value := values.pop(name))}
+    if of_stream and not is_stream:
+        parser.error(f"argument --{next(iter(of_stream))}: only with --streaming")
+    if is_stream:
+        for name in ("overwrite", "append", "replay", "train", "validation", "test"):
+            if values[name]:
+                parser.error(f"argument --{name}: not allowed with --streaming, which always appends, from RAW")
+        if values["changed_inputs"] != "refuse":
+            parser.error("argument --changed_inputs: not allowed with --streaming; --on_rewrite is the flag for it")
+        if of_stream.get("once") and (other := next((name for name in ("idle",) if name in of_stream), None)):
+            parser.error(f"argument --{other}: not allowed with --once")
+        if not values["raw"]:
+            parser.error("expected RAW, the folders to follow")
     values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
     named = [name for name in ("train", "validation", "test") if values[name]]
     if values["raw"] and named:
@@ -128,7 +144,16 @@ def prepare(arguments: list[str]) -> None:
         parser.error(f"argument --{named[0]}: expected --train, too: without it, there is nothing to train on")
     if not values["raw"] and not values["replay"] and not named:
         parser.error("expected RAW, the raw files, or --train, or --append with --replay, the rejects to try again")
-    manifest = run(PrepareOptions(**values), beam_options)
+    options = PrepareOptions(**values)
+    if is_stream:
+        from pipeline.streaming.rounds import StreamOptions, stream
+
+        last = stream(StreamOptions(options, **of_stream), beam_options)
+        if last is None:
+            return
+        manifest = last
+    else:
+        manifest = run(options, beam_options)
     from pipeline.inspection.inspect import print_summary, summarize
     from pipeline.inspection.warnings import find_warnings
 
@@ -138,6 +163,47 @@ def prepare(arguments: list[str]) -> None:
         print(json.dumps(summarize(manifest)))
     else:
         print_summary(manifest, values["output"])
+
+
+_STREAM_FLAGS = ("once", "idle", "commit_interval", "settle", "on_rewrite", "max_records", "max_bytes", "metrics_file")
+
+
+def _add_stream_flags(parser: FlagParser) -> None:
+    """Adds the flags of `prepare --streaming`. Each is None or False if it is not given."""
+    group = parser.add_argument_group("with --streaming")
+    group.add_argument(
+        "--streaming",
+        action="store_true",
+        help="follow the files of the folders RAW: publish what is new in them, round after round, until SIGTERM or "
+        "Ctrl-C. Each commit also says up to where each file was read, so no record is lost or read twice",
+    )
+    group.add_argument(
+        "--commit_interval", type=duration, metavar="TIME", help="time from round to round; default: 10s"
+    )
+    group.add_argument("--once", action="store_true", help="run one round; the exit status is 3 if nothing was new")
+    group.add_argument("--idle", type=duration, metavar="TIME", help="end after this time without anything new")
+    group.add_argument(
+        "--settle",
+        type=duration,
+        metavar="TIME",
+        help="take a compressed file, as a whole, when it has not changed for this time; default: 5s",
+    )
+    group.add_argument(
+        "--on_rewrite",
+        choices=("error", "reread"),
+        help="what to do with a file that no longer has what was read of it, if no other file has it: stop, or read it "
+        "from its start; default: error",
+    )
+    group.add_argument("--max_records", type=positive, metavar="N", help="maximum records of a commit; default: any")
+    group.add_argument(
+        "--max_bytes",
+        type=positive,
+        metavar="N",
+        help="maximum raw bytes of a commit; default: 268,435,456 (256 MiB)",
+    )
+    group.add_argument(
+        "--metrics_file", metavar="FILE", help="file that gets counts and lags after each round, as Prometheus text"
+    )
 
 
 def _add_commit_flags(parser: FlagParser) -> None:

@@ -20,6 +20,9 @@ MAY_IMPORT = {
     "pipeline.shuffle": {"pipeline.schema", "pipeline.raw", "pipeline.format"},
     "pipeline.writing": {"pipeline.schema", "pipeline.raw", "pipeline.format", "pipeline.shuffle"},
     "pipeline.beam": {"pipeline.schema", "pipeline.raw", "pipeline.format", "pipeline.shuffle", "pipeline.writing"},
+    "pipeline.streaming": {
+        *("pipeline.schema", "pipeline.raw", "pipeline.format", "pipeline.shuffle", "pipeline.writing", "pipeline.beam")
+    },
     "pipeline.inspection": {"pipeline.schema", "pipeline.format", "pipeline.shuffle"},
     "trainer.config": set(),
     "trainer.devices": {"trainer.config"},

@@ -1,0 +1,277 @@
+"""The rounds of `prepare --streaming`: look what is new, read it, publish it in one commit, and wait."""
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+from pipeline.beam.prepare import PrepareOptions, prepare_parts
+from pipeline.errors import NothingNew, TryAgain, UserError
+from pipeline.files import absolute, exists, join
+from pipeline.format.commit import commit_path
+from pipeline.format.manifest import Manifest
+from pipeline.format.summary import GenerationSummary
+from pipeline.raw.find_files import RawFile
+from pipeline.raw.refuse_output import refuse_output
+from pipeline.schema.auto_classes import read_schema
+from pipeline.schema.schema import Schema
+from pipeline.streaming.folder import FolderSource, OnRewrite
+from pipeline.streaming.metrics_file import StreamMetrics
+from pipeline.streaming.positions import Positions
+from pipeline.streaming.source import Source
+from pipeline.streaming.stop import StopSignals
+from pipeline.writing.base import Base
+from pipeline.writing.commit_log import recover_if_behind
+from pipeline.writing.compact import compact
+from pipeline.writing.job import DatasetJob, name_files
+from pipeline.writing.open_base import open_base, take_classes, take_inputs
+from pipeline.writing.paths import is_of_dataset
+from pipeline.writing.published_ids import list_published
+
+# A round of this size is read and written in 10 to 20 seconds.
+DEFAULT_MAX_BYTES = 256 * 2**20
+# Shards above which the stream compacts the dataset: each shard and each generation costs time in every round.
+_MAX_SHARDS = 1000
+# How often a single round is tried when others change the dataset or the files meanwhile.
+_ATTEMPTS = 4
+# A round is not begun sooner after the one before, also with an interval of 0.
+_SHORTEST_WAIT = 0.1
+# Names of files in a message.
+_MAX_NAMES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """The options of `lengthwise prepare --streaming`.
+
+    Attributes:
+        prepare: The options that it shares with other jobs. `raw` are the folders.
+        commit_interval: Seconds from the start of a round to that of the next one. A round that leaves something that
+            could be read is followed at once.
+        once: Whether to end after one round.
+        idle: End after so many seconds in which nothing new came. None never ends.
+        settle: Seconds for which a compressed file must stay as it is before it is read.
+        on_rewrite: What to do with a file whose part that was read is no longer there.
+        max_records: Most lines in one commit. None for any number.
+        max_bytes: Most bytes in one commit. A single line, or compressed file, may be larger.
+        metrics_file: File that gets the metrics of the stream after every round.
+    """
+
+    prepare: PrepareOptions
+    commit_interval: float = 10.0
+    once: bool = False
+    idle: float | None = None
+    settle: float = 5.0
+    on_rewrite: OnRewrite = "error"
+    max_records: int | None = None
+    max_bytes: int = DEFAULT_MAX_BYTES
+    metrics_file: str | None = None
+
+
+def stream(options: StreamOptions, beam_options: dict[str, Any] | None = None) -> Manifest | None:
+    """Follows folders until it is told to end, and publishes what is new in them in commits.
+
+    Returns the manifest after the last commit, or None if nothing was published.
+
+    Raises:
+        UserError: Input, options or file system are wrong, or too many records were rejected. All commits before stay.
+        NothingNew: With `once`, there was nothing new.
+    """
+    with StopSignals() as stop:
+        return _Stream(options, beam_options or {}, stop).run()
+
+
+class _Stream:
+    def __init__(self, options: StreamOptions, beam_options: dict[str, Any], stop: StopSignals) -> None:
+        self._options, self._beam_options, self._stop = options, beam_options, stop
+        shared = options.prepare
+        self._output = absolute(shared.output)
+        self._schema = self._read_schema()
+        self._source: Source = FolderSource(
+            shared.raw,
+            settle=options.settle,
+            on_rewrite=options.on_rewrite,
+            has_id=self._schema.id is not None,
+            record_bytes=shared.max_record_bytes,
+        )
+        refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
+        self._positions = Positions(self._output)
+        self._base: Base | None = None
+        self._manifest: Manifest | None = None
+        self._metrics = StreamMetrics(last_commit=time.time())
+        # The files of a first round without a record, and whether the last round left some of what was ready.
+        self._barren: list[RawFile] = []
+        self._is_capped = False
+        # Whether the runner was named, and whether a line on the terminal is to be replaced.
+        self._is_announced = self._has_line = False
+
+    def _read_schema(self) -> Schema:
+        shared = self._options.prepare
+        schema = take_inputs(self._output, "append", read_schema(shared.schema), shared.raw, origin=shared.schema)
+        schema = take_classes(self._output, "append", schema)
+        if schema.label.is_open:
+            raise UserError(
+                f"{shared.schema}: label has classes: auto, but the records of a stream are not known when it starts. "
+                "List the classes, or make the dataset with `lengthwise prepare` first."
+            )
+        return schema
+
+    def run(self) -> Manifest | None:
+        """Runs rounds. See `stream`."""
+        last_news = time.monotonic()
+        try:
+            while not self._stop.requested:
+                begin = time.monotonic()
+                has_news = self._run_round()
+                if has_news or self._source.is_settling():
+                    last_news = time.monotonic()
+                self._write_metrics()
+                if self._options.once:
+                    if not has_news:
+                        raise NothingNew(f"{self._output}: nothing new.{self._describe_waiting()}")
+                    break
+                idle = self._options.idle
+                if idle is not None and time.monotonic() - last_news >= idle:
+                    break
+                self._wait(begin, last_news, has_news)
+        finally:
+            self._clear_line()
+        if waiting := self._describe_waiting():
+            self._print(waiting.strip())
+        return self._manifest
+
+    def _wait(self, begin: float, last_news: float, has_news: bool) -> None:
+        """Waits for the next round, or for the end of the idle time."""
+        if has_news and self._is_capped:
+            return
+        now, interval = time.monotonic(), max(self._options.commit_interval, _SHORTEST_WAIT)
+        end = begin + interval
+        if self._options.idle is not None:
+            end = min(end, max(last_news + self._options.idle, now + _SHORTEST_WAIT))
+        self._stop.wait(end - now)
+
+    def _run_round(self) -> bool:
+        """Runs one round, and returns whether something new was published."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._metrics.rounds += 1
+            try:
+                return self._try_round()
+            except TryAgain as error:
+                self._base = None
+                self._print(f"{error} The round begins again.")
+                if attempt == _ATTEMPTS or self._stop.requested:
+                    if self._options.once:
+                        raise
+                    return False
+        return False
+
+    def _try_round(self) -> bool:
+        base = self._read_base()
+        self._source.look(self._positions)
+        max_bytes, max_records = self._options.max_bytes, self._options.max_records
+        while True:
+            files = list(self._source.plan(max_bytes=max_bytes, max_records=max_records))
+            if not files or files == self._barren:
+                return self._show_waiting()
+            self._is_capped = self._source.num_ready() > sum(file.num_bytes for file in files)
+            job = DatasetJob(name_files(self._output), base, recent=self._positions.recent())
+            try:
+                manifest = self._publish(files, job)
+            except NothingNew:
+                # A first commit needs a record: with what is new later, or with more of what is there.
+                max_bytes, max_records = 2 * max_bytes, 2 * max_records if max_records else None
+                self._barren = files
+                continue
+            self._take(manifest, job.files.generation)
+            return True
+
+    def _publish(self, files: list[RawFile], job: DatasetJob) -> Manifest:
+        self._clear_line()
+        shared = dataclasses.replace(self._options.prepare, append=True)
+        announce, self._is_announced = not self._is_announced, True
+        return prepare_parts(shared, self._schema, files, job, self._beam_options, announce=announce)
+
+    def _read_base(self) -> Base:
+        """Returns the dataset as it is. Reads it only if it has another commit than the one that is known."""
+        base = self._base
+        if base is None or exists(join(self._output, commit_path(base.number + 1))):
+            shared = self._options.prepare
+            recover_if_behind(self._output, lock_timeout=shared.lock_timeout)
+            base = open_base(self._output, "append", self._schema, shared.seed)
+            self._update_positions(base)
+        self._base = base
+        return base
+
+    def _update_positions(self, base: Base) -> list[GenerationSummary]:
+        if not self._positions.is_known(base.summaries):
+            self._source.forget()
+        try:
+            return self._positions.update(base.summaries)
+        except ValueError as error:
+            raise UserError(f"{error} Restore the file from a copy; `lengthwise verify` lists all errors.") from None
+
+    def _take(self, manifest: Manifest, generation: str) -> None:
+        """Takes note of a commit of this stream, and prints a line about it."""
+        assert manifest.commit is not None
+        published = list_published(self._output, manifest.splits)
+        self._base = Base("append", manifest.commit, manifest.seed, manifest.summaries, published)
+        self._manifest = manifest
+        summaries = self._update_positions(self._base)
+        self._source.look(self._positions)
+        summary = next(each for each in summaries if each.generation == generation)
+        records, rejected = sum(split.records for split in summary.splits.values()), summary.rejected
+        metrics = self._metrics
+        metrics.commits, metrics.last_commit = metrics.commits + 1, time.time()
+        metrics.records += records + rejected.total
+        metrics.bytes += summary.sources.bytes
+        for reason, count in rejected.by_reason.items():
+            metrics.rejected[reason] = metrics.rejected.get(reason, 0) + count
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
+        files = summary.sources.files
+        self._print(
+            f"commit {manifest.commit}: {records:,} record{'s' * (records != 1)}, {rejected.total:,} rejected"
+            + (f" ({reasons})" if reasons else "")
+            + f", {summary.sources.bytes:,} bytes of {files:,} file{'s' * (files != 1)}"
+        )
+        self._compact_if_large(manifest)
+
+    def _compact_if_large(self, manifest: Manifest) -> None:
+        if sum(len(split.shards) for split in manifest.splits.values()) <= _MAX_SHARDS or self._stop.requested:
+            return
+        shared = self._options.prepare
+        done = compact(self._output, retain=shared.retain, lock_timeout=shared.lock_timeout)
+        if done.generations:
+            self._print(f"commit {done.manifest.commit}: merged {len(done.generations):,} generations into one")
+            self._manifest, self._base = done.manifest, None
+
+    def _describe_waiting(self) -> str:
+        """Returns a sentence about lines that are not complete, or an empty string."""
+        waiting = self._source.waiting()
+        if not waiting:
+            return ""
+        names = ", ".join(sorted(waiting)[:_MAX_NAMES]) + (", …" if len(waiting) > _MAX_NAMES else "")
+        return f" {sum(waiting.values()):,} bytes wait for the end of their line: {names}."
+
+    def _show_waiting(self) -> bool:
+        """Shows on a terminal that nothing is new."""
+        if sys.stderr.isatty():
+            seconds = time.time() - self._metrics.last_commit
+            lag = sum(self._source.lags().values())
+            sys.stderr.write(f"\r\x1b[Kprepare: nothing new for {seconds:,.0f} s, {lag:,} bytes wait")
+            sys.stderr.flush()
+            self._has_line = True
+        return False
+
+    def _clear_line(self) -> None:
+        if self._has_line:
+            sys.stderr.write("\r\x1b[K")
+            self._has_line = False
+
+    def _print(self, text: str) -> None:
+        self._clear_line()
+        print(f"prepare: {text}", file=sys.stderr, flush=True)
+
+    def _write_metrics(self) -> None:
+        if self._options.metrics_file is not None:
+            self._metrics.lags = self._source.lags()
+            self._metrics.write(absolute(self._options.metrics_file), now=time.time())

@@ -1,0 +1,42 @@
+"""What a round asks of a source of raw records: to look what is new, and to cut a part of it for one commit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from pipeline.raw.find_files import RawFile
+from pipeline.streaming.positions import Positions
+
+
+class Source(Protocol):
+    """A source of raw records that keep arriving."""
+
+    def look(self, positions: Positions) -> None:
+        """Finds out what is new.
+
+        Args:
+            positions: Up to where the source was read.
+
+        Raises:
+            UserError: What was read before is no longer there, so that it is unknown what is new.
+        """
+
+    def forget(self) -> None:
+        """Lets the next look ask again for all that it knows: the dataset was replaced or compacted."""
+
+    def plan(self, *, max_bytes: int, max_records: int | None) -> Sequence[RawFile]:
+        """Returns the parts to read in the next commit: whole records, of about these limits; empty if nothing is new.
+
+        Each part begins where the last one of the same file ended.
+        """
+
+    def num_ready(self) -> int:
+        """Returns the number of bytes of whole records that are not read yet."""
+
+    def is_settling(self) -> bool:
+        """Whether there is something new that may not be complete yet, and may be in a moment."""
+
+    def lags(self) -> Mapping[str, int]:
+        """Returns the number of bytes that are not read yet, by file, for those that have any."""
+
+    def waiting(self) -> Mapping[str, int]:
+        """Returns the number of bytes of lines that are not complete, by file."""
