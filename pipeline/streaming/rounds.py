@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pipeline.beam.prepare import PrepareOptions, prepare_parts
-from pipeline.errors import NothingNew, TryAgain, UserError
+from pipeline.errors import NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, join
 from pipeline.format.commit import commit_path
 from pipeline.format.manifest import Manifest
@@ -227,11 +227,10 @@ class _Stream:
         for reason, count in rejected.by_reason.items():
             metrics.rejected[reason] = metrics.rejected.get(reason, 0) + count
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.by_reason.items())
-        files = summary.sources.files
         self._print(
-            f"commit {manifest.commit}: {records:,} record{'s' * (records != 1)}, {rejected.total:,} rejected"
+            f"commit {manifest.commit}: {counted(records, 'record')}, {rejected.total:,} rejected"
             + (f" ({reasons})" if reasons else "")
-            + f", {summary.sources.bytes:,} bytes of {files:,} file{'s' * (files != 1)}"
+            + f", {counted(summary.sources.bytes, 'byte')} of {counted(summary.sources.files, 'file')}"
         )
         self._compact_if_large(manifest)
 
@@ -250,7 +249,8 @@ class _Stream:
         if not waiting:
             return ""
         names = ", ".join(sorted(waiting)[:_MAX_NAMES]) + (", …" if len(waiting) > _MAX_NAMES else "")
-        return f" {sum(waiting.values()):,} bytes wait for the end of their line: {names}."
+        total = sum(waiting.values())
+        return f" {counted(total, 'byte')} {'waits' if total == 1 else 'wait'} for the end of the line: {names}."
 
     def _show_waiting(self) -> bool:
         """Shows on a terminal that nothing is new."""

@@ -26,12 +26,12 @@ def test_one_round_and_nothing_new(prepare):
     assert errors[:3] == [
         "Running in this process (FnApiRunner).",
         f"prepare: commit 1: 30 records, 0 rejected, {size:,} bytes of 1 file",
-        f"prepare: 1 bytes wait for the end of their line: {place.logs / 'a.jsonl'}.",
+        f"prepare: 1 byte waits for the end of the line: {place.logs / 'a.jsonl'}.",
     ]
     status, out, errors = run("--streaming", "--once")
     assert (status, out) == (3, "")
     assert errors == [
-        f"lengthwise prepare: {place.dataset}: nothing new. 1 bytes wait for the end of their line: "
+        f"lengthwise prepare: {place.dataset}: nothing new. 1 byte waits for the end of the line: "
         f"{place.logs / 'a.jsonl'}."
     ]
     status, out, errors = run("--streaming", "--idle", "0.1s", "--commit_interval", "0.1s")

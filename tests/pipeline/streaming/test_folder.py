@@ -49,8 +49,8 @@ def test_what_is_appended_is_read_once_and_a_partial_line_waits(place, ids, caps
     place.once()
     assert ids() == [0, 1, 2]
     a = place.logs / "a.jsonl"
-    assert f"{len(lines([3])) - 9} bytes wait for the end of their line: {a}." in capsys.readouterr().err
-    with pytest.raises(NothingNew, match="nothing new. .* bytes wait for the end of their line") as error:
+    assert f"{len(lines([3])) - 9} bytes wait for the end of the line: {a}." in capsys.readouterr().err
+    with pytest.raises(NothingNew, match="nothing new. .* bytes wait for the end of the line") as error:
         place.once()
     assert error.value.status == 3
     place.append("a.jsonl", lines([3])[-9:] + lines([4]))
