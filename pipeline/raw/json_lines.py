@@ -109,11 +109,20 @@ def split_file(file: RawFile) -> Iterator[Chunk]:
     """Yields the chunks of a file or of a part of it, at least one.
 
     Compression is recognized by the first bytes, not by the name.
+
+    Raises:
+        TryAgain: The file is followed, and was renamed or removed.
     """
-    with open_read(file.path) as stream:
-        if find_compression(stream.read(MAGIC_BYTES)) is not None:
-            yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes, file.split, file.range)
-            return
+    try:
+        with open_read(file.path) as stream:
+            is_compressed = find_compression(stream.read(MAGIC_BYTES)) is not None
+    except FileNotFoundError:
+        if file.range is not None:
+            raise _changed(file.path) from None
+        raise
+    if is_compressed:
+        yield Chunk(file.path, 0, file.num_bytes, True, file.num_bytes, file.split, file.range)
+        return
     end = file.start + file.num_bytes
     for start in range(file.start, max(file.start + 1, end), CHUNK_BYTES):
         yield Chunk(file.path, start, min(start + CHUNK_BYTES, end), False, end, file.split, file.range)
