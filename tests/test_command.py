@@ -153,7 +153,13 @@ def files(tmp_path, raw_file, schema_file, dataset):
             "out",
             "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
         ),
-        ("no-json", "{schema}", "out", "2 of 2 records (100.00%) were rejected: 2 not_json; at most 1.00% may be."),
+        (
+            "no-json",
+            "{schema}",
+            "out",
+            "2 of 2 records (100.00%) were rejected: 2 not_json; at most 1.00% may be. The first one is line 1 of "
+            "{here}/no-json, not_json: unexpected character",
+        ),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_exits_1(call, files, tmp_path, raw, schema, output, message):

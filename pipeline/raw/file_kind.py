@@ -1,5 +1,6 @@
 """Recognizes a raw file that is as a whole of another kind than JSON Lines, before a job rejects all of its records."""
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -20,10 +21,19 @@ _MAGIC = {
     b"PK\x03\x04": ("a zip archive", "Unpack it first"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "Unpack it first"),
     b"\x04\x22\x4d\x18": ("an lz4 file", "Decompress it first"),
+    b"]\0\0": ("an lzma file", "Decompress it first"),
     b"PAR1": ("a Parquet file", "Convert it first"),
     b"Obj\x01": ("an Avro file", "Convert it first"),
+    b"ARROW1": ("an Arrow file", "Convert it first"),
+    b"FEA1": ("a Feather file", "Convert it first"),
+    b"ORC": ("an ORC file", "Convert it first"),
+    b"SQLite format 3\0": ("an SQLite database", "Export the records first"),
+    b"\x80\x04\x95": ("a pickle file", "Convert it first"),
     b"\x93NUMPY": ("a NumPy file", "Convert it first"),
     b"\x89HDF": ("an HDF5 file", "Convert it first"),
+    b"\x1e{": ("JSON text sequences", "Remove the byte 0x1e before each record"),
+    b"\xff\xfe\0\0": ("text in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`"),
+    b"\0\0\xfe\xff": ("text in UTF-32", "Convert it with `iconv -f UTF-32 -t UTF-8`"),
     b"\xff\xfe": ("text in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`"),
     b"\xfe\xff": ("text in UTF-16", "Convert it with `iconv -f UTF-16 -t UTF-8`"),
     b"{\0": ("text in UTF-16", "Convert it with `iconv -f UTF-16LE -t UTF-8`"),
@@ -69,7 +79,7 @@ def guess_kind(start: bytes) -> tuple[str, str] | None:
     >>> guess_kind(b'[{"id": 1},')[0]
     'one JSON array'
     """
-    known = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    known = _find_magic(start)
     if known is not None:
         return known
     lines = [line.strip(b"\r") for line in start.removeprefix(BYTE_ORDER_MARK).split(b"\n")]
@@ -86,6 +96,17 @@ def guess_kind(start: bytes) -> tuple[str, str] | None:
         return "JSON objects with a comma after each", "Remove the comma at the end of each line"
     if any(_is_latin_1(line) for line in lines):
         return "text in latin-1 or Windows-1252", "Convert it with `iconv -f WINDOWS-1252 -t UTF-8`"
+    if _is_object(lines[0].split(b"\r")[0]):
+        return "JSON Lines whose lines end with CR", "Convert them with `tr '\\r' '\\n'`"
+    if _has_two_objects(lines[0]):
+        return "JSON objects without an end of line after each", "Write each object on one line, with `jq -c .`"
+    markup = text[:15].lower()
+    if markup.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page", "It may be the error message of a download"
+    if markup.startswith(b"<?xml"):
+        return "XML", "Convert it first"
+    if lines[0].startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS", "Fetch the file with `git lfs pull`"
     if all(line.startswith(b"{'") for line in lines):
         return "Python dicts with single quotes", "Write them with `json.dumps`"
     for name, separator in (("CSV", b","), ("CSV with semicolons", b";"), ("tab-separated values", b"\t")):
@@ -93,6 +114,29 @@ def guess_kind(start: bytes) -> tuple[str, str] | None:
         if len(lines) > 1 and len(counts) == 1 and counts != {0} and not text.startswith((b"{", b"[")):
             return name, "Write each record as a JSON object, with a list for each step feature"
     return None
+
+
+def _find_magic(start: bytes) -> tuple[str, str] | None:
+    known = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if known is not None:
+        return known
+    if find_compression(start[:MAGIC_BYTES]) is not None:
+        return "a file that is compressed twice", "Decompress it first"
+    if start[257:262] == b"ustar":
+        return "a tar archive", "Unpack it first"
+    # The length of a record in 8 bytes, below 4 GiB, its CRC, and the first field of an Example or a SequenceExample.
+    if start[4:8] == b"\0\0\0\0" and start[12:13] in (b"\n", b"\x12"):
+        return "a TFRecord file", "In Python, `lw.foreign_batches` reads it"
+    return None
+
+
+def _has_two_objects(line: bytes) -> bool:
+    text = line.decode("utf-8", "replace")
+    try:
+        first, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and text[end:].lstrip().startswith("{")
 
 
 def _is_object(line: bytes) -> bool:

@@ -19,7 +19,7 @@ from pipeline.writing.job import Recent
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.merge_strings import merge_groups, merge_strings
 from pipeline.writing.paths import is_written_by_prepare, marker_path
-from pipeline.writing.rejects import RejectsFile, count_rejects
+from pipeline.writing.rejects import RejectsFile, count_rejects, find_first
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardSummary
 
@@ -116,7 +116,8 @@ class Publisher:
         if num_fresh or records or not self.replayed.files:
             paths = tuple(file.path for file in rejects)
             rejected = Rejected(total=num_fresh, by_reason=fresh, files=paths)
-            check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
+            first = find_first(rejects)
+            check_rejected(rejected, records, first=first, max_rejected=self.max_rejected, output=self.output)
 
     def _check_stream(self, rejects: list[RejectsFile], records: int, recent: Sequence[Recent]) -> None:
         """Enforces `--max_rejected` over the newest rounds of a stream that have at least STREAM_RECORDS records.
@@ -132,7 +133,8 @@ class Publisher:
                 break
             rejected, total = rejected + before.rejected, total + before.records
         if total >= STREAM_RECORDS and rejected / total > self.max_rejected:
-            raise _too_many_rejected(self.output, found, rejected, total, "the last ", self.max_rejected)
+            first = find_first(rejects)
+            raise _too_many_rejected(self.output, found, first, rejected, total, "the last ", self.max_rejected)
         if not records and not self.base.number:
             remove([join(self.output, file.path) for file in rejects])  # they are read again
             raise NothingNew(f"{self.output}: does not exist yet, and no record was accepted. Nothing was published.")
@@ -181,11 +183,12 @@ def _list_rejects(files: list[RejectsFile]) -> Rejects:
     )
 
 
-def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, output: str) -> None:
+def check_rejected(rejected: Rejected, records: int, *, first: str | None, max_rejected: float, output: str) -> None:
     """Enforces `--max_rejected`.
 
     Args:
         records: Number of records that were not rejected.
+        first: Place, reason and message of the first reject.
         max_rejected: Share of all records, from 0 to 1, that may be rejected.
 
     Raises:
@@ -198,25 +201,30 @@ def check_rejected(rejected: Rejected, records: int, *, max_rejected: float, out
         )
     # A quotient: 29 of 100 gives exactly the float 0.29, but 0.29 × 100 gives less than 29.
     if rejected.total / total > max_rejected:
-        raise _too_many_rejected(output, rejected, rejected.total, total, "", max_rejected)
+        raise _too_many_rejected(output, rejected, first, rejected.total, total, "", max_rejected)
     if records == 0:
         all_of_them = "The only record was" if total == 1 else f"All {total:,} records were"
         raise UserError(
-            f"{all_of_them} rejected: {_list_reasons(rejected)}. Nothing was published. The rejects are in "
-            f"{_list_files(output, rejected)}."
+            f"{all_of_them} rejected: {_list_reasons(rejected)}.{_describe_first(first)} Nothing was published. The "
+            f"rejects are in {_list_files(output, rejected)}."
         )
 
 
 def _too_many_rejected(
-    output: str, found: Rejected, rejected: int, total: int, which: str, max_rejected: float
+    output: str, found: Rejected, first: str | None, rejected: int, total: int, which: str, max_rejected: float
 ) -> UserError:
     """Returns the error for `rejected` of `total` records, of which `found` are in files of this job."""
     were = "was" if rejected == 1 else "were"
     return UserError(
         f"{rejected:,} of {which}{counted(total, 'record')} ({rejected / total:.2%}) {were} rejected: "
-        f"{_list_reasons(found)}; at most {max_rejected:.2%} may be. Nothing was published. The rejects are in "
-        f"{_list_files(output, found)}; correct the records or the schema, or allow more with --max_rejected."
+        f"{_list_reasons(found)}; at most {max_rejected:.2%} may be.{_describe_first(first)} Nothing was published. "
+        f"The rejects are in {_list_files(output, found)}; correct the records or the schema, or allow more with "
+        "--max_rejected."
     )
+
+
+def _describe_first(first: str | None) -> str:
+    return "" if first is None else f" The first one is {first}."
 
 
 def _list_reasons(rejected: Rejected) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.files import join, replace
 from pipeline.format.models import Rejected
@@ -25,6 +25,7 @@ class RejectsFile(NamedTuple):
         by_reason: Number of rejects for each reason.
         replayed: The same for those of them that were rejected before, and are again.
         example: Reason and message of the first one of these.
+        first: Place, reason and message of the first one of the others.
     """
 
     path: str
@@ -32,6 +33,7 @@ class RejectsFile(NamedTuple):
     by_reason: dict[str, int]
     replayed: dict[str, int] = {}  # never changed
     example: str | None = None
+    first: str | None = None
 
 
 def write_rejects(
@@ -48,7 +50,8 @@ def write_rejects(
     """
     path = rejects_path(generation)
     digest, reasons, replayed = hashlib.sha256(), collections.Counter[str](), collections.Counter[str]()
-    example = None
+    example: str | None = None
+    first_fresh: str | None = None
     with merge_reject_runs(reject_runs) as rows:
         first = next(rows, None)
         if first is None:
@@ -62,10 +65,19 @@ def write_rejects(
                     replayed[row["reason"]] += 1
                     example = example or f"{row['reason']}: {row['message']}"
                 row["line"] = line_numbers.in_file(row["file"], chunk, row["line"])
+                if chunk != IN_FILE:
+                    first_fresh = first_fresh or _describe(row)
                 line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
                 digest.update(line)
                 file.write(line)
-    return RejectsFile(path, digest.hexdigest(), dict(reasons), dict(replayed), example)
+    return RejectsFile(path, digest.hexdigest(), dict(reasons), dict(replayed), example, first_fresh)
+
+
+def _describe(row: dict[str, Any]) -> str:
+    """Returns the place, the reason and the message of a reject."""
+    line = "" if row["line"] is None else f"line {row['line']:,} of "
+    place = "" if row["file"] is None else f"{line}{row['file']}, "
+    return f"{place}{row['reason']}: {row['message']}"
 
 
 def count_rejects(files: Iterable[RejectsFile]) -> Rejected:
@@ -79,6 +91,11 @@ def count_rejects(files: Iterable[RejectsFile]) -> Rejected:
         by_reason=dict(sorted(by_reason.items())),
         files=tuple(sorted(file.path for file in files)),
     )
+
+
+def find_first(files: Iterable[RejectsFile]) -> str | None:
+    """Returns the place, the reason and the message of the first reject that was not rejected before."""
+    return next((file.first for file in files if file.first), None)
 
 
 class _LineNumbers:

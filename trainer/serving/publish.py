@@ -34,7 +34,7 @@ from pipeline.writing.paths import (
     paths_pattern,
 )
 from pipeline.writing.publish import check_rejected
-from pipeline.writing.rejects import RejectsFile, count_rejects
+from pipeline.writing.rejects import RejectsFile, count_rejects, find_first
 from trainer.serving.duplicate_ids import count_duplicates
 
 # The summary of the predictions in a folder. It lists the parts, and is replaced in one step when all parts are there.
@@ -135,9 +135,10 @@ class PredictionsPublisher:
             raise UserError(
                 f"{self.output}: another job published predictions there in the meantime. Choose another --output."
             )
+        rejects = list(rejects)
         ordered, rejected = sorted(parts), count_rejects(rejects)
         records = sum(part.records for part in ordered)
-        check_rejected(rejected, records, max_rejected=self.max_rejected, output=self.output)
+        check_rejected(rejected, records, first=find_first(rejects), max_rejected=self.max_rejected, output=self.output)
         duplicates = count_duplicates([part.ids for part in ordered], folder=self.staging)
         names = {part: f"part-{self.generation}-{number:05d}.jsonl" for number, part in enumerate(ordered)}
         for part, name in names.items():

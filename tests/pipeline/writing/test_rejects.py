@@ -8,7 +8,7 @@ import pytest
 from spills import spill
 
 from pipeline.raw.json_lines import ChunkSummary
-from pipeline.raw.rejects import Origin, Reject
+from pipeline.raw.rejects import IN_FILE, Origin, Reject
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.rejects import RejectsFile, count_rejects, write_rejects
@@ -45,7 +45,10 @@ def test_one_file_has_all_rejects_sorted_by_file_and_place(tmp_path, run_size):
     file = write(rejects, tmp_path, run_size=run_size)
     data = (tmp_path / file.path).read_bytes()
     assert file == RejectsFile(
-        f"rejected/{GENERATION}.jsonl", hashlib.sha256(data).hexdigest(), {"not_json": 90, "duplicate_id": 5}
+        f"rejected/{GENERATION}.jsonl",
+        hashlib.sha256(data).hexdigest(),
+        {"not_json": 90, "duplicate_id": 5},
+        first="duplicate_id: m",
     )
     rows = [json.loads(line) for line in data.splitlines()]
     # Rejects that come from no file are the first.
@@ -53,6 +56,15 @@ def test_one_file_has_all_rejects_sorted_by_file_and_place(tmp_path, run_size):
     assert [(row["file"], row["line"], row["byte_offset"]) for row in rows[5:]] == expected
     assert write(rejects, tmp_path, run_size=11) == file
     assert (tmp_path / file.path).read_bytes() == data
+
+
+def test_the_first_reject_is_described_with_its_place(tmp_path):
+    """The first one that is not tried again; those have the line of their file already."""
+    again = reject(FILES[2], 3)
+    again = again._replace(origin=again.origin._replace(chunk=IN_FILE, number=4))
+    file = write([reject(FILES[0], 11), reject(FILES[1], 25), again], tmp_path, run_size=2)
+    assert file.first == "line 26 of /raw/a.jsonl, not_json: m"
+    assert write([again], tmp_path, run_size=2).first is None
 
 
 def test_without_rejects_there_is_no_file(tmp_path):
