@@ -105,6 +105,10 @@ class WrittenSources(NamedTuple):
     parts: int = 0
     later_parts: int = 0
 
+    def plus(self, other: "WrittenSources") -> "WrittenSources":
+        """Returns the sums."""
+        return WrittenSources(*map(sum, zip(self, other, strict=True)))
+
 
 def write_sources(file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: bool | None = None) -> WrittenSources:
     """Writes rows to a file that is open for writing. Memory holds one block.
@@ -128,11 +132,12 @@ def write_sources(file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: boo
     with pq.ParquetWriter(file, columns, compression="zstd", **options) as writer:
         for block in _check_rows((_to_table(block, columns) for block in blocks), "The sources to write"):
             writer.write_table(block, row_group_size=len(block))
-            total = WrittenSources(*map(sum, zip(total, _count(block), strict=True)))
+            total = total.plus(count_rows(block))
     return total
 
 
-def _count(block: pa.Table) -> WrittenSources:
+def count_rows(block: pa.Table) -> WrittenSources:
+    """Returns the counts of a block."""
     parts = later = 0
     if START in block.column_names:
         parts = len(block) - block[START].null_count

@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError
@@ -13,11 +14,14 @@ from pipeline.files import join, list_files, read_bytes
 from pipeline.format.commit import FOLDER, MAX_BYTES, Commit, commit_numbers, commit_path, sha256_of
 from pipeline.format.history import live_generations
 from pipeline.format.manifest import FILE_NAME, Manifest
-from pipeline.format.sources import SPLIT, SourcesFile, read_sources
+from pipeline.format.sources import SPLIT, START, SourcesFile, WrittenSources, count_rows, read_sources
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.inspection.verify_report import Fault, FaultError, Report, check_sha256, collect_fault, read_verified
 from pipeline.schema.record import Array
+
+# Most overlaps that are reported.
+_MAX_FAULTS = 10
 
 
 class Log(NamedTuple):
@@ -120,31 +124,90 @@ def known_sources(dataset: str, log: Log, report: Report) -> Sources:
     if any(file.path in damaged for file in files):
         return Sources()
     digests: dict[str | None, list[Array]] = {}
-    for file in files:
-        for split, paths in _read_paths(dataset, file, report):
-            digests.setdefault(split, []).append(_digest(paths))
+    parts = _Parts(files)
+    for number, file in enumerate(files):
+        for block in _read_blocks(dataset, file, report):
+            for split, paths in _by_split(block):
+                digests.setdefault(split, []).append(_digest(paths))
+            parts.add(number, block)
     if report.files() != damaged:
         return Sources()
+    report.faults += parts.find_overlaps(dataset)
     by_split = {split: _Paths(parts) for split, parts in digests.items() if split is not None}
     return Sources(_Paths(part for parts in digests.values() for part in parts), by_split)
 
 
-def _read_paths(dataset: str, file: SourcesFile, report: Report) -> Iterator[tuple[str | None, list[str]]]:
-    """Yields the paths of the raw files in a file of sources, whose digest was checked, with their split."""
-    num_bytes = 0
+def _read_blocks(dataset: str, file: SourcesFile, report: Report) -> Iterator[pa.Table]:
+    """Yields the blocks of a file of sources, whose digest was checked, and compares its counts with the summary."""
+    total = WrittenSources(0, 0)
     with collect_fault(file.path, report):
         try:
             for block in read_sources(dataset, file):
-                num_bytes += pc.sum(block["bytes"]).as_py()
-                splits = pc.unique(block[SPLIT]).to_pylist() if SPLIT in block.column_names else []
-                for split in splits:
-                    yield split, block.filter(pc.equal(block[SPLIT], split))["path"].to_pylist()
-                if not splits:
-                    yield None, block["path"].to_pylist()
+                total = total.plus(count_rows(block))
+                yield block
         except ValueError as error:
             raise FaultError(None, str(error).removeprefix(f"{join(dataset, file.path)}: ")) from None
-        if num_bytes != file.bytes:
-            raise FaultError(None, f"lists {num_bytes:,} bytes of raw files, but the summary says {file.bytes:,}")
+        for name, noun in (
+            ("bytes", "bytes of raw files"),
+            ("parts", "parts of files"),
+            ("later_parts", "later parts"),
+        ):
+            found, expected = getattr(total, name), getattr(file, name)
+            if found != expected:
+                raise FaultError(None, f"lists {found:,} {noun}, but the summary says {expected:,}")
+
+
+def _by_split(block: pa.Table) -> Iterator[tuple[str | None, list[str]]]:
+    """Yields the paths of the raw files in a block of sources, with their split."""
+    splits = pc.unique(block[SPLIT]).to_pylist() if SPLIT in block.column_names else []
+    for split in splits:
+        yield split, block.filter(pc.equal(block[SPLIT], split))["path"].to_pylist()
+    if not splits:
+        yield None, block["path"].to_pylist()
+
+
+class _Parts:
+    """The parts of files that streams have read. No byte may be in two of them. Memory holds 40 bytes for each.
+
+    Args:
+        files: The files of sources that list them.
+    """
+
+    def __init__(self, files: Sequence[SourcesFile]) -> None:
+        self._files = files
+        # The digest of the path, the number of rewrites, start and end, and the number of the file of sources.
+        self._columns: list[list[Array]] = [[np.zeros(0, kind)] for kind in (np.uint64, *[np.int64] * 4)]
+
+    def add(self, number: int, block: pa.Table) -> None:
+        """Adds the rows of a block of the file of sources with this number."""
+        if START not in block.column_names:
+            return
+        rows = block.filter(pc.is_valid(block[START]))
+        start = rows[START].to_numpy()
+        end, numbers = start + rows["stored_bytes"].to_numpy(), np.full(len(rows), number)
+        values = [_digest(rows["path"].to_pylist()), rows["rewrites"].to_numpy(), start, end, numbers]
+        for column, part in zip(self._columns, values, strict=True):
+            column.append(part)
+
+    def find_overlaps(self, dataset: str) -> Iterator[Fault]:
+        """Yields a fault for each of the first parts that begins before another one of the same file has ended."""
+        columns = [np.concatenate(parts) for parts in self._columns]
+        order = np.lexsort(columns[2::-1])
+        paths, rewrites, starts, ends, numbers = (column[order] for column in columns)
+        same = (paths[1:] == paths[:-1]) & (rewrites[1:] == rewrites[:-1])
+        for place in np.flatnonzero(same & (starts[1:] < ends[:-1]))[:_MAX_FAULTS].tolist():
+            file, other = (self._files[number] for number in numbers[[place + 1, place]].tolist())
+            name = next(
+                path
+                for block in read_sources(dataset, file)
+                for path in block["path"].to_pylist()
+                if _short_digest(path) == int(paths[place])
+            )
+            message = (
+                f"lists a part of {name} from byte {int(starts[place + 1]):,} on, but a part in {other.path} ends at "
+                f"byte {int(ends[place]):,}: records between them were read twice"
+            )
+            yield Fault(file.path, None, message)
 
 
 def _check_chain(dataset: str, manifest: Manifest, last: int, report: Report) -> list[Commit]:

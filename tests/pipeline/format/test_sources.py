@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.files import file_sha256
 from pipeline.format import sources
-from pipeline.format.sources import COLUMNS, SourceRow, SourcesFile, read_sources, write_sources
+from pipeline.format.sources import COLUMNS, SourceRow, SourcesFile, read_sources, rows_of, write_sources
 
 
 def made(num_rows):
@@ -19,9 +19,9 @@ def made(num_rows):
     return [SourceRow(f"/raw/{n:05d}.jsonl", 3 * n, n, random.bytes(32)) for n in range(num_rows)]
 
 
-def write(path, rows):
+def write(path, rows, **options):
     with open(path, "wb") as file:
-        return write_sources(file, rows)
+        return write_sources(file, rows, **options)
 
 
 def blocks_of(path, files):
@@ -56,6 +56,49 @@ def test_sources_are_read_as_they_were_written_in_small_blocks(tmp_path_factory,
     assert all(len(block) <= most_files and (len(block) == 1 or sum(block) <= most_bytes) for block in widths)
     for block, after in zip(widths, widths[1:], strict=False):
         assert len(block) == most_files or sum(block) + after[0] > most_bytes
+
+
+def test_parts_of_files_are_read_as_they_were_written_beside_whole_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_FILES", 2)
+    path = tmp_path / "sources.parquet"
+    parts = [
+        SourceRow(name, 10, 5, bytes(32), None, start, lines, rewrites, bytes([lines]) * 32)
+        for name, start, lines, rewrites in (("b", 0, 3, 0), ("b", 5, 4, 0), ("c", 0, 0, 2))
+    ]
+    whole = SourceRow("a", 1, 1, bytes(32))
+    for split, rows in ((None, parts), (None, [whole, *parts]), ("train", [whole, *parts])):
+        rows = [row._replace(split=split) for row in rows]
+        assert write(path, rows, with_parts=True) == (len(rows), sum(row.num_bytes for row in rows), 3, 1)
+        assert [row for block in blocks_of(path, len(rows)) for row in rows_of(block)] == rows
+    write(path, [whole])
+    assert [row for block in blocks_of(path, 1) for row in rows_of(block)] == [whole]
+    with pytest.raises(ValueError, match="some of them are parts of files, but the first one is not"):
+        write(path, [whole, *parts])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lines": None}, "some parts of files have a start without lines, or the reverse"),
+        ({"rewrites": None}, "some parts of files have a start without rewrites"),
+        ({"tail": None}, "some parts of files have a start without tail"),
+        ({"start": None}, "some parts of files have a start without lines, or the reverse"),
+        ({"start": -1}, "start is -1, expected at least 0"),
+        ({"lines": -2}, "lines is -2, expected at least 0"),
+        ({"rewrites": -3}, "rewrites is -3, expected at least 0"),
+    ],
+)
+def test_wrong_parts_are_refused_when_written_and_when_read(tmp_path, monkeypatch, change, message):
+    path = tmp_path / "sources.parquet"
+    right = SourceRow("a", 1, 1, bytes(32), None, 0, 1, 0, bytes(32))
+    rows = [right, right._replace(**change)]
+    with pytest.raises(ValueError, match=f"^The sources to write: {message}"):
+        write(path, rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_check_parts", lambda block, name: None)
+        write(path, rows)
+    with pytest.raises(ValueError, match=f"^{path}: {message}"):
+        read(path, 2)
 
 
 def test_an_empty_list_is_read_as_it_was_written(tmp_path):
