@@ -118,7 +118,10 @@ def add_limit_flags(parser: FlagParser) -> None:
 
 def fraction(text: str) -> float:
     """Converts the text of a flag to a number from 0 to 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a fraction, expected a number from 0 to 1")
     return value
@@ -126,17 +129,21 @@ def fraction(text: str) -> float:
 
 def positive(text: str) -> int:
     """Converts the text of a flag to an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least 1")
-    return value
+    return _integer(text, least=1)
 
 
 def natural(text: str) -> int:
     """Converts the text of a flag to an integer of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least 0")
+    return _integer(text, least=0)
+
+
+def _integer(text: str, *, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no integer, expected one of at least {least}") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is too small, expected an integer of at least {least}")
     return value
 
 

@@ -109,6 +109,7 @@ def error_with_path(message: str) -> pydantic_core.PydanticCustomError:
 
 # Messages in terms of YAML that replace pydantic's messages in terms of Python.
 _EXPECTED = {
+    "bool_type": "should be true or false",
     "tuple_type": "should be a list: [a, b]",
     "dict_type": "should be keys and values: {key: value}",
     "model_type": "should be keys and values: {key: value}",

@@ -56,12 +56,14 @@ class Label(Document):
 
     @pydantic.field_validator("classes", mode="before")
     @classmethod
-    def _refuse_auto(cls, classes: Any) -> Any:
+    def _check_list(cls, classes: Any) -> Any:
         if classes == AUTO:
             raise ValueError(
                 "only `lengthwise prepare` collects the classes; expected a list of their names, for example the list "
                 "in the manifest of a dataset that it made"
             )
+        if not isinstance(classes, list | tuple):
+            raise ValueError("expected a list of the class names, [a, b], or auto")
         return classes
 
     @pydantic.model_validator(mode="after")

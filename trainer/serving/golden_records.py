@@ -20,6 +20,8 @@ LENGTHS = (1, 2, 3, 5, 8, 13, 21, 1)
 LONGER = 34
 # One value in 4 is special: missing, where the feature allows nulls, or a string that is not in the vocabulary.
 _SPECIAL_EVERY = 4
+# Larger numbers are in no record.
+_FLOAT32_RANGE = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ def _draw_values(
         numbers = random.normal(size=(rows, feature.width)) * np.where(special, 30, 1).reshape(rows, feature.width)
         if statistics is not None:
             numbers = numbers * np.sqrt(statistics.variance) + np.array(statistics.mean)
+        numbers = np.clip(numbers, *_FLOAT32_RANGE)
         return np.where(missing, np.nan, numbers.ravel()).astype(np.float32)
     if feature.dtype == "int64":
         return np.where(missing, MISSING_INTEGER, random.integers(0, feature.num_values or 1, len(special)))

@@ -336,7 +336,7 @@ def test_exactly_the_allowed_share_of_rejects_passes(write_raw, run_prepare):
             "The input contains no records: its files are empty, or all lines are blank. Nothing was published.",
         ),
         ([], "The input contains no records"),
-        (["{"], r"The only record was rejected: 1 not_json\. Nothing was published\."),
+        (["{"], r"The only record was rejected: 1 not_json\. The first one is line 1 of .*\. Nothing was published\."),
     ],
 )
 def test_an_input_without_a_usable_record_is_an_error(write_raw, run_prepare, tmp_path, rows, message):

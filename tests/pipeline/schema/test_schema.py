@@ -73,7 +73,11 @@ def next_of(text: str, more: str = "") -> str:
             GOOD.replace("float32", "int64, num_values: 3, missing: indicator") + "nan_is_missing: true",
             "nan_is_missing: true: has no effect, because no float32 feature allows",
         ),
-        (GOOD + "nan_is_missing: 1", "nan_is_missing: 1: should be a valid boolean."),
+        (
+            GOOD.replace("classes: [a, b]", "classes: automatic"),
+            'label.classes: "automatic": expected a list of the class names, [a, b], or auto.',
+        ),
+        (GOOD + "nan_is_missing: 1", "nan_is_missing: 1: should be true or false."),
         # splits
         (GOOD + "splits: {train: 0.7, test: 0.2}", "splits: the shares add up to 0.9, expected 1."),
         (GOOD + "splits: {train: 1.5}", "train: expected a share between 0 and 1, not 1.5."),
@@ -456,7 +460,7 @@ def test_vocabularies_that_mean_the_same_have_the_same_fingerprint(vocabulary, s
         ("{sise: 3}", "vocabulary.sise: unknown key; known keys: size, min_count, lowercase"),
         ("{min_count: 0}", "steps.x.min_count: 0: should be greater than or equal to 1"),
         ("{min_count: 2}, min_count: 2", "min_count: is given twice, here and inside vocabulary; keep one"),
-        ("{size: 3, lowercase: 1}", "steps.x.lowercase: 1: should be a valid boolean"),
+        ("{size: 3, lowercase: 1}", "steps.x.lowercase: 1: should be true or false"),
         ("{size: [3]}", "steps.x.vocabulary: [3]: should be a valid integer"),
     ],
 )

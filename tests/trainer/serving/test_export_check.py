@@ -12,10 +12,11 @@ from export_runs import Fakes, made_of, other_run, run_of
 import trainer.runs.contents
 import trainer.serving.export
 from pipeline.format.examples import decode_example
+from pipeline.format.models import FeatureStatistics
 from pipeline.schema.schema import Schema
 from trainer.runs.run import Run
 from trainer.serving.export_check import fill_padding
-from trainer.serving.golden_records import LENGTHS, Golden, load_golden, save_golden
+from trainer.serving.golden_records import LENGTHS, Golden, draw_golden_records, load_golden, save_golden
 from trainer.serving.saved_model import make
 
 
@@ -32,6 +33,15 @@ def test_golden_records_cover_what_the_schema_allows():
     assert not np.isnan(features["bits"]).any()
     assert np.isfinite(golden.outputs).all() and len(np.unique(golden.outputs)) > 10
     assert len(golden.examples) == len(LENGTHS) + 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_golden_numbers_are_float32_for_any_statistics():
+    """Values around the largest number of float32 are possible in a record, larger ones are not."""
+    schema = Schema.parse("steps: {x: {dtype: float32}}\nlabel: {name: y, kind: regression}\n")
+    huge = FeatureStatistics(count=2, mean=(1e38,), variance=(4e76,), min=(-1e38,), max=(3e38,))
+    values = np.concatenate([record.features["x"] for record in draw_golden_records(schema, {"x": huge}, {})])
+    assert np.isfinite(values).all() and (np.abs(values) > 3e38).any()
 
 
 def test_the_golden_batch_and_the_golden_examples_hold_the_same_records():
