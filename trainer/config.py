@@ -1,9 +1,11 @@
 """The configuration of a training run: the keys of train.yaml, which are also flags of `lengthwise train`."""
 
+import argparse
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from pipeline.flags import duration
 from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
 
 Batching = Literal["window", "bucket", "pad", "exact"]
@@ -15,6 +17,19 @@ Strategy = Literal["auto", "one", "mirrored", "multi_worker"]
 
 # TensorFlow stores many sizes as int32.
 Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
+
+
+def _parse_duration(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return duration(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
+
+
+# Seconds. A file or a flag may also have a number and a unit, for example 60s.
+Duration = Annotated[float, pydantic.BeforeValidator(_parse_duration), pydantic.Field(ge=0)]
 
 # Keys that the design reserves for a later version.
 PLANNED_KEYS = ("chunk_steps", "lanes")
@@ -29,7 +44,12 @@ class TrainConfig(Document):
         ValueError: A key is unknown, a value is out of range, or two values exclude each other.
     """
 
-    epochs: Annotated[int, pydantic.Field(ge=0, description="Number of passes over the train split.")] = 20
+    epochs: Annotated[
+        Annotated[int, pydantic.Field(ge=0)] | None,
+        pydantic.Field(
+            description="Number of passes over the train split. With follow, it is not set by default: see there."
+        ),
+    ] = 20
     # Keras also seeds NumPy's legacy generator, which accepts only 32 bits.
     seed: Annotated[
         int,
@@ -165,6 +185,30 @@ class TrainConfig(Document):
             "old_run --statistics dataset. Without warm_start, they are always those of the dataset."
         ),
     ] = "run"
+    follow: Annotated[
+        bool,
+        pydantic.Field(
+            description="Train on a dataset that grows: each epoch reads the newest commit at its start. Without "
+            "epochs, an epoch starts whenever a commit has changed the records, until SIGTERM or idle; with it, that "
+            "many epochs follow one another. Statistics, vocabularies and the validation split stay those of the first "
+            "commit."
+        ),
+    ] = False
+    idle: Annotated[
+        Duration | None,
+        pydantic.Field(
+            description="End a run with follow when no commit has changed the records for this time, for example 60s, "
+            "30m or 0, and finish it. It is looked at between epochs."
+        ),
+    ] = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _set_epochs(cls, values: Any) -> Any:
+        """Leaves the number of epochs open with `follow`, unless it is given."""
+        if isinstance(values, dict) and values.get("follow") is True:
+            return {"epochs": None} | values
+        return values
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -182,7 +226,15 @@ class TrainConfig(Document):
             raise ValueError(f"pad_to_multiple belongs to batching window or bucket, not to {self.batching}")
         if self.local_workers > 1 and self.strategy not in ("auto", "multi_worker"):
             raise ValueError(f"local_workers belongs to strategy auto or multi_worker, not to {self.strategy}")
+        if not self.follow and self.epochs is None:
+            raise ValueError("epochs is null, expected a number: only with follow, a run has no last epoch")
+        if not self.follow and self.idle is not None:
+            raise ValueError("idle belongs to follow: another run does not wait for commits")
         return self
+
+    def has_epoch(self, number: int) -> bool:
+        """Returns whether a run has this epoch, counted from 1."""
+        return self.epochs is None or number <= self.epochs
 
 
 def make_config(values: dict[str, Any], *, origin: str = "The configuration") -> TrainConfig:

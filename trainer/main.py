@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pipeline.beam.options import parse_with_beam
 from pipeline.errors import UserError
-from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, fraction, positive
+from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, positive
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
 
@@ -29,6 +29,8 @@ def train(arguments: list[str]) -> int:
         config = make_config(file_values | config_values, origin="flags")
     except UserError as error:  # read_config has already checked the file, so a flag is wrong
         parser.error(str(error))
+    if config.follow and commit is not None:
+        parser.error(f"argument --commit: {commit} is not allowed with --follow, which reads the newest commit")
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
         from trainer.data.dataset import open_dataset
 
@@ -61,7 +63,8 @@ def _make_train_parser() -> FlagParser:
         "  lengthwise train dataset --output run --units 200 --bidirectional --dropout 0.2 --early_stopping 5\n"
         "  lengthwise train dataset --output run --config train.yaml --seed 1\n"
         "  lengthwise train dataset --output run --local_workers 2\n"
-        "  lengthwise train new_dataset --output new_run --warm_start run",
+        "  lengthwise train new_dataset --output new_run --warm_start run\n"
+        "  lengthwise train dataset --output run --follow --idle 10m",
         planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
@@ -265,6 +268,9 @@ def _add_field(parser: FlagParser, name: str, field: Any) -> None:
         "default": argparse.SUPPRESS,
         "help": f"{field.description} Default: {_format_default(field.default)}",
     }
+    if name == "idle":
+        parser.add_argument(f"--{name}", type=duration, metavar="DURATION", **details)
+        return
     types = [member for member in _union_members(field.annotation) if member is not type(None)]
     if types == [bool]:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **details)

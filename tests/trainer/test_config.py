@@ -35,6 +35,8 @@ VALUES = {
     "keep_checkpoints": ("3", 3),
     "warm_start": ("{run}", "{run}"),
     "statistics": ("dataset", "dataset"),
+    "follow": ("", True),
+    "idle": ("1.5m", 90.0),
 }
 
 
@@ -90,6 +92,13 @@ def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path, c
         ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
         ("batching: stateful", "batching: \"stateful\": should be 'window', 'bucket', 'pad' or 'exact'."),
         ("pad_length: 9", "pad_length and truncate belong to batching pad, not to window."),
+        ("epochs: null", "epochs is null, expected a number: only with follow, a run has no last epoch."),
+        ("idle: 60s", "idle belongs to follow: another run does not wait for commits."),
+        ("idle: 60", "idle belongs to follow: another run does not wait for commits."),
+        (
+            "follow: true\nidle: 1 min",
+            'idle: "1 min": 1 min is not a duration, expected a number and a unit, for example',
+        ),
         ("- 3", "contains [3], expected keys and values (key: value)."),
         ("a: [", "line 1, column 5: not valid YAML"),
     ],
@@ -126,6 +135,9 @@ def test_a_missing_file_is_reported_in_one_line(tmp_path, capsys):
         ("--units", "argument --units: expected at least one argument"),
         ("--clip_norm inf", "flags: clip_norm: Infinity: should be a finite number."),
         ("--dropout nan", "flags: dropout: NaN: should be a finite number."),
+        ("--idle 60", "argument --idle: 60 is not a duration, expected a number and a unit, for example 90s"),
+        ("--idle 60s", "flags: idle belongs to follow: another run does not wait for commits."),
+        ("--follow --commit 2", "argument --commit: 2 is not allowed with --follow, which reads the newest commit"),
         ("--truncate head", "flags: pad_length and truncate belong to batching pad, not to window."),
     ],
 )
@@ -133,6 +145,13 @@ def test_a_wrong_flag_is_reported_in_one_line_with_status_2(tmp_path, capsys, fl
     status, out, err = datasets.call(capsys, "train", "nowhere", "--output", tmp_path / "run", *flags.split())
     assert (status, out, len(err)) == (2, "", 1)
     assert err[0].startswith(f"lengthwise train: {message}")
+
+
+def test_a_run_that_follows_has_no_last_epoch_unless_it_is_given():
+    assert (TrainConfig(follow=True).epochs, TrainConfig().epochs) == (None, 20)
+    assert TrainConfig(follow=True, epochs=3, idle="2h") == TrainConfig(follow=True, epochs=3, idle=7200)
+    assert TrainConfig(**TrainConfig(follow=True).model_dump()).has_epoch(10**9)
+    assert TrainConfig(epochs=3).has_epoch(3) and not TrainConfig(epochs=3).has_epoch(4)
 
 
 def test_a_configuration_is_immutable():

@@ -16,7 +16,7 @@ from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.schema import Schema
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_file
-from trainer.data.shard_index import ShardIndex, check_headers, check_size, read_shard_index, read_table
+from trainer.data.shard_index import ShardIndex, check_headers, check_size, forget_shards, read_shard_index, read_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,12 @@ def read_vocabularies(folder: str, vocabularies: Mapping[str, Vocabulary]) -> di
         UserError: A file is missing, or has another digest.
     """
     return {name: _read_terms(folder, vocabulary) for name, vocabulary in vocabularies.items()}
+
+
+def forget_indexes() -> None:
+    """Frees the memory of the indexes of all shards. They are read again when they are needed."""
+    _read_indexes.cache_clear()
+    forget_shards()
 
 
 # Every epoch needs the vocabularies. A file that was checked once is not read again.

@@ -30,6 +30,15 @@ def read_errors(path: str) -> tuple[type[Exception], ...]:
     return (OSError, tf.errors.OpError)
 
 
+def file_exists(path: str) -> bool:
+    """Returns whether there is a file at a path."""
+    if "://" not in path:
+        return os.path.exists(path)
+    import tensorflow as tf
+
+    return bool(tf.io.gfile.exists(path))
+
+
 def read_file(folder: str, path: str, max_bytes: int | None = None) -> bytes:
     """Returns the contents of a file of the dataset in `folder`.
 

@@ -136,6 +136,12 @@ def check_headers(folder: str, shard: Shard) -> None:
                 )
 
 
+def forget_shards() -> None:
+    """Frees the memory of what this module remembers about shards."""
+    for function in (read_shard_index, check_size, check_headers):
+        function.cache_clear()
+
+
 def _headers(file: IO[bytes], offsets: Array) -> Iterator[bytes]:
     for offset in offsets.tolist():
         file.seek(offset)

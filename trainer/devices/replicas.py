@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,25 @@ class Replicas:
         data = np.frombuffer(json.dumps(value).encode() if self.is_chief else b"", np.uint8).astype(np.int32)
         size = int(self._sum(np.array([len(data)], np.int32))[0])
         return json.loads(self._sum(data if self.is_chief else np.zeros(size, np.int32)).astype(np.uint8).tobytes())
+
+    def from_chief(self, function: Callable[[], Any]) -> Any:
+        """Returns on every worker what a function returns on the chief, which must be serializable as JSON.
+
+        Every worker must call this; each waits for all others.
+
+        Raises:
+            UserError: The function raised it on the chief; all workers raise it.
+        """
+        value, error = None, None
+        if self.is_chief:
+            try:
+                value = function()
+            except UserError as raised:
+                error = raised
+        value, message = self.broadcast([value, error and str(error)])
+        if message is not None:
+            raise error or UserError(f"The chief stopped: {message}")
+        return value
 
     def any_worker(self, value: bool) -> bool:
         """Returns whether the value is true on at least one worker.

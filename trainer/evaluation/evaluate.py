@@ -23,7 +23,7 @@ from trainer.evaluation.worse_lengths import WorseLengths
 from trainer.model.build import build_model, head_model
 from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
-from trainer.runs.checkpoints import restore_weights
+from trainer.runs.checkpoints import read_state, restore_weights
 from trainer.runs.run import Run
 
 
@@ -161,11 +161,17 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
         **({"confusion": metrics.confusion()} | metrics.confused_pairs() if has_confusion(evaluator.target) else {}),
         "checkpoint": used,
         "dataset_fingerprint": dataset.manifest.fingerprint,
-        "dataset_changed": dataset.manifest.fingerprint != trained_on.fingerprint,
+        "dataset_changed": dataset.manifest.fingerprint != _trained_fingerprint(run),
         "vocabularies_changed": _changed_vocabularies(own.vocabularies, dataset.manifest.vocabularies),
     }
     run.write_json(f"evaluation-{split}.json", evaluation)
     return evaluation
+
+
+def _trained_fingerprint(run: Run) -> str:
+    """Returns the fingerprint of the dataset that a run was trained on; with `follow`, as of the last commit."""
+    state = read_state(run) if run.config().follow else None
+    return state.pinned.fingerprint if state is not None and state.pinned else run.manifest().fingerprint
 
 
 def _parts(metrics: Metrics) -> dict[str, Any]:

@@ -58,19 +58,20 @@ class WindowReader:
 
         self.dataset = _cursor_dataset(self._cursor, [*SIZES, *specs.values()], finish)
 
-    def follow(self, plan: WindowPlan, *, first_batch: int = 0) -> None:
+    def follow(self, plan: WindowPlan, *, first_batch: int = 0, dataset: Dataset | None = None) -> None:
         """Makes later iterations of the dataset yield the batches of this plan of the split.
 
         Args:
             plan: A plan of the whole split.
             first_batch: Number of the batch to begin with.
+            dataset: Another commit of the dataset, to which the plan belongs. Its features must be the same.
 
         Raises:
             UserError: A file is missing, or is not the one that the manifest lists.
             ValueError: There is no such batch.
         """
         plan.check_first_batch(first_batch)
-        self._cursor.follow(WindowLoader(self._opened, self._split, plan, self._reader_index), first_batch)
+        self._cursor.follow(WindowLoader(dataset or self._opened, self._split, plan, self._reader_index), first_batch)
 
 
 def window_batches(

@@ -15,6 +15,8 @@ from trainer.runs.lock import LOCK
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.jsonl", "result.json"
 CHECKPOINTS, LOGS, VOCABULARY = "checkpoints", "logs", "vocabulary"
+# The folder of the validation split of a run with `follow`; inside, its files have the same paths as in the dataset.
+VALIDATION_COPY = "validation"
 STATISTICS, ENVIRONMENT, FAILED_UPDATE = "statistics.json", "environment.json", "failed-update.json"
 
 # The parts of metrics.jsonl on an object store.
@@ -38,13 +40,14 @@ _CLEARED = (
     METRICS_PART,
     rf"metrics\.jsonl{_TMP}",
     rf"vocabulary/.+/.+\.txt{_TMP}",
+    r"validation/data/[\w-]+/validation-\d{5}-of-\d{5}\.(tfrecord|index\.parquet)",
     rf"statistics\.json{_TMP}",
     rf"manifest\.json{_TMP}",
     rf"config\.yaml{_TMP}",
 )
 _PATTERNS = [pattern.split("/") for pattern in (LOCK, *_CLEARED)]
 # What `Run.create` writes until the configuration is there.
-_CREATED_FIRST = {LOCK, VOCABULARY, STATISTICS, MANIFEST, METRICS}
+_CREATED_FIRST = {LOCK, VOCABULARY, VALIDATION_COPY, STATISTICS, MANIFEST, METRICS}
 _CREATED_FIRST |= {f"{name}.tmp" for name in (STATISTICS, MANIFEST, METRICS, CONFIG)}
 _MAX_LISTED = 5
 

@@ -25,6 +25,7 @@ from trainer.runs.contents import (
     METRICS,
     RESULT,
     STATISTICS,
+    VALIDATION_COPY,
     is_partly_created,
     names_to_clear,
 )
@@ -76,6 +77,8 @@ class Run:
         for name, vocabulary in own.vocabularies.items():
             tf.io.gfile.makedirs(os.path.dirname(self.file(vocabulary.path)))
             self.write(vocabulary.path, serialize_terms(terms[name]))
+        if config.follow:
+            self._copy_validation(dataset)
         self.write(STATISTICS, own.to_json())
         self.write(MANIFEST, manifest.to_json())
         self.write(METRICS, b"")
@@ -139,6 +142,22 @@ class Run:
             UserError: A file is missing, or it is not the one that statistics.json lists.
         """
         return read_vocabularies(self.path, self.own_statistics().vocabularies)
+
+    def validation(self) -> Dataset:
+        """Returns a dataset of which only the validation split can be read: the copy of a run with `follow`."""
+        return Dataset(self.file(VALIDATION_COPY), self.manifest())
+
+    def _copy_validation(self, dataset: Dataset) -> None:
+        """Copies the validation split, because a dataset that is followed may be compacted.
+
+        So the losses of all epochs are those of the same records, and a resumed run measures the same bits.
+        """
+        split = dataset.manifest.splits.get("validation")
+        for shard in split.shards if split is not None else ():
+            for path in (shard.path, shard.index_path):
+                copy = self.file(f"{VALIDATION_COPY}/{path}")
+                tf.io.gfile.makedirs(os.path.dirname(copy))
+                tf.io.gfile.copy(f"{dataset.path}/{path}", copy, overwrite=True)
 
     def inputs_sha256(self) -> str:
         """Returns the SHA-256 of everything that the model is built from: manifest, configuration and statistics."""

@@ -4,6 +4,8 @@ from typing import Any
 
 import pydantic
 
+from trainer.data.newer_commits import PinnedCommit
+
 CLIP_RULE = 2  # of new runs; see State
 
 
@@ -70,6 +72,8 @@ class State(pydantic.BaseModel):
         clip_rule: Version of the rule by which `clip_norm` acts. 1 is that of checkpoints without this entry: the norm
             of the gradient after it was scaled by the batch's share of the epoch. 2 is that of `Update`.
         callbacks: States of the user's callbacks that keep one.
+        pinned: The commit that the current epoch reads, or between two epochs the one that the last epoch has read.
+            Only with `follow`.
     """
 
     epoch: int = 0
@@ -84,3 +88,4 @@ class State(pydantic.BaseModel):
     best_loss: float | None = None
     clip_rule: int = 1
     callbacks: tuple[CallbackState, ...] = ()
+    pinned: PinnedCommit | None = None

@@ -17,7 +17,8 @@ class Callbacks(keras.callbacks.CallbackList):
         callbacks: The user's callbacks.
         early_stopping: Number of epochs without a lower validation loss after which training stops; None: never.
         logs: TensorBoard's folder; None: no TensorBoard.
-        steps: Updates of an epoch.
+        epochs: Number of the last epoch; None if there is no last one.
+        steps: Updates of an epoch; None if there is no epoch.
     """
 
     def __init__(
@@ -25,8 +26,8 @@ class Callbacks(keras.callbacks.CallbackList):
         callbacks: Iterable[keras.callbacks.Callback],
         *,
         model: keras.Model,
-        epochs: int,
-        steps: int,
+        epochs: int | None,
+        steps: int | None,
         early_stopping: int | None,
         logs: str | None,
     ) -> None:
@@ -39,6 +40,10 @@ class Callbacks(keras.callbacks.CallbackList):
         board = [] if logs is None else [keras.callbacks.TensorBoard(logs, write_graph=False)]
         all_callbacks = [*self._early_stopping, *board, *callbacks]
         super().__init__(all_callbacks, model=model, epochs=epochs, steps=steps, verbose=0)
+
+    def set_steps(self, steps: int) -> None:
+        """Tells the callbacks the number of updates of the next epoch."""
+        self.set_params(self.params | {"steps": steps})
 
     def replay(self, lines: Iterable[dict[str, Any]]) -> None:
         """Passes the epochs before a resume to early stopping, which keeps its count only in memory.

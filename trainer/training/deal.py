@@ -60,18 +60,23 @@ class BatchDealer:
             tuple(reader.dataset.prefetch(PREFETCHED_BATCHES) for reader in self._readers)
         )
 
-    def batches(self, plan: Plan, *, epoch: int, first_batch: int = 0) -> Iterator[GlobalBatch]:
-        """Yields the batches of an epoch from `first_batch` on. Only one epoch can be read at a time."""
-        if isinstance(plan, WindowPlan):
-            return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch)
-        order: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "first_batch": first_batch}
-        return self._dealt_batches(
-            planned_batches(self._dataset, TRAIN, plan, vocabularies=self._vocabularies, **order)
-        )
+    def batches(
+        self, plan: Plan, *, epoch: int, first_batch: int = 0, dataset: Dataset | None = None
+    ) -> Iterator[GlobalBatch]:
+        """Yields the batches of an epoch from `first_batch` on. Only one epoch can be read at a time.
 
-    def _window_batches(self, plan: WindowPlan, first_batch: int) -> Iterator[GlobalBatch]:
+        Args:
+            dataset: Another commit of the dataset, to which the plan belongs.
+        """
+        dataset = dataset or self._dataset
+        if isinstance(plan, WindowPlan):
+            return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch, dataset)
+        order: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "first_batch": first_batch}
+        return self._dealt_batches(planned_batches(dataset, TRAIN, plan, vocabularies=self._vocabularies, **order))
+
+    def _window_batches(self, plan: WindowPlan, first_batch: int, dataset: Dataset) -> Iterator[GlobalBatch]:
         for reader in self._readers:
-            reader.follow(plan, first_batch=first_batch)
+            reader.follow(plan, first_batch=first_batch, dataset=dataset)
         by_replica = [plan.batch_shapes(reader) for reader in range(plan.num_readers)]
         steps = np.sum([part.steps for part in by_replica], axis=0)
         padded_steps = np.sum([part.rows * part.pad_length for part in by_replica], axis=0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +13,7 @@ from trainer.batching.plan import Plan
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
+from trainer.data.newer_commits import PinnedCommit
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
@@ -29,18 +31,32 @@ from trainer.training.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
+class EpochData:
+    """What an epoch reads.
+
+    Attributes:
+        dataset: The dataset as of one commit.
+        total_weight: Σ weight over the train split.
+        pinned: Its commit, to be recorded. None for a run that does not follow a dataset.
+    """
+
+    dataset: Dataset
+    total_weight: float
+    pinned: PinnedCommit | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EpochRunner:
     """Trains the epochs of a run one by one. Every worker runs all of them; only the chief writes.
 
     Attributes:
-        total_weight: Σ weight over an epoch.
+        explain_removed: Returns the error to raise if files of the dataset were removed while the epoch read them.
         waits: Whether to wait until an update is computed before the next one starts, so that a signal stops the run
             after the update under way. The same on all workers.
     """
 
     run: Run
     log: MetricsLog
-    dataset: Dataset
     config: TrainConfig
     replicas: Replicas
     stop: StopSignal
@@ -50,14 +66,14 @@ class EpochRunner:
     checkpoints: CheckpointPolicy
     reporter: Reporter
     validation: Validation
-    total_weight: float
+    explain_removed: Callable[[Dataset], UserError | None] = lambda dataset: None
     waits: bool = False
 
     @property
     def _state(self) -> State:
         return self.checkpoints.state
 
-    def run_epoch(self, plan: Plan) -> dict[str, Any]:
+    def run_epoch(self, plan: Plan, data: EpochData) -> dict[str, Any]:
         """Trains the next epoch, or the rest of the one that was interrupted, and returns its line in metrics.jsonl.
 
         Raises:
@@ -67,20 +83,22 @@ class EpochRunner:
         state, config, epoch = self._state, self.config, self._state.epoch + 1
         if not state.batch:
             state.totals, state.batch_steps, state.batch_size = Totals(), config.batch_steps, config.batch_size
+            state.pinned = data.pinned
         self.callbacks.on_epoch_begin(epoch - 1)
         self.reporter.begin_epoch(epoch, updates=plan.num_batches, done=state.batch)
-        journal = EpochJournal(self.log if self.replicas.is_chief else None, state.totals)
+        commit = {} if data.pinned is None else {"commit": data.pinned.number}
+        journal = EpochJournal(self.log if self.replicas.is_chief else None, state.totals, commit)
         try:
-            self._run_updates(plan, epoch, journal)
+            self._run_updates(plan, data, epoch, journal)
             journal.flush()
         except (NonFiniteUpdate, tf.errors.OpError) as error:
-            raise self._find_cause(error, journal) from None
+            raise self._find_cause(error, journal, data.dataset) from None
         return self._end_epoch(epoch)
 
-    def _run_updates(self, plan: Plan, epoch: int, journal: EpochJournal) -> None:
-        state, scale = self._state, tf.constant(plan.num_batches / self.total_weight, tf.float32)
+    def _run_updates(self, plan: Plan, data: EpochData, epoch: int, journal: EpochJournal) -> None:
+        state, scale = self._state, tf.constant(plan.num_batches / data.total_weight, tf.float32)
         previous: Sums | None = None
-        for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch):
+        for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch, dataset=data.dataset):
             self.callbacks.on_train_batch_begin(state.batch)
             sums = self._compute(batch, scale)
             state.batch += 1
@@ -122,7 +140,9 @@ class EpochRunner:
             return self.stop.received
         return previous is not None and float(previous.stop_requests) > 0
 
-    def _find_cause(self, error: NonFiniteUpdate | tf.errors.OpError, journal: EpochJournal) -> Exception:
+    def _find_cause(
+        self, error: NonFiniteUpdate | tf.errors.OpError, journal: EpochJournal, dataset: Dataset
+    ) -> Exception:
         """Returns the error to raise for one that ended the updates.
 
         A TensorFlow error may follow from an earlier non-finite update: another worker may have found it first and
@@ -136,8 +156,8 @@ class EpochRunner:
             except (NonFiniteUpdate, UserError) as cause:
                 found = cause
         if isinstance(found, NonFiniteUpdate):
-            return non_finite_update(found, self.dataset, self.run, saved_update=self.checkpoints.saved_update)
-        return found
+            return non_finite_update(found, dataset, self.run, saved_update=self.checkpoints.saved_update)
+        return self.explain_removed(dataset) or found
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         """Measures the epoch, writes its line, calls the callbacks and saves a checkpoint."""
@@ -146,6 +166,7 @@ class EpochRunner:
         summary = totals.summary()
         line: dict[str, Any] = {
             "epoch": epoch,
+            **({"commit": state.pinned.number, "fingerprint": state.pinned.fingerprint} if state.pinned else {}),
             "train": summary,
             "validation": self.validation.measure(self.checkpoints),
         }

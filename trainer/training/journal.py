@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.runs.metrics_log import MetricsLog
@@ -22,10 +22,11 @@ class EpochJournal:
         log: Gets the lines; None: they are not written.
         totals: Get the sums and the counts of each update when its line is written, and the seconds since the epoch
             started.
+        more: Entries at the end of each line.
     """
 
-    def __init__(self, log: MetricsLog | None, totals: Totals) -> None:
-        self._log, self._totals = log, totals
+    def __init__(self, log: MetricsLog | None, totals: Totals, more: Mapping[str, Any]) -> None:
+        self._log, self._totals, self._more = log, totals, dict(more)
         # (line without its loss, sums, rows) of each update.
         self._pending: list[tuple[dict[str, Any], Sums, Callable[[], Any]]] = []
         self._written_at = time.monotonic()
@@ -39,7 +40,7 @@ class EpochJournal:
         """
         counts = {"records": batch.records, "steps": batch.steps, "padded_steps": batch.padded_steps}
         # The loss comes at its place in the line when `flush` reads it.
-        self._pending.append(({"epoch": epoch, "update": update, "loss": None} | counts, sums, batch.rows))
+        self._pending.append(({"epoch": epoch, "update": update, "loss": None} | counts | self._more, sums, batch.rows))
         if time.monotonic() - self._written_at >= _WRITE_SECONDS:
             self.flush()
 

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import gc
+import math
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
+from trainer.data.newer_commits import PinnedCommit
 from trainer.data.target import make_target
 from trainer.devices.environment import describe_differences, describe_environment
 from trainer.devices.replicas import Replicas
@@ -40,7 +43,8 @@ from trainer.runs.warm_start import warm_start
 from trainer.training.callbacks import Callbacks
 from trainer.training.checkpoint_policy import CheckpointPolicy, raise_if_stopped
 from trainer.training.deal import BatchDealer
-from trainer.training.epoch_runner import EpochRunner, plan_next_epoch
+from trainer.training.epoch_runner import EpochData, EpochRunner, plan_next_epoch
+from trainer.training.followed import FollowedDataset
 from trainer.training.memory_probe import probe_largest
 from trainer.training.reporter import Reporter
 from trainer.training.update import Update, make_optimizer
@@ -64,10 +68,13 @@ class Training:
         *,
         deterministic: bool = False,
     ) -> None:
-        self._run, self._dataset, self._config, self._replicas, self._stop = run, dataset, config, replicas, stop
+        self._run, self._config, self._replicas, self._stop = run, config, replicas, stop
+        # With `follow`, the features and the label are those of the first commit, and `_start` opens another one.
+        self._dataset = Dataset(dataset.path, run.manifest()) if config.follow else dataset
         self._log = MetricsLog(run)
         self._environment = describe_environment(replicas, deterministic=deterministic)
         keras.utils.set_random_seed(config.seed)
+        dataset = self._dataset
         with replicas.strategy.scope(), explain_out_of_memory(self._explain_model):
             # The run's own, not the dataset's: the weights depend on them.
             self._statistics, self._vocabularies = run.statistics(), run.vocabularies()
@@ -81,12 +88,18 @@ class Training:
         self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
         self._dealer = BatchDealer(dataset, replicas, seed=config.seed, vocabularies=self._vocabularies)
         built_with: dict[str, Any] = {"statistics": self._statistics, "vocabularies": self._vocabularies}
-        self._validation = Validation(self._model, dataset, replicas, stop, **built_with)
+        validation = run.validation() if config.follow else dataset
+        self._validation = Validation(self._model, validation, replicas, stop, **built_with)
         self._reporter = Reporter(epochs=config.epochs, quiet=not replicas.is_chief)
+        self._followed: FollowedDataset | None = None
+        if config.follow:
+            self._followed = FollowedDataset(dataset.path, run, config, replicas, self._reporter.note)
         self._user_callbacks = callbacks
         self._is_resumed = False
         self._planned: tuple[Any, Plan] | None = None
+        self._total: tuple[Dataset, float] | None = None
         self._update_seconds = 0.0
+        self._largest_probed = 0
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and returns the contents of result.json.
@@ -97,19 +110,25 @@ class Training:
         """
         past_lines = self._resume()
         state, config = self._checkpoints.state, self._config
-        if state.batch and state.epoch >= config.epochs:
+        has_epoch = config.has_epoch(state.epoch + 1)
+        if state.batch and not has_epoch:
             raise UserError(
                 f"{self._run.path}: stopped within epoch {state.epoch + 1}, but epochs is {config.epochs}: expected at "
                 f"least {state.epoch + 1}, to finish that epoch."
             )
+        if self._followed is not None and has_epoch:
+            self._dataset = self._followed.start(state)
         # No variable holds the plan here: it would stay in memory as long as the run.
         self._reporter.describe_run(
-            self._model, self._replicas, self._plan(), has_validation=self._validation.has_labels
+            self._model,
+            self._replicas,
+            self._plan() if self._may_plan() else None,
+            has_validation=self._validation.has_labels,
         )
         callbacks = self._make_callbacks(past_lines)
         update = self._make_update()
         policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks, self._log)
-        runner = self._make_runner(update, callbacks, policy) if state.epoch < config.epochs else None
+        runner = self._make_runner(update, callbacks, policy) if has_epoch else None
         if not past_lines and not state.update:
             policy.save()  # so that a run without an epoch can be evaluated
         last_line = past_lines[-1] if past_lines else None
@@ -120,7 +139,7 @@ class Training:
                 self._update_seconds, saving_seconds=policy.saving_seconds, largest_batch=self._plan().largest_batch
             )
             try:
-                last_line = self._run_epochs(runner, policy) or last_line
+                last_line = self._run_epochs(runner, update, policy, callbacks) or last_line
             finally:
                 self._log.flush()
         callbacks.on_train_end()
@@ -157,17 +176,21 @@ class Training:
     def _plan(self) -> Plan:
         """Returns the plan of the epoch that the run is in or trains next; it is computed once."""
         state = self._checkpoints.state
-        key = (state.epoch, state.batch and (state.batch_steps, state.batch_size))
+        key = (self._dataset.manifest.commit, state.epoch, state.batch and (state.batch_steps, state.batch_size))
         if self._planned is None or self._planned[0] != key:
             self._planned = key, plan_next_epoch(self._dataset, self._config, state)
         return self._planned[1]
+
+    def _may_plan(self) -> bool:
+        """Returns whether the dataset can be planned: with `follow`, none is open if there is no epoch to train."""
+        return self._followed is None or self._config.has_epoch(self._checkpoints.state.epoch + 1)
 
     def _make_callbacks(self, past_lines: list[dict[str, Any]]) -> Callbacks:
         callbacks = Callbacks(
             self._user_callbacks,
             model=self._model,
             epochs=self._config.epochs,
-            steps=self._plan().num_batches,
+            steps=self._plan().num_batches if self._may_plan() else None,
             early_stopping=self._config.early_stopping,
             logs=self._run.file(LOGS) if self._replicas.is_chief else None,
         )
@@ -192,12 +215,12 @@ class Training:
         )
 
     def _make_runner(self, update: Update, callbacks: Callbacks, policy: CheckpointPolicy) -> EpochRunner:
-        total_weight = self._total_weight(self._plan())
+        self._epoch_data()
         self._probe_memory(update, self._plan())
+        explain = {} if self._followed is None else {"explain_removed": self._followed.explain_removed}
         return EpochRunner(
             run=self._run,
             log=self._log,
-            dataset=self._dataset,
             config=self._config,
             replicas=self._replicas,
             stop=self._stop,
@@ -207,9 +230,17 @@ class Training:
             checkpoints=policy,
             reporter=self._reporter,
             validation=self._validation,
-            total_weight=total_weight,
             waits=self._update_seconds >= _WAIT_SECONDS,
+            **explain,
         )
+
+    def _epoch_data(self) -> EpochData:
+        """Returns what the next epoch reads. The total weight is computed once for each commit."""
+        dataset = self._dataset
+        if self._total is None or self._total[0] is not dataset:
+            self._total = dataset, self._total_weight(self._plan())
+        pinned = None if self._followed is None else PinnedCommit.of(dataset.manifest, origin=dataset.path)
+        return EpochData(dataset, self._total[1], pinned)
 
     def _total_weight(self, plan: Plan) -> float:
         """Returns the number of labels of an epoch: records, or labelled steps.
@@ -232,11 +263,12 @@ class Training:
         """
         plans, state, config = [plan], self._checkpoints.state, self._config
         is_other_budget = (state.batch_steps, state.batch_size) != (config.batch_steps, config.batch_size)
-        if state.batch and is_other_budget and state.epoch + 1 < config.epochs:
+        if state.batch and is_other_budget and config.has_epoch(state.epoch + 2):
             plans.append(plan_next_epoch(self._dataset, config, State(epoch=state.epoch + 1)))
         random_states = self._checkpoints.random_states()
         for each in plans:
             announce = functools.partial(self._reporter.announce_probe, each.largest_batch)
+            self._largest_probed = max(self._largest_probed, math.prod(each.largest_batch))
             seconds = probe_largest(update, each, self._replicas, self._explain_model, announce)
             self._update_seconds = max(self._update_seconds, seconds)
         self._update_seconds = self._replicas.broadcast(self._update_seconds)
@@ -245,18 +277,49 @@ class Training:
     def _explain_model(self) -> str:
         return describe_largest_weight(self._model, self._dataset.schema)
 
-    def _run_epochs(self, runner: EpochRunner, policy: CheckpointPolicy) -> dict[str, Any] | None:
+    def _run_epochs(
+        self, runner: EpochRunner, update: Update, policy: CheckpointPolicy, callbacks: Callbacks
+    ) -> dict[str, Any] | None:
         """Trains until the last epoch or until a callback stops, and returns the line of the last epoch trained."""
         line, state, model = None, self._checkpoints.state, self._model
         with _frozen_objects():
-            while state.epoch < self._config.epochs and not model.stop_training:
-                line = runner.run_epoch(self._plan())
+            while self._config.has_epoch(state.epoch + 1) and not model.stop_training:
+                if not self._follow(update, policy, callbacks):
+                    break
+                line = runner.run_epoch(self._plan(), self._epoch_data())
                 model.stop_training = self._replicas.broadcast(bool(model.stop_training))
-                is_last = state.epoch >= self._config.epochs or model.stop_training
+                is_last = not self._config.has_epoch(state.epoch + 1) or model.stop_training
                 if self._replicas.any_worker(self._stop.received) and not is_last:
                     policy.save_and_stop()
                 gc.collect()
         return line
+
+    def _follow(self, update: Update, policy: CheckpointPolicy, callbacks: Callbacks) -> bool:
+        """With `follow`, opens the commit that the next epoch reads. Returns whether there is a next epoch.
+
+        Raises:
+            Preempted: A worker was asked to stop while the run waited for a commit; the run is saved.
+        """
+        if self._followed is None or self._checkpoints.state.batch:
+            return True
+
+        def check_stop() -> None:
+            if self._replicas.any_worker(self._stop.received):
+                policy.save_and_stop()
+
+        started_at = time.monotonic()
+        found = self._followed.next(check_stop)
+        self._reporter.skip(time.monotonic() - started_at)
+        if found is None:
+            return False
+        if found is not self._dataset:
+            self._dataset, self._planned = found, None
+            callbacks.set_steps(self._plan().num_batches)
+            assert found.manifest.commit is not None
+            self._reporter.describe_commit(found.manifest.commit, self._plan())
+            if math.prod(self._plan().largest_batch) > self._largest_probed:
+                self._probe_memory(update, self._plan())
+        return True
 
     def _write_result(self, validation: dict[str, Any] | None) -> dict[str, Any]:
         """Writes result.json and returns its contents on all workers."""
@@ -267,8 +330,9 @@ class Training:
                 "epochs": state.epoch,
                 "updates": state.update,
                 "parameters": count_parameters(self._model),
-                "useful_share": state.steps / state.padded_steps if state.padded_steps else self._plan().useful_share,
+                "useful_share": state.steps / state.padded_steps if state.padded_steps else self._useful_share(),
                 "commit": self._run.commit(),
+                **self._followed_commits(),
                 INPUTS_SHA256: self._run.inputs_sha256(),
                 WEIGHTS_SHA256[LAST]: weights_sha256(self._model),
                 WEIGHTS_SHA256[BEST]: checkpoint_sha256(self._run, self._model, BEST),
@@ -278,6 +342,18 @@ class Training:
             }
             self._run.write_json(RESULT, result)
         return dict(self._replicas.broadcast(result))
+
+    def _useful_share(self) -> float:
+        """Returns the useful share of a run that has made no update."""
+        return self._plan().useful_share if self._may_plan() else 1.0
+
+    def _followed_commits(self) -> dict[str, Any]:
+        """Returns the entries of result.json that a run with `follow` has in addition or with another value."""
+        if self._followed is None:
+            return {}
+        manifest, pinned = self._run.manifest(), self._checkpoints.state.pinned
+        pinned = pinned or PinnedCommit.of(manifest, origin=self._run.path)
+        return {"commit": pinned.number, "fingerprint": pinned.fingerprint, "first_commit": manifest.commit}
 
 
 @contextlib.contextmanager

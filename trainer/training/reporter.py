@@ -31,10 +31,11 @@ class Reporter:
     On a terminal, one progress line is updated in place. Elsewhere, a progress line is written every two seconds.
 
     Args:
+        epochs: Number of the last epoch. None if there is no last one; then the time left is that of the epoch.
         quiet: Write nothing.
     """
 
-    def __init__(self, *, epochs: int, quiet: bool = False) -> None:
+    def __init__(self, *, epochs: int | None, quiet: bool = False) -> None:
         self._stream, self._quiet = sys.stderr, quiet
         self._terminal = self._stream.isatty()
         self._epochs = epochs
@@ -46,20 +47,21 @@ class Reporter:
         if not self._quiet:
             print(text, file=self._stream, flush=True)
 
-    def describe_run(self, model: keras.Model, replicas: Replicas, plan: Plan, *, has_validation: bool) -> None:
-        """Writes a line each about the devices, the recurrent kernel and the next epoch."""
+    def describe_run(self, model: keras.Model, replicas: Replicas, plan: Plan | None, *, has_validation: bool) -> None:
+        """Writes a line each about the devices, the recurrent kernel and the next epoch, if there is one."""
         devices = ", ".join(device.device_type for device in tf.config.list_logical_devices())
         workers = ""
         if replicas.num_replicas > 1:
             workers = f" Workers: {replicas.num_workers}. Replicas: {replicas.num_replicas}."
         self.note(f"Devices: {devices}.{workers} Parameters: {count_parameters(model):,}.")
         self.note(describe_kernel(model))
-        rows, steps = plan.largest_batch
-        self.note(
-            f"An epoch: {counted(plan.num_batches, 'update')}, {counted(plan.records, 'record')}, "
-            f"{counted(plan.steps, 'step')}, {plan.useful_share:.1%} of what is computed is useful; the "
-            f"largest batch is {rows} x {steps} steps."
-        )
+        if plan is not None:
+            rows, steps = plan.largest_batch
+            self.note(
+                f"An epoch: {counted(plan.num_batches, 'update')}, {counted(plan.records, 'record')}, "
+                f"{counted(plan.steps, 'step')}, {plan.useful_share:.1%} of what is computed is useful; the "
+                f"largest batch is {rows} x {steps} steps."
+            )
         if not has_validation:
             self.note("No validation split: the last checkpoint is kept, none is the best.")
 
@@ -94,7 +96,19 @@ class Reporter:
 
     def begin_epoch(self, epoch: int, *, updates: int, done: int) -> None:
         """Estimates the updates left, from the updates of this epoch, of which `done` are done."""
-        self._updates_left = updates * (self._epochs - epoch + 1) - done
+        epochs_left = 1 if self._epochs is None else self._epochs - epoch + 1
+        self._updates_left = updates * epochs_left - done
+
+    def describe_commit(self, commit: int, plan: Plan) -> None:
+        """Writes a line about another commit that the next epochs read."""
+        self.note(
+            f"train: reads commit {commit}: {counted(plan.records, 'record')}, {counted(plan.steps, 'step')}, "
+            f"{counted(plan.num_batches, 'update')} an epoch"
+        )
+
+    def skip(self, seconds: float) -> None:
+        """Leaves a time out of the rates."""
+        self._started_at += seconds
 
     def end_update(self, epoch: int, update: int, sums: Sums, batch: GlobalBatch) -> None:
         """Counts an update and, if a progress line is due, shows it; only then reads its sums from the device."""
@@ -105,19 +119,22 @@ class Reporter:
         if self._is_due(_TERMINAL_SECONDS if self._terminal else _INTERVAL_SECONDS):
             weight = float(sums.weight)
             loss = float(sums.loss) / weight if weight else 0.0
-            self._show(f"epoch {epoch}/{self._epochs}, update {update}, loss {loss:.4f}")
+            self._show(f"epoch {self._title(epoch)}, update {update}, loss {loss:.4f}")
 
     def end_epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch by its line in metrics.jsonl: on a terminal each, elsewhere every two seconds and the last."""
         is_last = line["epoch"] == self._epochs
         if not (self._terminal or is_last or self._is_due(_INTERVAL_SECONDS)):
             return
-        text = f"epoch {line['epoch']}/{self._epochs}, loss {line['train']['loss']:.4f}"
+        text = f"epoch {self._title(line['epoch'])}, loss {line['train']['loss']:.4f}"
         if line["validation"] is not None:
             measures = {"loss": line["validation"]["loss"], **line["validation"]["metrics"]}
             shown = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
             text += ", validation " + ", ".join(shown[:_NUM_MEASURES])
         self._show(text, keep=True)
+
+    def _title(self, epoch: int) -> str:
+        return str(epoch) if self._epochs is None else f"{epoch}/{self._epochs}"
 
     def _is_due(self, seconds: float) -> bool:
         return time.monotonic() - self._shown_at >= seconds

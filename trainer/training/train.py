@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.format.models import TRAIN
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.newer_commits import PinnedCommit
 from trainer.data.target import make_target
 from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
 from trainer.devices.signals import StopSignal
@@ -29,7 +30,7 @@ from trainer.training.validation import VALIDATION
 
 # Keys that may differ when a run is resumed. Another budget applies from the next epoch on.
 _MAY_CHANGE = {"epochs", "batch_steps", "batch_size", "strategy", "local_workers", "deterministic"}
-_MAY_CHANGE |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints"}
+_MAY_CHANGE |= {"checkpoint_minutes", "checkpoint_updates", "keep_checkpoints", "idle"}
 
 
 def train(
@@ -59,7 +60,8 @@ def train(
             stores; the others start anew, and a note names them. `set_state` is called after `on_train_begin`.
         overwrite: Start over, also if `output` holds a run.
         commit: Number of the dataset's commit to train on, if `dataset` is a path. By default the commit that the run
-            in `output` started on, or the newest one for a new run.
+            in `output` started on, or the newest one for a new run. Not with `follow`, which also ignores the commit of
+            an opened dataset: it reads the newest one.
 
     Raises:
         UserError: There is no dataset, the train split has no label, the run in `output` was started with another
@@ -75,10 +77,16 @@ def train(
         )
     deterministic = make_deterministic(config.deterministic)
     allow_tf32(config.tf32)
+    if config.follow and commit is not None:
+        raise UserError(f"commit is {commit}, but a run with follow reads the newest commit. Leave one of the two out.")
     replicas = find_replicas(config.strategy)
     run = Run(os.fspath(output).rstrip("/"))
+    if config.follow and isinstance(dataset, Dataset):
+        dataset = dataset.path
     if not isinstance(dataset, Dataset):
-        dataset = _open_on_chief(dataset, run, commit, replicas, overwrite=overwrite)
+        dataset = _open_on_chief(dataset, run, commit, replicas, overwrite=overwrite or config.follow)
+    if config.follow:
+        PinnedCommit.of(dataset.manifest, origin=dataset.path)  # raises if the format has no commits
     if not dataset.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
@@ -97,16 +105,14 @@ def _open_on_chief(
     path: str | os.PathLike[str], run: Run, commit: int | None, replicas: Replicas, *, overwrite: bool
 ) -> Dataset:
     """Returns `_open_dataset` of the chief on all workers: another job may publish a commit meanwhile."""
-    opened, error = None, None
-    if replicas.is_chief:
-        try:
-            opened = _open_dataset(path, run, commit, overwrite=overwrite)
-        except UserError as raised:
-            error = raised
-    number, chief_error = replicas.broadcast([opened and opened.manifest.commit, error and str(error)])
-    if chief_error is not None:
-        raise error or UserError(f"The chief did not start: {chief_error}")
-    return opened or open_dataset(path, commit=number)
+    opened: list[Dataset] = []
+
+    def open_on_chief() -> int | None:
+        opened.append(_open_dataset(path, run, commit, overwrite=overwrite))
+        return opened[0].manifest.commit
+
+    number = replicas.from_chief(open_on_chief)
+    return opened[0] if opened else open_dataset(path, commit=number)
 
 
 def _open_dataset(path: str | os.PathLike[str], run: Run, commit: int | None, *, overwrite: bool) -> Dataset:
@@ -126,16 +132,7 @@ def _open_on_all_workers(
     run: Run, config: TrainConfig, dataset: Dataset, replicas: Replicas, stack: contextlib.ExitStack, *, overwrite: bool
 ) -> dict[str, Any] | None:
     """Calls `_open` on the chief, and returns its result or raises its error on all workers."""
-    finished, error = None, None
-    if replicas.is_chief:
-        try:
-            finished = _open(run, config, dataset, stack, overwrite=overwrite)
-        except UserError as raised:
-            error = raised
-    finished, chief_error = replicas.broadcast([finished, error and str(error)])
-    if chief_error is not None:
-        raise error or UserError(f"The chief did not start: {chief_error}")
-    return finished
+    return replicas.from_chief(lambda: _open(run, config, dataset, stack, overwrite=overwrite))
 
 
 def _open(
@@ -150,9 +147,11 @@ def _open(
         raise UserError(f"{run.path}: exists and is not a run. Choose another --output.")
     if not overwrite and run.exists():
         _refuse_difference(run, config)
-        _refuse_other_data(run, dataset)
+        if not config.follow:  # otherwise `FollowedDataset` checks the log of commits
+            _refuse_other_data(run, dataset)
         result = run.result()
-        if result is not None and (result["epochs"] >= config.epochs or result.get("stopped_early")):
+        is_complete = result is not None and not config.has_epoch(result["epochs"] + 1)
+        if result is not None and (is_complete or result.get("stopped_early")):
             return result
         _refuse_other_clipping(run, config)
     if config.warm_start is not None and (overwrite or not run.has_checkpoints()):

@@ -1,0 +1,257 @@
+"""A run with `follow` reads the newest commit in each epoch, and resumes on the commit of its checkpoint."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import time
+import types
+
+import datasets
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from interruptions import InterruptAt, Interrupted, change, lines_of
+from plain_prepare import prepare
+
+from pipeline.beam.prepare import PrepareOptions
+from pipeline.errors import UserError
+from pipeline.schema.schema import Schema
+from pipeline.writing.compact import compact
+from trainer.config import TrainConfig
+from trainer.data.dataset import open_dataset
+from trainer.data.newer_commits import Newer
+from trainer.devices.replicas import find_replicas
+from trainer.devices.signals import Preempted
+from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.evaluation.evaluate import evaluate
+from trainer.model.build import build_model
+from trainer.runs.checkpoints import read_state, weights_sha256
+from trainer.runs.run import Run
+from trainer.runs.state import State
+from trainer.training import followed
+from trainer.training.deal import BatchDealer
+from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.train import train
+from trainer.training.update import Update, make_optimizer
+
+SCHEMA = """\
+id: id
+steps: {x: {dtype: float32, shape: [2]}, word: {dtype: string, vocabulary: 6}}
+label: {name: y, kind: class, classes: [a, b]}
+splits: {train: 0.7, validation: 0.3}
+"""
+CONFIG = TrainConfig(units=[4], epochs=2, batch_size=8, dropout=0.1, follow=True, checkpoint_updates=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deterministic():
+    start_tensorflow()
+
+
+def write(path, first, last, labels="ab"):
+    numbers = np.random.default_rng(first)
+    with open(path, "w") as file:
+        for n in range(first, last):
+            length = n % 6 + 1
+            x = (numbers.normal(size=(length, 2)) + first / 30).round(3).tolist()
+            record = {"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": labels[n % len(labels)]}
+            file.write(json.dumps(record) + "\n")
+
+
+def job(*raw, **options):
+    values = {"raw": raw, "schema": "schema.yaml", "output": "dataset", "num_shards": 2, "append": True} | options
+    return prepare(PrepareOptions(**values))
+
+
+class AppendIn(keras.callbacks.Callback):
+    """Appends two.jsonl to the dataset in the middle of the first epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+        self.steps = self.params["steps"]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (0, 3):
+            job("two.jsonl")
+
+
+@functools.cache
+def uninterrupted():
+    """Returns a folder with a dataset of two commits and a run that read one of them in each epoch, and its result."""
+    folder = datasets.new_folder()
+    with contextlib.chdir(folder):
+        pathlib.Path("schema.yaml").write_text(SCHEMA)
+        for name, first, last in (("one", 0, 90), ("two", 90, 150), ("three", 150, 180)):
+            write(f"{name}.jsonl", first, last)
+        job("one.jsonl")
+        shutil.copytree("dataset", "first")
+        callback = AppendIn()
+        result = train("dataset", "run", CONFIG, callbacks=[callback])
+        assert callback.steps == plan_next_epoch(open_dataset("dataset"), CONFIG, State(epoch=1)).num_batches
+    return folder, result
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    shutil.copytree(uninterrupted()[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def epoch_lines(run="run"):
+    return [line for line in lines_of(run) if "train" in line]
+
+
+def train_by_hand():
+    """Trains an epoch on each commit with a loop of its own, and returns the SHA-256 of the weights."""
+    first = open_dataset("dataset", commit=1)
+    own = {"vocabularies": first.vocabularies()}
+    keras.utils.set_random_seed(CONFIG.seed)
+    statistics = Run("run").statistics()
+    model, optimizer = build_model(first.schema, statistics, CONFIG, **own), make_optimizer(CONFIG)
+    optimizer.build(model.trainable_variables)
+    for epoch, commit in enumerate((1, 2)):
+        dataset = open_dataset("dataset", commit=commit)
+        plan = plan_next_epoch(dataset, CONFIG, State(epoch=epoch))
+        dealer = BatchDealer(dataset, find_replicas("one"), seed=CONFIG.seed, **own)
+        update = Update(
+            model,
+            optimizer,
+            kind="class",
+            element_spec=dealer.element_spec,
+            by_epoch=True,
+            replicas=find_replicas("one"),
+        )
+        scale = tf.constant(plan.num_batches / dataset.split("train").records, tf.float32)
+        for batch in dealer.batches(plan, epoch=epoch + 1):
+            update(batch.parts, scale)
+    return weights_sha256(model)
+
+
+def test_each_epoch_reads_the_commit_that_was_the_newest_at_its_start(place):
+    _, result = uninterrupted()
+    commits = [open_dataset("dataset", commit=number) for number in (1, 2)]
+    fingerprints = [dataset.manifest.fingerprint for dataset in commits]
+    lines = epoch_lines()
+    assert [(line["commit"], line["fingerprint"]) for line in lines] == [*zip((1, 2), fingerprints, strict=True)]
+    records = [dataset.split("train").records for dataset in commits]
+    assert [line["train"]["records"] for line in lines] == records and records[0] < records[1]
+    updates = [line for line in lines_of("run") if "update" in line]
+    assert [line["commit"] for line in updates] == [line["epoch"] for line in updates]
+    assert (result["commit"], result["fingerprint"], result["first_commit"]) == (2, fingerprints[1], 1)
+    assert result["weights_sha256"] == train_by_hand()
+    # Later records change neither the statistics nor the validation split of the run.
+    assert Run("run").statistics() != {name: s for name, s in commits[1].manifest.statistics.items()}
+    assert set(Run("run").vocabularies()["word"]) == set(commits[0].vocabularies()["word"])
+    measured = evaluate("run", commits[0], split="validation", checkpoint="last")
+    assert measured["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
+    assert [evaluate("run", each, split="validation")["dataset_changed"] for each in commits] == [True, False]
+
+
+def test_a_run_resumes_within_an_epoch_to_the_same_bits_after_an_append_and_a_compaction(place):
+    shutil.rmtree("dataset")
+    shutil.move("first", "dataset")
+    with pytest.raises(Interrupted):
+        train("dataset", "again", CONFIG, callbacks=[AppendIn(), InterruptAt(1, 6)])
+    state = read_state(Run("again"))
+    assert (state.pinned.number, state.epoch) == (2, 1) and state.batch > 0
+    job("three.jsonl")
+    assert compact("dataset", num_shards=1).manifest.commit == 4
+    result = train("dataset", "again", CONFIG)
+    same = {name: value for name, value in uninterrupted()[1].items() if name not in ("fingerprint", "inputs_sha256")}
+    # Each copy of the dataset has generations of its own, but the same records in the same order.
+    assert same.items() <= result.items()
+    assert [line for line in lines_of("again") if "update" in line] == [
+        line for line in lines_of("run") if "update" in line
+    ]
+    # Later epochs read the compacted dataset.
+    assert train("dataset", "again", change(CONFIG, epochs=3))["commit"] == 4
+    assert epoch_lines("again")[-1]["train"]["records"] == open_dataset("dataset").split("train").records
+
+
+def test_a_run_without_epochs_waits_for_commits_and_ends_when_it_is_idle(place, capsys, monkeypatch):
+    open_ended = change(CONFIG, epochs=None, idle=0)
+    assert train("dataset", "run", open_ended)["epochs"] == 2
+    assert "no commit has changed the records of dataset since commit 2 for 0 s (idle)" in capsys.readouterr().err
+    compact("dataset", num_shards=1)
+    assert train("dataset", "run", open_ended)["epochs"] == 2
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 1:
+            job("three.jsonl")
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    waits = []
+    monkeypatch.setattr(followed, "time", types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with pytest.raises(Preempted, match="saved after update"):
+        train("dataset", "run", change(open_ended, idle=None))
+    assert len(waits) == 2
+    result = train("dataset", "run", open_ended)
+    assert [line["commit"] for line in epoch_lines()] == [1, 2, 4]
+    assert (result["epochs"], result["commit"]) == (3, 4)
+
+
+def test_a_dataset_that_was_replaced_is_refused_and_the_run_can_be_finished(place, capsys):
+    job("two.jsonl", append=False, overwrite=True)
+    more = change(CONFIG, epochs=3)
+    expected = (
+        r"dataset: commit 3 of \S+ \(replace\) replaced the dataset that this run has followed up to commit 2\. .*"
+    )
+    with pytest.raises(UserError, match=expected + r"--epochs 2 finishes run as it is\."):
+        train("dataset", "run", more)
+    assert train("dataset", "run", CONFIG)["weights_sha256"] == uninterrupted()[1]["weights_sha256"]
+    shutil.rmtree("dataset")
+    job("three.jsonl")
+    with pytest.raises(UserError, match="is not the dataset that this run has followed: it has no commit 2 with"):
+        train("dataset", "run", more)
+
+
+def test_an_epoch_whose_commit_was_removed_starts_again(place, capsys):
+    shutil.rmtree("dataset")
+    shutil.move("first", "dataset")
+    with pytest.raises(Interrupted):
+        train("dataset", "again", change(CONFIG, epochs=1), callbacks=[InterruptAt(0, 6)])
+    job("two.jsonl")
+    compact("dataset", num_shards=1, retain=0)
+    capsys.readouterr()
+    result = train("dataset", "again", change(CONFIG, epochs=1))
+    assert "train: epoch 1 starts again on the newest commit, after 6 updates that stay" in capsys.readouterr().err
+    (line,) = epoch_lines("again")
+    assert (line["commit"], result["commit"], result["first_commit"]) == (3, 3, 1)
+    assert line["train"]["records"] == open_dataset("dataset").split("train").records
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ("splits:", "max_length: 6\nsplits:", None),
+        ("[a, b]", "[a, b, c]", r'its schema has label.classes \["a", "b", "c"\], but run was trained on \["a", "b"\]'),
+        ("shape: [2]", "shape: [2], missing: fill", "its schema has steps.x .*, but run was trained on"),
+    ],
+)
+def test_a_schema_that_accepts_more_is_refused_unless_the_features_stay(place, monkeypatch, before, after, refused):
+    """`prepare --append --replay` may change the schema of a dataset."""
+    opened = open_dataset("dataset")
+    schema = Schema.parse(SCHEMA.replace(before, after), origin="schema.yaml")
+    changed = opened.manifest.model_copy(update={"commit": 3, "record_schema": schema})
+    newer = Newer(dataclasses.replace(opened, manifest=changed), has_other_records=True)
+    monkeypatch.setattr(followed, "find_newer", lambda path, pinned: newer)
+    dataset = followed.FollowedDataset("dataset", Run("run"), CONFIG, find_replicas("one"), print)
+    if refused is None:
+        assert dataset.start(State()) is newer.dataset
+    else:
+        with pytest.raises(UserError, match=refused):
+            dataset.start(State())
+
+
+def test_a_commit_is_not_chosen_by_hand(place):
+    with pytest.raises(UserError, match="commit is 1, but a run with follow reads the newest commit"):
+        train("dataset", "other", CONFIG, commit=1)
