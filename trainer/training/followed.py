@@ -84,8 +84,8 @@ class FollowedDataset:
                 return dataset
             if is_idle:
                 self._note(
-                    f"train: no commit has changed the records of {self._path} since commit {self._seen.number} for "
-                    f"{self._config.idle:,.0f} s (idle): the run ends."
+                    f"train: {self._path} has had no new records for {self._config.idle:,.0f} s (idle), so the run "
+                    f"ends; its newest commit is {self._seen.number}"
                 )
                 return None
             if self._config.epochs is not None:

@@ -118,6 +118,7 @@ class Training:
             )
         if self._followed is not None and has_epoch:
             self._dataset = self._followed.start(state)
+            self._reporter.note(f"train: follows {self._dataset.path}, now at commit {self._dataset.manifest.commit}")
         # No variable holds the plan here: it would stay in memory as long as the run.
         self._reporter.describe_run(
             self._model,

@@ -122,9 +122,12 @@ class Reporter:
             self._show(f"epoch {self._title(epoch)}, update {update}, loss {loss:.4f}")
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Shows an epoch by its line in metrics.jsonl: on a terminal each, elsewhere every two seconds and the last."""
-        is_last = line["epoch"] == self._epochs
-        if not (self._terminal or is_last or self._is_due(_INTERVAL_SECONDS)):
+        """Shows an epoch by its line in metrics.jsonl: on a terminal each, elsewhere every two seconds and the last.
+
+        If any epoch may be the last one, it shows each.
+        """
+        may_be_last = self._epochs is None or line["epoch"] == self._epochs
+        if not (self._terminal or may_be_last or self._is_due(_INTERVAL_SECONDS)):
             return
         text = f"epoch {self._title(line['epoch'])}, loss {line['train']['loss']:.4f}"
         if line["validation"] is not None:

@@ -178,7 +178,8 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits_after_an_append_and_a_co
 def test_a_run_without_epochs_waits_for_commits_and_ends_when_it_is_idle(place, capsys, monkeypatch):
     open_ended = change(CONFIG, epochs=None, idle=0)
     assert train("dataset", "run", open_ended)["epochs"] == 2
-    assert "no commit has changed the records of dataset since commit 2 for 0 s (idle)" in capsys.readouterr().err
+    expected = "train: dataset has had no new records for 0 s (idle), so the run ends; its newest commit is 2\n"
+    assert expected in capsys.readouterr().err
     compact("dataset", num_shards=1)
     assert train("dataset", "run", open_ended)["epochs"] == 2
 
