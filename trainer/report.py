@@ -106,6 +106,8 @@ def print_evaluation(evaluation: dict[str, Any], run: str) -> None:
         console.print("\n" + "; ".join([*notes, f"all metrics: evaluation-{evaluation['split']}.json"]))
         if evaluation["baseline"] is not None:
             console.print(_describe_baseline(evaluation["baseline"]))
+        if evaluation.get("labelled_steps") == 0:
+            console.print(f"Note: no step of the split {evaluation['split']} has a label.")
         for note in (_compare_with_baseline(evaluation), _describe_worst_length(evaluation)):
             if note is not None:
                 console.print(note, soft_wrap=True)

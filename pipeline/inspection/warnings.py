@@ -15,9 +15,11 @@ _MAX_NAMES = 10
 def find_warnings(manifest: Manifest) -> list[str]:
     """Returns a line for each warning, without a period at its end.
 
+    - No step or record of the train split has a label.
     - The train split lacks a class, which a model then never predicts.
     - The label has a single class.
     - The vocabulary of a feature has all strings of the train split, so the category of unknown strings is not trained.
+    - The vocabulary of a feature has no string, so all strings are the same to a model.
     - The field or the inputs that name the splits never name validation, so a run has no best checkpoint.
     - A column has values so far from its mean that a model reads them as nearer.
     - A column has values so close together that float32 may not tell them apart.
@@ -27,7 +29,10 @@ def find_warnings(manifest: Manifest) -> list[str]:
         return []
     warnings, label = [], manifest.record_schema.label
     lacking = [name for name, count in train.label_counts.items() if not count]
-    if lacking:
+    if not train.labels:
+        what = "step" if label.per_step else "record"
+        warnings.append(f"label {label.title}: no {what} of the train split has one, so that there is nothing to learn")
+    elif lacking:
         more = f" and {len(lacking) - _MAX_NAMES:,} more" if len(lacking) > _MAX_NAMES else ""
         count, them = ("1 class is", "it") if len(lacking) == 1 else (f"{len(lacking):,} classes are", "them")
         names = ", ".join(map(show, lacking[:_MAX_NAMES]))
@@ -44,6 +49,13 @@ def find_warnings(manifest: Manifest) -> list[str]:
                 f"feature {name}: its vocabulary has all {size} strings of the train split, so that a model cannot "
                 f"learn what to do with an unknown string; if new strings may come, choose vocabulary: {{min_count: "
                 f"{min_count}}}, or a size of less than {size}"
+            )
+        if not vocabulary.size:
+            least = manifest.record_schema.features[name].min_count or 1
+            often, way_out = (f" at least {least:,} times", "; choose a smaller min_count") if least > 1 else ("", "")
+            warnings.append(
+                f"feature {name}: its vocabulary is empty, because the train split has no string{often}, so that all "
+                f"strings are the same to a model{way_out}"
             )
     return warnings + _find_no_validation(manifest) + _find_outliers(manifest) + _find_coarse(manifest)
 

@@ -79,6 +79,12 @@ def test_of_many_classes_the_most_confused_pairs_are_listed(capsys):
     assert not any("onfused" in line for line in few)
 
 
+def test_a_split_without_a_label_is_pointed_out(capsys):
+    none = {"records": 3, "steps": 9, "labelled_steps": 0, "loss": None, "metrics": dict.fromkeys(METRICS)}
+    lines = printed(capsys, **none, by_length=[{"min_steps": 3, "max_steps": 3, **none}])
+    assert lines[-1] == "Note: no step of the split test has a label."
+
+
 def test_pairs_are_listed_if_a_confusion_table_is_wider_than_the_text(capsys):
     """No name and no count is broken into lines, and counts are not rounded."""
     pairs = [{"label": "x", "predicted": "y", "count": 9, "share": 0.5}]

@@ -129,7 +129,7 @@ class ConstantClass:
         accuracy = right / labels
         known = self._sums if self._train_counts is None else self._train_counts
         shares = _shares(known, known.sum(), outcomes=self._target.size)
-        entropy = float(-(self._sums * np.log(shares)).sum() / labels)
+        entropy = float((self._sums * -np.log(shares)).sum() / labels) + 0.0  # not -0.0 for one class
         # F1 is 0 for all other classes that occur. The predicted class occurs in any case.
         occurring = np.count_nonzero(self._counts) + (right == 0)
         found = {

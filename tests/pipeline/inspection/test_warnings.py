@@ -42,6 +42,25 @@ def test_a_dataset_that_can_be_learnt_gives_no_warning(capsys, tmp_path):
     assert "Warnings" not in capsys.readouterr().out
 
 
+def test_a_train_split_without_a_label_and_an_empty_vocabulary_give_a_warning(tmp_path):
+    """All strings that are once in the train split are the same to a model. Other splits do not count."""
+    schema = SCHEMA.format(size="{min_count: 2}").replace("kind: class", "kind: step_class")
+    records = [
+        {
+            "id": n,
+            "word": [f"w{n if split == 'train' else 0}"],
+            "y": [None if split == "train" else "a"],
+            "split": split,
+        }
+        for n, split in enumerate(["train", "train", "validation", "test"])
+    ]
+    assert find_warnings(read_manifest(datasets.make(tmp_path, records, schema, num_shards=1).path)) == [
+        "label y: no step of the train split has one, so that there is nothing to learn",
+        "feature word: its vocabulary is empty, because the train split has no string at least 2 times, so that all "
+        "strings are the same to a model; choose a smaller min_count",
+    ]
+
+
 def test_a_field_that_never_names_validation_gives_a_warning_with_the_way_out(tmp_path):
     records = [record | {"y": "abc"[n % 3], "split": "train"} for n, record in enumerate(RECORDS)]
     manifest = read_manifest(datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1).path)

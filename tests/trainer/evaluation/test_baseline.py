@@ -55,6 +55,12 @@ def test_one_class_is_measured_like_a_model_with_constant_outputs(name, has_coun
         assert ("nll" in found, "top_3_accuracy" in found) == (target.per_step, target.size > 3)
 
 
+def test_the_entropy_of_one_class_is_a_zero_without_a_sign():
+    for counts in (np.array([5]), None):
+        found = add_in_parts(ConstantClass(Target("class", 1, ("a",)), counts), np.zeros(40, np.int64))
+        assert str(found["cross_entropy"]) == "0.0" and found["accuracy"] == 1
+
+
 @pytest.mark.parametrize("counts", [[0, 3, 7, 30], [16, 31, 40, 60], [60, 60, 60, 60]])
 def test_several_classes_are_measured_like_a_model_with_constant_outputs(counts):
     """A class that exactly half of the labels have is not predicted."""
