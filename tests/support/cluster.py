@@ -19,6 +19,7 @@ import tensorflow as tf
 from paths import ROOT
 
 from trainer.devices.local_workers import free_ports
+from trainer.devices.tensorflow_setup import LOG_LEVEL
 
 # Seconds that no step of these tests takes, even on a very busy machine.
 PATIENCE = 240
@@ -42,7 +43,8 @@ class Process:
     def __init__(self, command: Sequence[Any], *, environment: Mapping[str, str] | None = None) -> None:
         folder = datasets.new_folder()
         self._out, self._err, self._begin = folder / "out", folder / "err", time.monotonic()
-        inherited = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+        # Not what this process has set for its own TensorFlow: with a log level, a worker would show all messages.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", LOG_LEVEL)}
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self._popen = subprocess.Popen(
                 list(map(str, command)),
