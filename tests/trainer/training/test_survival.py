@@ -761,7 +761,7 @@ def memory_and_files_of(pid):
 
 @pytest.mark.proof
 @pytest.mark.parametrize(
-    ("num_records", "num_epochs", "way"), [(12_000, 50, "window"), (100, 400, "window"), (12_000, 50, "bucket")]
+    ("num_records", "num_epochs", "way"), [(12_000, 100, "window"), (100, 400, "window"), (12_000, 100, "bucket")]
 )
 def test_memory_and_open_files_do_not_grow_with_the_epochs(tmp_path, num_records, num_epochs, way):
     lengths = np.random.default_rng(0).integers(5, 60, num_records)
@@ -782,11 +782,14 @@ def test_memory_and_open_files_do_not_grow_with_the_epochs(tmp_path, num_records
             time.sleep(0.5)
     assert process.returncode == 0
     minutes, epochs, megabytes, files = np.array(rows).T
-    warm = (epochs >= num_epochs // 5) & (epochs < num_epochs)
-    slope = np.polyfit(minutes[warm], megabytes[warm], 1)[0]
+    # TensorFlow's allocators grow for some dozen epochs: 684 MB after 10, 700 after 100, 703 after 200.
+    warm = (epochs >= num_epochs // 2) & (epochs < num_epochs)
+    # By epoch: a growth in a minute depends on the speed of the machine.
+    slope = np.polyfit(epochs[warm], megabytes[warm], 1)[0]
     print(
-        f"{megabytes[warm].min():.1f} to {megabytes[warm].max():.1f} MB over {np.ptp(minutes[warm]):.1f} minutes, "
-        f"{slope:.2f} MB a minute; {files[warm].min():.0f} to {files[warm].max():.0f} open files"
+        f"{megabytes[warm].min():.1f} to {megabytes[warm].max():.1f} MB over {np.ptp(epochs[warm]):.0f} epochs and "
+        f"{np.ptp(minutes[warm]):.1f} minutes, {slope:.3f} MB an epoch; {files[warm].min():.0f} to "
+        f"{files[warm].max():.0f} open files"
     )
-    assert slope < 1
+    assert slope * np.ptp(epochs[warm]) < 10
     assert np.ptp(files[warm]) <= 1  # a file that is being written
