@@ -87,6 +87,8 @@ class FolderSource:
         self._record_bytes = record_bytes
         self._files: dict[str, _File] = {}
         self._named: set[str] = set()
+        # The version of the positions at the last look.
+        self._version = -1
 
     def look(self, positions: Positions) -> None:
         """Lists the folders, and looks into the files that have changed. See `Source`."""
@@ -100,7 +102,7 @@ class FolderSource:
             key = status.st_size, status.st_mtime_ns, status.st_ino
             if before is not None and key == (before.num_bytes, before.modified, before.inode):
                 file = before
-                position = positions.newest(path)
+                position = positions.newest(path) if positions.version != self._version else None
                 if position is not None and position[:2] > file.position[:2]:
                     file.position = position  # a part of it was committed
                 if file.is_settled:
@@ -113,13 +115,19 @@ class FolderSource:
             except FileNotFoundError:  # it was renamed or removed after it was listed
                 continue
             self._files[path] = file
+        self._version = positions.version
         self._find_old_names([*unknown, *replaced], replaced, positions)
         self._begin_anew(replaced, positions)
 
     def _list(self) -> Iterator[tuple[str, os.stat_result]]:
         left_out = set()
         for folder in self._folders:
+            if not os.path.isdir(folder):
+                raise UserError(f"{folder}: is no longer there. Make or mount it, and start the stream again.")
             for path, status in _walk(folder):
+                if path in self._files:  # there may be many, and this is done in every round
+                    yield path, status
+                    continue
                 choice = choose_by_name(path, folder)
                 if choice == "read" and _is_text(path):
                     yield path, status

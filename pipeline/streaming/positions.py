@@ -40,6 +40,7 @@ class Positions:
         by_path: The positions of each file that is followed: the newest one, and the last one before each rewrite, by
             `rewrites`.
         whole: The rows of the files that `prepare` took as a whole.
+        version: Another number after each change.
     """
 
     def __init__(self, output: str) -> None:
@@ -47,6 +48,7 @@ class Positions:
         self._known: dict[str, _Known] = {}
         self.by_path: dict[str, dict[int, Position]] = {}
         self.whole: dict[str, list[SourceRow]] = {}
+        self.version = 0
 
     def update(self, digests: Mapping[str, str]) -> list[GenerationSummary]:
         """Reads the generations that were added since the last call, and returns their summaries.
@@ -63,6 +65,7 @@ class Positions:
             self.by_path.clear()
             self.whole.clear()
             self._known = {}
+        self.version += 1
         new = {name: sha256 for name, sha256 in digests.items() if name not in self._known}
         summaries = read_summaries(self._output, new)
         for summary in summaries:

@@ -217,7 +217,6 @@ class _Stream:
         self._base = Base("append", manifest.commit, manifest.seed, manifest.summaries, published)
         self._manifest = manifest
         summaries = self._update_positions(self._base)
-        self._source.look(self._positions)
         summary = next(each for each in summaries if each.generation == generation)
         records, rejected = sum(split.records for split in summary.splits.values()), summary.rejected
         metrics = self._metrics
@@ -233,6 +232,7 @@ class _Stream:
             + f", {counted(summary.sources.bytes, 'byte')} of {counted(summary.sources.files, 'file')}"
         )
         self._compact_if_large(manifest)
+        self._source.look(self._positions)  # so that the lags are those after the commit
 
     def _compact_if_large(self, manifest: Manifest) -> None:
         if sum(len(split.shards) for split in manifest.splits.values()) <= _MAX_SHARDS or self._stop.requested:
