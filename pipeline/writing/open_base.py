@@ -66,8 +66,8 @@ def take_inputs(output: str, mode: Mode, schema: Schema, inputs: RawFiles, *, or
     if isinstance(inputs, Mapping):
         if TRAIN not in inputs and manifest is None:
             raise UserError(
-                f"{output}: the raw files are given for {' and '.join(inputs)} only; a new dataset also needs those of "
-                "train (--train)."
+                f"{output}: the raw files are given for {' and '.join(inputs) or 'no split'} only; a new dataset also "
+                "needs those of train (--train)."
             )
         return use_inputs(schema, origin=origin)
     if inputs and of_dataset:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Literal, TypeAlias
 
+from pipeline.errors import UserError, counted
 from trainer.devices.local_gpus import VISIBLE, deal_gpus, find_gpus
 
 _SCRIPT = pathlib.Path(__file__).parents[2] / "lengthwise.py"
@@ -21,6 +22,8 @@ _HAS_PARENT = "LENGTHWISE_LOCAL_WORKER"
 _POLL_SECONDS = 0.05
 # Time for the other workers to end after one has failed, and after SIGINT. They cannot continue without it.
 _GRACE_SECONDS = 5.0
+# Workers for each core. More of them take all memory and processor time of the machine, and train no faster.
+_MAX_PER_CORE = 4
 
 _Workers: TypeAlias = Sequence[subprocess.Popen[bytes]]
 
@@ -37,9 +40,14 @@ def run_local_workers(count: int, arguments: Sequence[str]) -> int:
         0 if all workers succeeded, else the status of the worker that `_find_culprit` returns.
 
     Raises:
-        UserError: There are GPUs, but fewer than workers.
+        UserError: There are GPUs, but fewer than workers; or far more workers than cores.
     """
     gpus = deal_gpus(find_gpus(), num_workers=count)
+    if count > _MAX_PER_CORE * count_cores():
+        raise UserError(
+            f"local_workers is {count}, but this process may use {counted(count_cores(), 'core')}; expected at most "
+            f"{_MAX_PER_CORE} workers for each. The number of workers changes only the speed."
+        )
     if gpus[0]:
         print("".join(f"Worker {n}: GPU {', '.join(own)}.\n" for n, own in enumerate(gpus)), end="", file=sys.stderr)
     addresses = [f"localhost:{port}" for port in free_ports(count)]

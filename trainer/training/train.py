@@ -143,6 +143,8 @@ def _open(
         raise UserError(
             f"{run.path}: TensorFlow cannot find checkpoints in a path with * ? [ ] or \\. Choose another --output."
         )
+    if tf.io.gfile.exists(run.path) and not tf.io.gfile.isdir(run.path):
+        raise UserError(f"{run.path}: a file is in the way, expected a folder or nothing. Choose another --output.")
     if run.is_foreign():
         raise UserError(f"{run.path}: exists and is not a run. Choose another --output.")
     if not overwrite and run.exists():

@@ -222,6 +222,13 @@ def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path, path, ove
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+def test_a_file_in_the_place_of_a_run_is_refused_and_unchanged(tmp_path, path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match=f"^{tmp_path}/run: a file is in the way, expected a folder or nothing. Choose"):
+        train(path, tmp_path / "run", SMALL, overwrite=True)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_a_run_that_was_stopped_while_it_was_created_is_created_again(tmp_path, path):
     for name in ("statistics.json", "manifest.json", "metrics.jsonl", "config.yaml.tmp"):
         (tmp_path / name).write_text("half")

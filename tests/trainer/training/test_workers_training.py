@@ -325,6 +325,17 @@ def test_each_worker_has_its_own_port_and_a_share_of_the_cores(worker_program, c
     assert {threads for _, threads in printed} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
+def test_far_more_workers_than_cores_are_refused_before_one_starts(monkeypatch):
+    monkeypatch.setattr(local_workers, "count_cores", lambda: 2)
+    monkeypatch.setattr(local_workers, "free_ports", lambda count: [][count])  # fails
+    with pytest.raises(
+        UserError, match="local_workers is 9, but this process may use 2 cores; expected at most 4 worke"
+    ):
+        local_workers.run_local_workers(9, ["train"])
+    with pytest.raises(IndexError):
+        local_workers.run_local_workers(8, ["train"])
+
+
 def test_each_worker_has_gpus_of_its_own_or_none_starts(worker_program, capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3")
     monkeypatch.setattr(local_workers, "find_gpus", lambda: ["7", "5", "3"])
