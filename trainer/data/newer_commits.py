@@ -14,8 +14,8 @@ from pipeline.format.summary import summary_path
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.dataset_files import file_exists, read_file
 
-# A commit of any other operation changes the records. `compact` only moves them to other shards.
-_SAME_RECORDS = {"compact"}
+# `compact` only moves the records to other shards.
+_KEEPS_RECORDS = {"compact"}
 # After a commit of these operations, nothing that the dataset had before need be there any more.
 _REPLACES = {"create", "replace"}
 
@@ -53,7 +53,8 @@ class Newer(NamedTuple):
 
     Attributes:
         dataset: The dataset as of this commit.
-        has_other_records: Whether its records are not those of the commit before. `compact` keeps them.
+        has_other_records: Whether its records are not those of the pinned commit. `compact` keeps them, and a commit
+            may add none.
     """
 
     dataset: Dataset
@@ -73,7 +74,8 @@ def find_newer(path: str, pinned: PinnedCommit) -> Newer | None:
     newest = dataset.manifest.commit
     if newest is None or newest <= pinned.number:  # a writer creates the commit, and then replaces the manifest
         return None
-    previous, has_other_records = pinned.sha256, False
+    previous, keeps_records = pinned.sha256, dataset.manifest.fingerprint == pinned.fingerprint
+    operations = set()
     for number in range(pinned.number + 1, newest + 1):
         commit, sha256 = _read(path, number)
         if commit.previous_sha256 != previous:
@@ -83,8 +85,9 @@ def find_newer(path: str, pinned: PinnedCommit) -> Newer | None:
                 f"{path}: commit {number} of {commit.time} ({commit.operation}) replaced the dataset that this run has "
                 f"followed up to commit {pinned.number}."
             )
-        previous, has_other_records = sha256, has_other_records or commit.operation not in _SAME_RECORDS
-    return Newer(dataset, has_other_records)
+        previous = sha256
+        operations.add(commit.operation)
+    return Newer(dataset, not (keeps_records or operations <= _KEEPS_RECORDS))
 
 
 def check_is_logged(path: str, pinned: PinnedCommit) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -50,7 +49,6 @@ class EpochRunner:
     """Trains the epochs of a run one by one. Every worker runs all of them; only the chief writes.
 
     Attributes:
-        explain_removed: Returns the error to raise if files of the dataset were removed while the epoch read them.
         waits: Whether to wait until an update is computed before the next one starts, so that a signal stops the run
             after the update under way. The same on all workers.
     """
@@ -66,7 +64,6 @@ class EpochRunner:
     checkpoints: CheckpointPolicy
     reporter: Reporter
     validation: Validation
-    explain_removed: Callable[[Dataset], UserError | None] = lambda dataset: None
     waits: bool = False
 
     @property
@@ -157,7 +154,7 @@ class EpochRunner:
                 found = cause
         if isinstance(found, NonFiniteUpdate):
             return non_finite_update(found, dataset, self.run, saved_update=self.checkpoints.saved_update)
-        return self.explain_removed(dataset) or found
+        return found
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         """Measures the epoch, writes its line, calls the callbacks and saves a checkpoint."""

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import is_local
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, forget_indexes, open_dataset
-from trainer.data.newer_commits import PinnedCommit, Replaced, check_is_logged, find_newer, has_files
+from trainer.data.newer_commits import PinnedCommit, Replaced, check_is_logged, find_newer
 from trainer.devices.replicas import Replicas
 from trainer.evaluation.evaluate import check_schemas
 from trainer.runs.run import Run
 from trainer.runs.state import State
 
-# How often a run that waits looks for a commit.
-_POLL_SECONDS = 0.5
+# How often a run that waits looks for a commit, in a folder and on an object store, where each look is paid for.
+_POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
 # A run that waits longer says so.
 _SILENT_SECONDS = 2.0
 
@@ -94,17 +95,7 @@ class FollowedDataset:
                 is_announced = True
                 self._note(f"train: waiting for a commit after {self._seen.number} of {self._path}")
             check_stop()
-            time.sleep(_POLL_SECONDS)
-
-    def explain_removed(self, dataset: Dataset) -> UserError | None:
-        """Returns the error of an epoch whose files were removed while it read them; None if they are there."""
-        if has_files(dataset):
-            return None
-        return UserError(
-            f"{self._path}: the files of commit {dataset.manifest.commit} were removed while an epoch read them. Keep "
-            "replaced files for longer than an epoch takes: --retain of `lengthwise prepare` and `compact`. The same "
-            "command starts the epoch again."
-        )
+            time.sleep(_POLL_SECONDS if is_local(self._path) else _REMOTE_POLL_SECONDS)
 
     def _look(self) -> tuple[Dataset, bool]:
         """Returns the newest commit, and whether the run has been idle for too long."""

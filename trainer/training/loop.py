@@ -16,11 +16,11 @@ from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.data.newer_commits import PinnedCommit
+from trainer.data.newer_commits import PinnedCommit, has_files
 from trainer.data.target import make_target
 from trainer.devices.environment import describe_differences, describe_environment
 from trainer.devices.replicas import Replicas
-from trainer.devices.signals import StopSignal
+from trainer.devices.signals import Preempted, StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.model.build import build_model, count_parameters
 from trainer.model.largest_weight import describe_largest_weight
@@ -218,7 +218,6 @@ class Training:
     def _make_runner(self, update: Update, callbacks: Callbacks, policy: CheckpointPolicy) -> EpochRunner:
         self._epoch_data()
         self._probe_memory(update, self._plan())
-        explain = {} if self._followed is None else {"explain_removed": self._followed.explain_removed}
         return EpochRunner(
             run=self._run,
             log=self._log,
@@ -232,7 +231,6 @@ class Training:
             reporter=self._reporter,
             validation=self._validation,
             waits=self._update_seconds >= _WAIT_SECONDS,
-            **explain,
         )
 
     def _epoch_data(self) -> EpochData:
@@ -287,7 +285,8 @@ class Training:
             while self._config.has_epoch(state.epoch + 1) and not model.stop_training:
                 if not self._follow(update, policy, callbacks):
                     break
-                line = runner.run_epoch(self._plan(), self._epoch_data())
+                with self._explain_removed():
+                    line = runner.run_epoch(self._plan(), self._epoch_data())
                 model.stop_training = self._replicas.broadcast(bool(model.stop_training))
                 is_last = not self._config.has_epoch(state.epoch + 1) or model.stop_training
                 if self._replicas.any_worker(self._stop.received) and not is_last:
@@ -321,6 +320,20 @@ class Training:
             if math.prod(self._plan().largest_batch) > self._largest_probed:
                 self._probe_memory(update, self._plan())
         return True
+
+    @contextlib.contextmanager
+    def _explain_removed(self) -> Iterator[None]:
+        """Raises a UserError that says so if the files of the epoch's commit are removed inside the block."""
+        try:
+            yield
+        except (UserError, tf.errors.OpError) as error:
+            if self._followed is None or isinstance(error, Preempted) or has_files(self._dataset):
+                raise
+            raise UserError(
+                f"{self._dataset.path}: the files of commit {self._dataset.manifest.commit} were removed while an "
+                "epoch read them. Let `prepare` and `compact` keep replaced files for longer than an epoch takes "
+                "(--retain); the same command trains on."
+            ) from None
 
     def _write_result(self, validation: dict[str, Any] | None) -> dict[str, Any]:
         """Writes result.json and returns its contents on all workers."""

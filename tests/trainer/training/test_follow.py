@@ -108,18 +108,18 @@ def epoch_lines(run="run"):
     return [line for line in lines_of(run) if "train" in line]
 
 
-def train_by_hand():
-    """Trains an epoch on each commit with a loop of its own, and returns the SHA-256 of the weights."""
-    first = open_dataset("dataset", commit=1)
-    own = {"vocabularies": first.vocabularies()}
-    keras.utils.set_random_seed(CONFIG.seed)
-    statistics = Run("run").statistics()
-    model, optimizer = build_model(first.schema, statistics, CONFIG, **own), make_optimizer(CONFIG)
+def train_by_hand(config=CONFIG, *, run="run"):
+    """Trains an epoch on each commit that a run names, with a loop of its own; returns the SHA-256 of the weights."""
+    run = Run(run)
+    own = {"vocabularies": run.vocabularies()}
+    keras.utils.set_random_seed(config.seed)
+    model = build_model(run.manifest().record_schema, run.statistics(), config, **own)
+    optimizer = make_optimizer(config)
     optimizer.build(model.trainable_variables)
-    for epoch, commit in enumerate((1, 2)):
-        dataset = open_dataset("dataset", commit=commit)
-        plan = plan_next_epoch(dataset, CONFIG, State(epoch=epoch))
-        dealer = BatchDealer(dataset, find_replicas("one"), seed=CONFIG.seed, **own)
+    for epoch, line in enumerate(epoch_lines(run.path)):
+        dataset = open_dataset("dataset", commit=line["commit"])
+        plan = plan_next_epoch(dataset, config, State(epoch=epoch))
+        dealer = BatchDealer(dataset, find_replicas("one"), seed=config.seed, **own)
         update = Update(
             model,
             optimizer,
@@ -228,6 +228,20 @@ def test_an_epoch_whose_commit_was_removed_starts_again(place, capsys):
     (line,) = epoch_lines("again")
     assert (line["commit"], result["commit"], result["first_commit"]) == (3, 3, 1)
     assert line["train"]["records"] == open_dataset("dataset").split("train").records
+
+
+def test_an_epoch_whose_files_are_removed_says_so(place):
+    class Compact(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if open_dataset("dataset").manifest.commit == 1:
+                job("two.jsonl")
+                compact("dataset", num_shards=1, retain=0)
+
+    shutil.rmtree("dataset")
+    shutil.move("first", "dataset")
+    with pytest.raises(UserError, match="dataset: the files of commit 1 were removed while an epoch read them. Let `"):
+        train("dataset", "again", change(CONFIG, epochs=1), callbacks=[Compact()])
+    assert train("dataset", "again", change(CONFIG, epochs=1))["commit"] == 3
 
 
 @pytest.mark.parametrize(
