@@ -269,7 +269,7 @@ def _add_field(parser: FlagParser, name: str, field: Any) -> None:
         "help": f"{field.description} Default: {_format_default(field.default)}",
     }
     if name == "idle":
-        parser.add_argument(f"--{name}", type=duration, metavar="DURATION", **details)
+        parser.add_argument(f"--{name}", type=duration, metavar="TIME", **details)
         return
     types = [member for member in _union_members(field.annotation) if member is not type(None)]
     if types == [bool]:

@@ -21,7 +21,7 @@ from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
 from trainer.runs.state import State
 from trainer.training.deal import BatchDealer
-from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.train import train
 from trainer.training.update import Update, make_optimizer
 

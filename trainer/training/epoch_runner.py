@@ -7,12 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import UserError, counted
-from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
-from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
-from trainer.data.newer_commits import PinnedCommit
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
@@ -22,26 +19,12 @@ from trainer.runs.state import State, Totals
 from trainer.training.callbacks import Callbacks
 from trainer.training.checkpoint_policy import CheckpointPolicy
 from trainer.training.deal import BatchDealer, GlobalBatch
+from trainer.training.epoch_source import EpochData
 from trainer.training.journal import EpochJournal
 from trainer.training.non_finite import NonFiniteUpdate, non_finite_update, non_finite_validation
 from trainer.training.reporter import Reporter
 from trainer.training.update import Sums, Update
 from trainer.training.validation import Validation
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochData:
-    """What an epoch reads.
-
-    Attributes:
-        dataset: The dataset as of one commit.
-        total_weight: Σ weight over the train split.
-        pinned: Its commit, to be recorded. None for a run that does not follow a dataset.
-    """
-
-    dataset: Dataset
-    total_weight: float
-    pinned: PinnedCommit | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,19 +167,3 @@ class EpochRunner:
         self.checkpoints.save(best=is_best)
         self.reporter.end_epoch(line)
         return line
-
-
-def plan_next_epoch(dataset: Dataset, config: TrainConfig, state: State) -> Plan:
-    """Returns the plan, for one reader, of the epoch that a run is in or trains next.
-
-    Raises:
-        UserError: No batches can be planned with this configuration.
-    """
-    keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
-    limits = config.model_dump(include=keys)
-    if state.batch:  # An epoch that has started keeps its limits.
-        limits |= {"batch_steps": state.batch_steps, "batch_size": state.batch_size}
-    try:
-        return plan_epoch(dataset, TRAIN, epoch=state.epoch + 1, **limits)
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -148,4 +148,5 @@ class FollowedDataset:
 
     def _open(self, number: int) -> Dataset:
         self._opened = open_dataset(self._path, commit=number)
+        self._generations = set(self._opened.manifest.generations)
         return self._opened

@@ -99,7 +99,7 @@ class Reporter:
         epochs_left = 1 if self._epochs is None else self._epochs - epoch + 1
         self._updates_left = updates * epochs_left - done
 
-    def describe_commit(self, commit: int, plan: Plan) -> None:
+    def describe_commit(self, commit: int | None, plan: Plan) -> None:
         """Writes a line about another commit that the next epochs read."""
         self.note(
             f"train: reads commit {commit}: {counted(plan.records, 'record')}, {counted(plan.steps, 'step')}, "

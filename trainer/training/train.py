@@ -24,7 +24,7 @@ from trainer.runs.checkpoints import read_state
 from trainer.runs.lock import lock_run
 from trainer.runs.run import Run
 from trainer.runs.state import CLIP_RULE, State
-from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.validation import VALIDATION
 

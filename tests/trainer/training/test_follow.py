@@ -6,17 +6,21 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
+import sys
 import time
 import types
 
+import cluster
 import datasets
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from interruptions import InterruptAt, Interrupted, change, lines_of
+from paths import ROOT
 from plain_prepare import prepare
 
 from pipeline.beam.prepare import PrepareOptions
@@ -31,12 +35,13 @@ from trainer.devices.signals import Preempted
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model
+from trainer.runs import contents
 from trainer.runs.checkpoints import read_state, weights_sha256
 from trainer.runs.run import Run
 from trainer.runs.state import State
 from trainer.training import followed
 from trainer.training.deal import BatchDealer
-from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.train import train
 from trainer.training.update import Update, make_optimizer
 
@@ -270,3 +275,87 @@ def test_a_schema_that_accepts_more_is_refused_unless_the_features_stay(place, m
 def test_a_commit_is_not_chosen_by_hand(place):
     with pytest.raises(UserError, match="commit is 1, but a run with follow reads the newest commit"):
         train("dataset", "other", CONFIG, commit=1)
+
+
+def test_a_run_with_a_copy_of_its_validation_split_is_no_foreign_folder(place):
+    contents.refuse_foreign_files("run")
+    names = [path.name for path in pathlib.Path("run").iterdir()]
+    assert set(contents.names_to_clear(names)) == set(names)
+    (split,) = pathlib.Path("run", "validation", "data").iterdir()
+    (split / "other.tfrecord").write_text("")
+    with pytest.raises(UserError, match="holds files that no run writes: validation/data/.*/other.tfrecord"):
+        contents.refuse_foreign_files("run")
+
+
+def start(*arguments):
+    return cluster.Process([sys.executable, ROOT / "lengthwise.py", *arguments])
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("way", ["window", "bucket"])
+def test_a_run_that_follows_a_stream_and_is_killed_trains_as_one_without_a_kill(tmp_path, monkeypatch, way):
+    """Records arrive until the run ends. The run without a kill is a loop over the commits that its epochs read."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("schema.yaml").write_text(SCHEMA)
+    pathlib.Path("raw").mkdir()
+    write("raw/0.jsonl", 0, 200)
+    flags = ["--schema", "schema.yaml", "--output", "dataset", "--streaming", "--commit_interval", "1s"]
+    stream = start("prepare", "raw", *flags)
+    random, number, kills, updates = np.random.default_rng(4), 200, 0, []
+    config = change(CONFIG, epochs=8, batching=way)
+    flags = ["--units", 4, "--epochs", 8, "--batch_size", 8, "--dropout", 0.1, "--checkpoint_updates", 2, "--follow"]
+    command = ["train", "dataset", "--output", "run", *flags, "--batching", way]
+    try:
+        cluster.wait_until(pathlib.Path("dataset", "manifest.json").exists)
+        trainer = start(*command)
+        while trainer.is_running():
+            time.sleep(0.3)
+            write(f"raw/{number}.jsonl", number, number + 10)
+            number += 10
+            if kills < 3 and last_update() > (updates[-1] if updates else 0) + random.integers(10, 40):
+                trainer.end()
+                kills += 1
+                updates.append(last_update())
+                compact("dataset", num_shards=1)
+                trainer = start(*command)
+    finally:
+        trainer.end()
+        stream.send(signal.SIGTERM)
+        ended = stream.wait()
+    assert (trainer.wait().status, ended.status) == (0, 0), (trainer.err, ended.err)
+    result = json.loads(pathlib.Path("run", "result.json").read_text())
+    commits = [line["commit"] for line in epoch_lines()]
+    print(f"\nkills after updates {updates}, epochs on commits {commits}, {number} records")
+    assert kills == 3 and len(set(commits)) > 2 and commits == sorted(commits)
+    assert [line["update"] for line in lines_of("run") if "update" in line] == list(range(1, result["updates"] + 1))
+    assert result["weights_sha256"] == train_by_hand(config)
+
+
+def last_update():
+    """Returns the last update in metrics.jsonl."""
+    file = pathlib.Path("run", "metrics.jsonl")
+    return max([0, *map(int, re.findall(r'"update": (\d+)', file.read_text()))]) if file.exists() else 0
+
+
+@pytest.mark.proof
+def test_two_workers_read_the_same_commits_as_one_process(place):
+    """Two workers, then one, then two, which SIGTERM stops while they wait; a commit arrives in between."""
+    flags = {"units": (4,), "batch_size": 8}
+    for run in ("alone", "two"):
+        shutil.rmtree("dataset")
+        shutil.copytree("first", "dataset")
+        for epochs, name in ((1, "two.jsonl"), (2, "three.jsonl"), (3, None)):
+            if run == "alone" or epochs == 2:
+                train("dataset", run, TrainConfig(**flags, epochs=epochs, follow=True))
+            else:
+                ended = cluster.launch("dataset", run, flags | {"epochs": epochs}, "--follow")
+                assert ended.status == 0, ended.err
+            if name is not None:
+                job(name)
+    assert [line["commit"] for line in epoch_lines("two")] == [1, 2, 3]
+    cluster.check_same(pathlib.Path("two"), pathlib.Path("alone"))
+    with cluster.launched("dataset", "two", flags, "--follow") as process:
+        cluster.wait_until(lambda: "waiting for a commit after 3 of dataset" in process.err, what="the wait")
+        process.send(signal.SIGTERM)
+        ended = process.wait()
+    assert ended.status == 75, ended.err

@@ -38,7 +38,7 @@ from trainer.runs.checkpoints import Checkpoints
 from trainer.runs.lock import LOCK
 from trainer.runs.run import Run
 from trainer.runs.state import CLIP_RULE, State
-from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.memory_probe import blank_part
 from trainer.training.train import train

@@ -30,7 +30,7 @@ from trainer.reading.batches import batches
 from trainer.runs.checkpoints import weights_sha256
 from trainer.runs.run import Run
 from trainer.runs.state import State
-from trainer.training.epoch_runner import plan_next_epoch
+from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.loop import Training
 from trainer.training.train import train
 from trainer.training.update import Update
@@ -493,7 +493,9 @@ def test_the_total_weight_excludes_truncated_labels(tmp_path):
     run.create(config, dataset)
     training = Training(run, dataset, config, find_replicas("one"), StopSignal())
     kept = sum(y is not None for record in records for y in record["y"][:2])
-    assert training._total_weight(plan_next_epoch(dataset, config, State())) == kept < dataset.split("train").labels
+    assert (
+        training._source.total_weight(plan_next_epoch(dataset, config, State())) == kept < dataset.split("train").labels
+    )
 
 
 @pytest.mark.proof
