@@ -75,6 +75,9 @@ def train(
             f"local_workers is {config.local_workers}: only the command `lengthwise train` starts workers. In Python, "
             f"call train in each of several processes, with {TF_CONFIG}."
         )
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise UserError(f"callbacks: {callback!r}: expected a list of instances of keras.callbacks.Callback.")
     deterministic = make_deterministic(config.deterministic)
     allow_tf32(config.tf32)
     if config.follow and commit is not None:

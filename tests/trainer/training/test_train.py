@@ -222,6 +222,13 @@ def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path, path, ove
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize("callbacks", ["EarlyStopping", [keras.callbacks.Callback], [print]])
+def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path, path, callbacks):
+    with pytest.raises(UserError, match=r"^callbacks: .*: expected a list of instances of keras.callbacks.Callback\.$"):
+        train(path, tmp_path / "run", SMALL, callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_in_the_place_of_a_run_is_refused_and_unchanged(tmp_path, path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match=f"^{tmp_path}/run: a file is in the way, expected a folder or nothing. Choose"):
