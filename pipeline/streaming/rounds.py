@@ -101,6 +101,7 @@ class _Stream:
         self._metrics = StreamMetrics(last_commit=time.time())
         # The files of a first round without a record, and whether the last round left some of what was ready.
         self._barren: list[RawFile] = []
+        self._why_barren = ""
         self._is_capped = False
         # Whether the runner was named, and whether a line on the terminal is to be replaced.
         self._is_announced = self._has_line = False
@@ -128,7 +129,9 @@ class _Stream:
                 self._write_metrics()
                 if self._options.once:
                     if not has_news:
-                        raise NothingNew(f"{self._output}: nothing new.{self._describe_waiting()}")
+                        raise NothingNew(
+                            f"{self._why_barren or f'{self._output}: nothing new.'}{self._describe_waiting()}"
+                        )
                     break
                 idle = self._options.idle
                 if idle is not None and time.monotonic() - last_news >= idle:
@@ -177,9 +180,12 @@ class _Stream:
             job = DatasetJob(name_files(self._output), base, recent=self._positions.recent())
             try:
                 manifest = self._publish(files, job)
-            except NothingNew:
+            except NothingNew as error:
+                self._why_barren = str(error)
                 # A first commit needs a record: with what is new later, or with more of what is there.
                 max_bytes, max_records = 2 * max_bytes, 2 * max_records if max_records else None
+                if not self._options.once and not self._barren:
+                    self._print(f"{error} The stream waits for a record.")
                 self._barren = files
                 continue
             self._take(manifest, job.files.generation)

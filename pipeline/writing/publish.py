@@ -137,7 +137,10 @@ class Publisher:
             raise _too_many_rejected(self.output, found, first, rejected, total, "the last ", self.max_rejected)
         if not records and not self.base.number:
             remove([join(self.output, file.path) for file in rejects])  # they are read again
-            raise NothingNew(f"{self.output}: does not exist yet, and no record was accepted. Nothing was published.")
+            reasons = f" (rejected: {_list_reasons(found)})" if rejects else ""
+            raise NothingNew(
+                f"{self.output}: does not exist yet, and no record was accepted{reasons}. Nothing was published."
+            )
 
     def _summarize(
         self, shards: list[ShardSummary], rejects: list[RejectsFile], sources: list[SourcesFile]

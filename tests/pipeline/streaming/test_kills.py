@@ -131,7 +131,7 @@ def test_thirty_kills_of_a_process_lose_and_repeat_nothing(tmp_path, read_record
                 number += 20
                 cut = chance.randrange(len(text))
                 place.append("a.jsonl", text[:cut])
-                time.sleep(0.05)
+                time.sleep(0.2)
                 place.append("a.jsonl", text[cut:])
                 if chance.random() < 0.05:
                     os.replace(place.logs / "a.jsonl", place.logs / f"a.{kill}.{number}.jsonl")

@@ -104,7 +104,10 @@ def test_a_commit_of_a_stream_has_its_name_and_a_list_of_all_files(place):
 
 def test_a_first_commit_waits_for_a_record(place, ids):
     place.append("a.jsonl", "{}\n" * 5)
-    with pytest.raises(NothingNew):
+    message = (
+        r"dataset: does not exist yet, and no record was accepted \(rejected: 5 bad_id\)\. Nothing was published\."
+    )
+    with pytest.raises(NothingNew, match=message):
         place.once()
     assert list_files(str(place.dataset)) == []
     # More than the limit, if only that gives a record.
@@ -118,13 +121,15 @@ def test_a_first_commit_waits_for_a_record(place, ids):
     read_whole(place.dataset)
 
 
-def test_a_first_round_without_a_record_is_not_done_again_until_there_is_more(place, monkeypatch):
+def test_a_first_round_without_a_record_is_not_done_again_until_there_is_more(place, monkeypatch, capsys):
     place.append("a.jsonl", "{}\n" * 5)
     done = []
     publish = rounds.prepare_parts
     monkeypatch.setattr(rounds, "prepare_parts", lambda *a, **o: (done.append(len(a[2])), publish(*a, **o))[1])
     place.follow(lambda: None, lambda: None, lambda: place.append("a.jsonl", "{}\n"), lambda: None)
     assert done == [1, 1]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no record was accepted" in line]
+    assert line.endswith("(rejected: 5 bad_id). Nothing was published. The stream waits for a record.")
 
 
 def test_max_rejected_counts_at_least_the_last_thousand_records(place, ids, capsys):
