@@ -195,16 +195,23 @@ class FolderSource:
                 gone.append(path)
         free = {*gone, *replaced} & positions.by_path.keys()
         others = [(old, position) for old in sorted(free) for position in positions.by_path[old].values()]
+        # What a file had before it was replaced may be in any other one, and not be read to its end.
+        others += [
+            (old, position)
+            for old, found in positions.by_path.items()
+            if len(found) > 1 and old not in free
+            for position in found.values()
+            if position.rewrites < max(found)
+        ]
         for path in paths:
             file = self._files[path]
             if file.is_compressed and not file.is_settled:
                 continue
             candidates = [
-                (old, position)
-                for old, position in same_size.get(file.num_bytes, ())
-                if self._has_id or old in free or position.rewrites < max(positions.by_path[old])
+                (old, position) for old, position in same_size.get(file.num_bytes, ()) if self._has_id or old in free
             ]
-            for old, position in [*candidates, *others]:
+            # A file that was renamed while it was read has the content of several, up to different places.
+            for old, position in sorted([*candidates, *others], key=lambda found: -found[1].end):
                 if self._has_parts(path, old, position, positions):
                     known = positions.newest(path)
                     rewrites = 0 if known is None else known.rewrites + 1

@@ -1,8 +1,10 @@
 """A stream follows the files of a folder: each whole line gets into the dataset once, whatever happens to the files."""
 
+import contextlib
 import gzip
 import json
 import os
+import random
 import shutil
 
 import pytest
@@ -187,6 +189,30 @@ def test_rotated_files_are_read_once_to_their_end(tmp_path, monkeypatch, read_re
     assert len(examples) == number
     assert load(place.dataset).rejected.total == 0
     read_whole(place.dataset)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.proof) for seed in range(1, 40))])
+def test_any_order_of_writes_rotations_and_starts_reads_each_line_once(tmp_path, monkeypatch, read_records, seed):
+    streams.without_beam(monkeypatch)
+    place, chance, number = Place(tmp_path, WITHOUT_ID), random.Random(seed), 0
+    for _ in range(40):
+        action = chance.random()
+        if action < 0.4:
+            count = chance.randrange(1, 5)
+            place.append("a.jsonl", lines(range(number, number + count)))
+            number += count
+        elif action < 0.6 and (place.logs / "a.jsonl").exists():
+            rotate(place, keep=40)
+            if chance.random() < 0.5:
+                place.append("a.jsonl", "")
+        else:
+            with contextlib.suppress(NothingNew):
+                place.once(**chance.choice([{}, {}, {"max_records": 2}]))
+    place.follow(lambda: None)
+    assert len(read_records(place.dataset)) == number
+    read_whole(place.dataset)
+    with pytest.raises(NothingNew):
+        place.once()
 
 
 def test_a_copy_is_not_read_again_if_records_have_ids(place, ids):

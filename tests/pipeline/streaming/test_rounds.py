@@ -18,6 +18,7 @@ from pipeline.files import list_files
 from pipeline.format.commit import Commit, commit_path
 from pipeline.streaming import rounds, stop
 from pipeline.streaming.positions import Positions
+from pipeline.writing import compact as compact_module
 from pipeline.writing.compact import compact
 
 
@@ -208,6 +209,60 @@ def test_without_ids_two_streams_take_no_line_twice(tmp_path, monkeypatch, read_
     place.follow(lambda: place.append("a.jsonl", lines([3])), lambda: place.append("a.jsonl", lines([4])))
     assert len(read_records(place.dataset)) == 4
     read_whole(place.dataset)
+
+
+def test_two_streams_take_no_reject_twice(place, monkeypatch):
+    place.append("a.jsonl", lines([0]))
+    place.once()
+    others = [lambda: (place.append("a.jsonl", "{}\n"), place.once())]
+
+    def publish(*arguments, **options):
+        if others:
+            others.pop()()
+        return streams.publish_plainly(*arguments, **options)
+
+    monkeypatch.setattr(rounds, "prepare_parts", publish)
+    place.append("a.jsonl", "{}\n")
+    with pytest.raises(NothingNew):
+        place.once()
+    assert read_whole(place.dataset).rejected.total == 2
+
+
+def test_a_compaction_that_ends_after_a_round_keeps_the_newer_place(place, ids, monkeypatch):
+    """The merged generation is then the last one of the dataset, but has older parts."""
+    place.append("a.jsonl", lines([0]))
+    place.follow(lambda: place.append("a.jsonl", lines([1])))
+    write, others = compact_module.write_summary, [lambda: (place.append("a.jsonl", lines([2])), place.once())]
+
+    def write_late(*arguments):
+        others.pop()()
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compact_module, "write_summary", write_late)
+        compact(str(place.dataset))
+    assert [operation(place, number) for number in (3, 4)] == ["stream", "compact"]
+    assert ends(place) == {"a.jsonl": len(lines(range(3)))}
+    place.append("a.jsonl", lines([3]))
+    place.once()
+    assert ids(place) == [0, 1, 2, 3]
+    assert read_whole(place.dataset).rejected.total == 0
+
+
+def test_a_file_that_takes_the_place_of_another_while_that_is_read_is_not_mixed_up(place, ids, monkeypatch):
+    path = place.append("a.jsonl", lines(range(5)))
+    others = [lambda: (os.replace(path, place.logs / "b.jsonl"), path.write_text(lines(range(100, 120))))]
+
+    def publish(*arguments, **options):
+        if others:
+            others.pop()()
+        return streams.publish_plainly(*arguments, **options)
+
+    monkeypatch.setattr(rounds, "prepare_parts", publish)
+    place.once()
+    assert ids(place) == [*range(5), *range(100, 120)]
+    with pytest.raises(NothingNew):
+        place.once()
 
 
 def test_an_append_and_a_compaction_meanwhile_are_kept(place, ids, run_prepare, monkeypatch, tmp_path):
