@@ -123,7 +123,7 @@ def prepare(arguments: list[str]) -> None:
     from pipeline.beam.prepare import prepare as run
 
     as_json, is_stream = values.pop("json"), values.pop("streaming")
-    of_stream = {name: value for name in _STREAM_FLAGS if (value := values.pop(name))}
+    of_stream = {name: value for name in _STREAM_FLAGS if (value := values.pop(name)) is not None}
     if of_stream and not is_stream:
         parser.error(f"argument --{next(iter(of_stream))}: only with --streaming")
     if is_stream:
@@ -132,8 +132,8 @@ def prepare(arguments: list[str]) -> None:
                 parser.error(f"argument --{name}: not allowed with --streaming, which always appends, from RAW")
         if values["changed_inputs"] != "refuse":
             parser.error("argument --changed_inputs: not allowed with --streaming; --on_rewrite is the flag for it")
-        if of_stream.get("once") and (other := next((name for name in ("idle",) if name in of_stream), None)):
-            parser.error(f"argument --{other}: not allowed with --once")
+        if "once" in of_stream and "idle" in of_stream:
+            parser.error("argument --idle: not allowed with --once")
         if not values["raw"]:
             parser.error("expected RAW, the folders to follow")
     values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
@@ -169,7 +169,7 @@ _STREAM_FLAGS = ("once", "idle", "commit_interval", "settle", "on_rewrite", "max
 
 
 def _add_stream_flags(parser: FlagParser) -> None:
-    """Adds the flags of `prepare --streaming`. Each is None or False if it is not given."""
+    """Adds the flags of `prepare --streaming`. Each is None if it is not given."""
     group = parser.add_argument_group("with --streaming")
     group.add_argument(
         "--streaming",
@@ -180,7 +180,9 @@ def _add_stream_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--commit_interval", type=duration, metavar="TIME", help="time from round to round; default: 10s"
     )
-    group.add_argument("--once", action="store_true", help="run one round; the exit status is 3 if nothing was new")
+    group.add_argument(
+        "--once", action="store_true", default=None, help="run one round; the exit status is 3 if nothing was new"
+    )
     group.add_argument("--idle", type=duration, metavar="TIME", help="end after this time without anything new")
     group.add_argument(
         "--settle",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.beam.prepare import PrepareOptions, prepare_parts
 from pipeline.errors import NothingNew, TryAgain, UserError, counted
-from pipeline.files import absolute, exists, join
+from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import GenerationSummary
@@ -86,6 +86,11 @@ class _Stream:
         self._options, self._beam_options, self._stop = options, beam_options, stop
         shared = options.prepare
         self._output = absolute(shared.output)
+        if not is_local(self._output):
+            raise UserError(
+                f"{self._output}: a stream needs an --output in a local folder: this kind of storage cannot create a "
+                "file only if it does not exist, as every commit after the first one must."
+            )
         self._schema = self._read_schema()
         self._source: Source = FolderSource(
             shared.raw,

@@ -63,7 +63,7 @@ def test_any_interleaving_gives_what_one_job_gives(place, run_prepare, read_reco
     chance = random.Random(seed)
     left = {}
     for name in "abc":
-        numbers = [chance.randrange(60) for _ in range(40)]
+        numbers = [chance.randrange(40) for _ in range(25)]
         parts = [chance.choice([lines([number]), lines([number]), "\n", "{}\n", "é\n"]) for number in numbers]
         left[name] = "".join(parts).encode()
 
