@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import types
+from unittest import mock
 
 import cluster
 import datasets
@@ -42,6 +43,7 @@ from trainer.runs.state import State
 from trainer.training import followed
 from trainer.training.deal import BatchDealer
 from trainer.training.epoch_source import plan_next_epoch
+from trainer.training.memory_probe import probe_largest
 from trainer.training.train import train
 from trainer.training.update import Update, make_optimizer
 
@@ -59,13 +61,13 @@ def deterministic():
     start_tensorflow()
 
 
-def write(path, first, last, labels="ab"):
+def write(path, first, last, *, longest=6):
     numbers = np.random.default_rng(first)
     with open(path, "w") as file:
         for n in range(first, last):
-            length = n % 6 + 1
+            length = n % longest + 1
             x = (numbers.normal(size=(length, 2)) + first / 30).round(3).tolist()
-            record = {"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": labels[n % len(labels)]}
+            record = {"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": "ab"[n % 2]}
             file.write(json.dumps(record) + "\n")
 
 
@@ -92,12 +94,16 @@ def uninterrupted():
     folder = datasets.new_folder()
     with contextlib.chdir(folder):
         pathlib.Path("schema.yaml").write_text(SCHEMA)
-        for name, first, last in (("one", 0, 90), ("two", 90, 150), ("three", 150, 180)):
-            write(f"{name}.jsonl", first, last)
+        write("one.jsonl", 0, 90)
+        write("two.jsonl", 90, 150, longest=9)
+        write("three.jsonl", 150, 180)
         job("one.jsonl")
         shutil.copytree("dataset", "first")
         callback = AppendIn()
-        result = train("dataset", "run", CONFIG, callbacks=[callback])
+        with mock.patch("trainer.training.loop.probe_largest", wraps=probe_largest) as probe:
+            result = train("dataset", "run", CONFIG, callbacks=[callback])
+        # A batch of the second commit is larger, so it is computed before the epoch.
+        assert [call.args[1].largest_batch for call in probe.call_args_list] == [(8, 6), (8, 8)]
         assert callback.steps == plan_next_epoch(open_dataset("dataset"), CONFIG, State(epoch=1)).num_batches
     return folder, result
 
@@ -235,6 +241,7 @@ def test_an_epoch_whose_commit_was_removed_starts_again(place, capsys):
     assert line["train"]["records"] == open_dataset("dataset").split("train").records
 
 
+@pytest.mark.proof
 def test_an_epoch_whose_files_are_removed_says_so(place):
     class Compact(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
