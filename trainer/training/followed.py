@@ -16,6 +16,8 @@ from trainer.runs.state import State
 
 # How often a run that waits looks for a commit, in a folder and on an object store, where each look is paid for.
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
+# How long a worker tries to open a commit that the chief has opened.
+_LAG_SECONDS = 60.0
 # A run that waits longer says so.
 _SILENT_SECONDS = 2.0
 
@@ -58,7 +60,9 @@ class FollowedDataset:
         if pinned is not None and state.batch:
             reason = self._from_chief(lambda: self._find_removed(pinned))
             if reason is None:
-                return self._open(pinned.number)
+                dataset = self._open(pinned.number)
+                self._generations = set(dataset.manifest.generations)
+                return dataset
             self._note(
                 f"train: epoch {state.epoch + 1} starts again on the newest commit, after {state.batch:,} updates that "
                 f"stay: {reason}"
@@ -101,9 +105,7 @@ class FollowedDataset:
         """Returns the newest commit, and whether the run has been idle for too long."""
         seen = self._seen.number
         number, self._has_news, is_idle = self._from_chief(self._look_on_chief)
-        if self._opened is None or self._opened.manifest.commit != number:
-            self._opened = open_dataset(self._path, commit=number)
-        dataset = self._opened
+        dataset = self._open(number)
         if number != seen:
             check_schemas(self._schema.canonical(), dataset.schema.canonical(), self._run.path, self._path)
         if self._generations - set(dataset.manifest.generations):  # `compact` has merged some
@@ -147,6 +149,13 @@ class FollowedDataset:
         return None
 
     def _open(self, number: int) -> Dataset:
-        self._opened = open_dataset(self._path, commit=number)
-        self._generations = set(self._opened.manifest.generations)
+        """Opens a commit. A shared file system may show it to the other workers a little later than to the chief."""
+        deadline = time.monotonic() + (0.0 if self._replicas.is_chief else _LAG_SECONDS)
+        while self._opened is None or self._opened.manifest.commit != number:
+            try:
+                self._opened = open_dataset(self._path, commit=number)
+            except UserError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
         return self._opened

@@ -279,6 +279,28 @@ def test_a_schema_that_accepts_more_is_refused_unless_the_features_stay(place, m
             dataset.start(State())
 
 
+def test_a_worker_tries_again_if_a_shared_file_system_shows_a_commit_later_than_to_the_chief(place, monkeypatch):
+    answers = [UserError("not there yet"), UserError("not there yet"), open_dataset("dataset")]
+    waits = []
+
+    def open_later(path, *, commit):
+        answer = answers.pop(0)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    clock = types.SimpleNamespace(sleep=waits.append, monotonic=time.monotonic)
+    monkeypatch.setattr(followed, "time", clock)
+    monkeypatch.setattr(followed, "open_dataset", open_later)
+    worker = types.SimpleNamespace(is_chief=False, from_chief=lambda function: [2, True, False])
+    dataset = followed.FollowedDataset("dataset", Run("run"), CONFIG, worker, print)
+    assert (dataset.start(State()).manifest.commit, len(waits)) == (2, 2)
+    answers[:] = [UserError("not there yet")]
+    worker = types.SimpleNamespace(is_chief=True, from_chief=lambda function: [2, True, False])
+    with pytest.raises(UserError, match="not there yet"):
+        followed.FollowedDataset("dataset", Run("run"), CONFIG, worker, print).start(State())
+
+
 def test_a_commit_is_not_chosen_by_hand(place):
     with pytest.raises(UserError, match="commit is 1, but a run with follow reads the newest commit"):
         train("dataset", "other", CONFIG, commit=1)
