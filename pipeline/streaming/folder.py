@@ -100,7 +100,10 @@ class FolderSource:
         for path, status in listed.items():
             before = self._files.get(path)
             key = status.st_size, status.st_mtime_ns, status.st_ino
-            if before is not None and key == (before.num_bytes, before.modified, before.inode):
+            is_same = before is not None and key == (before.num_bytes, before.modified, before.inode)
+            if before is not None and not before.position.end and path in positions.whole:
+                is_same = is_same and positions.version == self._version  # else `prepare` may have taken it meanwhile
+            if before is not None and is_same:
                 file = before
                 position = positions.newest(path) if positions.version != self._version else None
                 if position is not None and position[:2] > file.position[:2]:

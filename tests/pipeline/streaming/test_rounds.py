@@ -228,6 +228,25 @@ def test_two_streams_take_no_reject_twice(place, monkeypatch):
     assert read_whole(place.dataset).rejected.total == 2
 
 
+def test_a_file_that_prepare_takes_meanwhile_is_not_read_again(tmp_path, monkeypatch, run_prepare, read_records):
+    streams.without_beam(monkeypatch)
+    place = Place(tmp_path, streams.WITHOUT_ID)
+    place.append("a.jsonl", lines([0]))
+    place.once()
+    path = str(place.append("b.jsonl", lines([1, 2])))
+    others = [lambda: run_prepare(path, schema=streams.WITHOUT_ID, append=True, plain=True)]
+
+    def publish(*arguments, **options):
+        if others:
+            others.pop()()
+        return streams.publish_plainly(*arguments, **options)
+
+    monkeypatch.setattr(rounds, "prepare_parts", publish)
+    place.follow(lambda: None, lambda: place.append("b.jsonl", lines([3])))
+    assert len(read_records(place.dataset)) == 4
+    read_whole(place.dataset)
+
+
 def test_a_compaction_that_ends_after_a_round_keeps_the_newer_place(place, ids, monkeypatch):
     """The merged generation is then the last one of the dataset, but has older parts."""
     place.append("a.jsonl", lines([0]))
