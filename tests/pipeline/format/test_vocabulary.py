@@ -259,6 +259,7 @@ def test_the_copies_of_vocabularies_are_those_of_the_current_dataset(run_prepare
     assert (dataset / "vocabulary" / "word.txt").read_bytes() in (b"a\n", b"")
 
 
+@pytest.mark.proof
 def test_a_job_that_is_killed_before_it_publishes_changes_no_dataset_and_the_next_job_cleans_up(
     run_prepare, write_raw, tmp_path, read_records
 ):

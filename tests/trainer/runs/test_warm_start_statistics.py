@@ -126,6 +126,7 @@ def test_evaluate_and_predict_use_the_statistics_of_the_run(tmp_path):
     np.testing.assert_allclose([numbers_of(lines[i]) for i in ids], outputs_of(source(), "shifted"), rtol=1e-6)
 
 
+@pytest.mark.proof
 def test_an_export_has_the_statistics_and_vocabularies_of_the_run(tmp_path):
     run = started("shifted")
     make(str(run), str(tmp_path / "export"), str(tmp_path / "golden.npz"), None)

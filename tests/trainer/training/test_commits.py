@@ -80,6 +80,7 @@ class Publish(InterruptAt):
         job("two.jsonl", **self.options)
 
 
+@pytest.mark.proof
 def test_a_dataset_that_is_replaced_meanwhile_does_not_disturb_a_trainer(place):
     _, expected = undisturbed()
     assert expected["commit"] == 1

@@ -226,6 +226,7 @@ def test_a_dataset_that_was_replaced_is_refused_and_the_run_can_be_finished(plac
         train("dataset", "run", more)
 
 
+@pytest.mark.proof
 def test_an_epoch_whose_commit_was_removed_starts_again(place, capsys):
     shutil.rmtree("dataset")
     shutil.move("first", "dataset")

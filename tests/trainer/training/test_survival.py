@@ -609,6 +609,7 @@ def test_a_run_that_was_clipped_by_the_earlier_rule_is_refused_and_unchanged(tmp
 
 
 @pytest.mark.parametrize("optimizer", datasets.some(["rmsprop", "adam"], ["rmsprop"]))
+@pytest.mark.proof
 def test_a_non_finite_update_changes_no_weight_by_momentum_either(optimizer):
     opened, config = open_dataset(dataset()), change(CONFIG, dropout=0, optimizer=optimizer)
     model, made = build_model(opened.schema, opened.manifest.statistics, config), make_optimizer(config)

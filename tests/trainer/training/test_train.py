@@ -426,6 +426,7 @@ def test_a_damaged_checkpoint_is_reported_in_one_line(tmp_path, path):
         train(path, run, change(SMALL, epochs=4))
 
 
+@pytest.mark.proof
 def test_more_epochs_create_no_more_functions(tmp_path, monkeypatch):
     """TensorFlow never frees a function and the objects that it refers to."""
     made = datasets.make(
