@@ -6,6 +6,7 @@ import pathlib
 import datasets
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from pipeline.beam.prepare import PrepareOptions, prepare
@@ -69,6 +70,7 @@ def test_one_model_learns_from_50_steps_then_10_then_60(tmp_path, capsys):
         np.testing.assert_allclose(np.sum(outputs, -1), 1, rtol=1e-5)
 
 
+@pytest.mark.proof
 def test_the_same_records_in_one_dataset_train_by_one_command(tmp_path, capsys):
     """50, 10 and 60 steps in one epoch, each batch of one length: nothing is padded."""
     raw, dataset, run = tmp_path / "raw.jsonl", tmp_path / "dataset", tmp_path / "run"

@@ -99,7 +99,7 @@ def check_winners(place, statuses, lines, read_records):
     return len(winners)
 
 
-@pytest.mark.parametrize(AT_ONCE, [(3, 1), *PROOFS])
+@pytest.mark.parametrize(AT_ONCE, [(2, 1), *PROOFS])
 def test_of_jobs_that_create_a_dataset_exactly_one_publishes(place, read_records, number, rounds):
     chance = random.Random(number)
     for _ in range(rounds):

@@ -99,6 +99,7 @@ def test_a_file_that_cannot_grow_ends_the_job_with_one_line(place, capsys, limit
         assert snapshot(place / "dataset") == before
 
 
+@pytest.mark.proof
 def test_more_files_than_a_process_can_open_are_prepared(place):
     records = [b'{"id": "%d", "x": [[1, 2, 3, 4]], "word": ["a"], "y": "a"}\n' % n for n in range(300)]
     records += [b"no record\n"] * 300

@@ -122,7 +122,7 @@ def assert_same(found, *parts, at_least=0.0):
         pytest.param("lstm", True, 1, "class", marks=pytest.mark.proof),
         ("lstm", True, 2, "step_class"),
         pytest.param("lstm", True, 3, "distribution", marks=pytest.mark.proof),
-        ("gru", False, 1, "regression"),
+        pytest.param("gru", False, 1, "regression", marks=pytest.mark.proof),
         pytest.param("gru", False, 3, "class", marks=pytest.mark.proof),
         pytest.param("gru", True, 2, "step_class", marks=pytest.mark.proof),
     ],

@@ -133,6 +133,7 @@ def test_a_run_writes_only_its_own_files():
     assert len(list((run / "checkpoints" / "best").glob("*.index"))) == 1
 
 
+@pytest.mark.proof
 def test_the_same_command_gives_the_same_bits(tmp_path, path, capsys):
     """By the command and from Python, also with dropout."""
     status, out, err = datasets.call(capsys, "train", path, "--output", tmp_path / "run", *FLAGS, "--json")
