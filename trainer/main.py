@@ -264,19 +264,20 @@ def _add_checkpoint(parser: FlagParser) -> None:
 
 def _add_field(parser: FlagParser, name: str, field: Any) -> None:
     """Adds a flag for a key of the configuration. Only a flag that the user passes is among the parsed values."""
+    from trainer.config import Duration
+
     details: dict[str, Any] = {
         "default": argparse.SUPPRESS,
         "help": f"{field.description} Default: {_format_default(field.default)}",
     }
-    if name == "idle":
-        parser.add_argument(f"--{name}", type=duration, metavar="TIME", **details)
-        return
     types = [member for member in _union_members(field.annotation) if member is not type(None)]
     if types == [bool]:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **details)
         return
     if typing.get_origin(types[0]) is tuple:
         details |= {"nargs": "+", "type": int, "metavar": "N"}
+    elif types == [Duration]:
+        details |= {"type": duration, "metavar": "TIME"}
     elif typing.get_origin(types[0]) is Literal:
         details["choices"] = typing.get_args(types[0])
     else:

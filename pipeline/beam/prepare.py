@@ -1,5 +1,6 @@
 """Runs the job of `lengthwise prepare`: raw files -> lines -> sequences -> shards -> manifest."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -136,8 +137,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     if not schema.label.is_open:
         check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
-    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    with start_workers(num_workers, "pipeline.writing.stages") as pool:
+    with _start_workers(options, total_bytes, beam_options) as pool:
         if schema.label.is_open:
             schema = _find_classes(files, schema, output, base.seed, options, pool, beam_options)
             check_free_space(files, schema, output)
@@ -168,8 +168,7 @@ def prepare_parts(
     check_kinds([file for file in files if not file.start])
     check_free_space(files, schema, job.files.output)
     total_bytes = sum(file.num_bytes for file in files)
-    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    with start_workers(num_workers, "pipeline.writing.stages") as pool:
+    with _start_workers(options, total_bytes, beam_options) as pool:
         return _run_job(options, schema, files, total_bytes, job, Replay(), pool, beam_options, announce)
 
 
@@ -274,6 +273,14 @@ def _run_job(
             read_published=functools.partial(find_published, output, generation, after=job.base.number),
             discard=discard,
         )
+
+
+def _start_workers(
+    options: PrepareOptions, total_bytes: int, beam_options: dict[str, Any]
+) -> contextlib.AbstractContextManager[WorkerPool | None]:
+    """Starts the processes that parse and write."""
+    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
+    return start_workers(num_workers, "pipeline.writing.stages")
 
 
 def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:

@@ -108,7 +108,7 @@ def find_all_files(patterns: RawFiles) -> FoundFiles:
         files.update((file.path, file) for file in found.files)
         left_out.update(found.left_out)
     for path in files:
-        if any("\ud800" <= character <= "\udfff" for character in path):  # os.fsdecode makes them of other bytes
+        if not has_utf8_name(path):
             raise UserError(f"{show(path, max_characters=500)}: the name is not valid UTF-8. Rename the file first.")
         if path.lower().endswith(_OTHER_COMPRESSION):
             raise UserError(
@@ -212,6 +212,11 @@ def choose_by_name(path: str, folder: str) -> Literal["read", "left out", "hidde
     if has_ending and not is_hidden:
         return "read"
     return "left out" if has_ending or not is_hidden else "hidden"
+
+
+def has_utf8_name(path: str) -> bool:
+    """Returns whether the name of a file is valid UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)  # os.fsdecode makes them of other bytes
 
 
 def _is_folder(path: str) -> bool:

@@ -3,6 +3,7 @@
 Another raw format is another file beside this one, with the same four steps.
 """
 
+import collections
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -155,12 +156,17 @@ def read_chunk(
             _check_size(stored, chunk)
             if chunk.range is not None and tail_digest(stored, chunk.file_bytes) != chunk.range.tail:
                 raise _changed(chunk.path)
-    except FileNotFoundError as error:
-        if chunk.range is not None:
+    except OSError as error:
+        if chunk.range is not None and isinstance(error, FileNotFoundError):
             raise _changed(chunk.path) from None
         raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
-    except OSError as error:
-        raise UserError(f"{chunk.path}: cannot be read: {error.strerror or error}.") from None
+
+
+def summarize_chunk(chunk: Chunk, *, record_bytes: int = LIMITS.record_bytes) -> ChunkSummary:
+    """Returns the summary of a chunk, without its lines. See `read_chunk` for the arguments and errors."""
+    last = collections.deque(read_chunk(chunk, record_bytes=record_bytes), maxlen=1).pop()
+    assert isinstance(last, ChunkSummary)
+    return last
 
 
 class HashedFile(NamedTuple):
@@ -175,11 +181,10 @@ def hash_file(file: RawFile, *, record_bytes: int = LIMITS.record_bytes) -> Hash
     """Returns the size and the digest of a file, as its chunks give them."""
     digest, num_bytes, num_lines = hashlib.sha256(), 0, 0
     for chunk in split_file(file):
-        for item in read_chunk(chunk, record_bytes=record_bytes):
-            if isinstance(item, ChunkSummary):
-                digest.update(item.sha256)
-                num_bytes += item.num_bytes
-                num_lines += item.num_lines
+        summary = summarize_chunk(chunk, record_bytes=record_bytes)
+        digest.update(summary.sha256)
+        num_bytes += summary.num_bytes
+        num_lines += summary.num_lines
     return HashedFile(num_bytes, num_lines, digest.digest())
 
 

@@ -89,6 +89,8 @@ def choose_moved(group: str, moved: Mapping[str, float], *, seed: int) -> str:
         group: Group of the record, or its id if the schema has no group.
         moved: Share of the train records that each of the other splits takes, less than 1 together.
     """
+    if not moved:  # needs no hash
+        return TRAIN
     return choose_split(group, {**moved, TRAIN: 1 - sum(moved.values())}, seed=seed)
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import TryAgain, UserError
 from pipeline.files import absolute, is_local
 from pipeline.raw.compression import ENDINGS as COMPRESSED
 from pipeline.raw.compression import MAGIC_BYTES, find_compression
-from pipeline.raw.find_files import FileRange, RawFile, choose_by_name, describe_left_out
+from pipeline.raw.find_files import FileRange, RawFile, choose_by_name, describe_left_out, has_utf8_name
 from pipeline.raw.json_lines import hash_file, tail_digest
 from pipeline.raw.records import LIMITS
 from pipeline.streaming.positions import Position, Positions
@@ -132,7 +132,7 @@ class FolderSource:
                     yield path, status
                     continue
                 choice = choose_by_name(path, folder)
-                if choice == "read" and _is_text(path):
+                if choice == "read" and has_utf8_name(path):
                     yield path, status
                 elif choice != "hidden":
                     left_out.add(path)
@@ -350,11 +350,6 @@ def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield entry.path, status
-
-
-def _is_text(path: str) -> bool:
-    """Whether the name of a file is valid UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def _has(stream: IO[bytes], file: _File, position: Position) -> bool:

@@ -24,9 +24,8 @@ from pipeline.writing.base import Base
 from pipeline.writing.commit_log import recover_if_behind
 from pipeline.writing.compact import compact
 from pipeline.writing.job import DatasetJob, name_files
-from pipeline.writing.open_base import open_base, take_classes, take_inputs
+from pipeline.writing.open_base import append_to, open_base, take_classes, take_inputs
 from pipeline.writing.paths import is_of_dataset
-from pipeline.writing.published_ids import list_published
 
 # A round of this size is read and written in 10 to 20 seconds.
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -224,8 +223,7 @@ class _Stream:
     def _take(self, manifest: Manifest, generation: str) -> None:
         """Takes note of a commit of this stream, and prints a line about it."""
         assert manifest.commit is not None
-        published = list_published(self._output, manifest.splits)
-        self._base = Base("append", manifest.commit, manifest.seed, manifest.summaries, published)
+        self._base = append_to(self._output, manifest.commit, manifest)
         self._manifest = manifest
         summaries = self._update_positions(self._base)
         summary = next(each for each in summaries if each.generation == generation)

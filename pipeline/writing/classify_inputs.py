@@ -1,6 +1,5 @@
 """Compares new raw files with those that a dataset was made from: which of them are new, taken already, or changed."""
 
-import collections
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
@@ -13,7 +12,7 @@ from pipeline import progress
 from pipeline.errors import UserError
 from pipeline.format.sources import SPLIT, START, SourcesFile, read_sources
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
+from pipeline.raw.json_lines import Chunk, ChunkSummary, split_file, summarize_chunk
 from pipeline.raw.records import LIMITS
 from pipeline.schema.record import Array
 from pipeline.writing.write_sources import join_chunks
@@ -194,7 +193,7 @@ class _Comparison:
     def hash(self, candidates: Sequence[int], record_bytes: int, map_chunks: MapChunks) -> None:
         """Reads files and computes their digests."""
         chunks = (chunk for number in candidates for chunk in _split(self._files[number]))
-        rows = join_chunks(map_chunks(functools.partial(_hash_chunk, record_bytes=record_bytes), chunks))
+        rows = join_chunks(map_chunks(functools.partial(summarize_chunk, record_bytes=record_bytes), chunks))
         for number, row in zip(candidates, rows, strict=True):
             self._now.num_bytes[number], self._now.sha256[number] = row.num_bytes, row.sha256
         self._digests = pa.array(self._now.sha256, pa.binary(32))
@@ -308,13 +307,6 @@ def _split(file: RawFile) -> Iterator[Chunk]:
         yield from split_file(file)
     except OSError as error:
         raise UserError(f"{file.path}: cannot be read: {error.strerror or error}.") from None
-
-
-def _hash_chunk(chunk: Chunk, *, record_bytes: int) -> ChunkSummary:
-    """Returns the summary of a chunk, computed by the reader that `prepare` uses."""
-    last = collections.deque(read_chunk(chunk, record_bytes=record_bytes), maxlen=1).pop()
-    assert isinstance(last, ChunkSummary)
-    return last
 
 
 def _describe(content: Content) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pipeline.errors import UserError, show
 from pipeline.files import exists, is_local, join
-from pipeline.format.manifest import FILE_NAME
+from pipeline.format.manifest import FILE_NAME, Manifest
 from pipeline.format.models import TRAIN
 from pipeline.raw.find_files import RawFiles
 from pipeline.schema.auto_classes import fix_classes
@@ -33,7 +33,12 @@ def open_base(output: str, mode: Mode, schema: Schema, seed: int | None, *, may_
     manifest = head.manifest
     if mode != "append" or manifest is None:
         return Base(mode, head.number, seed or 0)
-    return Base(mode, head.number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
+    return append_to(output, head.number, manifest)
+
+
+def append_to(output: str, number: int, manifest: Manifest) -> Base:
+    """Returns the base of a job that adds to a dataset, whose newest commit has this number and manifest."""
+    return Base("append", number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
 
 
 def take_classes(output: str, mode: Mode, schema: Schema) -> Schema:

@@ -14,6 +14,7 @@ from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.manifest import Manifest
 from pipeline.format.scaling import ScaledStatistics
 from pipeline.format.vocabulary import serialize_terms
+from pipeline.schema.schema import VALIDATION
 from pipeline.yaml_document import parse_yaml
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import Dataset, read_vocabularies
@@ -152,7 +153,7 @@ class Run:
 
         So the losses of all epochs are those of the same records, and a resumed run measures the same bits.
         """
-        split = dataset.manifest.splits.get("validation")
+        split = dataset.manifest.splits.get(VALIDATION)
         for shard in split.shards if split is not None else ():
             for path in (shard.path, shard.index_path):
                 copy = self.file(f"{VALIDATION_COPY}/{path}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import show
+from pipeline.errors import counted, show
 from pipeline.format.merge_counts import merge_counts, write_counts_run
 from pipeline.format.string_counts import add_counts, count_arrays, counts_schema
 
@@ -59,7 +59,7 @@ def describe_duplicates(duplicates: dict[str, Any], *, are_equal: bool) -> str:
     """
     ids, listed = duplicates["ids"], ", ".join(map(show, duplicates["examples"]))
     more = ", …" if ids > len(duplicates["examples"]) else ""
-    names = f"{ids:,} id{'s' if ids > 1 else ''}: {listed}{more}"
+    names = f"{counted(ids, 'id')}: {listed}{more}"
     if are_equal:
         return (
             f"{duplicates['records']:,} records are equal to another one and so have the same id and prediction "

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.format.models import TRAIN
+from pipeline.schema.schema import VALIDATION
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.newer_commits import PinnedCommit
@@ -26,7 +27,6 @@ from trainer.runs.run import Run
 from trainer.runs.state import CLIP_RULE, State
 from trainer.training.epoch_source import plan_next_epoch
 from trainer.training.loop import Training
-from trainer.training.validation import VALIDATION
 
 # Keys that may differ when a run is resumed. Another budget applies from the next epoch on.
 _MAY_CHANGE = {"epochs", "batch_steps", "batch_size", "strategy", "local_workers", "deterministic"}

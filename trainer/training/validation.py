@@ -6,14 +6,13 @@ from typing import Any
 import keras
 
 from pipeline.format.models import FeatureStatistics
+from pipeline.schema.schema import VALIDATION
 from trainer.data.dataset import Dataset
 from trainer.data.target import Vocabularies
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.evaluation.evaluate import Evaluator
 from trainer.training.checkpoint_policy import CheckpointPolicy, raise_if_stopped
-
-VALIDATION = "validation"
 
 
 class Validation:

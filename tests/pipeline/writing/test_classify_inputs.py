@@ -122,13 +122,13 @@ def names(files):
 def test_only_files_that_may_be_known_are_read(dataset, tmp_path, monkeypatch):
     new = {"new.jsonl": b'{"id": 4444}\n', "same-size.jsonl": b'{"id": 8}\n', "new.jsonl.gz": gzip.compress(b"[]")}
     write_files(tmp_path / "raw", new)
-    hash_chunk, hashed = module._hash_chunk, []
+    summarize, hashed = module.summarize_chunk, []
 
     def record(chunk, **options):
         hashed.append(os.path.basename(chunk.path))
-        return hash_chunk(chunk, **options)
+        return summarize(chunk, **options)
 
-    monkeypatch.setattr(module, "_hash_chunk", record)
+    monkeypatch.setattr(module, "summarize_chunk", record)
     found = dataset()
     assert hashed == ["a.jsonl", "b.jsonl", "c.jsonl.gz", "new.jsonl.gz", "same-size.jsonl"]
     assert names(found.new) == ["new.jsonl", "new.jsonl.gz", "same-size.jsonl"]
