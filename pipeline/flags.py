@@ -166,3 +166,19 @@ def duration(text: str) -> float:
             f"{text} is not a duration, expected a number and a unit, for example 90s, 30m, 24h or 7d, or 0"
         )
     return seconds
+
+
+def add_commit_flags(parser: FlagParser) -> None:
+    """Adds the flags of a command that writes to a dataset."""
+    parser.add_argument(
+        "--retain",
+        type=duration,
+        default="24h",
+        help="how long replaced files are kept for readers, for example 90s, 24h or 7d; default: 24h",
+    )
+    parser.add_argument(
+        "--lock_timeout",
+        type=duration,
+        default="60s",
+        help="longest time to wait for another job that publishes to the dataset; default: 60s",
+    )

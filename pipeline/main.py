@@ -3,9 +3,9 @@
 import json
 import sys
 
-from pipeline.beam.options import parse_with_beam
 from pipeline.errors import counted
-from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, natural, positive
+from pipeline.flags import FlagParser, add_commit_flag, add_commit_flags, positive
+from pipeline.prepare_flags import parse_prepare
 
 
 def sample(arguments: list[str]) -> None:
@@ -34,194 +34,29 @@ def sample(arguments: list[str]) -> None:
 
 def prepare(arguments: list[str]) -> None:
     """Runs `lengthwise prepare`."""
-    parser = FlagParser(
-        "prepare",
-        "Converts raw records (JSON Lines, plain, .gz, .bz2, .zst or .xz) to a dataset: TFRecord shards, indexes and\n"
-        "a manifest. Of a folder, files named *.jsonl, *.ndjson or *.json are read, and the others are named.\n"
-        "With --train, --validation and --test instead of RAW, the input of a file names its split.\n"
-        "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
-        "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
-        "more.\nWith --streaming, follows the files of folders, and adds what is new in them, round after round.\n"
-        "All flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
-        examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
-        "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
-        "  lengthwise prepare --train train/ --test test.jsonl --schema schema.yaml --output dataset\n"
-        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
-        "  lengthwise prepare --append --replay dataset/rejected --schema longer.yaml --output dataset\n"
-        "  lengthwise prepare logs/ --schema schema.yaml --output dataset --streaming --commit_interval 1m\n"
-        "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
-        "      --direct_running_mode=multi_processing --direct_num_workers=2",
-    )
-    parser.add_argument(
-        "raw", metavar="RAW", nargs="*", help="file, glob or folder, on any file system that Beam supports"
-    )
-    for name, more in (
-        ("train", "; required if --validation or --test is given, but for --append"),
-        ("validation", "; without it, splits: {validation: 0.1} in the schema takes a tenth of the train records"),
-        ("test", ""),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            default=(),
-            metavar="RAW",
-            help=f"raw files of the split {name}, instead of RAW and of splits in the schema{more}",
-        )
-    parser.add_argument("--schema", required=True, help="YAML file that describes the records")
-    parser.add_argument("--output", required=True, help="folder of the dataset")
-    parser.add_argument(
-        "--num_shards",
-        type=positive,
-        help="number of TFRecord files per split; default: the shards of the largest split have about 64 MB each",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help="seed of the splits and of the order of the records; default: 0, or that of the dataset to add to",
-    )
-    parser.add_argument(
-        "--max_rejected",
-        type=fraction,
-        default=0.01,
-        help="maximum fraction of rejected records, 0 to 1; above it, nothing is published; default: 0.01",
-    )
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    existing.add_argument(
-        "--append",
-        action="store_true",
-        help="add the raw files to an existing dataset, or create it; files that it has already are skipped",
-    )
-    parser.add_argument(
-        "--replay",
-        nargs="+",
-        default=(),
-        metavar="REJECTS",
-        help="with --append, also try the records in these files of DATASET/rejected again, or in all of them if it is "
-        "the folder itself; --schema replaces that of the dataset, and may accept more, but the accepted records must "
-        "keep their bytes; --max_rejected does not count these records",
-    )
-    parser.add_argument(
-        "--changed_inputs",
-        choices=("refuse", "add"),
-        default="refuse",
-        help="with --append, what to do with a file that the dataset has taken with other content; default: refuse",
-    )
-    _add_commit_flags(parser)
-    parser.add_argument("--keep_raw", action="store_true", help="store the raw record in each reject")
-    add_limit_flags(parser)
-    parser.add_argument(
-        "--processes",
-        type=natural,
-        help="number of additional processes that parse and write, up to 150 MB each; default: one per core, at most "
-        "2, and none if the input is small or Beam has its own workers",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    _add_stream_flags(parser)
-    values, beam_options = parse_with_beam(parser, arguments)
+    flags = parse_prepare(arguments)
     from pipeline.beam.prepare import PrepareOptions
     from pipeline.beam.prepare import prepare as run
 
-    as_json, is_stream = values.pop("json"), values.pop("streaming")
-    of_stream = {name: value for name in _STREAM_FLAGS if (value := values.pop(name)) is not None}
-    if of_stream and not is_stream:
-        parser.error(f"argument --{next(iter(of_stream))}: only with --streaming")
-    if is_stream:
-        for name in ("overwrite", "append", "replay", "train", "validation", "test"):
-            if values[name]:
-                parser.error(f"argument --{name}: not allowed with --streaming, which always appends, from RAW")
-        if values["changed_inputs"] != "refuse":
-            parser.error("argument --changed_inputs: not allowed with --streaming; --on_rewrite is the flag for it")
-        if "once" in of_stream and "idle" in of_stream:
-            parser.error("argument --idle: not allowed with --once")
-        if not values["raw"]:
-            parser.error("expected RAW, the folders to follow")
-    values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
-    named = [name for name in ("train", "validation", "test") if values[name]]
-    if values["raw"] and named:
-        parser.error(f"argument --{named[0]}: not allowed with RAW ({values['raw'][0]}); give all raw files by split")
-    if named and not values["train"] and not values["append"]:
-        parser.error(f"argument --{named[0]}: expected --train, too: without it, there is nothing to train on")
-    if not values["raw"] and not values["replay"] and not named:
-        parser.error("expected RAW, the raw files, or --train, or --append with --replay, the rejects to try again")
-    options = PrepareOptions(**values)
-    if is_stream:
+    options = PrepareOptions(**flags.options)
+    if flags.stream is None:
+        manifest = run(options, flags.beam)
+    else:
         from pipeline.streaming.rounds import StreamOptions, stream
 
-        last = stream(StreamOptions(options, **of_stream), beam_options)
+        last = stream(StreamOptions(options, **flags.stream), flags.beam)
         if last is None:
             return
         manifest = last
-    else:
-        manifest = run(options, beam_options)
     from pipeline.inspection.inspect import print_summary, summarize
     from pipeline.inspection.warnings import find_warnings
 
     for warning in find_warnings(manifest):
         print(f"prepare: warning: {warning}.", file=sys.stderr)
-    if as_json:
+    if flags.as_json:
         print(json.dumps(summarize(manifest)))
     else:
-        print_summary(manifest, values["output"])
-
-
-_STREAM_FLAGS = ("once", "idle", "commit_interval", "settle", "on_rewrite", "max_records", "max_bytes", "metrics_file")
-
-
-def _add_stream_flags(parser: FlagParser) -> None:
-    """Adds the flags of `prepare --streaming`. Each is None if it is not given."""
-    group = parser.add_argument_group("with --streaming")
-    group.add_argument(
-        "--streaming",
-        action="store_true",
-        help="follow the files of the folders RAW: publish what is new in them, round after round, until SIGTERM or "
-        "Ctrl-C. Each commit also says up to where each file was read, so no record is lost or read twice",
-    )
-    group.add_argument(
-        "--commit_interval", type=duration, metavar="TIME", help="time from round to round; default: 10s"
-    )
-    group.add_argument(
-        "--once", action="store_true", default=None, help="run one round; the exit status is 3 if nothing was new"
-    )
-    group.add_argument("--idle", type=duration, metavar="TIME", help="end after this time without anything new")
-    group.add_argument(
-        "--settle",
-        type=duration,
-        metavar="TIME",
-        help="take a compressed file, as a whole, when it has not changed for this time; default: 5s",
-    )
-    group.add_argument(
-        "--on_rewrite",
-        choices=("error", "reread"),
-        help="what to do with a file that no longer has what was read of it, if no other file has it: stop, or read it "
-        "from its start; default: error",
-    )
-    group.add_argument("--max_records", type=positive, metavar="N", help="maximum records of a commit; default: any")
-    group.add_argument(
-        "--max_bytes",
-        type=positive,
-        metavar="N",
-        help="maximum raw bytes of a commit; default: 268,435,456 (256 MiB)",
-    )
-    group.add_argument(
-        "--metrics_file", metavar="FILE", help="file that gets counts and lags after each round, as Prometheus text"
-    )
-
-
-def _add_commit_flags(parser: FlagParser) -> None:
-    """Adds the flags of a command that writes to a dataset."""
-    parser.add_argument(
-        "--retain",
-        type=duration,
-        default="24h",
-        help="how long replaced files are kept for readers, for example 90s, 24h or 7d; default: 24h",
-    )
-    parser.add_argument(
-        "--lock_timeout",
-        type=duration,
-        default="60s",
-        help="longest time to wait for another job that publishes to the dataset; default: 60s",
-    )
+        print_summary(manifest, options.output)
 
 
 def compact(arguments: list[str]) -> None:
@@ -239,7 +74,7 @@ def compact(arguments: list[str]) -> None:
         help="merge all generations, into this number of TFRecord files per split; default: merge those whose shards "
         "are small, into shards of about 64 MB",
     )
-    _add_commit_flags(parser)
+    add_commit_flags(parser)
     values = parser.parse(arguments)
     from pipeline.writing.compact import compact as run
 
@@ -316,7 +151,7 @@ def clean(arguments: list[str]) -> None:
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--dry_run", action="store_true", help="only print each file that would be removed, and why")
-    _add_commit_flags(parser)
+    add_commit_flags(parser)
     values = parser.parse(arguments)
     from pipeline.writing.clean import clean as run
     from pipeline.writing.clean import print_cleaning

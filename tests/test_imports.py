@@ -39,6 +39,7 @@ MAY_IMPORT["trainer.serving"] = MAY_IMPORT["trainer.runs"] | {"trainer.batching"
 MAY_IMPORT["trainer.serving"] |= MAY_IMPORT["pipeline.beam"] | {"pipeline.beam"}
 MAY_IMPORT["trainer.report"] = {"pipeline.schema", "trainer.batching"}
 MAY_IMPORT["trainer.reader"] = {"trainer.reading"}
+MAY_IMPORT["pipeline.prepare_flags"] = {"pipeline.beam"}  # for the flags of Beam
 # The parsers of flags: each imports the function that it calls, when it calls it.
 MAINS = {"pipeline.main", "trainer.main"}
 # The one module of the trainer that runs a Beam job.

@@ -1,12 +1,11 @@
 """Follows the files of folders: plain files grow like logs, and compressed files are taken when they are complete."""
 
-import dataclasses
 import os
 import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Literal
+from typing import Literal
 
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import absolute, is_local
@@ -15,47 +14,13 @@ from pipeline.raw.compression import MAGIC_BYTES, find_compression
 from pipeline.raw.find_files import FileRange, RawFile, choose_by_name, describe_left_out, has_utf8_name
 from pipeline.raw.json_lines import hash_file, tail_digest
 from pipeline.raw.records import LIMITS
+from pipeline.streaming.followed_file import START, FollowedFile, cut_part, find_line_end, has_position
 from pipeline.streaming.positions import Position, Positions
 
 OnRewrite = Literal["error", "reread"]
-# Bytes per read when the end of a line is searched.
-_BLOCK_BYTES = 2**16
 # A new file is compared with at most this number of files that are no longer there, to find out whether it is one of
 # them under another name. Those that have exactly its size are compared as well.
 _MAX_GONE = 1000
-_START = Position(0, 0, 0, b"")
-
-
-@dataclasses.dataclass
-class _File:
-    """A file in a folder, as it was when it was last looked at.
-
-    Attributes:
-        num_bytes, modified, inode: What a change shows in.
-        since: When the file was first seen like that, by the monotonic clock.
-        position: Up to where it was read.
-        is_compressed: Whether it is taken as a whole.
-        is_settled: Whether a compressed file is complete.
-        line_end: Of a plain file, the offset after its last whole line.
-        taken_from: Path of the file, and its `rewrites`, whose content this file has: it was renamed, or is a copy.
-    """
-
-    num_bytes: int
-    modified: int
-    inode: int
-    since: float
-    position: Position = _START
-    is_compressed: bool = False
-    is_settled: bool = True
-    line_end: int = 0
-    taken_from: tuple[str, int] | None = None
-
-    @property
-    def num_ready(self) -> int:
-        """Bytes that can be read now."""
-        if self.is_compressed:
-            return self.num_bytes if self.is_settled and not self.position.end else 0
-        return max(0, self.line_end - self.position.end)
 
 
 class FolderSource:
@@ -85,7 +50,7 @@ class FolderSource:
         self._folders = [_check_folder(folder) for folder in folders]
         self._settle, self._on_rewrite, self._has_id = settle, on_rewrite, has_id
         self._record_bytes = record_bytes
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, FollowedFile] = {}
         self._named: set[str] = set()
         # The version of the positions at the last look.
         self._version = -1
@@ -111,7 +76,7 @@ class FolderSource:
                 if file.is_settled:
                     continue
             else:
-                file = _File(*key, since=now)
+                file = FollowedFile(*key, since=now)
             file.is_settled = now - file.since >= self._settle or time.time() - status.st_mtime >= self._settle
             try:
                 self._inspect(path, file, positions, replaced, unknown)
@@ -140,7 +105,9 @@ class FolderSource:
             print(f"prepare: {describe_left_out(sorted(left_out - self._named))}", file=sys.stderr)
             self._named |= left_out
 
-    def _inspect(self, path: str, file: _File, positions: Positions, replaced: list[str], unknown: list[str]) -> None:
+    def _inspect(
+        self, path: str, file: FollowedFile, positions: Positions, replaced: list[str], unknown: list[str]
+    ) -> None:
         """Finds out what a file that is new or has changed holds."""
         with open(path, "rb") as stream:
             file.is_compressed = find_compression(stream.read(MAGIC_BYTES)) is not None
@@ -151,22 +118,22 @@ class FolderSource:
             known = positions.newest(path)
             if known is None:
                 before = self._files.get(path)
-                if before is not None and before.taken_from is not None and _has(stream, file, before.position):
+                if before is not None and before.taken_from is not None and has_position(stream, file, before.position):
                     file.position, file.taken_from = before.position, before.taken_from
                 elif path in positions.whole:
-                    file.position = self._check_whole(path, file, positions) or _START
-                    if file.position is _START:
+                    file.position = self._check_whole(path, file, positions) or START
+                    if file.position is START:
                         replaced.append(path)
                 elif file.num_bytes:
                     unknown.append(path)
-            elif _has(stream, file, known):
+            elif has_position(stream, file, known):
                 file.position = known
             elif not file.is_compressed or file.is_settled:
                 replaced.append(path)
             if not file.is_compressed:
-                file.line_end = _find_line_end(stream, file.position.end, file.num_bytes)
+                file.line_end = find_line_end(stream, file.position.end, file.num_bytes)
 
-    def _check_whole(self, path: str, file: _File, positions: Positions) -> Position | None:
+    def _check_whole(self, path: str, file: FollowedFile, positions: Positions) -> Position | None:
         """Returns the end of a file that `prepare` took as a whole, or None if its content is another one."""
         for row in reversed(positions.whole[path]):
             if row.stored_bytes > file.num_bytes or (file.is_compressed and row.stored_bytes < file.num_bytes):
@@ -250,13 +217,13 @@ class FolderSource:
         file.position = position
         if not file.is_compressed:
             with open(path, "rb") as stream:
-                file.line_end = _find_line_end(stream, position.end, file.num_bytes)
+                file.line_end = find_line_end(stream, position.end, file.num_bytes)
 
     def _has_parts(self, path: str, old: str, position: Position, positions: Positions) -> bool:
         """Whether a file has every line that was read of another file, up to a position."""
         try:
             with open(path, "rb") as stream:
-                if path == old or not _has(stream, self._files[path], position):
+                if path == old or not has_position(stream, self._files[path], position):
                     return False
             parts = positions.parts(old, position.rewrites)
             if not parts or parts[0].start != 0:  # the first parts were read under another name
@@ -287,7 +254,7 @@ class FolderSource:
                 continue
             lines = None if lines_left is None else max(1, lines_left // shares)
             try:
-                part, num_lines = _cut(path, file, max(1, bytes_left // shares), lines)
+                part, num_lines = cut_part(path, file, max(1, bytes_left // shares), lines)
             except FileNotFoundError:
                 continue
             parts.append(part)
@@ -350,60 +317,3 @@ def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield entry.path, status
-
-
-def _has(stream: IO[bytes], file: _File, position: Position) -> bool:
-    """Whether a file still has what was read of it, by its size and its last bytes."""
-    if file.num_bytes < position.end or (file.is_compressed and file.num_bytes > position.end > 0):
-        return False
-    return tail_digest(stream, position.end) == position.tail
-
-
-def _find_line_end(stream: IO[bytes], start: int, stop: int) -> int:
-    """Returns the offset after the last line break in [start, stop), or `start` if there is none."""
-    end = stop
-    while end > start:
-        begin = max(start, end - _BLOCK_BYTES)
-        stream.seek(begin)
-        found = stream.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        end = begin
-    return start
-
-
-def _cut(path: str, file: _File, max_bytes: int, max_lines: int | None) -> tuple[RawFile, int]:
-    """Returns the next part of a file: whole lines, at least one, and about `max_bytes`; and the lines it may have."""
-    position = file.position
-    with open(path, "rb") as stream:
-        if file.is_compressed:
-            end, num_lines = file.num_bytes, 0
-        else:
-            end = file.line_end
-            if end - position.end > max_bytes:
-                end = _find_line_end(stream, position.end, position.end + max_bytes)
-                if end == position.end:
-                    end, _ = _skip_lines(stream, position.end, file.line_end, 1)
-            num_lines = 0
-            if max_lines is not None:
-                end, num_lines = _skip_lines(stream, position.end, end, max_lines)
-        place = FileRange(position.end, position.lines, position.rewrites, tail_digest(stream, end))
-    return RawFile(path, end - position.end, None, place), num_lines
-
-
-def _skip_lines(stream: IO[bytes], start: int, stop: int, most: int) -> tuple[int, int]:
-    """Returns the offset after the first `most` lines in [start, stop), or `stop`, and the number of these lines."""
-    stream.seek(start)
-    count, place = 0, start
-    while place < stop:
-        block = stream.read(min(_BLOCK_BYTES, stop - place))
-        if not block:
-            break
-        if count + (found := block.count(b"\n")) >= most:
-            end = -1
-            for _ in range(most - count):
-                end = block.index(b"\n", end + 1)
-            return place + end + 1, most
-        count += found
-        place += len(block)
-    return place, count
