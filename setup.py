@@ -14,7 +14,8 @@ if VERSION is None:
 BASE = [
     "numpy>=1.26",
     "pyarrow>=15",
-    "pydantic>=2.7",
+    # Before 2.12, a field cannot be left out depending on its value.
+    "pydantic>=2.12",
     "PyYAML>=6",
     "orjson>=3.10",
     "pysimdjson>=7",

@@ -35,6 +35,9 @@ class Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, populate_by_name=True)
 
 
+# Leaves a value out of the file if there is none, so that files without it have the same bytes as before it existed.
+_UNLESS_NONE = pydantic.Field(exclude_if=lambda value: value is None)
+
 ModelType = TypeVar("ModelType", bound=Model)
 
 
@@ -84,6 +87,9 @@ class Shard(Model):
         sha256: SHA-256 of the TFRecord file.
         index_path: Path of the index, inside the dataset.
         index_sha256: SHA-256 of the index.
+        window: Start of the window that the event times of all records are in, in seconds since 1970. None for a shard
+            without a window.
+        oldest, newest: The event times of the oldest and the newest record, in microseconds since 1970.
     """
 
     path: InsidePath
@@ -93,6 +99,9 @@ class Shard(Model):
     sha256: Sha256
     index_path: InsidePath
     index_sha256: Sha256
+    window: Annotated[int | None, _UNLESS_NONE] = None
+    oldest: Annotated[int | None, _UNLESS_NONE] = None
+    newest: Annotated[int | None, _UNLESS_NONE] = None
 
 
 class Split(Model):

@@ -17,7 +17,7 @@ from pipeline.inspection.verify_report import Fault, Report
 from pipeline.inspection.verify_shards import verify_shard
 from pipeline.inspection.verify_strings import compare_strings
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.hashing import shard_ranges
+from pipeline.shuffle.hashing import range_of
 
 # Most faults that are reported for the counts of each split.
 MAX_FAULTS = 10
@@ -73,9 +73,8 @@ def list_parts(manifest: Manifest, summaries: Mapping[str, GenerationSummary]) -
     }
     parts[None] = Part(None, manifest.record_schema, {split: [] for split in manifest.splits})
     for name, split in manifest.splits.items():
-        ranges = shard_ranges([shard.path for shard in split.shards])
-        for shard, keys in zip(split.shards, ranges, strict=True):
-            parts[owners.get(shard.path)].shards[name].append((shard, keys))
+        for shard in split.shards:
+            parts[owners.get(shard.path)].shards[name].append((shard, range_of(shard.path)))
     return list(parts.values())
 
 

@@ -4,10 +4,9 @@ So the same input and seed give the same files on every runner, however often a 
 changes its split when other records are added.
 """
 
-import collections
 import hashlib
-import posixpath
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 
 from pipeline.format.models import TRAIN
 
@@ -46,23 +45,19 @@ def shard_range(number: int, *, num_shards: int) -> tuple[int, int]:
     return first, end
 
 
-def shard_ranges(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Returns the `shard_range` of each shard of a split.
+# The end of the name of a shard: its number, and the number of shards. Shards of several windows have the same numbers.
+_NUMBER = re.compile(r"-(\d{1,9})-of-(\d{1,9})\.tfrecord\Z", re.ASCII)
 
-    Args:
-        paths: The paths of all shards of the split. Those of one generation are in one folder, and in order.
 
-    >>> shard_ranges(["data/b/0", "data/b/1", "data/a/0"]) == [(0, 2**63), (2**63, 2**64), (0, 2**64)]
+def range_of(path: str) -> tuple[int, int]:
+    """Returns the `shard_range` of a shard by its path. For a name that is not that of a shard, any key is possible.
+
+    >>> range_of("data/a/train-00001-of-00002.tfrecord") == (2**63, 2**64)
     True
     """
-    folders = [posixpath.dirname(path) for path in paths]
-    num_shards = collections.Counter(folders)
-    before = collections.Counter[str]()
-    ranges = []
-    for folder in folders:
-        ranges.append(shard_range(before[folder], num_shards=num_shards[folder]))
-        before[folder] += 1
-    return ranges
+    found = _NUMBER.search(path)
+    number, num_shards = (0, 1) if found is None else map(int, found.groups())
+    return shard_range(number, num_shards=num_shards) if number < num_shards else (0, END_NUMBER)
 
 
 def choose_split(group: str, shares: Mapping[str, float], *, seed: int) -> str:

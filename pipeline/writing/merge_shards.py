@@ -16,7 +16,7 @@ from pipeline.format.summary import GenerationSummary
 from pipeline.format.tfrecord import FRAME_BYTES, check_frames
 from pipeline.schema.record import Array
 from pipeline.shuffle.copies import first_of_each, numbers_copies, split_copy_id
-from pipeline.shuffle.hashing import order_key, shard_range, shard_ranges
+from pipeline.shuffle.hashing import order_key, range_of, shard_range
 from pipeline.writing.paths import shard_paths
 
 # Bytes of records that are in memory at once (or one record).
@@ -56,8 +56,7 @@ def merge_shards(
     copies = numbers_copies(summaries[0].record_schema)
     empty = index_schema(summaries[0].record_schema.label).empty_table()
     for summary in summaries:
-        shards = summary.splits[split].shards
-        sources += list(zip(shards, shard_ranges([shard.path for shard in shards]), strict=True))
+        sources += [(shard, range_of(shard.path)) for shard in summary.splits[split].shards]
     for number in range(num_shards):
         first, end = shard_range(number, num_shards=num_shards)
         slices = [

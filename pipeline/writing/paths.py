@@ -11,6 +11,7 @@ import uuid
 from pipeline.files import join
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
+from pipeline.schema.windows import format_time
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
 from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING
@@ -83,12 +84,23 @@ def marker_path(generation: str) -> str:
     return f"data/{generation}/writer.json"
 
 
-_SHARD_PATTERN = rf"data/{GENERATION_PATTERN}/\w+-\d+-of-\d+\.(tfrecord|index\.parquet)"
+_SHARD_PATTERN = rf"data/{GENERATION_PATTERN}/\w+-(\d{{8}}T\d{{6}}Z-)?\d+-of-\d+\.(tfrecord|index\.parquet)"
 
 
-def shard_paths(generation: str, split: str, number: int, *, num_shards: int) -> tuple[str, str]:
-    """Returns the paths of a shard's TFRecord file and of its index, inside the output folder."""
-    stem = f"data/{generation}/{split}-{number:05d}-of-{num_shards:05d}"
+def shard_paths(
+    generation: str, split: str, number: int, *, num_shards: int, window: int | None = None
+) -> tuple[str, str]:
+    """Returns the paths of a shard's TFRecord file and of its index, inside the output folder.
+
+    Args:
+        window: Start of the shard's window, in seconds since 1970.
+
+    >>> shard_paths("20260101T000000-00000000", "train", 0, num_shards=2, window=3600)[0]
+    'data/20260101T000000-00000000/train-19700101T010000Z-00000-of-00002.tfrecord'
+    """
+    # Without the characters of the extended form, some of which are not allowed in the names of files everywhere.
+    of_window = "" if window is None else format_time(window).replace("-", "").replace(":", "")
+    stem = f"data/{generation}/{split}{of_window and f'-{of_window}'}-{number:05d}-of-{num_shards:05d}"
     return f"{stem}.tfrecord", f"{stem}.index.parquet"
 
 

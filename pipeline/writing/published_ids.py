@@ -22,7 +22,7 @@ from pipeline.raw.rejects import Reject
 from pipeline.schema.record import Array
 from pipeline.shuffle.copies import first_of_each, is_hash, last_numbers, last_of_each, split_copy_id
 from pipeline.shuffle.encoded_records import Block, from_rows, key_numbers
-from pipeline.shuffle.hashing import shard_ranges
+from pipeline.shuffle.hashing import range_of
 from pipeline.shuffle.merge_runs import count_less
 
 
@@ -36,6 +36,7 @@ class PublishedShard(NamedTuple):
         records: Number of records.
         bytes: Size of its TFRecord file.
         first, end: The key numbers of its records are in [first, end).
+        window: Start of its window, in seconds since 1970. None without one.
     """
 
     generation: str
@@ -46,6 +47,7 @@ class PublishedShard(NamedTuple):
     bytes: int
     first: int
     end: int
+    window: int | None = None
 
 
 def list_published(dataset: str, splits: Mapping[str, Split]) -> tuple[PublishedShard, ...]:
@@ -65,10 +67,12 @@ def list_published(dataset: str, splits: Mapping[str, Split]) -> tuple[Published
             bytes=shard.bytes,
             first=first,
             end=end,
+            window=shard.window,
         )
         for name, split in splits.items()
-        for shard, (first, end) in zip(split.shards, shard_ranges([s.path for s in split.shards]), strict=True)
+        for shard in split.shards
         if shard.records
+        for first, end in [range_of(shard.path)]
     )
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shuffle import hashing
-from pipeline.shuffle.hashing import choose_shard, choose_split, order_key, shard_range, shard_ranges
+from pipeline.shuffle.hashing import choose_shard, choose_split, order_key, range_of, shard_range
+from pipeline.writing.paths import shard_paths
 
 IDS = [f"record-{n}" for n in range(20_000)]
 SHARES = {"train": 0.8, "validation": 0.15, "test": 0.05}
@@ -53,10 +54,17 @@ def test_shards_are_ranges_of_keys(one, other, num_shards):
     assert 0 <= numbers[0] <= numbers[1] < num_shards
 
 
-@given(st.lists(st.integers(1, 5), max_size=4))
-def test_the_range_of_a_shard_follows_from_its_place_in_its_generation(num_shards):
-    paths = [f"data/{folder}/train-{number}" for folder, count in enumerate(num_shards) for number in range(count)]
-    assert shard_ranges(paths) == [shard_range(n, num_shards=count) for count in num_shards for n in range(count)]
+@given(st.integers(1, 1000), st.data())
+def test_the_range_of_a_shard_follows_from_the_number_in_its_name(num_shards, data):
+    number = data.draw(st.integers(0, num_shards - 1))
+    for split, window in (("train", None), ("train", 3600), ("a-0-of-9", None)):
+        path, _ = shard_paths("20260101T000000-00000000", split, number, num_shards=num_shards, window=window)
+        assert range_of(path) == shard_range(number, num_shards=num_shards)
+
+
+@pytest.mark.parametrize("name", ["0", "train-5-of-5.tfrecord", "train-0-of-0.tfrecord", "a-0-of-2.tfrecord.x"])
+def test_a_shard_with_another_name_may_have_any_key(name):
+    assert range_of(f"data/a/{name}") == (0, 2**64)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers())

@@ -250,7 +250,7 @@ def test_only_overlapping_indexes_are_opened_and_few_of_their_bytes_are_read(tmp
     ids, keys = random_rows(160_000)
     edges = np.searchsorted(keys, np.arange(5, dtype=np.float64) * 2**62).tolist()
     shards = [
-        write_index(tmp_path, f"data/a/train-{n}.tfrecord", ids[start:end], keys[start:end])
+        write_index(tmp_path, f"data/a/train-{n}-of-4.tfrecord", ids[start:end], keys[start:end])
         for n, (start, end) in enumerate(itertools.pairwise(edges))
     ]
     published = list_published(str(tmp_path), {"train": split_of(shards)})
