@@ -1,5 +1,6 @@
 """The errors that a user can fix, and the form of a value in a message."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -57,6 +58,20 @@ def check_unpublished(
             f"{output}: was {done}, but the work after that was not completed: {error}. The next job that writes "
             "there completes it."
         ) from None
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Turns an OSError of the block into a UserError, for a block that publishes nothing if there is one."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(str(error)) from None
+
+
+def file_error(message: str) -> UserError:
+    """Returns the error of a job that could not read or write a file."""
+    return UserError(f"A file could not be read or written: {message}. Nothing was published.")
 
 
 def show(value: Any, *, max_characters: int = 60) -> str:

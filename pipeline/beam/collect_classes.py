@@ -11,9 +11,9 @@ import apache_beam as beam
 
 from pipeline.beam.call_on_chunks import CallOnChunks
 from pipeline.beam.read_lines import split_files
-from pipeline.beam.runners import file_errors, make_pipeline, run_job
+from pipeline.beam.runners import make_pipeline, run_job
 from pipeline.beam.workers import WorkerPool
-from pipeline.errors import UserError, counted, show
+from pipeline.errors import UserError, counted, file_errors, show
 from pipeline.files import exists, join, read_bytes, replace
 from pipeline.raw.early_stop import stop_early
 from pipeline.raw.find_files import RawFile

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
-from pipeline.errors import NothingNew, TryAgain, UserError, counted
+from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
 from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
@@ -145,7 +145,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
 
 
-def prepare_parts(
+def prepare_parts_with_beam(
     options: PrepareOptions,
     schema: Schema,
     files: Sequence[RawFile],
@@ -239,7 +239,7 @@ def _run_job(
 ) -> Manifest:
     # Importing Beam takes a second. The workers start meanwhile.
     from pipeline.beam.prepare_files import PrepareFiles
-    from pipeline.beam.runners import file_errors, make_pipeline, run_job
+    from pipeline.beam.runners import make_pipeline, run_job
     from pipeline.beam.write_dataset import WriteDataset
 
     output, generation = job.files.output, job.files.generation

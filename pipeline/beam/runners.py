@@ -13,7 +13,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
 from pipeline.beam.options import LOCAL_RUNNERS, complete_options
-from pipeline.errors import UserError, check_unpublished
+from pipeline.errors import UserError, check_unpublished, file_error
 
 Result = TypeVar("Result")
 
@@ -114,14 +114,14 @@ def user_error(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return type(error)(str(error).split(_STEP)[0])
     if isinstance(error, OSError):
-        return _file_error(str(error).split(_STEP)[0])
+        return file_error(str(error).split(_STEP)[0])
     # Beam puts an exception whose message it cannot extend into a RuntimeError.
     line = _last_exception(str(error)).removeprefix("RuntimeError: ")
     name, _, message = line.split(_STEP)[0].partition(": ")
     for kind in _with_subclasses(UserError):
         if name == f"{kind.__module__}.{kind.__qualname__}":
             return kind(message)
-    return _file_error(message) if name in _OS_ERRORS else None
+    return file_error(message) if name in _OS_ERRORS else None
 
 
 def _with_subclasses(kind: type[UserError]) -> Iterator[type[UserError]]:
@@ -143,19 +143,6 @@ def _last_exception(text: str) -> str:
         if before.startswith("  ") and line and not line[0].isspace():
             found = line
     return found
-
-
-@contextlib.contextmanager
-def file_errors() -> Iterator[None]:
-    """Turns an OSError of the block into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise _file_error(str(error)) from None
-
-
-def _file_error(message: str) -> UserError:
-    return UserError(f"A file could not be read or written: {message}. Nothing was published.")
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ class _Worker:
     def __init__(self, module: str) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         folder = pathlib.Path(__file__).parents[2]
-        with theirs:
+        with theirs, _block_signals():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, folder, module, str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends
@@ -159,6 +159,19 @@ class _Worker:
         else:
             how, hint = f"ended with status {status}", ""
         return f"A process of this job {how}{hint}. Nothing was published."
+
+
+@contextlib.contextmanager
+def _block_signals() -> Iterator[None]:
+    """Lets a process that the block starts never receive SIGINT and SIGTERM, also while it starts.
+
+    The parent receives them too, and ends its workers. It may need them first, to complete its work.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class PendingCalls:
@@ -204,7 +217,6 @@ def start_workers(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
 
 def serve(module: str, handle: str) -> None:
     """Runs in a worker process: calls each function that arrives, until the parent process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and ends this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     importlib.import_module(module)
     # A task creates and drops thousands of records without cycles. Collecting cycles took a tenth of its time.

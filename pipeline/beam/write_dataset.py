@@ -1,6 +1,5 @@
 """Writes sequences as a dataset and publishes it."""
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +32,8 @@ from pipeline.writing.open_base import open_base
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import SHARD_BYTES, ShardSummary, ShardWriter
-from pipeline.writing.stages import WrittenShards, merge_into_shards
+from pipeline.writing.shards import ShardSummary, ShardWriter
+from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
 
 
 @dataclasses.dataclass
@@ -218,11 +217,7 @@ class _WriteRuns(beam.DoFn):
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
     """Yields (shard number, number of shards) for each shard of a split."""
-    if num_shards is None:
-        num_bytes = collections.Counter[str]()
-        for run in runs:
-            num_bytes.update(run.split_bytes)
-        num_shards = max(1, round(max(num_bytes.values(), default=0) / SHARD_BYTES))
+    num_shards = num_shards or choose_num_shards(runs)
     return ((number, num_shards) for number in range(num_shards))
 
 

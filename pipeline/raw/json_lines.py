@@ -42,6 +42,7 @@ class Chunk(NamedTuple):
         file_bytes: Size of the file when it was listed; of a part of a file, the end of the part.
         split: Split for which the file was given; None if files are not given by split.
         range: Of a file that is followed, the part to which the chunk belongs.
+        is_piece: Whether it is only a piece of a chunk.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Chunk(NamedTuple):
     file_bytes: int
     split: str | None = None
     range: FileRange | None = None
+    is_piece: bool = False
 
 
 class ChunkSummary(NamedTuple):
@@ -62,7 +64,8 @@ class ChunkSummary(NamedTuple):
         num_bytes: Bytes of all lines, decompressed.
         stored_bytes: Bytes of the chunk in the file.
         num_lines: Number of lines, including blank lines.
-        sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once.
+        sha256: SHA-256 of the concatenated digests of the lines that are not blank. Each byte is thus hashed once. Of a
+            piece of a chunk, the concatenated digests themselves.
         split: Split for which the file was given.
         range: Of a file that is followed, the part to which the chunk belongs.
     """
@@ -270,7 +273,7 @@ def _read_batches(
     yield from batches.take()
     progress.add_bytes((num_bytes if compressed is None else compressed.tell()) - reported)
     numbers = num_bytes, chunk.stop - chunk.start, batches.num_lines
-    yield ChunkSummary(chunk.path, chunk.start, *numbers, batches.digest.digest(), chunk.split, chunk.range)
+    yield ChunkSummary(chunk.path, chunk.start, *numbers, batches.finish_digest(), chunk.split, chunk.range)
 
 
 class _Batches:
@@ -280,13 +283,14 @@ class _Batches:
         num_lines: Number of lines added, including blank lines.
         num_bytes: Bytes of these lines.
         size: Approximate memory of the lines that were not taken yet, in bytes.
-        digest: SHA-256 of the digests of the lines that were taken.
     """
 
     def __init__(self, chunk: Chunk) -> None:
         self._chunk = chunk
         self._batch = self._begin()
-        self.digest = hashlib.sha256()
+        # The digests of the lines that were taken: their SHA-256, or of a piece they themselves.
+        self._digest = hashlib.sha256()
+        self._digests: list[bytes] = []
         self.num_lines = self.num_bytes = self.size = 0
 
     def _begin(self) -> LineBatch:
@@ -314,10 +318,17 @@ class _Batches:
     def take(self) -> Iterator[LineBatch]:
         """Yields the batch, if it has lines, and begins the next."""
         if self._batch.lines:
-            self.digest.update(b"".join(self._batch.digests))
+            if self._chunk.is_piece:
+                self._digests += self._batch.digests
+            else:
+                self._digest.update(b"".join(self._batch.digests))
             batch, self._batch, self.size = self._batch, self._begin(), 0
             yield batch
             progress.add_records(len(batch.offsets))  # not of `lines`: the consumer may have emptied them
+
+    def finish_digest(self) -> bytes:
+        """Returns the `sha256` of the ChunkSummary, after all lines were taken."""
+        return b"".join(self._digests) if self._chunk.is_piece else self._digest.digest()
 
 
 def parse_lines(

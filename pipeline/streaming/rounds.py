@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from pipeline.beam.prepare import PrepareOptions, prepare_parts
+from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
@@ -16,8 +16,10 @@ from pipeline.raw.refuse_output import refuse_output
 from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import Schema
 from pipeline.streaming.folder import FolderSource, OnRewrite
+from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.streaming.metrics_file import StreamMetrics
 from pipeline.streaming.positions import Positions
+from pipeline.streaming.prepare_parts import prepare_parts
 from pipeline.streaming.source import Source
 from pipeline.streaming.stop import StopSignals
 from pipeline.writing.base import Base
@@ -100,6 +102,7 @@ class _Stream:
         )
         refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
         self._positions = Positions(self._output)
+        self._workers = KeptWorkers(shared.processes)
         self._base: Base | None = None
         self._manifest: Manifest | None = None
         self._metrics = StreamMetrics(last_commit=time.time())
@@ -142,6 +145,7 @@ class _Stream:
                     break
                 self._wait(begin, last_news, has_news)
         finally:
+            self._workers.close()
             self._clear_line()
         if waiting := self._describe_waiting():
             self._print(waiting.strip())
@@ -199,7 +203,8 @@ class _Stream:
         self._clear_line()
         shared = dataclasses.replace(self._options.prepare, append=True)
         announce, self._is_announced = not self._is_announced, True
-        return prepare_parts(shared, self._schema, files, job, self._beam_options, announce=announce)
+        more: dict[str, Any] = {"workers": self._workers, "announce": announce}
+        return prepare_parts(shared, self._schema, files, job, self._beam_options, **more)
 
     def _read_base(self) -> Base:
         """Returns the dataset as it is. Reads it only if it has another commit than the one that is known."""

@@ -419,7 +419,7 @@ def test_a_dataset_of_many_shards_is_compacted(place, ids, monkeypatch, capsys):
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pipeline.streaming.rounds", "plain_prepare"])
+_CONTEXT.set_forkserver_preload(["pipeline.streaming.rounds"])
 
 
 def _follow(place, seconds, patience):
@@ -465,20 +465,3 @@ def test_sigint_while_it_waits_ends_it_at_once(place):
         before = signal.getsignal(signal.SIGINT)
         assert rounds.stream(place.options()).commit == 1
         assert (calls, signal.getsignal(signal.SIGINT)) == ([True], before)
-
-
-def test_the_plain_rounds_of_the_tests_give_what_beam_gives(tmp_path, monkeypatch):
-    places = []
-    for name in ("beam", "plain"):
-        (tmp_path / name).mkdir()
-        place = Place(tmp_path / name)
-        if name == "plain":
-            streams.without_beam(monkeypatch)
-        place.append("a.jsonl", lines([*range(30), 3]) + "{}\n")
-        place.once()
-        place.append("a.jsonl", lines([3, *range(30, 40)]))
-        place.once()
-        places.append(place)
-    beam, plain = (load(place.dataset) for place in places)
-    assert (beam.fingerprint, counts(beam)) == (plain.fingerprint, counts(plain))
-    assert ends(places[0]) == ends(places[1])
