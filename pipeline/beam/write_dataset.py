@@ -14,7 +14,7 @@ from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_lists import REJECT_RUNS, WriteRejects, WriteSources
-from pipeline.errors import UserError
+from pipeline.beam.write_panes import check_panes, write_panes
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
 from pipeline.format.sources import SourcesFile
@@ -30,10 +30,11 @@ from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.open_base import open_base
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
+from pipeline.writing.publish_pane import PanePublisher
 from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardSummary, ShardWriter
-from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
+from pipeline.writing.shards import ShardSummary, ShardWriter, choose_num_shards
+from pipeline.writing.stages import WrittenShards, merge_into_shards
 
 
 @dataclasses.dataclass
@@ -41,8 +42,13 @@ class WriteDataset(beam.PTransform):
     """Writes and publishes a dataset: sequences, or the outputs of `ParseRecords` -> one Manifest.
 
     The input is a PCollection of ParsedRecord or of lists of (ParsedRecord, Origin), or the dict that `ParseRecords`
-    returns. With the dict, the rejects are written and counted too. The windows of the input have no effect. The
+    returns. With the dict, the rejects are written and counted too. The windows of a bounded input have no effect. The
     dataset is published only after all of it was written and only if the share of rejects is at most `max_rejected`.
+
+    An unbounded input needs `append`, and windows or a trigger. Each pane of each window is published in a commit of
+    its own, once, also if the runner repeats a step; late panes are further commits, and an empty pane is none. The
+    output is then one Manifest for each pane. `max_rejected` applies to the newest commits that have at least 1,000
+    records. Use `lengthwise compact` to merge the many small generations.
 
     Attributes:
         schema: Features and label of a record.
@@ -60,8 +66,8 @@ class WriteDataset(beam.PTransform):
     Raises:
         ValueError: `num_shards` or `max_rejected` is out of range, or both `overwrite` and `append` are set.
         UserError: There is a dataset already, or one that nothing can be added to, raised when the transform is
-            applied and when the pipeline runs. The input is unbounded, raised when the transform is applied. Or too
-            many records were rejected, raised by the job.
+            applied and when the pipeline runs. The input is unbounded, and cannot be divided into panes, raised when
+            the transform is applied. Or too many records were rejected, raised by the job.
     """
 
     schema: Schema
@@ -88,13 +94,30 @@ class WriteDataset(beam.PTransform):
 
     def expand(self, inputs: Any) -> Any:
         inputs = inputs if isinstance(inputs, Mapping) else {"sequences": inputs}
-        inputs = {name: _in_one_window(name, values) for name, values in inputs.items()}
+        if not all(values.is_bounded for values in inputs.values()):
+            return self._write_panes(inputs)
+        inputs = {name: _in_one_window(values, name) for name, values in inputs.items()}
         pipeline = inputs["sequences"].pipeline
         job, files = self.begin(pipeline)
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
         runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema), job)
         reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer), files)
         return self.publish(job, files, runs, reject_runs, inputs.get(CHUNKS, nothing))
+
+    def _write_panes(self, inputs: Mapping[str, Any]) -> Any:
+        check_panes(inputs, self.output, append=self.append)
+        open_base(self.output, "append", self.schema, self.seed)  # an error is better now than when the pipeline runs
+        begin = functools.partial(begin_job, self.output, "append", self.schema, self.seed)
+        publisher = functools.partial(
+            PanePublisher,
+            self.schema,
+            self.output,
+            num_shards=self.num_shards,
+            max_rejected=self.max_rejected,
+            retain=self.retain,
+            lock_timeout=self.lock_timeout,
+        )
+        return write_panes(inputs["sequences"].pipeline, inputs, self.schema, begin, publisher)
 
     def begin(self, pipeline: Any) -> tuple[Any, Any]:
         """Returns the DatasetJob and its JobFiles as arguments for steps: values if they are known, else side inputs.
@@ -158,17 +181,8 @@ class WriteDataset(beam.PTransform):
         )
 
 
-def _in_one_window(name: str, values: Any) -> Any:
-    """Returns the elements of a PCollection in the global window, in which the dataset is written once.
-
-    Raises:
-        UserError: The PCollection is unbounded: the dataset would never be complete.
-    """
-    if not values.is_bounded:
-        raise UserError(
-            f"WriteDataset: its input {name} is unbounded, as from a streaming source, but a dataset is published when "
-            "all records are written. Write parts of the stream to files, and add each of them in a job with `append`."
-        )
+def _in_one_window(values: Any, name: str) -> Any:
+    """Returns the elements of a bounded PCollection in the global window, in which the dataset is written once."""
     default = values.windowing.windowfn == GlobalWindows() and values.windowing.is_default()
     return values if default else values | f"OneWindow {name}" >> beam.WindowInto(GlobalWindows())
 
@@ -217,7 +231,8 @@ class _WriteRuns(beam.DoFn):
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
     """Yields (shard number, number of shards) for each shard of a split."""
-    num_shards = num_shards or choose_num_shards(runs)
+    if num_shards is None:
+        num_shards = choose_num_shards(run.split_bytes for run in runs)
     return ((number, num_shards) for number in range(num_shards))
 
 

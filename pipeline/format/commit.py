@@ -39,7 +39,9 @@ class Commit(Model):
         time: When the commit was made, in UTC: "2026-01-31T12:00:00Z".
         operation: What was done.
         added, removed: Generations that the dataset gained, and those that it no longer has.
-        positions: For a stream, the place up to which each source was read. Empty for batch jobs.
+        positions: What of a stream the commit holds, if a pipeline on an unbounded source wrote it: `pane` is the name
+            of its pane, which no other commit has. Else empty. (Up to where each raw file was read is in the file of
+            sources of each generation.)
         vocabularies: The vocabulary of each string feature that has one.
         unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
     """
@@ -54,6 +56,11 @@ class Commit(Model):
     positions: dict[str, Any] = {}
     vocabularies: dict[str, Vocabulary] = {}
     unknown: dict[str, dict[str, Count]] = {}
+
+    @property
+    def pane(self) -> str | None:
+        """The name of the pane that the commit holds, or None."""
+        return self.positions.get("pane")
 
     @classmethod
     def parse(cls, data: bytes, *, origin: str) -> "Commit":

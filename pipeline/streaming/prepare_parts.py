@@ -32,8 +32,8 @@ from pipeline.writing.job import DatasetJob
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.publish import Publisher, discard_generation
 from pipeline.writing.rejects import write_rejects
-from pipeline.writing.shards import ShardWriter
-from pipeline.writing.stages import ParsedRuns, WrittenShards, choose_num_shards, merge_into_shards, parse_into_runs
+from pipeline.writing.shards import ShardWriter, choose_num_shards
+from pipeline.writing.stages import ParsedRuns, WrittenShards, merge_into_shards, parse_into_runs
 from pipeline.writing.write_sources import list_sources
 
 # A process gets this number of calls for a round if the files are small, and at least this number of bytes in a call.
@@ -167,7 +167,7 @@ class _Round:
     def _merge(self, runs: list[Run]) -> list[WrittenShards]:
         """Merges sorted runs into shards."""
         output, generation, folder = self._job.files
-        num_shards = self._options.num_shards or choose_num_shards(runs)
+        num_shards = self._options.num_shards or choose_num_shards(run.split_bytes for run in runs)
         writer = ShardWriter(self._schema, output, generation, self._job.base.published)
         merge = functools.partial(merge_into_shards, num_shards=num_shards, runs=runs, writer=writer, folder=folder)
         return list(self._call(merge, range(num_shards)))

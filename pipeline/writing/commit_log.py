@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import (
@@ -62,14 +62,14 @@ class Change:
         base: The dataset as it was when the work began.
         added: The generation that the dataset gains. Its files are written, and so is its summary.
         removed: For `compact`, the generations that `added` takes the place of.
-        positions: For `stream`, the place up to which each source was read.
+        pane: Name of the pane that the commit holds. If there is a commit with this name already, none is added.
     """
 
     operation: Operation
     base: Base
     added: GenerationSummary
     removed: tuple[str, ...] = ()
-    positions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pane: str | None = None
 
 
 def newest_commit(output: str) -> int:
@@ -146,7 +146,8 @@ def recover_if_behind(output: str, *, lock_timeout: float) -> None:
 def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -> Manifest:
     """Adds a commit, and returns the new manifest.
 
-    If others published commits meanwhile, `append`, `compact` and `stream` are committed on top of them.
+    If others published commits meanwhile, `append`, `compact` and `stream` are committed on top of them. If one of them
+    holds the same pane, returns its manifest, and adds nothing.
 
     Args:
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
@@ -159,6 +160,10 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
     """
     with lock_dataset(output, timeout=lock_timeout):
         head = recover(output)
+        if change.pane is not None:
+            published = find_pane(output, change.pane, after=change.base.number)
+            if published is not None:
+                return published
         removed = _generations_to_remove(output, head, change)
         kept = {} if head.manifest is None else dict(head.manifest.summaries)
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
@@ -182,7 +187,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
             operation=change.operation if head.manifest is not None else "create",
             added=(AddedGeneration(generation=change.added.generation, summary_sha256=sha256),),
             removed=removed,
-            positions=dict(change.positions),
+            positions={} if change.pane is None else {"pane": change.pane},
             vocabularies=vocabularies,
             unknown=chosen.unknown,
         )
@@ -210,6 +215,23 @@ def find_published(output: str, generation: str, *, after: int) -> Manifest | No
             newest = _read_valid_manifest(output)
             is_newest = newest is not None and newest.commit == number
             return newest if is_newest else read_view(read, number, origin=output)
+    return None
+
+
+def find_pane(output: str, pane: str, *, after: int, known: dict[int, str | None] | None = None) -> Manifest | None:
+    """Returns the manifest of the commit that holds a pane, or None if no commit does.
+
+    Args:
+        after: Only later commits are searched.
+        known: The panes of commits that were read before, by the number of the commit. Gets those that are read now, so
+            that a stream reads each commit once.
+    """
+    read, known = reader(output), {} if known is None else known
+    for number in range(newest_commit(output), after, -1):
+        if number not in known:
+            known[number] = read_commit(read, number, origin=output).commit.pane
+        if known[number] == pane:
+            return read_view(read, number, origin=output)
     return None
 
 

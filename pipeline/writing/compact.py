@@ -25,7 +25,7 @@ from pipeline.writing.merge_strings import merge_count_files
 from pipeline.writing.paths import groups_path, new_generation, strings_path
 from pipeline.writing.publish import discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import SHARD_BYTES
+from pipeline.writing.shards import SHARD_BYTES, choose_num_shards
 from pipeline.writing.write_sources import merge_sources
 
 
@@ -80,7 +80,7 @@ def compact(
     num_bytes = sum(shard.bytes for part in small for split in part.splits.values() for shard in split.shards)
     with mark_writer(output, generation, command="compact"), progress.report("compact", total_bytes=num_bytes):
         try:
-            merged = _merge(output, small, generation, num_shards or _choose_num_shards(small))
+            merged = _merge(output, small, generation, num_shards or choose_num_shards(map(_split_bytes, small)))
             write_summary(output, merged)
             removed = tuple(summary.generation for summary in small)
             change = Change("compact", base, merged, removed)
@@ -97,18 +97,13 @@ def compact(
     return Compacted(removed, manifest)
 
 
+def _split_bytes(summary: GenerationSummary) -> dict[str, int]:
+    return {name: sum(shard.bytes for shard in split.shards) for name, split in summary.splits.items()}
+
+
 def _is_small(summary: GenerationSummary) -> bool:
     shards = [shard for split in summary.splits.values() for shard in split.shards]
     return sum(shard.bytes for shard in shards) < len(shards) * SHARD_BYTES / 2
-
-
-def _choose_num_shards(summaries: Sequence[GenerationSummary]) -> int:
-    """Returns the number of shards with which those of the largest split have about SHARD_BYTES."""
-    sizes = add_counts(
-        {name: sum(shard.bytes for shard in split.shards) for name, split in summary.splits.items()}
-        for summary in summaries
-    )
-    return max(1, round(max(sizes.values()) / SHARD_BYTES))
 
 
 def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str, num_shards: int) -> GenerationSummary:

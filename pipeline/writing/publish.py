@@ -44,6 +44,8 @@ class Publisher:
         left_out: The files beside the raw files that were not read.
         recent: For a round of a stream, what the rounds before it read, the newest first. Its commit also says up to
             where each file was read, so it is made even if there is no record.
+        pane: Name of the pane that the generation holds. If another generation with it is published already, this one
+            is not.
     """
 
     schema: Schema
@@ -56,6 +58,7 @@ class Publisher:
     replayed: Rejects = NO_REJECTS
     left_out: LeftOut = NO_LEFT_OUT
     recent: Sequence[Recent] | None = None
+    pane: str | None = None
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
@@ -86,7 +89,7 @@ class Publisher:
         summary = self._summarize(shards, rejects, list(sources))
         self._check_shard_sizes(summary)
         write_summary(self.output, summary)
-        change = Change(self.base.mode if self.recent is None else "stream", self.base, summary)
+        change = Change(self.base.mode if self.recent is None else "stream", self.base, summary, pane=self.pane)
         manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
         self._remove_temporary_files(summary)
         return manifest

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
 from pipeline.format.sums import PackedSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
+from pipeline.format.view import add_counts
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
@@ -34,6 +35,15 @@ _BLOCK_RECORDS, _BLOCK_BYTES = 1024, 2**20
 SHARD_BYTES = 64 * 2**20
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
 _INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key"]
+
+
+def choose_num_shards(split_bytes: Iterable[Mapping[str, int]]) -> int:
+    """Returns the number of shards of each split with which those of the largest one have about SHARD_BYTES.
+
+    Args:
+        split_bytes: The bytes of parts of each split.
+    """
+    return max(1, round(max(add_counts(split_bytes).values(), default=0) / SHARD_BYTES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Both are functions of plain values, so that a worker process can run them as well as a Beam step.
 """
 
-import collections
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.number_copies import number_copies
 from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects
 from pipeline.writing.published_ids import find_published, reject_published
-from pipeline.writing.shards import SHARD_BYTES, ShardSummary, ShardWriter
+from pipeline.writing.shards import ShardSummary, ShardWriter
 
 
 class ParsedRuns(NamedTuple):
@@ -106,14 +105,6 @@ def _parse(
     if isinstance(lines, RejectsChunk):
         return parse_rejects(lines, schema, limits=limits)
     return first_records.watch(lines, parse_lines(lines, schema, keep_raw=keep_raw, limits=limits))
-
-
-def choose_num_shards(runs: Iterable[Run]) -> int:
-    """Returns the number of shards of each split with which those of the largest split have about SHARD_BYTES."""
-    num_bytes = collections.Counter[str]()
-    for run in runs:
-        num_bytes.update(run.split_bytes)
-    return max(1, round(max(num_bytes.values(), default=0) / SHARD_BYTES))
 
 
 class WrittenShards(NamedTuple):

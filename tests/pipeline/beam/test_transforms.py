@@ -12,7 +12,6 @@ import numpy as np
 import orjson
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows
 from datasets import some
 from prepare_jobs import PLAIN, load, read_whole
@@ -207,13 +206,6 @@ def test_windows_have_no_effect(dataset, records, schema, tmp_path, directly):
     assert (tmp_path / "1").exists()
 
 
-def test_an_unbounded_input_is_an_error_when_the_transform_is_applied(schema, tmp_path):
-    pipeline = beam.Pipeline(runner=FnApiRunner())
-    stream = pipeline | PeriodicImpulse(apply_windowing=False)
-    with pytest.raises(UserError, match="^WriteDataset: its input sequences is unbounded, as from a streaming source"):
-        _ = stream | WriteDataset(schema, str(tmp_path / "out"))
-
-
 def test_too_many_rejects_fail_the_pipeline(records, schema, tmp_path):
     with pytest.raises(Exception, match=r"1 of 2 records \(50\.00%\) was rejected: 1 not_a_record"):
         write([3, records[0]], schema, tmp_path / "out")
@@ -299,7 +291,7 @@ splits: {train: 0.8, test: 0.2}
 def test_the_default_number_of_shards_depends_on_the_largest_split(tmp_path, monkeypatch, target, expected):
     schema = Schema.parse(SCHEMA_OF_SIZES)
     records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
-    monkeypatch.setattr("pipeline.beam.write_dataset.SHARD_BYTES", target)
+    monkeypatch.setattr("pipeline.writing.shards.SHARD_BYTES", target)
     with beam.Pipeline(runner=FnApiRunner()) as job:
         _ = job | beam.Create(records) | ParseRecords(schema) | WriteDataset(schema, str(tmp_path / "out"))
     splits = load(str(tmp_path / "out")).splits
