@@ -1,12 +1,15 @@
 """A pipeline on an unbounded source publishes each pane of each window in a commit of its own, once."""
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 
 import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.testing import test_stream
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, AfterWatermark, Repeatedly
@@ -190,3 +193,16 @@ def test_raw_files_cannot_be_a_part_of_a_stream(tmp_path):
     parsed = job | stream_of(at(1)) | LATE | ParseRecords(SCHEMA)
     with pytest.raises(UserError, match="^WriteDataset: its input chunks belongs to raw files"):
         _ = {**parsed, "chunks": job | beam.Create([])} | WriteDataset(SCHEMA, str(tmp_path / "out"), append=True)
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(shutil.which("go") is None, reason="Prism, Beam's portable local runner, is built with Go")
+def test_prism_publishes_the_same_commits(tmp_path):
+    target = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
+    subprocess.run(["go", "install", target], env=os.environ | {"GOBIN": str(tmp_path / "bin")}, check=True)
+    flags = ["--runner=PrismRunner", f"--prism_location={tmp_path}/bin/prism", "--environment_type=LOOPBACK"]
+    with beam.Pipeline(options=PipelineOptions([*flags, "--streaming"])) as job:
+        parsed = job | stream_of(at(1, 12, 3), 10, at(15), 20, at(4), at(27)) | LATE | ParseRecords(SCHEMA)
+        _ = parsed | WriteDataset(SCHEMA, str(tmp_path / "out"), append=True)
+    assert ids_by_commit(tmp_path / "out") == [names(1, 3), names(12, 15), names(4), names(27)]
+    assert verify(str(tmp_path / "out")).faults == []
