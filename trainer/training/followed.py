@@ -6,8 +6,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import is_local
+from pipeline.format.manifest import FILE_NAME
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, forget_indexes, open_dataset
+from trainer.data.dataset_files import file_exists
 from trainer.data.newer_commits import PinnedCommit, Replaced, check_is_logged, find_newer
 from trainer.devices.replicas import Replicas
 from trainer.evaluation.evaluate import check_schemas
@@ -20,6 +22,29 @@ _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0
 _LAG_SECONDS = 60.0
 # A run that waits longer says so.
 _SILENT_SECONDS = 2.0
+
+
+def wait_for_dataset(path: str, *, idle: float | None, note: Callable[[str], None]) -> None:
+    """Waits until a dataset has its first commit, for example from a stream that was started at the same time.
+
+    Args:
+        idle: Longest time to wait, in seconds. None waits for any time.
+        note: Writes a line for the user.
+
+    Raises:
+        UserError: There was no dataset for this time.
+    """
+    started_at, is_announced = time.monotonic(), False
+    while not file_exists(f"{path}/{FILE_NAME}"):
+        if idle is not None and time.monotonic() - started_at >= idle:
+            raise UserError(
+                f"{path}: there is no dataset, and none came for {idle:,.0f} s (idle). Make it with `lengthwise "
+                "prepare`, or wait longer."
+            )
+        if not is_announced:
+            is_announced = True
+            note(f"train: waiting for the first commit of {path}, which is no dataset yet")
+        time.sleep(_POLL_SECONDS if is_local(path) else _REMOTE_POLL_SECONDS)
 
 
 class FollowedDataset:

@@ -1,6 +1,7 @@
 """Trains a model on a dataset and writes a run's folder; the same call resumes an interrupted run."""
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from trainer.runs.lock import lock_run
 from trainer.runs.run import Run
 from trainer.runs.state import CLIP_RULE, State
 from trainer.training.epoch_source import plan_next_epoch
+from trainer.training.followed import wait_for_dataset
 from trainer.training.loop import Training
 
 # Keys that may differ when a run is resumed. Another budget applies from the next epoch on.
@@ -64,8 +66,9 @@ def train(
             an opened dataset: it reads the newest one.
 
     Raises:
-        UserError: There is no dataset, the train split has no label, the run in `output` was started with another
-            configuration or dataset, or a loss, a gradient or a weight is non-finite.
+        UserError: There is no dataset (with `follow`, none came for the time of `idle`), the train split has no label,
+            the run in `output` was started with another configuration or dataset, or a loss, a gradient or a weight is
+            non-finite.
         Preempted: A UserError; SIGTERM came and the run is saved.
         RunLocked: A UserError; another process trains into `output`.
     """
@@ -87,7 +90,7 @@ def train(
     if config.follow and isinstance(dataset, Dataset):
         dataset = dataset.path
     if not isinstance(dataset, Dataset):
-        dataset = _open_on_chief(dataset, run, commit, replicas, overwrite=overwrite or config.follow)
+        dataset = _open_on_chief(dataset, run, commit, replicas, config, overwrite=overwrite)
     if config.follow:
         PinnedCommit.of(dataset.manifest, origin=dataset.path)  # raises if the format has no commits
     if not dataset.split(TRAIN).labels:
@@ -105,13 +108,26 @@ def train(
 
 
 def _open_on_chief(
-    path: str | os.PathLike[str], run: Run, commit: int | None, replicas: Replicas, *, overwrite: bool
+    path: str | os.PathLike[str],
+    run: Run,
+    commit: int | None,
+    replicas: Replicas,
+    config: TrainConfig,
+    *,
+    overwrite: bool,
 ) -> Dataset:
-    """Returns `_open_dataset` of the chief on all workers: another job may publish a commit meanwhile."""
+    """Returns `_open_dataset` of the chief on all workers: another job may publish a commit meanwhile.
+
+    With `follow`, the chief waits until there is a dataset.
+    """
     opened: list[Dataset] = []
 
     def open_on_chief() -> int | None:
-        opened.append(_open_dataset(path, run, commit, overwrite=overwrite))
+        if config.follow:
+            wait_for_dataset(
+                os.fspath(path), idle=config.idle, note=functools.partial(print, file=sys.stderr, flush=True)
+            )
+        opened.append(_open_dataset(path, run, commit, overwrite=overwrite or config.follow))
         return opened[0].manifest.commit
 
     number = replicas.from_chief(open_on_chief)

@@ -211,6 +211,19 @@ def test_a_run_without_epochs_waits_for_commits_and_ends_when_it_is_idle(place, 
     assert (result["epochs"], result["commit"]) == (3, 4)
 
 
+def test_a_run_waits_for_the_first_commit_of_a_dataset(place, capsys, monkeypatch):
+    with pytest.raises(UserError, match=r"^other: there is no dataset, and none came for 0 s \(idle\)\."):
+        train("other", "new", change(CONFIG, idle=0))
+    assert not os.path.exists("new")
+
+    def sleep(seconds):
+        os.rename("dataset", "other")
+
+    monkeypatch.setattr(followed, "time", types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    assert train("other", "new", change(CONFIG, epochs=1))["commit"] == 2
+    assert "train: waiting for the first commit of other, which is no dataset yet\n" in capsys.readouterr().err
+
+
 def test_a_dataset_that_was_replaced_is_refused_and_the_run_can_be_finished(place, capsys):
     job("two.jsonl", append=False, overwrite=True)
     more = change(CONFIG, epochs=3)
