@@ -30,10 +30,16 @@ demo: env
 	lengthwise predict build/demo/run build/demo/new.jsonl --output build/demo/predictions
 	@head -n 2 build/demo/predictions/part-*.jsonl
 	lengthwise export build/demo/run --output build/demo/export
+	mkdir build/demo/logs; \
+	(for n in 1 1001 2001 3001; do sed -n "$$n,$$((n + 999))p" build/demo/raw.jsonl >> build/demo/logs/today.jsonl; sleep 3; done) & \
+	lengthwise prepare build/demo/logs --schema build/demo/raw.schema.yaml --output build/demo/stream \
+		--streaming --commit_interval 1s --idle 6s & stream=$$!; \
+	lengthwise train build/demo/stream --output build/demo/follower --follow --idle 6s && wait $$stream
 	@python -c 'import json; e = json.load(open("build/demo/run/evaluation-test.json")); \
 		accuracy, records = e["metrics"]["accuracy"], e["records"]; \
 		print(f"Reached {accuracy:.1%} accuracy on {records} test records that the model never saw (guessing: 25%)."); \
-		print("In build/demo lie dataset/, run/, predictions/ and export/, a model that serves without Lengthwise."); \
+		print("In build/demo lie dataset/, run/, predictions/ and export/, a model that serves without Lengthwise,"); \
+		print("and stream/ and follower/: a dataset that followed a growing file, and a run that followed it."); \
 		raise SystemExit(None if accuracy >= 0.95 else "Expected at least 95%: something is wrong.")'
 
 # Without the import rules, which `make check` runs.
