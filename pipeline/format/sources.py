@@ -17,6 +17,10 @@ part it is; they are null for a file that was not followed:
   a path, the one with the largest `rewrites` and then the largest end is the place up to which the file was read.
 - `tail`: SHA-256 of the last 4,096 bytes before that end (or of all, if there are fewer), as they are stored.
 `bytes`, `stored_bytes` and `sha256` are those of the part. A compressed file is one part.
+
+`compact` joins the rows of neighbouring parts of a file to one, so that their number does not grow with the rounds of a
+stream. The column `joined` has the number of rows that were joined; it is null for a single part. `sha256` is then the
+SHA-256 of the joined digests of these rows, so that it can be computed again only from the same parts.
 """
 
 import contextlib
@@ -53,8 +57,11 @@ _RANGE_COLUMNS = [
     pa.field("rewrites", pa.int64()),
     pa.field("tail", pa.binary(32)),
 ]
+_JOINED_COLUMNS = [*_RANGE_COLUMNS, pa.field("joined", pa.int64())]
 _ALL_COLUMNS = [
-    columns for some in (COLUMNS, COLUMNS_WITH_SPLIT) for columns in (some, pa.schema([*some, *_RANGE_COLUMNS]))
+    pa.schema([*some, *more])
+    for some in (COLUMNS, COLUMNS_WITH_SPLIT)
+    for more in ([], _RANGE_COLUMNS, _JOINED_COLUMNS)
 ]
 
 
@@ -95,6 +102,7 @@ class SourceRow(NamedTuple):
     lines: int | None = None
     rewrites: int | None = None
     tail: bytes | None = None
+    joined: int | None = None
 
 
 class WrittenSources(NamedTuple):
@@ -110,13 +118,16 @@ class WrittenSources(NamedTuple):
         return WrittenSources(*map(sum, zip(self, other, strict=True)))
 
 
-def write_sources(file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: bool | None = None) -> WrittenSources:
+def write_sources(
+    file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: bool | None = None, with_joined: bool = False
+) -> WrittenSources:
     """Writes rows to a file that is open for writing. Memory holds one block.
 
     Args:
         rows: Sorted by path. A path occurs again if its file was taken again with other content; the newest is last.
             All have a split, or none has.
         with_parts: Whether some rows are parts of files. None: if the first one is.
+        with_joined: Whether some of these are several parts. Needs `with_parts`.
 
     Raises:
         ValueError: The rows are not sorted, a number is negative, or some of the rows have no split.
@@ -127,7 +138,7 @@ def write_sources(file: IO[bytes], rows: Iterable[SourceRow], *, with_parts: boo
     first = next(rows, None)
     columns = COLUMNS if first is None or first.split is None else COLUMNS_WITH_SPLIT
     if with_parts or (with_parts is None and first is not None and first.start is not None):
-        columns = pa.schema([*columns, *_RANGE_COLUMNS])
+        columns = pa.schema([*columns, *(_JOINED_COLUMNS if with_joined else _RANGE_COLUMNS)])
     blocks = _cut_into_blocks(itertools.chain([] if first is None else [first], rows))
     with pq.ParquetWriter(file, columns, compression="zstd", **options) as writer:
         for block in _check_rows((_to_table(block, columns) for block in blocks), "The sources to write"):
@@ -237,7 +248,7 @@ def _check_parts(block: pa.Table, name: str) -> None:
     for column in ("lines", "rewrites", "tail"):
         if not pc.is_valid(block[column]).equals(is_part):
             raise ValueError(f"{name}: some parts of files have a {START} without {column}, or the reverse.")
-    for column in (START, "lines", "rewrites"):
+    for column in (name for name in (START, "lines", "rewrites", "joined") if name in block.column_names):
         smallest = pc.min(block[column]).as_py()
         if smallest is not None and smallest < 0:
             raise ValueError(f"{name}: {column} is {smallest:,}, expected at least 0.")

@@ -49,6 +49,8 @@ class Positions:
         self.by_path: dict[str, dict[int, Position]] = {}
         self.whole: dict[str, list[SourceRow]] = {}
         self.version = 0
+        # All parts, by path and `rewrites`, if they were asked for since the last change.
+        self._parts: dict[tuple[str, int], list[SourceRow]] | None = None
 
     def update(self, digests: Mapping[str, str]) -> list[GenerationSummary]:
         """Reads the generations that were added since the last call, and returns their summaries.
@@ -66,6 +68,7 @@ class Positions:
             self.whole.clear()
             self._known = {}
         self.version += 1
+        self._parts = None
         new = {name: sha256 for name, sha256 in digests.items() if name not in self._known}
         summaries = read_summaries(self._output, new)
         for summary in summaries:
@@ -96,15 +99,14 @@ class Positions:
         return found[max(found)] if found else None
 
     def parts(self, path: str, rewrites: int) -> list[SourceRow]:
-        """Returns the parts of a file that were read, in their order. Reads all lists of raw files."""
-        rows = [
-            row
-            for known in self._known.values()
-            for block in read_sources(self._output, known.sources)
-            for row in rows_of(block)
-            if row.path == path and row.rewrites == rewrites
-        ]
-        return sorted(rows, key=lambda row: row.start or 0)
+        """Returns the parts of a file that were read, in their order. The first call reads all lists of raw files."""
+        if self._parts is None:
+            self._parts = {}
+            for known in self._known.values():
+                for row in (row for block in read_sources(self._output, known.sources) for row in rows_of(block)):
+                    if row.rewrites is not None:
+                        self._parts.setdefault((row.path, row.rewrites), []).append(row)
+        return sorted(self._parts.get((path, rewrites), ()), key=lambda row: row.start or 0)
 
     def recent(self) -> tuple[Recent, ...]:
         """Returns what the newest rounds read, the newest first, until they have STREAM_RECORDS records."""

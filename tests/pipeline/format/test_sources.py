@@ -70,6 +70,9 @@ def test_parts_of_files_are_read_as_they_were_written_beside_whole_files(tmp_pat
         rows = [row._replace(split=split) for row in rows]
         assert write(path, rows, with_parts=True) == (len(rows), sum(row.num_bytes for row in rows), 3, 1)
         assert [row for block in blocks_of(path, len(rows)) for row in rows_of(block)] == rows
+    joined = [whole, *parts[:2], parts[2]._replace(joined=2)]
+    write(path, joined, with_parts=True, with_joined=True)
+    assert [row for block in blocks_of(path, 4) for row in rows_of(block)] == joined
     write(path, [whole])
     assert [row for block in blocks_of(path, 1) for row in rows_of(block)] == [whole]
     with pytest.raises(ValueError, match="some of them are parts of files, but the first one is not"):

@@ -16,9 +16,12 @@ from streams import Place, lines
 from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.files import list_files
 from pipeline.format.commit import Commit, commit_path
+from pipeline.format.sources import read_sources, rows_of
+from pipeline.inspection.verify import verify
 from pipeline.streaming import rounds, stop
 from pipeline.streaming.positions import Positions
 from pipeline.writing import compact as compact_module
+from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.compact import compact
 
 
@@ -416,6 +419,33 @@ def test_a_dataset_of_many_shards_is_compacted(place, ids, monkeypatch, capsys):
     assert operation(place, 4) == "compact"
     assert (manifest.commit, read_whole(place.dataset)) == (7, manifest)
     assert "commit 4: merged 3 generations into one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["nothing", "renamed", "rewritten"])
+def test_a_compacted_dataset_has_one_row_for_a_file_and_the_stream_goes_on(place, ids, change):
+    steps = [lambda n=n: place.append("a.jsonl", lines(range(40 * n, 40 * n + 40))) for n in range(4)]
+    place.follow(*steps)
+    compact(str(place.dataset))
+    (summary,) = read_summaries(str(place.dataset), load(place.dataset).summaries)
+    path = place.logs / "a.jsonl"
+    assert (summary.sources.files, summary.sources.parts, summary.sources.later_parts) == (1, 1, 0)
+    (row,) = (row for block in read_sources(str(place.dataset), summary.sources) for row in rows_of(block))
+    assert (row.path, row.start, row.stored_bytes, row.lines) == (str(path), 0, path.stat().st_size, 160)
+    assert row.joined == 4
+    if change == "renamed":
+        path.rename(place.logs / "b.jsonl")
+        place.append("b.jsonl", lines([160]))
+    elif change == "rewritten":
+        path.rename(place.logs / "b.jsonl")
+        (place.logs / "b.jsonl").write_text(lines([*range(159), 1000]))
+        place.append("a.jsonl", lines([160]))
+        with pytest.raises(UserError, match="was read up to byte"):
+            place.once()
+        return
+    place.append("a.jsonl", lines([161]))
+    place.once()
+    assert ids(place) == [*range(160), *([160] if change == "renamed" else []), 161]
+    assert verify(str(place.dataset)).faults == []
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")

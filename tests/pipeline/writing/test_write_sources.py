@@ -1,6 +1,7 @@
 """The list of the raw files of a generation has the size and the digest of each file."""
 
 import gzip
+import hashlib
 
 import pytest
 from raw_contents import expected_row
@@ -14,7 +15,7 @@ from pipeline.raw.json_lines import ChunkSummary, read_chunk, split_file
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.paths import sources_path
-from pipeline.writing.write_sources import list_sources
+from pipeline.writing.write_sources import join_parts, list_sources
 
 GENERATION = "20260102T030405-0123abcd"
 CHUNK_BYTES = 50
@@ -82,3 +83,23 @@ def test_prepare_lists_its_raw_files(raw, tmp_path, run_prepare):
     assert rows_of(tmp_path / "dataset", summary.sources) == expected
     assert manifest.inputs is not None
     assert (manifest.inputs.files, manifest.inputs.bytes) == (8, sum(row.num_bytes for row in expected))
+
+
+def test_neighbouring_parts_of_a_file_become_one_row():
+    def part(start, end, *, path="a", rewrites=0, split=None, joined=None):
+        digest = bytes([start, end]) * 16
+        return SourceRow(path, 2 * (end - start), end - start, digest, split, start, end // 2, rewrites, digest, joined)
+
+    whole = SourceRow("a", 7, 7, bytes(32))
+    apart = [
+        part(0, 10),  # the next one does not begin where it ends
+        part(12, 20),
+        part(20, 30, rewrites=1),
+        part(0, 10, path="b"),
+        part(10, 20, path="b", split="train"),
+    ]
+    assert list(join_parts([whole, *apart])) == [whole, *apart]
+    rows = [part(20, 30, joined=3), part(0, 4, rewrites=1), part(0, 10), part(10, 20), whole]
+    digest = hashlib.sha256(b"".join(bytes(pair) * 16 for pair in ((0, 10), (10, 20), (20, 30)))).digest()
+    joined = part(20, 30)._replace(num_bytes=60, stored_bytes=30, sha256=digest, start=0, joined=5)
+    assert list(join_parts(rows)) == [whole, joined, part(0, 4, rewrites=1)]
