@@ -168,6 +168,24 @@ def duration(text: str) -> float:
     return seconds
 
 
+_UNIT_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_SIZE = re.compile(r"([0-9]+)([KMG]?)")
+
+
+def size(text: str) -> int:
+    """Converts the text of a flag to bytes: an integer, and none or one of the units K, M and G, powers of 1,024.
+
+    >>> size("256M"), size("0")
+    (268435456, 0)
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a size, expected an integer and none or one of the units K, M and G, for example 256M"
+        )
+    return int(match[1]) * _UNIT_BYTES[match[2]]
+
+
 def add_commit_flags(parser: FlagParser) -> None:
     """Adds the flags of a command that writes to a dataset."""
     parser.add_argument(

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.flags import FlagParser, add_commit_flags, add_limit_flags, duration, fraction, natural, positive
+from pipeline.flags import FlagParser, add_commit_flags, add_limit_flags, duration, fraction, natural, positive, size
 
 
 class PrepareFlags(NamedTuple):
@@ -150,7 +150,17 @@ def _add_input_flags(parser: FlagParser) -> None:
         )
 
 
-_STREAM_FLAGS = ("once", "idle", "commit_interval", "settle", "on_rewrite", "max_records", "max_bytes", "metrics_file")
+_STREAM_FLAGS = (
+    "once",
+    "idle",
+    "commit_interval",
+    "settle",
+    "on_rewrite",
+    "max_records",
+    "max_bytes",
+    "metrics_file",
+    "dedup_memory",
+)
 
 
 def _add_stream_flags(parser: FlagParser) -> None:
@@ -190,4 +200,11 @@ def _add_stream_flags(parser: FlagParser) -> None:
     )
     group.add_argument(
         "--metrics_file", metavar="FILE", help="file that gets counts and lags after each round, as Prometheus text"
+    )
+    group.add_argument(
+        "--dedup_memory",
+        type=size,
+        metavar="SIZE",
+        help="maximum memory for the keys of published ids, 8 bytes each; more ids are searched on disk in each round; "
+        "default: 256M (33 million ids)",
     )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import progress
 from pipeline.beam.prepare import PrepareOptions, check_free_space, prepare_parts_with_beam
@@ -25,12 +25,15 @@ from pipeline.raw.json_lines import (
 from pipeline.raw.records import Limits
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer, ChunkRun
+from pipeline.shuffle.hashing import END_NUMBER
+from pipeline.shuffle.merge_runs import read_key_numbers
 from pipeline.shuffle.runs import Run
 from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.writing.commit_log import find_published
 from pipeline.writing.job import DatasetJob
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.publish import Publisher, discard_generation
+from pipeline.writing.published_keys import PublishedKeys
 from pipeline.writing.rejects import write_rejects
 from pipeline.writing.shards import ShardWriter, choose_num_shards
 from pipeline.writing.stages import ParsedRuns, WrittenShards, merge_into_shards, parse_into_runs
@@ -42,6 +45,18 @@ _CALLS, _MIN_CALL_BYTES = 2, 2**20
 _MIN_CHUNK_BYTES = 2**12
 
 
+class Kept(NamedTuple):
+    """What a stream keeps from round to round.
+
+    Attributes:
+        workers: The processes that parse and write.
+        keys: Keys of published ids.
+    """
+
+    workers: KeptWorkers
+    keys: PublishedKeys
+
+
 def prepare_parts(
     options: PrepareOptions,
     schema: Schema,
@@ -49,7 +64,7 @@ def prepare_parts(
     job: DatasetJob,
     beam_options: dict[str, Any],
     *,
-    workers: KeptWorkers,
+    kept: Kept,
     announce: bool = True,
 ) -> Manifest:
     """Adds parts of files that a stream follows to a dataset, in one commit, and returns its manifest.
@@ -59,7 +74,7 @@ def prepare_parts(
 
     Args:
         job: The names of the files, and the dataset as it is.
-        workers: The processes that parse and write.
+        kept: What the round takes over from the one before. A Beam job does not use it.
         beam_options: Beam's pipeline options by name. With any, the round is a batch job of Beam.
         announce: Whether a line on stderr says where a pipeline of Beam runs.
 
@@ -77,18 +92,20 @@ def prepare_parts(
     with file_errors(), mark_writer(output, generation, command="prepare"):
         try:
             with progress.report("prepare", total_bytes=num_bytes, second_pass=True):
-                return _Round(options, schema, job, workers.get(num_bytes)).run(files, num_bytes)
+                return _Round(options, schema, job, kept.workers.get(num_bytes), kept.keys).run(files, num_bytes)
         except BaseException as error:
             read_published = functools.partial(find_published, output, generation, after=job.base.number)
             check_unpublished(output, error, read_published)
-            workers.close()  # before the files that they write are removed
+            kept.workers.close()  # before the files that they write are removed
             discard_generation(output, generation)
             raise
 
 
 class _Round:
-    def __init__(self, options: PrepareOptions, schema: Schema, job: DatasetJob, pool: WorkerPool | None) -> None:
-        self._options, self._schema, self._job, self._pool = options, schema, job, pool
+    def __init__(
+        self, options: PrepareOptions, schema: Schema, job: DatasetJob, pool: WorkerPool | None, keys: PublishedKeys
+    ) -> None:
+        self._options, self._schema, self._job, self._pool, self._keys = options, schema, job, pool, keys
 
     def run(self, files: Sequence[RawFile], num_bytes: int) -> Manifest:
         """Does the round, and returns the manifest of its commit."""
@@ -168,7 +185,10 @@ class _Round:
         """Merges sorted runs into shards."""
         output, generation, folder = self._job.files
         num_shards = self._options.num_shards or choose_num_shards(run.split_bytes for run in runs)
-        writer = ShardWriter(self._schema, output, generation, self._job.base.published)
+        published = self._job.base.published
+        if published:
+            published = self._keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER))
+        writer = ShardWriter(self._schema, output, generation, published)
         merge = functools.partial(merge_into_shards, num_shards=num_shards, runs=runs, writer=writer, folder=folder)
         return list(self._call(merge, range(num_shards)))
 

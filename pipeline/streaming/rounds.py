@@ -19,7 +19,7 @@ from pipeline.streaming.folder import FolderSource, OnRewrite
 from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.streaming.metrics_file import StreamMetrics
 from pipeline.streaming.positions import Positions
-from pipeline.streaming.prepare_parts import prepare_parts
+from pipeline.streaming.prepare_parts import Kept, prepare_parts
 from pipeline.streaming.source import Source
 from pipeline.streaming.stop import StopSignals
 from pipeline.writing.base import Base
@@ -28,6 +28,7 @@ from pipeline.writing.compact import compact
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.open_base import append_to, open_base, take_classes, take_inputs
 from pipeline.writing.paths import is_of_dataset
+from pipeline.writing.published_keys import DEFAULT_DEDUP_MEMORY, PublishedKeys
 
 # A round of this size is read and written in 10 to 20 seconds.
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -56,6 +57,8 @@ class StreamOptions:
         max_records: Most lines in one commit. None for any number.
         max_bytes: Most bytes in one commit. A single line, or compressed file, may be larger.
         metrics_file: File that gets the metrics of the stream after every round.
+        dedup_memory: Largest memory for keys of published ids, in bytes. The ids of shards whose keys do not fit are
+            searched on disk.
     """
 
     prepare: PrepareOptions
@@ -67,6 +70,7 @@ class StreamOptions:
     max_records: int | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
     metrics_file: str | None = None
+    dedup_memory: int = DEFAULT_DEDUP_MEMORY
 
 
 def stream(options: StreamOptions, beam_options: dict[str, Any] | None = None) -> Manifest | None:
@@ -102,7 +106,7 @@ class _Stream:
         )
         refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
         self._positions = Positions(self._output)
-        self._workers = KeptWorkers(shared.processes)
+        self._kept = Kept(KeptWorkers(shared.processes), PublishedKeys(options.dedup_memory))
         self._base: Base | None = None
         self._manifest: Manifest | None = None
         self._metrics = StreamMetrics(last_commit=time.time())
@@ -145,7 +149,7 @@ class _Stream:
                     break
                 self._wait(begin, last_news, has_news)
         finally:
-            self._workers.close()
+            self._kept.workers.close()
             self._clear_line()
         if waiting := self._describe_waiting():
             self._print(waiting.strip())
@@ -203,7 +207,7 @@ class _Stream:
         self._clear_line()
         shared = dataclasses.replace(self._options.prepare, append=True)
         announce, self._is_announced = not self._is_announced, True
-        more: dict[str, Any] = {"workers": self._workers, "announce": announce}
+        more: dict[str, Any] = {"kept": self._kept, "announce": announce}
         return prepare_parts(shared, self._schema, files, job, self._beam_options, **more)
 
     def _read_base(self) -> Base:

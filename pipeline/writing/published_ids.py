@@ -170,7 +170,7 @@ def find_common_ids(
     ordered = sorted(some, key=_range_of)
     for _, same_range in itertools.groupby(ordered, key=_range_of):
         shards = list(same_range)
-        keys = np.unique(np.concatenate([_read_keys(shard) for shard in shards]))
+        keys = np.unique(np.concatenate([read_keys(shard) for shard in shards]))
         theirs = find_published(others, keys, last_of_each if copies else None)
         ours = find_published(shards, np.unique(theirs.keys), first_of_each if copies else None)
         if copies:
@@ -274,7 +274,7 @@ def _read_common(shard: PublishedShard, keys: Array, select: SelectIds | None) -
     return np.concatenate(found), pa.chunked_array(ids, pa.string())
 
 
-def _read_keys(shard: PublishedShard) -> Array:
+def read_keys(shard: PublishedShard) -> Array:
     """Returns uint64[records], the keys of an index."""
     with _open_index(shard) as reader:
         return np.concatenate([_read_group(reader, number) for number in range(reader.num_row_groups)])

@@ -62,6 +62,7 @@ def test_a_commit_of_rejects_alone_has_the_name_of_a_stream(prepare):
         (["--streaming", "--once", "--idle", "1s"], "argument --idle: not allowed with --once"),
         (["--streaming", "--on_rewrite", "skip"], "argument --on_rewrite: invalid choice: 'skip'"),
         (["--streaming", "--max_bytes", "0"], "argument --max_bytes: 0 is too small"),
+        (["--streaming", "--dedup_memory", "1.5G"], "argument --dedup_memory: 1.5G is not a size"),
     ],
 )
 def test_wrong_flags_are_refused(prepare, flags, message):

@@ -1,0 +1,84 @@
+"""A stream rejects an id that any commit has, whether its keys are in memory or are searched on disk."""
+
+import random
+
+import pytest
+from prepare_jobs import load, read_whole
+from streams import Place, lines
+
+from pipeline.format import index
+from pipeline.inspection import verify_records
+from pipeline.shuffle import encoded_records
+from pipeline.shuffle.hashing import order_key
+from pipeline.writing import merge_shards, published_ids, published_keys
+from pipeline.writing.compact import compact
+from pipeline.writing.published_keys import PublishedKeys
+
+
+def colliding_key(record_id, *, seed):
+    """Returns one of 40 order keys, so that many ids share one; pairs of keys differ in their last bits only."""
+    number = int(record_id.removeprefix("id-")) % 40
+    key = order_key(str(number // 2), seed=seed)
+    return key[:6] + bytes([0, number % 2]) + key[8:]
+
+
+@pytest.mark.parametrize("dedup_memory", [0, 300, 900, 10**6])
+def test_each_id_of_a_stream_is_kept_once(tmp_path, monkeypatch, read_records, dedup_memory):
+    monkeypatch.setattr(index, "_ROW_GROUP_ROWS", 5)
+    for module in (encoded_records, merge_shards, verify_records):
+        monkeypatch.setattr(module, "order_key", colliding_key)
+    place, chance = Place(tmp_path), random.Random(dedup_memory)
+    added, kept, left_out = [], [], 0
+    narrow = PublishedKeys.narrow
+
+    def watch(self, shards, keys):
+        nonlocal left_out
+        found = narrow(self, shards, keys)
+        left_out += len(shards) - len(found)
+        kept.append((self.num_bytes, 8 * sum(shard.records for shard in shards)))
+        return found
+
+    monkeypatch.setattr(PublishedKeys, "narrow", watch)
+
+    def write(numbers):
+        added.extend(numbers)
+        place.append("a.jsonl", lines(numbers))
+
+    def step():
+        write([chance.randrange(250) for _ in range(chance.randrange(1, 25))])
+        if chance.random() < 0.2:
+            compact(str(place.dataset))
+
+    write([0])
+    place.follow(*[step] * 12, dedup_memory=dedup_memory)
+    place.follow(step, step, dedup_memory=dedup_memory)
+    numbers = [int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)]
+    assert sorted(numbers) == sorted(set(added))
+    assert read_whole(place.dataset).rejected.by_reason == {"duplicate_id": len(added) - len(set(added))}
+    assert max(in_memory for in_memory, _ in kept) <= dedup_memory
+    # With the two bounds between, some shards are in memory and some are searched.
+    some = any(0 < in_memory <= dedup_memory < everything for in_memory, everything in kept)
+    assert some == (dedup_memory in (300, 900))
+    assert (left_out > 0) == (dedup_memory > 0)
+
+
+def test_only_indexes_that_hold_a_duplicate_are_opened(tmp_path, monkeypatch):
+    place, opened = Place(tmp_path), []
+    place.append("a.jsonl", lines([0]))
+    read_common = published_ids._read_common
+
+    def watch(shard, *arguments):
+        opened.append(shard.generation)
+        return read_common(shard, *arguments)
+
+    monkeypatch.setattr(published_ids, "_read_common", watch)
+    monkeypatch.setattr(
+        published_keys, "read_keys", lambda shard: reads.append(shard) or published_ids.read_keys(shard)
+    )
+    reads = []
+    new = lambda n: lambda: place.append("a.jsonl", lines(n))  # noqa: E731
+    place.follow(*[new(range(10 * n, 10 * n + 10)) for n in range(1, 8)], new([35]))
+    assert opened == [load(place.dataset).generations[3]]
+    # Each index is read once for its keys: that of a split without a record does not exist.
+    assert len({shard.index_path for shard in reads}) == len(reads)
+    assert load(place.dataset).rejected.by_reason == {"duplicate_id": 1}
