@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.errors import UserError
     from pipeline.raw.records import Limits
     from pipeline.schema.schema import Schema
+    from pipeline.schema.windows import EventWindows
     from trainer.batching.plan_epoch import plan_epoch
     from trainer.config import TrainConfig
     from trainer.data.dataset import open_dataset
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EventWindows",
     "Limits",
     "ParseRecords",
     "PrepareFiles",
@@ -57,6 +59,7 @@ __all__ = [
 
 # The module that defines each public name.
 _PUBLIC = {
+    "EventWindows": "pipeline.schema.windows",
     "Limits": "pipeline.raw.records",
     "ParseRecords": "pipeline.beam.parse_records",
     "PrepareFiles": "pipeline.beam.prepare_files",

@@ -37,8 +37,11 @@ def prepare(arguments: list[str]) -> None:
     flags = parse_prepare(arguments)
     from pipeline.beam.prepare import PrepareOptions
     from pipeline.beam.prepare import prepare as run
+    from pipeline.schema.windows import EventWindows
 
-    options = PrepareOptions(**flags.options)
+    of_flags = flags.options.pop("windows")
+    windows = None if of_flags is None else EventWindows(**of_flags)
+    options = PrepareOptions(**flags.options, windows=windows)
     if flags.stream is None:
         manifest = run(options, flags.beam)
     else:

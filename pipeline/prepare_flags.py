@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 from pipeline.beam.options import parse_with_beam
 from pipeline.flags import FlagParser, add_commit_flags, add_limit_flags, duration, fraction, natural, positive, size
 
+# The largest window: ten years.
+MAX_WINDOW = 3660 * 86400
+
 
 class PrepareFlags(NamedTuple):
     """The values of the flags.
 
     Attributes:
-        options: Those of PrepareOptions, by name.
+        options: Those of PrepareOptions, by name; `windows` are the arguments of EventWindows, or None.
         stream: With --streaming, those of StreamOptions that were given, by name; else None.
         as_json: Whether the result is printed as JSON.
         beam: The flags of Beam that were given, by name.
@@ -48,7 +51,7 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
     parser.add_argument(
         "--num_shards",
         type=positive,
-        help="number of TFRecord files per split; default: the shards of the largest split have about 64 MB each",
+        help="number of TFRecord files per split (and window); default: those of the largest have about 64 MB each",
     )
     parser.add_argument(
         "--seed",
@@ -93,6 +96,7 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
         "2, and none if the input is small or Beam has its own workers",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_window_flags(parser)
     _add_stream_flags(parser)
     values, beam_options = parse_with_beam(parser, arguments)
     as_json, is_stream = values.pop("json"), values.pop("streaming")
@@ -103,6 +107,7 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
         _check_stream(parser, values, of_stream)
     else:
         _check_inputs(parser, values)
+    values["windows"] = _take_windows(parser, values)
     values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
     return PrepareFlags(values, of_stream if is_stream else None, as_json, beam_options)
 
@@ -129,6 +134,42 @@ def _check_inputs(parser: FlagParser, values: dict[str, Any]) -> None:
         parser.error(f"argument --{named[0]}: expected --train, too: without it, there is nothing to train on")
     if not values["raw"] and not values["replay"] and not named:
         parser.error("expected RAW, the raw files, or --train, or --append with --replay, the rejects to try again")
+
+
+def _take_windows(parser: FlagParser, values: dict[str, Any]) -> dict[str, Any] | None:
+    """Removes the flags about windows from all values, and returns those of EventWindows; None if none was given."""
+    names = ("window", "event_time", "event_time_unit")
+    window, event_time, unit = found = tuple(values.pop(name) for name in names)
+    if found == (None, None, None):
+        return None
+    for name, value in (("window", window), ("event_time", event_time)):
+        if not value:
+            given = next(name for name, value in zip(names, found, strict=True) if value is not None)
+            parser.error(f"argument --{given}: expected --window and --event_time together; --{name} is missing")
+    if window != int(window) or not 1 <= window <= MAX_WINDOW:
+        parser.error(f"argument --window: {window:g} s, expected whole seconds from 1s to {MAX_WINDOW // 86400}d")
+    return {"field": event_time, "seconds": int(window), "unit": unit or "s"}
+
+
+def _add_window_flags(parser: FlagParser) -> None:
+    """Adds the flags about windows of event time. Each is None if it is not given."""
+    group = parser.add_argument_group("windows of event time")
+    group.add_argument(
+        "--window",
+        type=duration,
+        metavar="TIME",
+        help="write shards that hold the records of one window of this size, for example 1h or 1d, so that a trainer "
+        "can read the newest ones; with --event_time; default: as the dataset that is added to",
+    )
+    group.add_argument(
+        "--event_time",
+        metavar="FIELD",
+        help="field of a record with its time: a number of --event_time_unit since 1970, or an ISO 8601 string, UTC if "
+        "it has no zone; a record without it is rejected",
+    )
+    group.add_argument(
+        "--event_time_unit", choices=("s", "ms", "us", "ns"), help="unit of --event_time if it is a number; default: s"
+    )
 
 
 def _add_input_flags(parser: FlagParser) -> None:

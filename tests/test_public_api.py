@@ -12,7 +12,7 @@ import lengthwise as lw
 
 NAMES = (
     "Schema ReadLines ParseRecords WriteDataset PrepareFiles open_dataset batches plan_epoch foreign_batches "
-    "build_model TrainConfig train evaluate predict export UserError Limits"
+    "build_model TrainConfig train evaluate predict export UserError Limits EventWindows"
 ).split()
 
 

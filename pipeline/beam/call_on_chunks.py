@@ -21,8 +21,8 @@ class CallOnChunks(beam.DoFn):
     Args:
         function: Takes a list of chunks (of a compressed file, batches of its lines) and the options. It is defined in
             a module.
-        options: Keyword arguments of the function; `limits` must be one of them. If the step gets a job, its `seed` and
-            `folder` are arguments too.
+        options: Keyword arguments of the function; `limits` must be one of them. If the step gets a job, its `seed`,
+            `folder` and `windows` are arguments too.
         pool: Worker processes that call the function. None calls it in the workers of Beam.
     """
 
@@ -44,7 +44,8 @@ class CallOnChunks(beam.DoFn):
 
     def process(self, chunk: Chunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
         if job is not None:
-            self._options = self._options | {"seed": job.base.seed, "folder": job.files.folder}
+            of_job = {"seed": job.base.seed, "folder": job.files.folder, "windows": job.base.windows}
+            self._options = self._options | of_job
         if isinstance(chunk, RejectsChunk) or not chunk.compressed or self._pool is None:
             yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
             return

@@ -21,6 +21,7 @@ from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.records import Limits
 from pipeline.schema.auto_classes import fix_classes
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.collect_classes import FoundClasses, collect_classes, merge_classes
 from pipeline.writing.job import name_files
 from pipeline.writing.marker import mark_writer
@@ -37,6 +38,7 @@ def find_classes(
     *,
     seed: int,
     limits: Limits,
+    windows: EventWindows | None,
     max_rejected: float,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
@@ -49,13 +51,15 @@ def find_classes(
         schema: Its label is open.
         output: Folder of the dataset. A temporary file there holds the result.
         seed: Seed of the splits.
+        windows: The windows of the dataset: a record without an event time is rejected.
 
     Raises:
         UserError: There is no class, there are too many, or the files cannot be read.
     """
     job = name_files(output)
     path = join(job.folder, f"{uuid.uuid4().hex}{CLASSES_ENDING}")
-    options = {"schema": schema, "seed": seed, "limits": limits, "stop": stop_early(files, max_rejected)}
+    options: dict[str, Any] = {"schema": schema, "seed": seed, "limits": limits, "windows": windows}
+    options |= {"stop": stop_early(files, max_rejected)}
     pipeline = make_pipeline(beam_options, announce=False)
     _ = (
         split_files(pipeline, files)

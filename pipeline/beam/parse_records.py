@@ -14,6 +14,7 @@ from pipeline.raw.records import LIMITS, Limits, canonical_json, parse_line, par
 from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 REJECTS = "rejects"
 
@@ -32,6 +33,7 @@ class ParseRecords(beam.PTransform):
         labelled: False reads no label, group or split. Use it for records that are only predicted.
         limits: Largest record. A larger record is rejected as `too_large`. `ReadLines` needs the same limits.
         stop: When to end the job because the first records of a file are all rejected. By default, never.
+        windows: The windows of the dataset to write, for which each record needs an event time. By default it has none.
     """
 
     schema: Schema
@@ -39,21 +41,25 @@ class ParseRecords(beam.PTransform):
     labelled: bool = True
     limits: Limits = LIMITS
     stop: EarlyStop | None = None
+    windows: EventWindows | None = None
 
     def expand(self, records: Any) -> Any:
-        parse = _Parse(self.schema, self.keep_raw, self.labelled, self.limits, self.stop)
+        options = {"labelled": self.labelled, "limits": self.limits, "windows": self.windows}
+        parse = _Parse(self.schema, options, keep_raw=self.keep_raw, stop=self.stop)
         outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(REJECTS, main="sequences")
         return {"sequences": outputs["sequences"], "rejects": outputs[REJECTS]}
 
 
 class _Parse(beam.DoFn):
-    """Raw records -> lists of (ParsedRecord, Origin), and a Reject under the tag REJECTS."""
+    """Raw records -> lists of (ParsedRecord, Origin), and a Reject under the tag REJECTS.
 
-    def __init__(
-        self, schema: Schema, keep_raw: bool, labelled: bool, limits: Limits, stop: EarlyStop | None = None
-    ) -> None:
+    Args:
+        options: Keyword arguments of `parse_record`.
+    """
+
+    def __init__(self, schema: Schema, options: dict[str, Any], *, keep_raw: bool, stop: EarlyStop | None) -> None:
         self._schema = schema
-        self._options: Any = {"labelled": labelled, "limits": limits}
+        self._options = options
         self._keep_raw = keep_raw
         self._stop = stop
         self._parsed = Metrics.counter("lengthwise", "records_parsed")

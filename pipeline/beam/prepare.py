@@ -24,6 +24,7 @@ from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Reject
 from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import FIELD_SPLITS, Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, Mode, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
@@ -64,6 +65,7 @@ class PrepareOptions:
         max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
         max_record_steps: Largest number of steps of a record. A longer record is rejected as `too_large`.
         processes: Number of worker processes that parse and write. 0 does all work in this process. None chooses.
+        windows: The windows to label the shards with. None takes those of the dataset that is added to, if it has any.
     """
 
     raw: tuple[str, ...]
@@ -85,6 +87,7 @@ class PrepareOptions:
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    windows: EventWindows | None = None
 
     @property
     def inputs(self) -> RawFiles:
@@ -125,6 +128,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     schema = take_inputs(output, mode, schema, options.inputs, origin=options.schema)
     schema = take_classes(output, mode, schema)
     base, replay = _open(output, mode, schema, options)
+    announce_windows(base, output, options.windows)
     found, left_out = find_all_files(options.inputs)
     refuse_output(options.inputs, found, output, is_written=is_of_dataset)
     if left_out:
@@ -139,7 +143,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
     with _start_workers(options, total_bytes, beam_options) as pool:
         if schema.label.is_open:
-            schema = _find_classes(files, schema, output, base.seed, options, pool, beam_options)
+            schema = _find_classes(files, schema, output, base, options, pool, beam_options)
             check_free_space(files, schema, output)
         job = DatasetJob(name_files(output), base, replay.rejects, LeftOut.of(left_out))
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
@@ -172,22 +176,28 @@ def prepare_parts_with_beam(
         return _run_job(options, schema, files, total_bytes, job, Replay(), pool, beam_options, announce)
 
 
+def announce_windows(base: Base, output: str, windows: EventWindows | None) -> None:
+    """Prints a line if the new shards get windows that were not asked for: those of the dataset."""
+    if base.windows is not None and windows is None:
+        print(f"prepare: {output} has {base.windows.describe()}, which the new shards get, too.", file=sys.stderr)
+
+
 def _open(output: str, mode: Mode, schema: Schema, options: PrepareOptions) -> tuple[Base, Replay]:
     """Returns the dataset to add to or replace, and its rejects to try again."""
     if not options.replay:
-        return open_base(output, mode, schema, options.seed), Replay()
+        return open_base(output, mode, schema, options.seed, windows=options.windows), Replay()
     if mode != "append":
         raise UserError(
             "--replay adds the accepted records to the dataset that rejected them: use it with --append. To make the "
             "dataset again from its raw files, use --overwrite without --replay."
         )
-    base = open_base(output, mode, schema, options.seed, may_widen=True)
+    base = open_base(output, mode, schema, options.seed, windows=options.windows, may_widen=True)
     replay = open_replay(output, base, options.replay)
     if not replay.files:
         if not options.inputs:
             raise NothingNew(f"{output}: has no rejects to replay. Nothing was added.")
         # A job without --replay, which needs the schema of the dataset.
-        return open_base(output, mode, schema, options.seed), replay
+        return open_base(output, mode, schema, options.seed, windows=options.windows), replay
     rejects, files = counted(replay.rejects.total, "reject"), counted(len(replay.files), "file")
     print(f"prepare: trying {rejects} of {files} again.", file=sys.stderr)
     return base, replay
@@ -213,7 +223,7 @@ def _find_classes(
     files: Sequence[RawFile],
     schema: Schema,
     output: str,
-    seed: int,
+    base: Base,
     options: PrepareOptions,
     pool: WorkerPool | None,
     beam_options: dict[str, Any],
@@ -223,7 +233,7 @@ def _find_classes(
 
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     more: dict[str, Any] = {"max_rejected": options.max_rejected, "pool": pool, "beam_options": beam_options}
-    return find_classes(files, schema, output, seed=seed, limits=limits, **more)
+    return find_classes(files, schema, output, seed=base.seed, limits=limits, windows=base.windows, **more)
 
 
 def _run_job(

@@ -21,6 +21,7 @@ from pipeline.format.sources import SourcesFile
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.reject_runs import RejectBuffer
@@ -28,13 +29,12 @@ from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.base import choose_mode
 from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
-from pipeline.writing.open_base import open_base
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.publish_pane import PanePublisher
 from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardSummary, ShardWriter, choose_num_shards
-from pipeline.writing.stages import WrittenShards, merge_into_shards
+from pipeline.writing.shards import ShardSummary, ShardWriter
+from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
 
 
 @dataclasses.dataclass
@@ -60,6 +60,9 @@ class WriteDataset(beam.PTransform):
         append: Adds to an existing dataset, or creates it if there is none. Excludes `overwrite`.
         retain: How long the generations of a replaced dataset are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
+        windows: The windows of event time to label the shards with. Each record then needs an event time, which
+            `ParseRecords` reads if it gets the same windows. By default those of the dataset that is added to, if it
+            has any.
         job: The names of the files, and the dataset as it was when the job began. By default each run of the pipeline
             begins with new names and looks at the dataset. With a job, the pipeline may run only once.
 
@@ -80,6 +83,7 @@ class WriteDataset(beam.PTransform):
     retain: float = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     job: DatasetJob | None = None
+    windows: EventWindows | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -106,8 +110,8 @@ class WriteDataset(beam.PTransform):
 
     def _write_panes(self, inputs: Mapping[str, Any]) -> Any:
         check_panes(inputs, self.output, append=self.append)
-        open_base(self.output, "append", self.schema, self.seed)  # an error is better now than when the pipeline runs
-        begin = functools.partial(begin_job, self.output, "append", self.schema, self.seed)
+        begin = functools.partial(begin_job, self.output, "append", self.schema, self.seed, self.windows)
+        begin()  # an error is better now than when the pipeline runs
         publisher = functools.partial(
             PanePublisher,
             self.schema,
@@ -128,8 +132,9 @@ class WriteDataset(beam.PTransform):
         if self.job is not None:
             return self.job, self.job.files
         mode = choose_mode(append=self.append, overwrite=self.overwrite)
-        open_base(self.output, mode, self.schema, self.seed)  # an error is better now than when the pipeline runs
-        return begin_run(pipeline, functools.partial(begin_job, self.output, mode, self.schema, self.seed))
+        begin = functools.partial(begin_job, self.output, mode, self.schema, self.seed, self.windows)
+        begin()  # an error is better now than when the pipeline runs
+        return begin_run(pipeline, begin)
 
     def publish(
         self, job: Any, files: Any, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None
@@ -219,7 +224,7 @@ class _WriteRuns(beam.DoFn):
 
     def process(self, element: Any, job: DatasetJob) -> Iterator[Run]:
         if self._buffer is None:
-            self._buffer = RunBuffer(job.files.folder)
+            self._buffer = RunBuffer(job.files.folder, job.base.windows)
         batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
         for sequence, origin in batch:
             yield from self._buffer.add(encode_for_shuffle(sequence, origin, self._schema, seed=job.base.seed))
@@ -231,8 +236,7 @@ class _WriteRuns(beam.DoFn):
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
     """Yields (shard number, number of shards) for each shard of a split."""
-    if num_shards is None:
-        num_shards = choose_num_shards(run.split_bytes for run in runs)
+    num_shards = choose_num_shards(runs) if num_shards is None else num_shards
     return ((number, num_shards) for number in range(num_shards))
 
 
@@ -248,7 +252,7 @@ class _WriteShards(beam.DoFn):
 
     def process(self, element: tuple[int, int], runs: list[Run], job: DatasetJob) -> Iterator[Any]:
         output, generation, folder = job.files
-        writer = ShardWriter(self._schema, output, generation, job.base.published)
+        writer = ShardWriter(self._schema, output, generation, job.base.published, job.base.windows)
         for written in self._calls.call(merge_into_shards, *element, runs, writer, folder=folder):
             yield from _outputs(written)
 

@@ -15,6 +15,7 @@ from pipeline.format.commit import commit_path
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import EncodedRecord, encode_for_shuffle
 from pipeline.writing.job import DatasetJob
 from pipeline.writing.publish_pane import PanePublisher
@@ -29,11 +30,13 @@ class PipelineRun(NamedTuple):
         name: A name that no other run has.
         number: Number of the newest commit when it began.
         seed: Seed of the splits and of the order of the records.
+        windows: The windows of event time that the shards are labelled with.
     """
 
     name: str
     number: int
     seed: int
+    windows: EventWindows | None
 
 
 def check_panes(inputs: Mapping[str, Any], output: str, *, append: bool) -> None:
@@ -91,7 +94,7 @@ def write_panes(
 
     Args:
         begin: Returns the job. It is called when the pipeline runs.
-        publisher: Makes the publisher from `seed` and `after`.
+        publisher: Makes the publisher from `seed`, `after` and `windows`.
     """
     runs = (
         pipeline
@@ -113,7 +116,7 @@ def write_panes(
 
 
 def _name_run(job: DatasetJob) -> PipelineRun:
-    return PipelineRun(job.files.generation, job.base.number, job.base.seed)
+    return PipelineRun(job.files.generation, job.base.number, job.base.seed, job.base.windows)
 
 
 def _encode(element: Any, run: PipelineRun, schema: Schema) -> Iterator[EncodedRecord]:
@@ -139,7 +142,7 @@ class _PublishPane(beam.DoFn):
         pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[Any]:
         if self._publisher is None or self._publisher.after != run.number:
-            self._publisher = self._make_publisher(seed=run.seed, after=run.number)
+            self._publisher = self._make_publisher(seed=run.seed, after=run.number, windows=run.windows)
         name = f"{run.name}/{_describe(window)}/{pane.index}"
         try:
             yield self._publisher.publish(name, element[1])

@@ -15,6 +15,8 @@ from pipeline.schema.labels import Label, class_name
 from pipeline.schema.record import named_classes
 
 KEY = "key"
+# The columns of the index of a shard that has a window.
+EVENT_TIME, NUM_LABELS = "event_time", "num_labels"
 # The types of the columns. That of the label depends on its kind.
 _TYPES = {
     "offset": pa.int64(),
@@ -27,7 +29,10 @@ _TYPES = {
     "group": pa.string(),
     "source": pa.string(),
     KEY: pa.uint64(),
+    EVENT_TIME: pa.int64(),
+    NUM_LABELS: pa.int32(),
 }
+_OPTIONAL = {KEY, EVENT_TIME, NUM_LABELS}
 # The unit in which a part of an index is read.
 _ROW_GROUP_ROWS = 65_536
 # Columns with few distinct values. A dictionary of the others would only be an additional copy of them.
@@ -38,7 +43,7 @@ _ASCENDING = ("offset", KEY)
 _STRING_BYTES, _FILE_BYTES = 4096, 16 * 2**20
 
 
-def index_schema(label: Label, *, with_key: bool = True) -> pa.Schema:
+def index_schema(label: Label, *, with_key: bool = True, with_window: bool = False) -> pa.Schema:
     """Returns the columns of an index.
 
     offset: Where the record's frame begins, in bytes.
@@ -50,9 +55,12 @@ def index_schema(label: Label, *, with_key: bool = True) -> pa.Schema:
     group: Value of the schema's group field; null if the schema has no group.
     source: Path of the raw file; null if it is unknown.
     key: The `key_number` of the record's order key, ascending. Format version 1 has no such column.
+    event_time: Event time of the record in microseconds since 1970, in UTC; only in a shard with a window.
+    num_labels: Number of labelled steps, or 1 for a label per record; only in a shard with a window.
 
     Args:
         with_key: False for the columns of format version 1.
+        with_window: Whether the shard has a window.
     """
     label_type = {
         "class": pa.string(),
@@ -61,8 +69,8 @@ def index_schema(label: Label, *, with_key: bool = True) -> pa.Schema:
         "regression": pa.float32(),
     }.get(label.kind, pa.null())
     types = {name: label_type if name == "label" else type for name, type in _TYPES.items()}
-    if not with_key:
-        del types[KEY]
+    for name in _OPTIONAL - ({KEY} if with_key else set()) - ({EVENT_TIME, NUM_LABELS} if with_window else set()):
+        del types[name]
     return pa.schema(types)
 
 
@@ -91,19 +99,23 @@ def build_index(
     groups: Any,
     sources: Any,
     keys: Any,
+    event_times: Any = None,
+    num_labels: Any = None,
 ) -> pa.Table:
     """Returns the index of a file whose records follow one another from its start.
 
     Args:
         num_bytes, num_steps, ids, groups, sources, keys: Columns of the index: Arrow arrays, or values that convert to
             them.
+        event_times, num_labels: The same, for a shard that has a window.
         labels: The result of `index_label` for each record.
     """
     sizes = np.asarray(num_bytes, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
     parts = np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)
     columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources, keys]
-    schema = index_schema(label)
+    columns += [] if event_times is None else [event_times, num_labels]
+    schema = index_schema(label, with_window=event_times is not None)
     arrays = [
         column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
         for column, field in zip(columns, schema, strict=True)
@@ -219,7 +231,7 @@ class IndexReader:
 
 
 def _check_columns(fields: pa.Schema) -> None:
-    missing = _TYPES.keys() - {KEY} - set(fields.names)
+    missing = _TYPES.keys() - _OPTIONAL - set(fields.names)
     if missing:
         raise ValueError(f"has no column {', '.join(sorted(missing))}")
     if any(field.type != (_TYPES.get(field.name) or field.type) for field in fields):

@@ -10,8 +10,19 @@ from pipeline.errors import UserError
 from pipeline.files import exists, join, read_bytes
 from pipeline.format.commit import Number
 from pipeline.format.manifest_checks import Numbers, find_contradictions
-from pipeline.format.models import Count, FeatureStatistics, Model, Rejected, Sha256, Split, Vocabulary, parse_model
+from pipeline.format.models import (
+    UNLESS_NONE,
+    Count,
+    FeatureStatistics,
+    Model,
+    Rejected,
+    Sha256,
+    Split,
+    Vocabulary,
+    parse_model,
+)
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 # The version that this code writes, and all versions that it reads. Version 1 has no commits.
 FORMAT_VERSION = 2
@@ -51,6 +62,7 @@ class Manifest(Model):
         summaries: SHA-256 of the summary of each generation.
         sources: The raw files; only in format version 1. Later versions list them in a file of each generation.
         inputs: The size of the raw files; not in format version 1.
+        windows: The windows that shards are labelled with; None if no shard is.
     """
 
     format_version: Literal[1, 2] = 2
@@ -70,6 +82,7 @@ class Manifest(Model):
     rejected: Rejected
     sources: tuple[Source, ...] = ()
     inputs: InputTotals | None = None
+    windows: Annotated[EventWindows | None, UNLESS_NONE] = None
     software: dict[str, str]
 
     @classmethod
@@ -114,7 +127,7 @@ class Manifest(Model):
 
     def numbers(self) -> Numbers:
         """Returns the numbers that must not contradict one another."""
-        return Numbers(self.record_schema, self.splits, self.statistics, self.vocabularies, self.rejected)
+        return Numbers(self.record_schema, self.splits, self.statistics, self.vocabularies, self.rejected, self.windows)
 
     def split(self, name: str, *, origin: str = "The dataset") -> Split:
         """Returns a split by name.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.format.models import TRAIN, FeatureStatistics, Rejected, Split, Vocabulary
 from pipeline.schema.labels import ONE_CLASS
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 
 class Numbers(NamedTuple):
@@ -14,6 +15,7 @@ class Numbers(NamedTuple):
 
     Attributes:
         vocabularies: None for a generation, whose strings are counted before a vocabulary is chosen.
+        windows: The windows of the shards, if they have any.
     """
 
     schema: Schema
@@ -21,12 +23,13 @@ class Numbers(NamedTuple):
     statistics: Mapping[str, FeatureStatistics]
     vocabularies: Mapping[str, Vocabulary] | None
     rejected: Rejected
+    windows: EventWindows | None = None
 
 
 def find_contradictions(numbers: Numbers) -> Iterator[str]:
     """Yields a message for each place that contradicts another one."""
     # The names come first, for the other checks look up counts by the name of a split or feature.
-    return itertools.chain(_find_wrong_names(numbers), _find_wrong_numbers(numbers))
+    return itertools.chain(_find_wrong_names(numbers), _find_wrong_numbers(numbers), _find_wrong_windows(numbers))
 
 
 class _Check(NamedTuple):
@@ -77,6 +80,27 @@ def _find_wrong_numbers(numbers: Numbers) -> Iterator[str]:
     for check in itertools.chain(_check_sums(numbers), _check_statistics(numbers), _check_limits(numbers)):
         if not check.minimum <= check.found <= check.maximum:
             yield f"{check.place} is {check.found:,}, but {check.expectation}"
+
+
+def _find_wrong_windows(numbers: Numbers) -> Iterator[str]:
+    """Yields a message for each shard whose window and event times contradict one another."""
+    windows = numbers.windows
+    for name, split in numbers.splits.items():
+        for place, shard in enumerate(split.shards):
+            times = (shard.window, shard.oldest, shard.newest)
+            if times == (None, None, None):
+                continue
+            where = f"splits.{name}.shards.{place}"
+            if windows is None or shard.window is None or shard.oldest is None or shard.newest is None:
+                given = f"of event times {shard.oldest} to {shard.newest}, but the windows are {windows}"
+                yield f"{where} has the window {shard.window} {given}"
+            elif not windows.start_of(shard.oldest) == windows.start_of(shard.newest) == shard.window:
+                yield (
+                    f"{where}.window is {shard.window}, but its event times, {shard.oldest} to {shard.newest}, are in "
+                    f"the windows {windows.start_of(shard.oldest)} to {windows.start_of(shard.newest)}"
+                )
+            elif shard.oldest > shard.newest:
+                yield f"{where}.oldest is {shard.oldest}, but its newest is {shard.newest}"
 
 
 def _check_sums(numbers: Numbers) -> Iterator[_Check]:

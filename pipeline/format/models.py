@@ -36,7 +36,7 @@ class Model(pydantic.BaseModel):
 
 
 # Leaves a value out of the file if there is none, so that files without it have the same bytes as before it existed.
-_UNLESS_NONE = pydantic.Field(exclude_if=lambda value: value is None)
+UNLESS_NONE = pydantic.Field(exclude_if=lambda value: value is None)
 
 ModelType = TypeVar("ModelType", bound=Model)
 
@@ -99,9 +99,9 @@ class Shard(Model):
     sha256: Sha256
     index_path: InsidePath
     index_sha256: Sha256
-    window: Annotated[int | None, _UNLESS_NONE] = None
-    oldest: Annotated[int | None, _UNLESS_NONE] = None
-    newest: Annotated[int | None, _UNLESS_NONE] = None
+    window: Annotated[int | None, UNLESS_NONE] = None
+    oldest: Annotated[int | None, UNLESS_NONE] = None
+    newest: Annotated[int | None, UNLESS_NONE] = None
 
 
 class Split(Model):

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.format.manifest_checks import Numbers, find_contradictions
 from pipeline.format.models import (
     TRAIN,
+    UNLESS_NONE,
     Count,
     CountsFile,
     Generation,
@@ -24,6 +25,7 @@ from pipeline.format.models import (
 from pipeline.format.sources import SourcesFile
 from pipeline.format.sums import FeatureSums
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 FORMAT_VERSION = 2
 # Most names of files that were left out; a folder may have millions.
@@ -79,6 +81,7 @@ class GenerationSummary(Model):
         replayed: Rejects of earlier generations that this generation takes back: their files no longer count.
         sources: The raw files.
         left_out: The files beside them that were not read.
+        windows: The windows that its shards are labelled with. None if they have none.
     """
 
     format_version: Literal[2] = 2
@@ -94,6 +97,7 @@ class GenerationSummary(Model):
     replayed: Rejects = NO_REJECTS
     sources: SourcesFile
     left_out: LeftOut = NO_LEFT_OUT
+    windows: Annotated[EventWindows | None, UNLESS_NONE] = None
     software: dict[str, str]
 
     @classmethod
@@ -111,7 +115,7 @@ class GenerationSummary(Model):
         )
         rejected = Rejected(total=summary.rejected.total, by_reason=summary.rejected.by_reason, files=())
         statistics = {name: sums.statistics() for name, sums in summary.sums.items()}
-        numbers = Numbers(summary.record_schema, summary.splits, statistics, None, rejected)
+        numbers = Numbers(summary.record_schema, summary.splits, statistics, None, rejected, summary.windows)
         for problem in itertools.chain(find_contradictions(numbers), _find_wrong_names(summary)):
             raise UserError(f"{origin}: {problem}. Was this file edited?")
         return summary

@@ -13,6 +13,7 @@ from pipeline.format.sums import merge_sums
 from pipeline.schema.compatibility import find_widest
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 Key = TypeVar("Key", int, str)
 
@@ -50,6 +51,10 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
         for name in schema.split_names
     }
     sums = {name: merge_sums([part.sums.get(name) for part in parts]) for name in schema.statistics_widths}
+    try:
+        windows = find_windows(parts)
+    except ValueError as error:
+        raise UserError(f"The generations of commit {commit.number} have different windows: {error}.") from None
     return Manifest(
         format_version=FORMAT_VERSION,
         commit=commit.number,
@@ -71,8 +76,23 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
             files=sum(part.sources.files - part.sources.later_parts for part in parts),
             bytes=sum(part.sources.bytes for part in parts),
         ),
+        windows=windows,
         software=newest.software,
     )
+
+
+def find_windows(parts: Iterable[GenerationSummary]) -> EventWindows | None:
+    """Returns the windows that generations have in common, or None if none of them has any.
+
+    Raises:
+        ValueError: Two generations have different windows.
+    """
+    found: EventWindows | None = None
+    for part in parts:
+        if found is not None and part.windows is not None and part.windows != found:
+            raise ValueError(f"{found.describe()} and {part.windows.describe()}")
+        found = found or part.windows
+    return found
 
 
 def add_splits(schema: Schema, parts: Sequence[Split], unknown: dict[str, int]) -> Split:

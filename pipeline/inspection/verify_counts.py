@@ -73,9 +73,9 @@ class RecordCounter:
         """Counts a decoded Example that passed `check_example`."""
         self._lengths[num_steps] += 1
         self._copies += is_numbered_copy(bytes(example["id"][0]).decode(), self.schema)
+        self._labels += count_labels(example, num_steps, self.schema)
         name = self.schema.label.name
         label = None if name is None else np.asarray(example[name])
-        self._labels += num_labels(ParsedRecord("", num_steps, example, label), self.schema)
         if label is not None:
             self._classes.update(named_classes(label, self.schema.label).tolist())
         for name in self._missing:
@@ -97,6 +97,13 @@ class RecordCounter:
             sums={name: total for name, total in sums.items() if total is not None},
             copies=self._copies,
         )
+
+
+def count_labels(example: dict[str, Values], num_steps: int, schema: Schema) -> int:
+    """Returns the number of labelled steps of a decoded Example, or 1 if there is one label per record."""
+    name = schema.label.name
+    label = None if name is None else np.asarray(example[name])
+    return num_labels(ParsedRecord("", num_steps, example, label), schema)
 
 
 def compare_split(name: str, found: Counts, split: Split, schema: Schema) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pipeline.format.models import TRAIN, Shard
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.inspection.verify_counts import Counts, RecordCounter, compare_split, compare_sums
 from pipeline.inspection.verify_log import Sources
-from pipeline.inspection.verify_records import KeyCheck, OriginCheck
+from pipeline.inspection.verify_records import KeyCheck, OriginCheck, TimeCheck
 from pipeline.inspection.verify_report import Fault, Report
 from pipeline.inspection.verify_shards import verify_shard
 from pipeline.inspection.verify_strings import compare_strings
@@ -101,10 +101,11 @@ def recount(dataset: str, manifest: Manifest, part: Part, sources: Sources, repo
         counter = RecordCounter(part.schema, with_sums=name == TRAIN, count_strings=count_strings)
         count_group = functools.partial(groups.add, name, GROUP) if part.schema.checks_groups else None
         origins = OriginCheck(manifest, name, sources, count_group)
-        # A list, not a generator: every shard is checked, also after a fault.
-        are_whole = [
-            verify_shard(dataset, shard, counter, origins, KeyCheck(manifest, keys), report) for shard, keys in shards
-        ]
+        # Every shard is checked, also after a fault.
+        are_whole = []
+        for shard, keys in shards:
+            of_shard = KeyCheck(manifest, keys), TimeCheck(manifest.windows, shard)
+            are_whole.append(verify_shard(dataset, shard, counter, origins, *of_shard, report))
         counts[name] = counter.counts()
         if all(are_whole):
             complete.add(name)

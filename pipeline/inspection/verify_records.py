@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.format.index import KEY
+from pipeline.format.index import EVENT_TIME, KEY
 from pipeline.format.manifest import Manifest
-from pipeline.format.models import TRAIN
+from pipeline.format.models import TRAIN, Shard
 from pipeline.inspection.verify_log import Sources
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
 from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
 from pipeline.schema.schema import NamedSplits, Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import first_id, split_copy_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, key_number, order_key
 
@@ -170,6 +171,38 @@ class OriginCheck:
         if moved != self._split or source not in by_split.get(TRAIN, ()):
             given = ", ".join(name for name, paths in by_split.items() if source in paths)
             raise ValueError(f"its raw file {source!r} was given for the split {given}, not for {self._split}")
+
+
+class TimeCheck:
+    """Checks the event times in the index of a shard against its window, and its oldest and newest event time.
+
+    Args:
+        windows: The windows of the dataset; None if it has none.
+        shard: The manifest's entry.
+    """
+
+    def __init__(self, windows: EventWindows | None, shard: Shard) -> None:
+        self._windows, self._shard = windows, shard
+        self._times: list[int] = []
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError if the event time of a row of the index is not in the window of the shard."""
+        if self._windows is None or self._shard.window is None:
+            return
+        time = row[EVENT_TIME]
+        if time is None or self._windows.start_of(time) != self._shard.window:
+            raise ValueError(
+                f"the index has the event time {time} µs, but the shard has the window {self._shard.window} s to "
+                f"{self._shard.window + self._windows.seconds} s"
+            )
+        # Only the oldest and the newest so far.
+        self._times = [min(time, *self._times), max(time, *self._times)] if self._times else [time]
+
+    def finish(self) -> None:
+        """Raises a ValueError if the oldest or the newest event time is another one than the manifest says."""
+        for name, expected, choose in (("oldest", self._shard.oldest, min), ("newest", self._shard.newest, max)):
+            if self._times and choose(self._times) != expected:
+                raise ValueError(f"the {name} event time is {choose(self._times)}, but the manifest says {expected}")
 
 
 class KeyCheck:

@@ -9,11 +9,11 @@ from pipeline import progress
 from pipeline.errors import counted
 from pipeline.files import join, open_read, size
 from pipeline.format.examples import decode_example
-from pipeline.format.index import index_label, index_schema, read_index
+from pipeline.format.index import NUM_LABELS, index_label, index_schema, read_index
 from pipeline.format.models import Shard
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
-from pipeline.inspection.verify_counts import RecordCounter
-from pipeline.inspection.verify_records import KeyCheck, OriginCheck, check_example
+from pipeline.inspection.verify_counts import RecordCounter, count_labels
+from pipeline.inspection.verify_records import KeyCheck, OriginCheck, TimeCheck, check_example
 from pipeline.inspection.verify_report import (
     FaultError,
     HashingReader,
@@ -31,7 +31,13 @@ _INDEX_ROWS = 4096
 
 
 def verify_shard(
-    dataset: str, shard: Shard, counter: RecordCounter, origins: OriginCheck, keys: KeyCheck, report: Report
+    dataset: str,
+    shard: Shard,
+    counter: RecordCounter,
+    origins: OriginCheck,
+    keys: KeyCheck,
+    times: TimeCheck,
+    report: Report,
 ) -> bool:
     """Checks the two files of a shard, counts its records, and returns whether both files match the manifest.
 
@@ -44,7 +50,7 @@ def verify_shard(
     # Without its index, a shard is checked by its checksums and counts.
     complete = False
     with collect_fault(shard.path, report):
-        _check_shard(join(dataset, shard.path), shard, index, counter, origins, keys)
+        _check_shard(join(dataset, shard.path), shard, index, counter, origins, keys, times)
         complete = index is not None
     if complete:
         report.records += shard.records
@@ -64,13 +70,19 @@ def _check_index(path: str, shard: Shard, label: Label, *, with_key: bool) -> pa
         index = read_index(read_verified(path, shard.index_sha256), shard)
     except ValueError as error:
         raise FaultError(None, str(error)) from None
-    if not index.schema.equals(index_schema(label, with_key=with_key)):
+    if not index.schema.equals(index_schema(label, with_key=with_key, with_window=shard.window is not None)):
         raise FaultError(None, f"has columns of other types than an index: {index.schema.types}")
     return index
 
 
 def _check_shard(
-    path: str, shard: Shard, index: pa.Table | None, counter: RecordCounter, origins: OriginCheck, keys: KeyCheck
+    path: str,
+    shard: Shard,
+    index: pa.Table | None,
+    counter: RecordCounter,
+    origins: OriginCheck,
+    keys: KeyCheck,
+    times: TimeCheck,
 ) -> None:
     """Reads a shard once and compares each record with its row of the index. Raises a FaultError at the first fault."""
     check_exists(path)
@@ -85,12 +97,15 @@ def _check_shard(
                 num_steps = check_example(example, counter.schema)
                 if rows is not None:
                     found = _expected_row(example, counter.schema, record.offset, len(record.data), num_steps)
+                    if shard.window is not None:
+                        found[NUM_LABELS] = count_labels(example, num_steps, counter.schema)
                     row = next(rows, None)
                     if row is None:
                         raise ValueError(f"the index has no row for this record, with the id {found['id']!r}")
                     _compare_rows(found, row)
                     origins.check(row)
                     keys.check(row)
+                    times.check(row)
             except ValueError as error:
                 raise FaultError(record.offset, str(error)) from None
             counter.add(example, num_steps)
@@ -105,6 +120,10 @@ def _check_shard(
         raise FaultError(end, f"the file ends here, but the manifest says that it has {shard.bytes:,} bytes")
     if steps != shard.steps:
         raise FaultError(None, f"has {counted(steps, 'step')}, but the manifest says {shard.steps:,}")
+    try:
+        times.finish()
+    except ValueError as error:
+        raise FaultError(None, str(error)) from None
     hashing.check_sha256(shard.sha256)
 
 

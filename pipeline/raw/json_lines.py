@@ -19,6 +19,7 @@ from pipeline.raw.records import LIMITS, Limits, parse_line
 from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 # Size of a chunk in bytes. It never changes: the digest of a source is computed over the digests of its chunks.
 CHUNK_BYTES = 32 * 2**20
@@ -332,7 +333,13 @@ class _Batches:
 
 
 def parse_lines(
-    batch: LineBatch, schema: Schema, *, keep_raw: bool = False, labelled: bool = True, limits: Limits = LIMITS
+    batch: LineBatch,
+    schema: Schema,
+    *,
+    keep_raw: bool = False,
+    labelled: bool = True,
+    limits: Limits = LIMITS,
+    windows: EventWindows | None = None,
 ) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
     """Yields each line as a parsed record with its origin, or as a reject. Removes the lines from `batch`."""
     batch.lines.reverse()
@@ -341,7 +348,7 @@ def parse_lines(
         raw = bytes(line) if keep_raw else None
         origin = Origin(batch.path, batch.chunk, offset, number, digest, raw, batch.split)
         try:
-            record = parse_line(line, schema, labelled=labelled, limits=limits)
+            record = parse_line(line, schema, labelled=labelled, limits=limits, windows=windows)
         except RecordError as error:
             yield Reject(error.reason, error.message, error.id, origin)
             continue

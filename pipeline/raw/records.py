@@ -15,6 +15,7 @@ from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
 from pipeline.schema.record import ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField
+from pipeline.schema.windows import EventTimeError, EventWindows, parse_event_time
 
 
 class Limits(NamedTuple):
@@ -34,12 +35,17 @@ LIMITS = Limits()
 
 
 def parse_line(
-    line: bytes | bytearray | str, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS
+    line: bytes | bytearray | str,
+    schema: Schema,
+    *,
+    labelled: bool = True,
+    limits: Limits = LIMITS,
+    windows: EventWindows | None = None,
 ) -> ParsedRecord:
     """Parses one line of JSON Lines.
 
     Args:
-        labelled, limits: As for `parse_record`.
+        labelled, limits, windows: As for `parse_record`.
 
     Raises:
         RecordError: The line is not a record that fits the schema. The error has the reason, the place in the record,
@@ -51,15 +57,23 @@ def parse_line(
     # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
     record: Any = read_object(line, schema.array_steps) if schema.id is not None and not isinstance(line, str) else None
     record = load_json(line) if record is None else record
-    return parse_record(record, schema, labelled=labelled, limits=limits)
+    return parse_record(record, schema, labelled=labelled, limits=limits, windows=windows)
 
 
-def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: Limits = LIMITS) -> ParsedRecord:
+def parse_record(
+    record: Any,
+    schema: Schema,
+    *,
+    labelled: bool = True,
+    limits: Limits = LIMITS,
+    windows: EventWindows | None = None,
+) -> ParsedRecord:
     """Parses one record, a mapping as JSON gives it. NumPy arrays and scalars may replace lists and numbers.
 
     Args:
         labelled: If False, the label, the group and the split are not read, as for a record to predict.
         limits: A record above these limits is rejected as `too_large`.
+        windows: Says which field is the event time. None reads none.
 
     Raises:
         RecordError: As for `parse_line`.
@@ -68,7 +82,10 @@ def parse_record(record: Any, schema: Schema, *, labelled: bool = True, limits: 
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
     record_id = _parse_id(record, schema)
     try:
-        return _parse_fields(record, record_id, schema, labelled, limits)
+        parsed = _parse_fields(record, record_id, schema, labelled, limits)
+        if windows is not None:
+            parsed.event_time = _parse_time(record, windows)
+        return parsed
     except RecordError as error:
         error.id = record_id
         raise
@@ -191,6 +208,15 @@ def _parse_split(record: Mapping[str, Any], name: str) -> str:
         reason: Reason = "unknown_class" if isinstance(value, str) else "wrong_type"
         raise RecordError(reason, f"{name}: {show(value)}, expected one of {', '.join(FIELD_SPLITS)}")
     return str(value)
+
+
+def _parse_time(record: Mapping[str, Any], windows: EventWindows) -> int:
+    value = to_python(_field(record, windows.field))
+    try:
+        return parse_event_time(value, windows)
+    except EventTimeError as error:
+        reason: Reason = "wrong_type" if error.is_finite else "not_finite"
+        raise RecordError(reason, f"{windows.field}: {show(value)}, {error}") from None
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:

@@ -39,6 +39,7 @@ class ParsedRecord:
         group: Value of the schema's `group` field, which decides the split; None without such a field.
         split: Split that the record names, or for which its raw file was given; None if the schema has shares.
         truncated: Whether steps beyond `max_length` were dropped.
+        event_time: Microseconds since 1970 in UTC; None if the dataset has no windows.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ParsedRecord:
     group: str | None = None
     split: str | None = None
     truncated: bool = False
+    event_time: int | None = None
 
 
 def num_labels(record: ParsedRecord, schema: Schema) -> int:

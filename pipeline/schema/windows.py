@@ -4,6 +4,7 @@ import datetime
 import math
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 
 from pipeline.errors import UserError
@@ -47,6 +48,11 @@ class EventWindows(pydantic.BaseModel):
         """
         return event_time // MICROSECONDS // self.seconds * self.seconds
 
+    def starts_of(self, event_times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Returns `start_of` for int64[records]."""
+        starts: np.ndarray[Any, Any] = event_times // (MICROSECONDS * self.seconds) * self.seconds
+        return starts
+
     def describe(self) -> str:
         """Returns the windows in words.
 
@@ -78,13 +84,15 @@ def parse_event_time(value: Any, windows: EventWindows) -> int:
     (1500000, 1000000)
 
     Args:
-        value: A Python number or string.
+        value: A Python number, string or datetime.
 
     Raises:
         EventTimeError: The value is of another type, is not finite, or its window is not in the years 1 to 9999.
     """
     if isinstance(value, str):
         time = _parse_text(value)
+    elif isinstance(value, datetime.datetime):
+        time = _since_epoch(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise EventTimeError("a finite number", is_finite=False)
@@ -103,12 +111,23 @@ def parse_event_time(value: Any, windows: EventWindows) -> int:
 
 def _parse_text(text: str) -> int:
     try:
-        time = datetime.datetime.fromisoformat(text)
+        return _since_epoch(datetime.datetime.fromisoformat(text))
     except ValueError:
         raise EventTimeError(_EXPECTED) from None
+
+
+def _since_epoch(time: datetime.datetime) -> int:
     if time.tzinfo is None:
         time = time.replace(tzinfo=datetime.UTC)
     return (time - _EPOCH) // _MICROSECOND
+
+
+def missing_time(record_id: str, windows: EventWindows) -> ValueError:
+    """Returns the error for a record of a program that has no event time, but needs one."""
+    return ValueError(
+        f"Record {record_id!r} has no event time, but the dataset has {windows.describe()}. Give ParseRecords the same "
+        "windows, or set `event_time` of the record."
+    )
 
 
 def check_same_windows(dataset: str, of_dataset: EventWindows, found: EventWindows) -> None:

@@ -32,6 +32,7 @@ class EncodedRecord(NamedTuple):
         num_labels: Number of labelled steps, or 1 if the record has one label.
         truncated: Whether the record was shortened to max_length.
         example: The serialized tf.train.Example.
+        event_time: Microseconds since 1970; None if the dataset has no windows.
     """
 
     key: bytes
@@ -44,6 +45,7 @@ class EncodedRecord(NamedTuple):
     num_labels: int
     truncated: bool
     example: bytes
+    event_time: int | None = None
 
 
 class Block(NamedTuple):
@@ -76,6 +78,7 @@ COLUMNS = pa.schema(
         ("num_steps", pa.int64()),
         ("num_labels", pa.int64()),
         ("truncated", pa.bool_()),
+        ("event_time", pa.int64()),
     ]
 )
 
@@ -104,6 +107,7 @@ def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, 
         num_labels=num_labels(record, schema),
         truncated=record.truncated,
         example=example,
+        event_time=record.event_time,
     )
 
 
@@ -125,7 +129,7 @@ def sort_key(record: EncodedRecord) -> tuple[Any, ...]:
     """Returns the sort key of a record: its hash key, its id, and for duplicates their content and their origin."""
     # The origin comes after the content: which of two different duplicates is kept must not depend on input order.
     origin = record.origin
-    content = (record.digest, record.split, record.truncated)
+    content = (record.digest, record.split, record.truncated, record.event_time or 0)
     return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
 
 

@@ -4,6 +4,7 @@ Beam's own grouping holds all records in memory in its in-process runners. As in
 names of runs are grouped here. Memory holds one run while it is written, and some thousand records during a merge.
 """
 
+import collections
 import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.files import create, join
 from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.encoded_records import COLUMNS, EncodedRecord, to_block
 
 # A buffer writes a run when it holds this number of bytes, or this number of records.
@@ -33,18 +35,23 @@ class Run(NamedTuple):
         records: Number of records.
         first_keys: The key of the first record of each block of the table.
         split_bytes: For each split, the bytes that its records take in TFRecord files.
+        window_bytes: The same for each split and window; empty without windows.
     """
 
     path: str
     records: int
     first_keys: tuple[bytes, ...]
     split_bytes: dict[str, int]
+    window_bytes: dict[tuple[str, int], int] = {}  # never changed
 
 
-def write_run(records: Iterable[EncodedRecord], folder: str) -> Run:
+def write_run(records: Iterable[EncodedRecord], folder: str, windows: EventWindows | None = None) -> Run:
     """Sorts records and writes them to a new run in `folder`.
 
     A retried call writes a second run; only the returned run is used.
+
+    Args:
+        windows: The windows of the dataset, if it has any.
     """
     rows, examples = to_block(records)
     path = join(folder, uuid.uuid4().hex)
@@ -61,19 +68,34 @@ def write_run(records: Iterable[EncodedRecord], folder: str) -> Run:
         len(examples),
         tuple(rows["key"][place].as_py() for place in range(0, len(examples), ROWS_PER_BLOCK)),
         dict(zip(splits.dictionary.to_pylist(), map(int, totals), strict=True)),
+        {} if windows is None else _add_up_windows(rows, windows),
     )
+
+
+def _add_up_windows(rows: pa.Table, windows: EventWindows) -> dict[tuple[str, int], int]:
+    totals = collections.Counter[tuple[str, int]]()
+    columns = (rows[name].to_pylist() for name in ("split", "event_time", "num_bytes"))
+    for split, event_time, num_bytes in zip(*columns, strict=True):
+        totals[split, windows.start_of(event_time)] += num_bytes + FRAME_BYTES
+    return dict(totals)
 
 
 class RunBuffer:
     """Buffers encoded records in any order, and writes a run to a folder when the buffer is full."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, windows: EventWindows | None = None) -> None:
+        self._folder, self._windows = folder, windows
         self._records: list[EncodedRecord] = []
         self._num_bytes = 0
 
     def add(self, record: EncodedRecord) -> list[Run]:
-        """Adds a record. Returns the run that was written if the buffer was full, else an empty list."""
+        """Adds a record. Returns the run that was written if the buffer was full, else an empty list.
+
+        Raises:
+            ValueError: The dataset has windows, but the record has no event time.
+        """
+        if self._windows is not None and record.event_time is None:
+            raise missing_time(record.id, self._windows)
         self._records.append(record)
         self._num_bytes += len(record.example) + len(record.origin.raw or b"")
         return self.flush() if self._num_bytes >= BUFFER_BYTES or len(self._records) >= BUFFER_RECORDS else []
@@ -81,4 +103,4 @@ class RunBuffer:
     def flush(self) -> list[Run]:
         """Writes the buffered records. Returns their run, or an empty list if there are none."""
         records, self._records, self._num_bytes = self._records, [], 0
-        return [write_run(records, self._folder)] if records else []
+        return [write_run(records, self._folder, self._windows)] if records else []

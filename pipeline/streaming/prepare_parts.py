@@ -35,8 +35,8 @@ from pipeline.writing.marker import mark_writer
 from pipeline.writing.publish import Publisher, discard_generation
 from pipeline.writing.published_keys import PublishedKeys
 from pipeline.writing.rejects import write_rejects
-from pipeline.writing.shards import ShardWriter, choose_num_shards
-from pipeline.writing.stages import ParsedRuns, WrittenShards, merge_into_shards, parse_into_runs
+from pipeline.writing.shards import ShardWriter
+from pipeline.writing.stages import ParsedRuns, WrittenShards, choose_num_shards, merge_into_shards, parse_into_runs
 from pipeline.writing.write_sources import list_sources
 
 # A process gets this number of calls for a round if the files are small, and at least this number of bytes in a call.
@@ -127,6 +127,7 @@ class _Round:
             seed=base.seed,
             folder=folder,
             keep_raw=options.keep_raw,
+            windows=base.windows,
             limits=Limits(options.max_record_bytes, options.max_record_steps),
             stop=stop_early(files, options.max_rejected),
         )
@@ -184,11 +185,11 @@ class _Round:
     def _merge(self, runs: list[Run]) -> list[WrittenShards]:
         """Merges sorted runs into shards."""
         output, generation, folder = self._job.files
-        num_shards = self._options.num_shards or choose_num_shards(run.split_bytes for run in runs)
-        published = self._job.base.published
+        num_shards = self._options.num_shards or choose_num_shards(runs)
+        published, windows = self._job.base.published, self._job.base.windows
         if published:
             published = self._keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER))
-        writer = ShardWriter(self._schema, output, generation, published)
+        writer = ShardWriter(self._schema, output, generation, published, windows)
         merge = functools.partial(merge_into_shards, num_shards=num_shards, runs=runs, writer=writer, folder=folder)
         return list(self._call(merge, range(num_shards)))
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from pipeline.beam.prepare import PrepareOptions
+from pipeline.beam.prepare import PrepareOptions, announce_windows
 from pipeline.errors import NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
@@ -23,6 +23,7 @@ from pipeline.streaming.prepare_parts import Kept, prepare_parts
 from pipeline.streaming.source import Source
 from pipeline.streaming.stop import StopSignals
 from pipeline.writing.base import Base
+from pipeline.writing.choose_generations import count_surplus
 from pipeline.writing.commit_log import recover_if_behind
 from pipeline.writing.compact import compact
 from pipeline.writing.job import DatasetJob, name_files
@@ -32,7 +33,7 @@ from pipeline.writing.published_keys import DEFAULT_DEDUP_MEMORY, PublishedKeys
 
 # A round of this size is read and written in 10 to 20 seconds.
 DEFAULT_MAX_BYTES = 256 * 2**20
-# Shards above which the stream compacts the dataset: each shard and each generation costs time in every round.
+# Shards that could be merged, above which the stream compacts the dataset: each costs time in every round.
 _MAX_SHARDS = 1000
 # How often a single round is tried when others change the dataset or the files meanwhile.
 _ATTEMPTS = 4
@@ -116,6 +117,10 @@ class _Stream:
         self._is_capped = False
         # Whether the runner was named, and whether a line on the terminal is to be replaced.
         self._is_announced = self._has_line = False
+        # The shards that could be merged when the dataset was compacted last, and were left: see `choose_generations`.
+        self._surplus_left = 0
+        # Whether the windows of the dataset were named, or were given.
+        self._has_windows = shared.windows is not None
 
     def _read_schema(self) -> Schema:
         shared = self._options.prepare
@@ -216,7 +221,10 @@ class _Stream:
         if base is None or exists(join(self._output, commit_path(base.number + 1))):
             shared = self._options.prepare
             recover_if_behind(self._output, lock_timeout=shared.lock_timeout)
-            base = open_base(self._output, "append", self._schema, shared.seed)
+            base = open_base(self._output, "append", self._schema, shared.seed, windows=shared.windows)
+            if not self._has_windows:
+                announce_windows(base, self._output, shared.windows)
+            self._has_windows = self._has_windows or base.windows is not None
             self._update_positions(base)
         self._base = base
         return base
@@ -232,7 +240,8 @@ class _Stream:
     def _take(self, manifest: Manifest, generation: str) -> None:
         """Takes note of a commit of this stream, and prints a line about it."""
         assert manifest.commit is not None
-        self._base = append_to(self._output, manifest.commit, manifest)
+        windows = self._options.prepare.windows
+        self._base = append_to(self._output, manifest.commit, manifest, windows=windows)
         self._manifest = manifest
         summaries = self._update_positions(self._base)
         summary = next(each for each in summaries if each.generation == generation)
@@ -253,10 +262,13 @@ class _Stream:
         self._source.look(self._positions)  # so that the lags are those after the commit
 
     def _compact_if_large(self, manifest: Manifest) -> None:
-        if sum(len(split.shards) for split in manifest.splits.values()) <= _MAX_SHARDS or self._stop.requested:
+        surplus = count_surplus(manifest.splits)
+        if surplus <= max(_MAX_SHARDS, 2 * self._surplus_left) or self._stop.requested:
             return
         shared = self._options.prepare
         done = compact(self._output, retain=shared.retain, lock_timeout=shared.lock_timeout)
+        if manifest.windows is not None:
+            self._surplus_left = count_surplus(done.manifest.splits)
         if done.generations:
             self._print(f"commit {done.manifest.commit}: merged {len(done.generations):,} generations into one")
             self._manifest, self._base = done.manifest, None

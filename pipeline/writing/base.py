@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.published_ids import PublishedShard
 
 # `create` makes a new dataset, `replace` also replaces one that is there, `append` also adds to one that is there.
@@ -18,6 +19,8 @@ class Base(NamedTuple):
         seed: Seed of the splits and of the order of the records.
         summaries: For `append`, the names of its generations and the SHA-256 of their summaries.
         published: For `append`, its shards. A new record whose id they hold is rejected.
+        windows: The windows that the new shards are labelled with: those of the dataset, if it has any. None for shards
+            without windows.
     """
 
     mode: Mode
@@ -25,6 +28,7 @@ class Base(NamedTuple):
     seed: int = 0
     summaries: Mapping[str, str] = {}  # never changed
     published: tuple[PublishedShard, ...] = ()
+    windows: EventWindows | None = None
 
 
 def choose_mode(*, append: bool, overwrite: bool) -> Mode:

@@ -11,6 +11,7 @@ from pipeline.format.sums import FeatureSums, merge_sums
 from pipeline.format.view import add_counts
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.shards import ShardSummary
 
 
@@ -26,15 +27,17 @@ def build_summary(
     groups: CountsFile | None = None,
     replayed: Rejects = NO_REJECTS,
     left_out: LeftOut = NO_LEFT_OUT,
+    windows: EventWindows | None = None,
 ) -> GenerationSummary:
     """Returns the summary of a generation.
 
     Args:
-        shards: Sorted by number.
+        shards: Sorted by `ShardSummary.order`.
         strings: The file of counts of each feature with a vocabulary.
         groups: The file of counts of the groups, if they must be checked.
         replayed: Rejects of earlier generations that this generation takes back.
         left_out: The files beside the raw files that were not read.
+        windows: The windows of the shards.
     """
     by_split = {name: [shard for shard in shards if shard.split == name] for name in schema.split_names}
     return GenerationSummary(
@@ -49,6 +52,7 @@ def build_summary(
         replayed=replayed,
         sources=sources,
         left_out=left_out,
+        windows=windows,
         software=software_versions(),
     )
 

@@ -11,6 +11,7 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Reject
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import find_split
 
 # More classes, or more characters in their names, are probably ids or texts. They also bound the memory.
@@ -67,6 +68,7 @@ def collect_classes(
     seed: int,
     limits: Limits = LIMITS,
     stop: EarlyStop | None = None,
+    windows: EventWindows | None = None,
 ) -> FoundClasses:
     """Returns the classes that the accepted records in some lines name, as far as they are in the train split.
 
@@ -75,7 +77,7 @@ def collect_classes(
 
     Args:
         schema: Its label is open.
-        seed, limits, stop: As for `parse_into_runs`.
+        seed, limits, stop, windows: As for `parse_into_runs`.
 
     Raises:
         UserError: A file cannot be read, there are too many classes, or `stop` applies.
@@ -86,7 +88,7 @@ def collect_classes(
         for lines in read_chunk(item, record_bytes=limits.record_bytes) if isinstance(item, Chunk) else [item]:
             if isinstance(lines, ChunkSummary):
                 continue
-            for result in first_records.watch(lines, parse_lines(lines, schema, limits=limits)):
+            for result in first_records.watch(lines, parse_lines(lines, schema, limits=limits, windows=windows)):
                 if isinstance(result, Reject):
                     found.rejected += 1
                     found.example = found.example or f"{result.reason}: {result.message}"

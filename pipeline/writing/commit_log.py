@@ -33,7 +33,12 @@ from pipeline.format.manifest import MAX_BYTES as MAX_MANIFEST_BYTES
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.view import build_view
 from pipeline.writing.base import Base
-from pipeline.writing.conflicts import check_may_append, check_no_conflict, check_not_replayed
+from pipeline.writing.conflicts import (
+    check_may_append,
+    check_no_conflict,
+    check_not_replayed,
+    check_windows_of_shards,
+)
 from pipeline.writing.groups import check_groups
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
@@ -305,6 +310,8 @@ def _generations_to_remove(output: str, head: Head, change: Change) -> tuple[str
     if head.manifest is not None and change.operation != "compact":
         may_widen = added.replayed.files != ()
         check_may_append(output, head.manifest, added.record_schema, added.seed, may_widen=may_widen)
+        if head.manifest.windows is not None:
+            check_windows_of_shards(output, head.manifest.windows, added.windows)
     missing = set(change.removed) - set(live)
     if missing:
         raise UserError(

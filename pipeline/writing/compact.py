@@ -12,11 +12,12 @@ from pipeline.format.models import CountsFile, Split
 from pipeline.format.summary import GenerationSummary, LeftOut, Rejects
 from pipeline.format.sums import merge_sums
 from pipeline.format.tfrecord import CorruptRecord
-from pipeline.format.view import add_counts, add_splits
+from pipeline.format.view import add_counts, add_splits, find_windows
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.schema.compatibility import find_widest
 from pipeline.writing.base import Base
 from pipeline.writing.build_summary import software_versions
+from pipeline.writing.choose_generations import choose_generations, count_needed, list_shards
 from pipeline.writing.commit_log import Change, commit, find_published, read_summaries, recover_if_behind, write_summary
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
@@ -25,7 +26,6 @@ from pipeline.writing.merge_strings import merge_count_files
 from pipeline.writing.paths import groups_path, new_generation, strings_path
 from pipeline.writing.publish import discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import SHARD_BYTES, choose_num_shards
 from pipeline.writing.write_sources import merge_sources
 
 
@@ -51,12 +51,14 @@ def compact(
 ) -> Compacted:
     """Merges the small generations of a dataset into one generation with large shards, in one commit.
 
-    A generation is small if its shards have less than half of the size of a large shard on average. Other jobs may
-    append at the same time. Readers keep the old shards for the time of `retain`.
+    A generation is small if its shards have less than half of the size of a large shard on average. With windows of
+    event time, the shards of each window are merged separately, and a generation stays as it is if that would leave
+    fewer of less than half of its shards. Other jobs may append at the same time. Readers keep the old shards for the
+    time of `retain`.
 
     Args:
-        num_shards: Number of shards of each split. By default the shards of the largest split have about 64 MB. If it
-            is given, all generations are merged.
+        num_shards: Number of shards of each split (and window). By default the shards of the largest split have about
+            64 MB. If it is given, all generations are merged.
         retain: How long the merged generations are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
 
@@ -72,15 +74,15 @@ def compact(
             f"{dataset}: has format version 1, which cannot be compacted. Prepare all raw files again with --overwrite."
         )
     summaries = read_summaries(output, manifest.summaries)
-    small = summaries if num_shards is not None else [summary for summary in summaries if _is_small(summary)]
-    if len(small) < 2:
+    small = summaries if num_shards is not None else choose_generations(summaries)
+    if len(small) < 2 and not (num_shards is None and small and small[0].windows):
         return Compacted((), manifest)
     generation = new_generation()
     base = Base("append", manifest.commit, manifest.seed)
     num_bytes = sum(shard.bytes for part in small for split in part.splits.values() for shard in split.shards)
     with mark_writer(output, generation, command="compact"), progress.report("compact", total_bytes=num_bytes):
         try:
-            merged = _merge(output, small, generation, num_shards or choose_num_shards(map(_split_bytes, small)))
+            merged = _merge(output, small, generation, num_shards)
             write_summary(output, merged)
             removed = tuple(summary.generation for summary in small)
             change = Change("compact", base, merged, removed)
@@ -97,23 +99,29 @@ def compact(
     return Compacted(removed, manifest)
 
 
-def _split_bytes(summary: GenerationSummary) -> dict[str, int]:
-    return {name: sum(shard.bytes for shard in split.shards) for name, split in summary.splits.items()}
-
-
-def _is_small(summary: GenerationSummary) -> bool:
-    shards = [shard for split in summary.splits.values() for shard in split.shards]
-    return sum(shard.bytes for shard in shards) < len(shards) * SHARD_BYTES / 2
-
-
-def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str, num_shards: int) -> GenerationSummary:
+def _merge(
+    output: str, summaries: Sequence[GenerationSummary], generation: str, num_shards: int | None
+) -> GenerationSummary:
     """Writes the files of the merged generation and returns its summary. All of its numbers are sums."""
     newest = summaries[-1]
     schema = find_widest(summary.record_schema for summary in summaries)
+    needed = count_needed(list_shards(summaries))
     splits: dict[str, Split] = {}
     for name in schema.split_names:
         total = add_splits(schema, [summary.splits[name] for summary in summaries], {})
-        shards = merge_shards(output, summaries, name, generation=generation, num_shards=num_shards)
+        windows = {shard.window for shard in total.shards}
+        shards = [
+            shard
+            for window in sorted(windows, key=lambda window: (window is not None, window or 0))
+            for shard in merge_shards(
+                output,
+                summaries,
+                name,
+                generation=generation,
+                num_shards=num_shards or needed[window],
+                window=window,
+            )
+        ]
         splits[name] = total.model_copy(update={"shards": tuple(shards) if total.records else ()})
     sums = {name: merge_sums(summary.sums.get(name) for summary in summaries) for name in schema.statistics_widths}
     rejected, replayed = _merge_rejects(summaries)
@@ -129,6 +137,7 @@ def _merge(output: str, summaries: Sequence[GenerationSummary], generation: str,
         replayed=replayed,
         sources=merge_sources([summary.sources for summary in summaries], output=output, generation=generation),
         left_out=_add_left_out(summaries),
+        windows=find_windows(summaries),
         software=software_versions(),
     )
 

@@ -13,6 +13,7 @@ from pipeline.format.sources import SourceRow, SourcesFile, read_sources, rows_o
 from pipeline.format.summary import GenerationSummary
 from pipeline.schema.compatibility import find_difference
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows, check_same_windows
 from pipeline.shuffle.copies import numbers_copies
 from pipeline.writing.published_ids import find_common_ids, list_published
 
@@ -97,6 +98,21 @@ def check_not_replayed(output: str, added: GenerationSummary, manifest: Manifest
             f"{output}: another job replayed {gone[0]} or replaced the dataset meanwhile. Nothing was published. Run "
             "the same command again without this file."
         )
+
+
+def check_windows_of_shards(output: str, of_dataset: EventWindows, found: EventWindows | None) -> None:
+    """Checks that a generation has the windows of the dataset.
+
+    Raises:
+        UserError: It has other windows: another job has added the first ones meanwhile.
+        TryAgain: It has no windows for the same reason.
+    """
+    if found is None:
+        raise TryAgain(
+            f"{output}: another job added {of_dataset.describe()} meanwhile. Nothing was published. Run the same "
+            "command again, which then uses them, too."
+        )
+    check_same_windows(output, of_dataset, found)
 
 
 def check_may_append(

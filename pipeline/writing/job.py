@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, LeftOut, Rejects
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation, runs_folder
@@ -55,6 +56,8 @@ def name_files(output: str) -> JobFiles:
     return JobFiles(output, generation, runs_folder(output, generation))
 
 
-def begin_job(output: str, mode: Mode, schema: Schema, seed: int | None) -> DatasetJob:
+def begin_job(
+    output: str, mode: Mode, schema: Schema, seed: int | None, windows: EventWindows | None = None
+) -> DatasetJob:
     """Returns the job of a run that begins now. See `open_base` for the arguments and errors."""
-    return DatasetJob(name_files(output), open_base(output, mode, schema, seed))
+    return DatasetJob(name_files(output), open_base(output, mode, schema, seed, windows=windows))

@@ -7,10 +7,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import progress
 from pipeline.files import join, open_read, replace, stream_sha256
-from pipeline.format.index import KEY, index_schema, read_index, serialize_index
+from pipeline.format.index import EVENT_TIME, KEY, index_schema, read_index, serialize_index
 from pipeline.format.models import Shard
 from pipeline.format.summary import GenerationSummary
 from pipeline.format.tfrecord import FRAME_BYTES, check_frames
@@ -38,15 +39,22 @@ class _Slice(NamedTuple):
 
 
 def merge_shards(
-    output: str, summaries: Sequence[GenerationSummary], split: str, *, generation: str, num_shards: int
+    output: str,
+    summaries: Sequence[GenerationSummary],
+    split: str,
+    *,
+    generation: str,
+    num_shards: int,
+    window: int | None = None,
 ) -> Iterator[Shard]:
-    """Writes the records of one split of several generations as shards of a new generation, and yields the shards.
+    """Writes the records of one split and window of several generations as shards of a new one, and yields the shards.
 
     The shards have the same bytes as those that one job writes from the raw records of all of these generations.
 
     Args:
         summaries: The generations. No id is in two of them. Copies of a record may be in several.
-        num_shards: Number of shards to write.
+        num_shards: Number of shards to write. Of a window, those without a record are left out.
+        window: Start of the window. None is for the shards without a window.
 
     Raises:
         ValueError: An index is damaged.
@@ -54,9 +62,10 @@ def merge_shards(
     """
     sources = []
     copies = numbers_copies(summaries[0].record_schema)
-    empty = index_schema(summaries[0].record_schema.label).empty_table()
+    empty = index_schema(summaries[0].record_schema.label, with_window=window is not None).empty_table()
     for summary in summaries:
-        sources += [(shard, range_of(shard.path)) for shard in summary.splits[split].shards]
+        shards = (shard for shard in summary.splits[split].shards if shard.window == window)
+        sources += [(shard, range_of(shard.path)) for shard in shards]
     for number in range(num_shards):
         first, end = shard_range(number, num_shards=num_shards)
         slices = [
@@ -64,8 +73,11 @@ def merge_shards(
             for shard, (begin, stop) in sources
             if begin < end and first < stop and (slice := _read_slice(output, shard, first, end)).rows.num_rows
         ]
-        paths = shard_paths(generation, split, number, num_shards=num_shards)
-        yield _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty, copies=copies)
+        if window is not None and not slices:
+            continue
+        paths = shard_paths(generation, split, number, num_shards=num_shards, window=window)
+        shard = _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty, copies=copies)
+        yield shard.model_copy(update={"window": window})
 
 
 def _read_slice(output: str, shard: Shard, first: int, end: int) -> _Slice:
@@ -90,7 +102,7 @@ def _read_checked(path: str, sha256: str) -> bytes:
 def _write_shard(
     output: str, path: str, index_path: str, slices: Sequence[_Slice], *, seed: int, empty: pa.Table, copies: bool
 ) -> Shard:
-    """Writes the records of all slices, sorted by their order keys, and their index."""
+    """Writes the records of all slices, sorted by their order keys, and their index. Leaves out the window."""
     rows = pa.concat_tables([empty, *(slice.rows for slice in slices)]).combine_chunks()
     which = np.repeat(np.arange(len(slices)), [slice.rows.num_rows for slice in slices])
     order = _sort(rows, seed, copies=copies)
@@ -128,7 +140,15 @@ def _write_shard(
         sha256=digest.hexdigest(),
         index_path=index_path,
         index_sha256=hashlib.sha256(index).hexdigest(),
+        **_find_ends(rows),
     )
+
+
+def _find_ends(rows: pa.Table) -> dict[str, int]:
+    """Returns the event times of the oldest and the newest record, if the rows of an index have any."""
+    if EVENT_TIME not in rows.column_names:
+        return {}
+    return {"oldest": pc.min(rows[EVENT_TIME]).as_py(), "newest": pc.max(rows[EVENT_TIME]).as_py()}
 
 
 def _sort(rows: pa.Table, seed: int, *, copies: bool) -> Array:

@@ -12,33 +12,51 @@ from pipeline.schema.auto_classes import fix_classes
 from pipeline.schema.input_splits import use_inputs
 from pipeline.schema.labels import AUTO
 from pipeline.schema.schema import Schema, SplitFromInputs
+from pipeline.schema.windows import EventWindows, check_same_windows
 from pipeline.writing.base import Base, Mode
 from pipeline.writing.commit_log import Head, read_head
 from pipeline.writing.conflicts import check_may_append
 from pipeline.writing.published_ids import list_published
 
 
-def open_base(output: str, mode: Mode, schema: Schema, seed: int | None, *, may_widen: bool = False) -> Base:
+def open_base(
+    output: str,
+    mode: Mode,
+    schema: Schema,
+    seed: int | None,
+    *,
+    windows: EventWindows | None = None,
+    may_widen: bool = False,
+) -> Base:
     """Returns the dataset in an output folder, after a check that a job with this mode may publish there.
 
     Args:
         seed: Seed of the splits and of the order of the records. None is 0, or that of the dataset to add to.
+        windows: The windows to label the new shards with. None is those of the dataset to add to, if it has any. A
+            dataset without windows may get shards with windows; those that it has stay without.
         may_widen: Whether the schema may accept more than that of the dataset to add to.
 
     Raises:
-        UserError: `output` is a file, or contains a dataset that must not be replaced, or that records with this schema
-            and seed cannot be added to.
+        UserError: `output` is a file, or contains a dataset that must not be replaced, or that records with this
+            schema, seed and windows cannot be added to.
     """
     head = _check_output(output, mode, schema, seed, may_widen)
     manifest = head.manifest
     if mode != "append" or manifest is None:
-        return Base(mode, head.number, seed or 0)
-    return append_to(output, head.number, manifest)
+        return Base(mode, head.number, seed or 0, windows=windows)
+    if manifest.windows is not None and windows is not None:
+        check_same_windows(output, manifest.windows, windows)
+    return append_to(output, head.number, manifest, windows=windows)
 
 
-def append_to(output: str, number: int, manifest: Manifest) -> Base:
-    """Returns the base of a job that adds to a dataset, whose newest commit has this number and manifest."""
-    return Base("append", number, manifest.seed, manifest.summaries, list_published(output, manifest.splits))
+def append_to(output: str, number: int, manifest: Manifest, *, windows: EventWindows | None = None) -> Base:
+    """Returns the base of a job that adds to a dataset, whose newest commit has this number and manifest.
+
+    Args:
+        windows: The windows to label the new shards with, if the dataset has none.
+    """
+    published = list_published(output, manifest.splits)
+    return Base("append", number, manifest.seed, manifest.summaries, published, manifest.windows or windows)
 
 
 def take_classes(output: str, mode: Mode, schema: Schema) -> Schema:

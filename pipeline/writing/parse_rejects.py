@@ -12,6 +12,7 @@ from pipeline.raw.records import LIMITS, Limits, parse_line
 from pipeline.raw.rejects import IN_FILE, Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 
 class RejectsChunk(NamedTuple):
@@ -29,7 +30,7 @@ def split_rejects(file: RawFile) -> Iterator[RejectsChunk]:
 
 
 def parse_rejects(
-    chunk: RejectsChunk, schema: Schema, *, limits: Limits = LIMITS
+    chunk: RejectsChunk, schema: Schema, *, limits: Limits = LIMITS, windows: EventWindows | None = None
 ) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
     """Yields each raw line of a chunk as a parsed record with its first origin, or as a reject that keeps the raw line.
 
@@ -57,7 +58,7 @@ def parse_rejects(
                 yield Reject("too_large", row["message"], row["id"], origin)
                 continue
             try:
-                record = parse_line(raw, schema, limits=limits)
+                record = parse_line(raw, schema, limits=limits, windows=windows)
             except RecordError as error:
                 yield Reject(error.reason, error.message, error.id, origin)
                 continue

@@ -53,6 +53,8 @@ def generation_of(path: str) -> str | None:
 SOURCES_RUN_ENDING = ".sources"
 # The ending of a temporary file of collected classes.
 CLASSES_ENDING = ".classes"
+# The ending of a temporary file with the parts of many shards.
+PARTS_ENDING = ".parts"
 _ENDINGS = (
     ROWS_ENDING,
     EXAMPLES_ENDING,
@@ -61,6 +63,7 @@ _ENDINGS = (
     COUNTS_RUN_ENDING,
     SOURCES_RUN_ENDING,
     CLASSES_ENDING,
+    PARTS_ENDING,
 )
 _RUN_ENDINGS = "|".join(map(re.escape, _ENDINGS))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"

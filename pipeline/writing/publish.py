@@ -78,7 +78,7 @@ class Publisher:
         published = find_published(self.output, self.generation, after=self.base.number)
         if published is not None:
             return published
-        shards, rejects = sorted(shards, key=lambda shard: shard.number), list(rejects)
+        shards, rejects = sorted(shards, key=lambda shard: shard.order), list(rejects)
         records = sum(shard.shard.records for shard in shards)
         if self.recent is not None:
             self._check_stream(rejects, records, self.recent)
@@ -161,6 +161,7 @@ class Publisher:
             generation=self.generation,
             replayed=self.replayed,
             left_out=self.left_out,
+            windows=self.base.windows,
         )
 
     def _check_shard_sizes(self, summary: GenerationSummary) -> None:

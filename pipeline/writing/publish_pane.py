@@ -10,6 +10,7 @@ from pipeline.files import join, remove
 from pipeline.format.manifest import Manifest
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import EncodedRecord
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
 from pipeline.shuffle.runs import Run, RunBuffer
@@ -21,8 +22,8 @@ from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation, rejects_path, runs_folder
 from pipeline.writing.publish import STREAM_RECORDS, Publisher, discard_generation
 from pipeline.writing.rejects import write_rejects
-from pipeline.writing.shards import ShardWriter, choose_num_shards
-from pipeline.writing.stages import merge_into_shards
+from pipeline.writing.shards import ShardWriter
+from pipeline.writing.stages import choose_num_shards, merge_into_shards
 from pipeline.writing.write_sources import list_sources
 
 # How often a pane is merged before it gives up because others added the same records meanwhile.
@@ -37,8 +38,8 @@ class _Sorted:
         digest: A number that depends on all of them, but not on their order.
     """
 
-    def __init__(self, elements: Iterable[EncodedRecord | Reject], folder: str) -> None:
-        records, rejects = RunBuffer(folder), RejectBuffer(folder)
+    def __init__(self, elements: Iterable[EncodedRecord | Reject], folder: str, windows: EventWindows | None) -> None:
+        records, rejects = RunBuffer(folder, windows), RejectBuffer(folder)
         self.runs: list[Run] = []
         self.reject_runs: list[RejectRun] = []
         self.digest = 0
@@ -70,6 +71,7 @@ class PanePublisher:
         num_shards: Number of shards of each split. None chooses it by the size.
         max_rejected: Largest share of rejected records, in the newest commits that have at least 1,000 records.
         retain, lock_timeout: See Publisher.
+        windows: The windows of event time to label the shards with. None for none.
     """
 
     schema: Schema
@@ -80,6 +82,7 @@ class PanePublisher:
     max_rejected: float
     retain: float
     lock_timeout: float
+    windows: EventWindows | None = None
     _known: dict[int, str | None] = dataclasses.field(default_factory=dict)
 
     def publish(self, name: str, elements: Iterable[EncodedRecord | Reject]) -> Manifest:
@@ -98,7 +101,7 @@ class PanePublisher:
         folder = new_generation()
         with mark_writer(self.output, folder, command="prepare"):
             try:
-                pane = _Sorted(elements, runs_folder(self.output, folder))
+                pane = _Sorted(elements, runs_folder(self.output, folder), self.windows)
                 # Not every runner numbers the panes of a window, so the content is a part of the name.
                 name = f"{name}/{pane.digest:032x}"
                 for _ in range(1, _ATTEMPTS):
@@ -109,7 +112,7 @@ class PanePublisher:
                 discard_generation(self.output, folder)
 
     def _try(self, name: str, pane: _Sorted) -> Manifest:
-        base = open_base(self.output, "append", self.schema, self.seed)
+        base = open_base(self.output, "append", self.schema, self.seed, windows=self.windows)
         # Later commits are searched under the lock.
         published = find_pane(self.output, name, after=self.after, known=self._known)
         if published is not None:
@@ -128,9 +131,9 @@ class PanePublisher:
             return manifest
 
     def _write(self, name: str, pane: _Sorted, base: Base, generation: str) -> Manifest:
-        writer = ShardWriter(self.schema, self.output, generation, base.published)
+        writer = ShardWriter(self.schema, self.output, generation, base.published, base.windows)
         folder = runs_folder(self.output, generation)
-        num_shards = self.num_shards or choose_num_shards(run.split_bytes for run in pane.runs)
+        num_shards = self.num_shards or choose_num_shards(pane.runs)
         parts = [merge_into_shards(n, num_shards, pane.runs, writer, folder=folder) for n in range(num_shards)]
         reject_runs = [*pane.reject_runs, *(run for part in parts for run in part.reject_runs)]
         rejects = write_rejects(reject_runs, [], output=self.output, generation=generation)

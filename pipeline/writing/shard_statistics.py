@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +12,6 @@ from pipeline.format.examples import decode_example
 from pipeline.format.index import index_label
 from pipeline.format.statistics import ColumnSums
 from pipeline.format.stored_fields import stored_fields
-from pipeline.format.sums import FeatureSums
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES
 from pipeline.schema.labels import class_name
 from pipeline.schema.record import Array, is_missing, named_classes
@@ -20,6 +19,11 @@ from pipeline.schema.schema import Schema
 
 # For each field: the values of all records, joined, and int64[records], the number of values of each record.
 _Columns: TypeAlias = dict[str, tuple[Any, Array]]
+
+
+def make_sums(schema: Schema) -> dict[str, ColumnSums]:
+    """Returns empty sums of each feature (or label) that has statistics. They take much memory."""
+    return {name: ColumnSums(width) for name, width in schema.statistics_widths.items()}
 
 
 class ShardStatistics:
@@ -31,17 +35,19 @@ class ShardStatistics:
         missing: Number of missing values of each feature that allows nulls.
 
     Args:
-        with_sums: Whether to compute the sums.
+        sums: The sums of each feature (or label) that has statistics, to which those of the records are added; empty
+            without sums.
         count_strings: Called with the name and the strings of each feature with a vocabulary, block by block.
     """
 
-    def __init__(self, schema: Schema, *, with_sums: bool, count_strings: Callable[[str, list[bytes]], None]) -> None:
+    def __init__(
+        self, schema: Schema, *, sums: Mapping[str, ColumnSums], count_strings: Callable[[str, list[bytes]], None]
+    ) -> None:
         self._label = schema.label
         self._fields = stored_fields(schema)
         self._has_strings = any(field.dtype == "string" for field in self._fields)
         self._class_names = [class_name(c) for c in schema.label.classes]
-        self._widths = schema.statistics_widths if with_sums else {}
-        self._sums = {name: ColumnSums(width) for name, width in self._widths.items()}
+        self._widths, self._sums = schema.statistics_widths, sums
         self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
         self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
@@ -66,12 +72,8 @@ class ShardStatistics:
             self.missing[name] += int(is_missing(columns[name][0]).sum())
         for name in self._in_vocabulary:
             self._count_strings(name, columns[name][0])
-        for name, width in self._widths.items():
-            self._sums[name].add(columns[name][0].reshape(-1, width))
-
-    def sums(self) -> dict[str, FeatureSums]:
-        """Returns the sums of each feature (or label) that has statistics; empty before the first block."""
-        return {name: total for name, column in self._sums.items() if (total := column.sums()) is not None}
+        for name, sums in self._sums.items():
+            sums.add(columns[name][0].reshape(-1, self._widths[name]))
 
     def _add_labels(self, columns: _Columns, num_records: int) -> None:
         label = self._label

@@ -1,14 +1,13 @@
 """Writes shards: TFRecord files and their indexes, from sorted records without their duplicates."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import quote
 from pipeline.files import join, replace
@@ -16,17 +15,19 @@ from pipeline.format.count_strings import StringCounter
 from pipeline.format.groups import GROUP
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
+from pipeline.format.statistics import ColumnSums
 from pipeline.format.sums import PackedSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
-from pipeline.format.view import add_counts
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.copies import count_copies, numbers_copies
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
+from pipeline.writing.many_files import ManyFiles, Writer
 from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.published_ids import PublishedShard
-from pipeline.writing.shard_statistics import ShardStatistics
+from pipeline.writing.shard_statistics import ShardStatistics, make_sums
 
 # Records are written, and counted, in blocks that end at this number of records, or of bytes: large enough for NumPy to
 # be fast, and small enough for the cache of a core.
@@ -34,16 +35,9 @@ _BLOCK_RECORDS, _BLOCK_BYTES = 1024, 2**20
 # Default size of a shard in bytes: large enough for few reads, small enough that several readers can share the work.
 SHARD_BYTES = 64 * 2**20
 # The columns that the index of a shard needs. They stay in memory until the shard is complete.
-_INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key"]
-
-
-def choose_num_shards(split_bytes: Iterable[Mapping[str, int]]) -> int:
-    """Returns the number of shards of each split with which those of the largest one have about SHARD_BYTES.
-
-    Args:
-        split_bytes: The bytes of parts of each split.
-    """
-    return max(1, round(max(add_counts(split_bytes).values(), default=0) / SHARD_BYTES))
+_INDEX_COLUMNS = ["path", "id", "group", "num_steps", "key", "event_time", "num_labels", "truncated"]
+# Records that wait in all shards until their block is full, in bytes: there may be a shard for each of many windows.
+_WAITING_BYTES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +52,8 @@ class ShardSummary:
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
         strings: Path of the file of counts of each feature with a vocabulary. The shards of one number share it.
-        sums: The sums of each feature (or label) that has statistics; only in shards of the train split.
+        sums: The sums of each feature (or label) that has statistics; only in shards of the train split. Of the shards
+            of one number in several windows, the first one has the sums of all.
         copies: Number of records that are equal to another one, without the first of each; 0 if the schema has an id.
         groups: Path of the file with the number of records of each group, which the shards of one number share. None
             unless groups must be checked.
@@ -77,21 +72,31 @@ class ShardSummary:
     copies: int = 0
     groups: str | None = None
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """The key by which the shards of a split are sorted: by window, and then by number."""
+        window = self.shard.window
+        return int(window is not None), window or 0, self.number
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardWriter:
-    """Writes the shards of a generation. All shards of one number, one for each split, are written together.
+    """Writes the shards of a generation. All shards of one number are written together.
+
+    There is one for each split; with windows, one for each split and window that has a record.
 
     Attributes:
         output: Folder of the dataset.
         published: Shards of earlier generations, whose ids no new record may have. `merge_into_shards` rejects these
             records. Their keys are comparable only if both have the same seed.
+        windows: The windows of the dataset. None ignores the event times.
     """
 
     schema: Schema
     output: str
     generation: str
     published: tuple[PublishedShard, ...] = ()
+    windows: EventWindows | None = None
 
     def write(
         self, number: int, blocks: Iterable[Block], *, num_shards: int, reject: Callable[[Reject], None]
@@ -110,25 +115,71 @@ class ShardWriter:
         folder = runs_folder(self.output, self.generation)
         strings = StringCounter(self.schema.vocabulary_sizes, splits, folder)
         groups = StringCounter([GROUP] if self.schema.checks_groups else [], splits, folder)
-        with contextlib.ExitStack() as files:
-            shards = {}
-            for name in splits:
-                path, index_path = shard_paths(self.generation, name, number, num_shards=num_shards)
-                file = files.enter_context(replace(join(self.output, path)))
-                shards[name] = _OpenShard(self.schema, name, number, path, index_path, file, strings)
+        sums = make_sums(self.schema)
+        with ManyFiles(folder) as files:
+            shards: dict[tuple[str, int | None], _OpenShard] = {}
+
+            def open_shard(split: str, window: int | None) -> _OpenShard:
+                path, index_path = shard_paths(self.generation, split, number, num_shards=num_shards, window=window)
+                statistics = ShardStatistics(
+                    self.schema,
+                    sums=sums if split == TRAIN else {},
+                    count_strings=functools.partial(strings.add, split),
+                )
+                file = files.open(join(self.output, path))
+                return _OpenShard(self.schema, split, number, window, path, index_path, file, statistics)
+
+            if self.windows is None:  # with windows, most splits and numbers have no record in most of them
+                shards = {(split, None): open_shard(split, None) for split in splits}
             for block in blocks:
                 is_kept, kept = _reject_duplicates(block.rows, kept, reject)
-                split_of = block.rows["split"].to_numpy(zero_copy_only=False)
-                for name, shard in shards.items():
-                    places = np.flatnonzero(is_kept & (split_of == name))
-                    rows = block.rows.take(pa.array(places))
-                    shard.add(rows, [block.examples[i] for i in places.tolist()])
+                for (split, window), rows, examples in self._partition(block, is_kept):
+                    if (split, window) not in shards:
+                        shards[split, window] = open_shard(split, window)
+                    shards[split, window].add(rows, examples)
                     if self.schema.checks_groups:
-                        groups.add(name, GROUP, rows["group"].cast(pa.binary()).to_pylist())
+                        groups.add(split, GROUP, rows["group"].cast(pa.binary()).to_pylist())
+                if sum(shard.waiting_bytes for shard in shards.values()) > _WAITING_BYTES:
+                    for shard in shards.values():
+                        shard.flush()
             for shard in shards.values():
                 shard.flush()
+            files.finish()
         counts_files, groups_file = strings.finish(), groups.finish().get(GROUP)
-        return [shard.finish(self.output, counts_files, groups_file) for shard in shards.values()]
+        written = [shard.finish(self.output, counts_files, groups_file) for shard in shards.values()]
+        return _add_sums(sorted(written, key=lambda shard: shard.order), sums)
+
+    def _partition(
+        self, block: Block, is_kept: Array
+    ) -> Iterator[tuple[tuple[str, int | None], pa.Table, list[bytes]]]:
+        """Yields the records of a block that are kept by split and window, with the columns of _INDEX_COLUMNS."""
+        places = np.flatnonzero(is_kept)
+        rows = block.rows.take(pa.array(places))
+        splits = rows["split"].combine_chunks().dictionary_encode()
+        of_split, windows = splits.indices.to_numpy(), np.zeros(len(rows), np.int64)
+        if self.windows is not None:
+            if rows["event_time"].null_count:
+                raise missing_time(rows["id"].filter(rows["event_time"].is_null())[0].as_py(), self.windows)
+            windows = self.windows.starts_of(rows["event_time"].to_numpy())
+        order = np.lexsort((windows, of_split))  # stable, so that the records stay in the order of their keys
+        rows = _select_index_columns(rows.take(pa.array(order)))
+        of_split, windows, places = of_split[order], windows[order], places[order]
+        changes = (of_split[1:] != of_split[:-1]) | (windows[1:] != windows[:-1])
+        starts = np.append(0, np.flatnonzero(changes) + 1)[: len(rows)].tolist()
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=False):
+            split = splits.dictionary[int(of_split[start])].as_py()
+            window = None if self.windows is None else int(windows[start])
+            examples = [block.examples[place] for place in places[start:end].tolist()]
+            yield (split, window), rows[start:end], examples
+
+
+def _add_sums(shards: list[ShardSummary], sums: Mapping[str, ColumnSums]) -> list[ShardSummary]:
+    """Returns the shards of one number, of which the first of the train split has the sums of this split."""
+    packed = {name: PackedSums.of(total) for name, column in sums.items() if (total := column.sums()) is not None}
+    first = next((place for place, shard in enumerate(shards) if shard.split == TRAIN), None)
+    if first is not None:
+        shards[first] = dataclasses.replace(shards[first], sums=packed)
+    return shards
 
 
 def _reject_duplicates(
@@ -166,41 +217,44 @@ def _describe(origin: Origin) -> str:
 
 
 class _OpenShard:
-    """A shard that is being written."""
+    """A shard that is being written.
+
+    Attributes:
+        waiting_bytes: Bytes of the records that are not written yet.
+    """
 
     def __init__(
         self,
         schema: Schema,
         split: str,
         number: int,
+        window: int | None,
         path: str,
         index_path: str,
-        file: IO[bytes],
-        strings: StringCounter,
+        file: Writer,
+        statistics: ShardStatistics,
     ) -> None:
-        self._schema, self._split, self._number, self._file = schema, split, number, file
-        self._path, self._index_path = path, index_path
-        self._statistics = ShardStatistics(
-            schema, with_sums=split == TRAIN, count_strings=functools.partial(strings.add, split)
-        )
+        self._schema, self._split, self._number, self._window, self._file = schema, split, number, window, file
+        self._path, self._index_path, self._statistics = path, index_path, statistics
         self._digest = hashlib.sha256()
         # The records that are not written yet, a part of a block.
         self._block: list[bytes] = []
-        self._block_bytes = 0
+        self.waiting_bytes = 0
         self._sizes: list[int] = []
         self._rows = [_select_index_columns(COLUMNS.empty_table())]
-        self._labels = self._truncated = 0
 
     def add(self, rows: pa.Table, examples: list[bytes]) -> None:
-        """Writes the next records."""
-        self._rows.append(_select_index_columns(rows))
-        self._labels += int(rows["num_labels"].to_numpy().sum())
-        self._truncated += int(rows["truncated"].to_numpy().sum())
+        """Writes the next records.
+
+        Args:
+            rows: The columns of _INDEX_COLUMNS.
+        """
+        self._rows.append(rows)
         self._sizes += map(len, examples)
         for example in examples:
             self._block.append(example)
-            self._block_bytes += len(example)
-            if len(self._block) == _BLOCK_RECORDS or self._block_bytes >= _BLOCK_BYTES:
+            self.waiting_bytes += len(example)
+            if len(self._block) == _BLOCK_RECORDS or self.waiting_bytes >= _BLOCK_BYTES:
                 self.flush()
 
     def flush(self) -> None:
@@ -210,7 +264,7 @@ class _OpenShard:
             self._digest.update(framed)
             self._file.write(framed)
             self._statistics.add(framed, self._block)
-            self._block, self._block_bytes = [], 0
+            self._block, self.waiting_bytes = [], 0
 
     def finish(self, output: str, strings: dict[str, str], groups: str | None) -> ShardSummary:
         """Writes the index, after the TFRecord file was closed.
@@ -219,6 +273,7 @@ class _OpenShard:
             strings, groups: The attributes of ShardSummary.
         """
         statistics, rows, sizes = self._statistics, pa.concat_tables(self._rows), self._sizes
+        has_window = self._window is not None
         index = serialize_index(
             build_index(
                 self._schema.label,
@@ -229,6 +284,8 @@ class _OpenShard:
                 groups=rows["group"],
                 sources=rows["path"],
                 keys=rows["key"],
+                event_times=rows["event_time"] if has_window else None,
+                num_labels=rows["num_labels"] if has_window else None,
             )
         )
         with replace(join(output, self._index_path)) as file:
@@ -246,14 +303,17 @@ class _OpenShard:
                 sha256=self._digest.hexdigest(),
                 index_path=self._index_path,
                 index_sha256=hashlib.sha256(index).hexdigest(),
+                window=self._window,
+                oldest=pc.min(rows["event_time"]).as_py() if has_window else None,
+                newest=pc.max(rows["event_time"]).as_py() if has_window else None,
             ),
-            labels=self._labels,
-            truncated=self._truncated,
+            labels=int(rows["num_labels"].to_numpy().sum()),
+            truncated=int(rows["truncated"].to_numpy().sum()),
             length_counts=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             label_counts=dict(statistics.label_counts),
             missing=statistics.missing,
             strings=strings,
-            sums={name: PackedSums.of(sums) for name, sums in statistics.sums().items()},
+            sums={},
             copies=count_copies(rows["id"]) if numbers_copies(self._schema) else 0,
             groups=groups,
         )

@@ -3,6 +3,8 @@
 Both are functions of plain values, so that a worker process can run them as well as a Beam step.
 """
 
+import collections
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import last_of_each, numbers_copies
 from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
@@ -22,7 +25,10 @@ from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing.number_copies import number_copies
 from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects
 from pipeline.writing.published_ids import find_published, reject_published
-from pipeline.writing.shards import ShardSummary, ShardWriter
+from pipeline.writing.shards import SHARD_BYTES, ShardSummary, ShardWriter
+
+# Bytes of the shards of one split and number, in all windows together.
+_MAX_SHARDS_BYTES = 8 * SHARD_BYTES
 
 
 class ParsedRuns(NamedTuple):
@@ -52,11 +58,13 @@ def parse_into_runs(
     keep_raw: bool,
     limits: Limits = LIMITS,
     stop: EarlyStop | None = None,
+    windows: EventWindows | None = None,
 ) -> ParsedRuns:
     """Parses and encodes lines, and writes the records and the rejects to sorted runs in `folder`.
 
     Args:
         stop: When to end the job because the first records of a file are all rejected.
+        windows: The windows of the dataset, which name the field of the event time.
 
     Raises:
         UserError: A file cannot be read, or `stop` applies.
@@ -66,14 +74,14 @@ def parse_into_runs(
     chunks: list[ChunkSummary] = []
     parsed = rejected = 0
     first_records = FirstRecords(stop)
-    buffer, again = RunBuffer(folder), RejectBuffer(folder)
+    buffer, again = RunBuffer(folder, windows), RejectBuffer(folder)
     with RejectRunWriter(folder) as reject_writer:
         for lines in _read_in_order(items, limits):
             if isinstance(lines, ChunkSummary):
                 chunks.append(lines)
                 continue
             is_replayed = isinstance(lines, RejectsChunk)
-            for result in _parse(lines, schema, keep_raw, limits, first_records):
+            for result in _parse(lines, schema, keep_raw, limits, first_records, windows):
                 if isinstance(result, Reject):
                     rejected += 1
                     if is_replayed:  # in the order of other raw files than those of this call
@@ -100,11 +108,17 @@ def _read_in_order(
 
 
 def _parse(
-    lines: LineBatch | RejectsChunk, schema: Schema, keep_raw: bool, limits: Limits, first_records: FirstRecords
+    lines: LineBatch | RejectsChunk,
+    schema: Schema,
+    keep_raw: bool,
+    limits: Limits,
+    first_records: FirstRecords,
+    windows: EventWindows | None,
 ) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
     if isinstance(lines, RejectsChunk):
-        return parse_rejects(lines, schema, limits=limits)
-    return first_records.watch(lines, parse_lines(lines, schema, keep_raw=keep_raw, limits=limits))
+        return parse_rejects(lines, schema, limits=limits, windows=windows)
+    parsed = parse_lines(lines, schema, keep_raw=keep_raw, limits=limits, windows=windows)
+    return first_records.watch(lines, parsed)
 
 
 class WrittenShards(NamedTuple):
@@ -112,6 +126,22 @@ class WrittenShards(NamedTuple):
 
     shards: list[ShardSummary]
     reject_runs: list[RejectRun]
+
+
+def choose_num_shards(runs: Iterable[Run]) -> int:
+    """Returns the number of shards of each split (and window) with which those of the largest have about SHARD_BYTES.
+
+    The shards of one number are written together. So that they fit into the memory of a worker, and so that there is
+    work for several, those of all windows have at most _MAX_SHARDS_BYTES in the largest split.
+    """
+    by_split, by_window = collections.Counter[str](), collections.Counter[tuple[str, int]]()
+    for run in runs:
+        by_split.update(run.split_bytes)
+        by_window.update(run.window_bytes)
+    total = max(by_split.values(), default=0)
+    if not by_window:
+        return max(1, round(total / SHARD_BYTES))
+    return max(1, round(max(by_window.values()) / SHARD_BYTES), math.ceil(total / _MAX_SHARDS_BYTES))
 
 
 def merge_into_shards(

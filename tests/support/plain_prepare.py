@@ -31,7 +31,8 @@ def prepare(options: PrepareOptions) -> Manifest:
     schema, output = Schema.read(options.schema), absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
     schema = take_inputs(output, mode, schema, options.inputs)
-    return run_job(options, schema, find_files(options.inputs), begin_job(output, mode, schema, options.seed))
+    job = begin_job(output, mode, schema, options.seed, options.windows)
+    return run_job(options, schema, find_files(options.inputs), job)
 
 
 def run_job(options: PrepareOptions, schema: Schema, raw: Sequence[RawFile], job: DatasetJob) -> Manifest:
@@ -40,8 +41,9 @@ def run_job(options: PrepareOptions, schema: Schema, raw: Sequence[RawFile], job
     chunks = [chunk for file in raw for chunk in split_file(file)]
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     place = {"seed": base.seed, "folder": files.folder}
-    parsed = parse_into_runs(chunks, schema, **place, keep_raw=options.keep_raw, limits=limits)
-    writer = ShardWriter(schema, files.output, files.generation, base.published)
+    more = {"keep_raw": options.keep_raw, "limits": limits, "windows": base.windows}
+    parsed = parse_into_runs(chunks, schema, **place, **more)
+    writer = ShardWriter(schema, files.output, files.generation, base.published, base.windows)
     num_shards = options.num_shards or 1
     written = [
         merge_into_shards(number, num_shards, parsed.runs, writer, folder=files.folder) for number in range(num_shards)

@@ -161,8 +161,8 @@ def test_what_another_job_appends_meanwhile_is_kept(append, write_raw, monkeypat
     append(write_raw([record(0)], "zero.jsonl"))
     begin, others = prepare_module.open_base, []
 
-    def open_base_and_wait(*arguments):
-        base = begin(*arguments)
+    def open_base_and_wait(*arguments, **options):
+        base = begin(*arguments, **options)
         if others:
             append(others.pop())
         return base

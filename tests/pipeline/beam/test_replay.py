@@ -256,10 +256,11 @@ def test_the_dataset_then_takes_records_with_the_new_schema_only(second, tmp_pat
 
 
 def compact_two(dataset, generations):
+    from pipeline.writing import choose_generations
     from pipeline.writing import compact as module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_is_small", lambda summary: summary.generation in generations)
+        patch.setattr(choose_generations, "_is_small", lambda summary: summary.generation in generations)
         assert module.compact(str(dataset)).generations == tuple(generations)
 
 

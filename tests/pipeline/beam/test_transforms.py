@@ -27,6 +27,7 @@ from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import Chunk, LineBatch, read_chunk, split_file
 from pipeline.raw.records import LIMITS, Limits, parse_record
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.base import Base
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.published_ids import list_published
@@ -89,6 +90,24 @@ def test_sequences_can_be_written_directly(dataset, records, schema, tmp_path):
     assert load(tmp_path / "out").fingerprint == load(dataset).fingerprint
 
 
+def test_shards_are_labelled_with_windows_of_event_time(records, schema, tmp_path):
+    windows = EventWindows(field="at", seconds=3600)
+    timed = [record | {"at": datetime.datetime(1970, 1, 1, n % 3)} for n, record in enumerate(records)]
+
+    def write_with(options, name, **more):
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            parsed = pipeline | beam.Create(timed) | ParseRecords(schema, **options)
+            _ = parsed | WriteDataset(schema, str(tmp_path / name), num_shards=1, **options, **more)
+
+    write_with({"windows": windows}, "out")
+    manifest = read_whole(tmp_path / "out")
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    assert {w: sum(s.records for s in shards if s.window == w) for w in (0, 3600, 7200)} == {0: 67, 3600: 67, 7200: 66}
+    # The dataset needs an event time of each new record.
+    with pytest.raises(Exception, match=r"has no event time, but the dataset has windows of 1h by the field 'at'"):
+        write_with({}, "out", append=True)
+
+
 def test_records_with_a_published_id_are_rejected(dataset, records, schema, tmp_path, read_records):
     """Half of the records are in an earlier generation, with one shard less."""
     half = records[::2]
@@ -141,7 +160,7 @@ def test_several_steps_may_parse_the_same_elements(records, schema, raw_file):
     record = records[0] | {"x": np.array(records[0]["x"]), "word": tuple(records[0]["word"])}
     for element in (batch, record, json.dumps(record, default=list), 3):
         before = copy.deepcopy(element)
-        parse = _Parse(schema, True, True, LIMITS)
+        parse = _Parse(schema, {"labelled": True, "limits": LIMITS}, keep_raw=True, stop=None)
         parse.start_bundle()
         first, second = ([getattr(output, "value", output) for output in parse.process(element)] for _ in range(2))
         assert repr(first) == repr(second)
@@ -291,7 +310,7 @@ splits: {train: 0.8, test: 0.2}
 def test_the_default_number_of_shards_depends_on_the_largest_split(tmp_path, monkeypatch, target, expected):
     schema = Schema.parse(SCHEMA_OF_SIZES)
     records = [{"id": n, "x": [0.5] * 100, "y": 1.0} for n in range(200)]
-    monkeypatch.setattr("pipeline.writing.shards.SHARD_BYTES", target)
+    monkeypatch.setattr("pipeline.writing.stages.SHARD_BYTES", target)
     with beam.Pipeline(runner=FnApiRunner()) as job:
         _ = job | beam.Create(records) | ParseRecords(schema) | WriteDataset(schema, str(tmp_path / "out"))
     splits = load(str(tmp_path / "out")).splits

@@ -12,7 +12,6 @@ from pipeline.raw import early_stop
 from pipeline.raw.early_stop import EarlyStop, stop_early
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.json_lines import LineBatch, read_chunk, split_file
-from pipeline.raw.records import LIMITS
 from pipeline.schema.schema import Schema
 from pipeline.writing.stages import parse_into_runs
 
@@ -34,7 +33,7 @@ def parse(items, folder, stop):
 
 def parse_in_beam(items, folder, stop):
     """Parses as a bundle of ParseRecords does."""
-    step = _Parse(Schema.parse(SCHEMA), False, False, LIMITS, stop)
+    step = _Parse(Schema.parse(SCHEMA), {"labelled": False}, keep_raw=False, stop=stop)
     step.start_bundle()
     outputs = []
     for item in items:

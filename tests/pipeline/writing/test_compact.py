@@ -74,8 +74,7 @@ def test_a_compacted_dataset_is_the_one_that_one_job_writes(parts, run_prepare, 
 def test_large_generations_are_left_alone(parts, monkeypatch, tmp_path):
     dataset = tmp_path / "dataset"
     # The shards of the first generation, which has one for each split, are the largest.
-    monkeypatch.setattr("pipeline.writing.compact.SHARD_BYTES", 1500)
-    monkeypatch.setattr("pipeline.writing.shards.SHARD_BYTES", 1500)
+    monkeypatch.setattr("pipeline.writing.choose_generations.SHARD_BYTES", 1500)
     before, manifest = load(dataset), (dataset / FILE_NAME).read_bytes()
     done = compact(str(dataset))
     assert done.generations == before.generations[1:]
