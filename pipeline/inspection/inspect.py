@@ -13,6 +13,7 @@ from pipeline.files import join
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, FeatureStatistics, Split
 from pipeline.inspection.histogram import bar, length_bands, length_range
+from pipeline.inspection.inspect_windows import print_windows, summarize_windows
 from pipeline.inspection.warnings import find_warnings
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL
@@ -47,6 +48,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         | _statistics(manifest, schema.label.name),
         "features": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.steps.items()},
         "context": {name: _summarize_feature(manifest, name, feature) for name, feature in schema.context.items()},
+        "windows": summarize_windows(manifest),
         "rejected": manifest.rejected.model_dump(mode="json"),
         "warnings": find_warnings(manifest),
     }
@@ -201,6 +203,7 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     console.print(_describe_rule(manifest.record_schema), soft_wrap=True)
     for line in _describe_copies(manifest):
         console.print(line, soft_wrap=True)
+    print_windows(console, manifest)
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))
     _print_label(console, manifest)
     schema = manifest.record_schema

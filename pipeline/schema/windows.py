@@ -149,6 +149,16 @@ def format_time(seconds: int) -> str:
     return f"{time.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
+def format_event_time(event_time: int) -> str:
+    """Returns an event time in microseconds since 1970 as a string in ISO 8601.
+
+    >>> format_event_time(1_500_000), format_event_time(2_000_000)
+    ('1970-01-01T00:00:01.500000Z', '1970-01-01T00:00:02Z')
+    """
+    time = _EPOCH + event_time * _MICROSECOND
+    return f"{time.replace(tzinfo=None).isoformat()}Z"
+
+
 def format_duration(seconds: float) -> str:
     """Returns a duration with the largest unit in which it is whole.
 
