@@ -8,6 +8,7 @@ import apache_beam as beam
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import in_global_window
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
+from pipeline.raw.spooled_messages import MessageChunk
 from pipeline.writing.job import DatasetJob
 from pipeline.writing.parse_rejects import RejectsChunk
 
@@ -16,7 +17,7 @@ _MIN_BYTES = 2**12
 
 
 class CallOnChunks(beam.DoFn):
-    """Calls a function with lists of chunks: Chunk or RejectsChunk -> what `outputs` makes of each result.
+    """Calls a function with lists of chunks of any kind: a chunk -> what `outputs` makes of each result.
 
     Args:
         function: Takes a list of chunks (of a compressed file, batches of its lines) and the options. It is defined in
@@ -39,15 +40,16 @@ class CallOnChunks(beam.DoFn):
     def start_bundle(self) -> None:
         self._calls = PendingCalls(self._pool)
         # Input of the next call, and its size in bytes.
-        self._batch: list[Chunk | LineBatch | RejectsChunk] = []
+        self._batch: list[Chunk | LineBatch | MessageChunk | RejectsChunk] = []
         self._batch_bytes = 0
 
-    def process(self, chunk: Chunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
+    def process(self, chunk: Chunk | MessageChunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
         if job is not None:
             of_job = {"seed": job.base.seed, "folder": job.files.folder, "windows": job.base.windows}
             self._options = self._options | of_job
-        if isinstance(chunk, RejectsChunk) or not chunk.compressed or self._pool is None:
-            yield from self._add(chunk, max(_MIN_BYTES, chunk.stop - chunk.start))
+        if not isinstance(chunk, Chunk) or not chunk.compressed or self._pool is None:
+            num_bytes = chunk.num_bytes if isinstance(chunk, MessageChunk) else chunk.stop - chunk.start
+            yield from self._add(chunk, max(_MIN_BYTES, num_bytes))
             return
         # Only one process can read a compressed file, so this one reads and the others parse.
         for item in read_chunk(chunk, batch_bytes=COMPRESSED_BATCH_BYTES, record_bytes=self._record_bytes):
@@ -57,7 +59,7 @@ class CallOnChunks(beam.DoFn):
                 # These lines are in memory already, so a call takes fewer bytes of them.
                 yield from self._add(item, item.num_bytes * CHUNK_BYTES // COMPRESSED_BATCH_BYTES)
 
-    def _add(self, item: Chunk | LineBatch | RejectsChunk, num_bytes: int) -> Iterator[Any]:
+    def _add(self, item: Chunk | LineBatch | MessageChunk | RejectsChunk, num_bytes: int) -> Iterator[Any]:
         """Adds an item to the batch. Small files share a batch, so that there are fewer calls than files."""
         if self._batch_bytes + num_bytes > CHUNK_BYTES:
             yield from self._call()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, count_cores, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
@@ -18,10 +20,11 @@ from pipeline.format.summary import LeftOut
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import RawFile, RawFiles, describe_left_out, find_all_files
-from pipeline.raw.json_lines import LineBatch, parse_lines, read_chunk, split_file
+from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.raw.rejects import Reject
+from pipeline.raw.spooled_messages import MessageChunk, read_messages, split_input
 from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import FIELD_SPLITS, Schema
 from pipeline.schema.windows import EventWindows
@@ -169,7 +172,7 @@ def prepare_parts_with_beam(
         NothingNew: There is no dataset yet, and no record was accepted.
         TryAgain: A file was changed while it was read, or another job took the same part.
     """
-    check_kinds([file for file in files if not file.start])
+    check_kinds([file for file in files if file.spool is None and not file.start])
     check_free_space(files, schema, job.files.output)
     total_bytes = sum(file.num_bytes for file in files)
     with _start_workers(options, total_bytes, beam_options) as pool:
@@ -322,16 +325,27 @@ def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> N
 def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
     """Returns the estimated size of all TFRecords, from the first records of the first file that has any."""
     for file in files:
-        chunk = next(split_file(file), None)
+        chunk = next(split_input(file), None)
         if chunk is None:
             continue
-        if not chunk.compressed:
-            chunk = chunk._replace(stop=min(chunk.stop, chunk.start + _SAMPLE_BYTES))
-        lines = next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
+        lines, is_compressed = _first_lines(chunk), isinstance(chunk, Chunk) and chunk.compressed
         if isinstance(lines, LineBatch):
-            raw_bytes = sum(map(len, lines.lines)) * (1 if not chunk.compressed else 1 / _COMPRESSION_RATIO)
+            raw_bytes = sum(map(len, lines.lines)) * (1 if not is_compressed else 1 / _COMPRESSION_RATIO)
             limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # a larger record was cut when it was read
             parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
             encoded = sum(len(encode_for_shuffle(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
             return sum(file.num_bytes for file in files) * encoded / raw_bytes
     return 0.0
+
+
+def _first_lines(chunk: Chunk | MessageChunk) -> LineBatch | ChunkSummary:
+    """Returns about _SAMPLE_BYTES of the lines of a chunk, or its summary if it has none."""
+    if isinstance(chunk, Chunk):
+        if not chunk.compressed:
+            chunk = chunk._replace(stop=min(chunk.stop, chunk.start + _SAMPLE_BYTES))
+        return next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
+    lines = next(read_messages(chunk._replace(blocks=chunk.blocks[:1]), record_bytes=_SAMPLE_BYTES))
+    if not isinstance(lines, LineBatch):
+        return lines
+    count = 1 + int(np.searchsorted(np.cumsum(list(map(len, lines.lines))), _SAMPLE_BYTES))
+    return LineBatch._make(part[:count] if isinstance(part, list) else part for part in lines)

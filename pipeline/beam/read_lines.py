@@ -8,8 +8,9 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.raw.find_files import RawFile, RawFiles, find_files
-from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk, split_file
+from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk
 from pipeline.raw.records import LIMITS, Limits
+from pipeline.raw.spooled_messages import split_input
 
 CHUNKS = "chunks"
 
@@ -43,7 +44,7 @@ def split_files(pipeline: Any, files: Sequence[RawFile]) -> Any:
     return (
         pipeline
         | "Files" >> beam.Create(files)
-        | "Split" >> beam.FlatMap(split_file)
+        | "Split" >> beam.FlatMap(split_input)
         | "SpreadChunks" >> beam.Reshuffle()
     )
 

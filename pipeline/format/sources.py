@@ -21,6 +21,14 @@ part it is; they are null for a file that was not followed:
 `compact` joins the rows of neighbouring parts of a file to one, so that their number does not grow with the rounds of a
 stream. The column `joined` has the number of rows that were joined; it is null for a single part. `sha256` is then the
 SHA-256 of the joined digests of these rows, so that it can be computed again only from the same parts.
+
+A partition of a Kafka topic is a file with the path `kafka://TOPIC/PARTITION`, for which columns mean other things:
+- `start` and `stored_bytes` are offsets: the stream goes on at the offset `start` + `stored_bytes`. Not every offset in
+  between has a message that was read: others were removed by a compaction, aborted, or had no value.
+- `bytes` counts the bytes of the values, and `lines` the messages before the end of the part that had a value.
+- `rewrites`: how often the partition had been read from its start before, since other content took its place.
+- `tail`: SHA-256 of the ids of the cluster and of the topic. A topic that is deleted and made anew has another one.
+- `sha256`: see pipeline/raw/spooled_messages.py. No other part has the same.
 """
 
 import contextlib

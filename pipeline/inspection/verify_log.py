@@ -192,7 +192,7 @@ class _Parts:
     def find_overlaps(self, dataset: str) -> Iterator[Fault]:
         """Yields a fault for each of the first parts that begins before another one of the same file has ended."""
         columns = [np.concatenate(parts) for parts in self._columns]
-        order = np.lexsort(columns[2::-1])
+        order = np.lexsort(columns[3::-1])  # by the end last: a part may be empty
         paths, rewrites, starts, ends, numbers = (column[order] for column in columns)
         same = (paths[1:] == paths[:-1]) & (rewrites[1:] == rewrites[:-1])
         for place in np.flatnonzero(same & (starts[1:] < ends[:-1]))[:_MAX_FAULTS].tolist():
@@ -203,9 +203,10 @@ class _Parts:
                 for path in block["path"].to_pylist()
                 if _short_digest(path) == int(paths[place])
             )
+            unit = "offset" if name.startswith("kafka://") else "byte"
             message = (
-                f"lists a part of {name} from byte {int(starts[place + 1]):,} on, but a part in {other.path} ends at "
-                f"byte {int(ends[place]):,}: records between them were read twice"
+                f"lists a part of {name} from {unit} {int(starts[place + 1]):,} on, but a part in {other.path} ends at "
+                f"{unit} {int(ends[place]):,}: records between them were read twice"
             )
             yield Fault(file.path, None, message)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import UserError
-from pipeline.raw.find_files import RawFile
+from pipeline.raw.find_files import TOPIC_SCHEME, RawFile
 from pipeline.raw.json_lines import LineBatch
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import ParsedRecord
@@ -81,9 +81,11 @@ class FirstRecords:
             raise self._error(self._first)
 
     def _error(self, first: Reject) -> UserError:
+        is_topic = (self._path or "").startswith(TOPIC_SCHEME)
+        place = f"at offset {first.origin.byte_offset:,}" if is_topic else f"in line {first.origin.number + 1:,}"
         return UserError(
-            f"{self._path}: its first {self._rejects:,} records were all rejected, the first of them in line "
-            f"{first.origin.number + 1:,} as {first.reason}: {first.message}. The job ended, and nothing was "
+            f"{self._path}: its first {self._rejects:,} records were all rejected, the first of them {place} "
+            f"as {first.reason}: {first.message}. The job ended, and nothing was "
             "published. Correct the records or the schema, leave out the file, or process all records with "
             "--max_rejected 1."
         )

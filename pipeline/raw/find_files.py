@@ -26,10 +26,12 @@ class FileRange(NamedTuple):
     """The place of a part of a file that is followed: each part is read once, and begins where the last one ended.
 
     Attributes:
-        start: Offset of the part in the file, in bytes; it is the start of a line.
-        lines: Number of lines in the file before it.
+        start: Offset of the part in the file, in bytes; it is the start of a line. Of a partition of a topic, the
+            offset of the first message that may be in the part.
+        lines: Number of lines in the file before it, or of messages.
         rewrites: How often the file had been read from its start before, since other content took its place.
-        tail: SHA-256 of the last bytes before the end of the part, at most TAIL_BYTES of them.
+        tail: SHA-256 of the last bytes before the end of the part, at most TAIL_BYTES of them; or of what identifies
+            the topic.
     """
 
     start: int
@@ -40,21 +42,56 @@ class FileRange(NamedTuple):
 
 TAIL_BYTES = 4096
 
+# What the paths of partitions of topics begin with.
+TOPIC_SCHEME = "kafka://"
 
-class RawFile(NamedTuple):
-    """A raw file, or a part of one.
+
+class Block(NamedTuple):
+    """Some messages in a file of spooled messages.
 
     Attributes:
-        path: The file.
-        num_bytes: Its stored size in bytes, or that of the part.
+        place: Where the block begins in the file, in bytes.
+        first: Offset of its first message in the partition.
+        num_messages: Number of messages.
+        num_bytes: Bytes of their values.
+    """
+
+    place: int
+    first: int
+    num_messages: int
+    num_bytes: int
+
+
+class Spool(NamedTuple):
+    """The messages of a part of a partition, which were copied to a temporary file.
+
+    Attributes:
+        path: The file, which may have messages of other partitions too. Empty if there is no message.
+        stop: Offset in the partition where the part ends.
+        blocks: The messages, in their order.
+    """
+
+    path: str
+    stop: int
+    blocks: tuple[Block, ...]
+
+
+class RawFile(NamedTuple):
+    """A raw file, or a part of one, or a part of a partition of a topic.
+
+    Attributes:
+        path: The file, or `kafka://TOPIC/PARTITION`.
+        num_bytes: Its stored size in bytes, or that of the part; of a partition, the bytes of the values.
         split: Split for which it was given; None if files are not given by split.
         range: Where the part is. None for a whole file that is not followed.
+        spool: Where the messages of a partition are. None for a file.
     """
 
     path: str
     num_bytes: int
     split: str | None = None
     range: FileRange | None = None
+    spool: Spool | None = None
 
     @property
     def start(self) -> int:

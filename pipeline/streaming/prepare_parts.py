@@ -13,16 +13,9 @@ from pipeline.raw.chunk_pieces import Place, cut_chunk, join_pieces
 from pipeline.raw.early_stop import stop_early
 from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import RawFile
-from pipeline.raw.json_lines import (
-    CHUNK_BYTES,
-    COMPRESSED_BATCH_BYTES,
-    Chunk,
-    ChunkSummary,
-    LineBatch,
-    read_chunk,
-    split_file,
-)
+from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.records import Limits
+from pipeline.raw.spooled_messages import MessageChunk, split_input
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer, ChunkRun
 from pipeline.shuffle.hashing import END_NUMBER
@@ -85,7 +78,7 @@ def prepare_parts(
     """
     if beam_options:
         return prepare_parts_with_beam(options, schema, files, job, beam_options, announce=announce)
-    check_kinds([file for file in files if not file.start])
+    check_kinds([file for file in files if file.spool is None and not file.start])
     check_free_space(files, schema, job.files.output)
     output, generation, _ = job.files
     num_bytes = sum(file.num_bytes for file in files)
@@ -110,12 +103,14 @@ class _Round:
     def run(self, files: Sequence[RawFile], num_bytes: int) -> Manifest:
         """Does the round, and returns the manifest of its commit."""
         options, base, (output, generation, folder) = self._options, self._job.base, self._job.files
-        chunks = [chunk for file in files for chunk in split_file(file)]
         wanted = num_bytes // (_CALLS * self._pool.num_workers) if self._pool is not None else CHUNK_BYTES
         call_bytes = min(max(wanted, _MIN_CALL_BYTES), CHUNK_BYTES)
         whole: dict[Place, int] = {}
-        pieces: list[Chunk] = []
-        for chunk in chunks:
+        pieces: list[Chunk | MessageChunk] = []
+        for chunk in (chunk for file in files for chunk in split_input(file, message_bytes=call_bytes)):
+            if isinstance(chunk, MessageChunk):
+                pieces.append(chunk)
+                continue
             cut = cut_chunk(chunk, call_bytes)
             whole |= {Place(piece.path, piece.start): chunk.start for piece in cut if piece.is_piece}
             pieces += cut
@@ -155,25 +150,26 @@ class _Round:
         return publisher.publish(shards, [] if rejects is None else [rejects], [sources])
 
     def _make_calls(
-        self, chunks: Sequence[Chunk], call_bytes: int, summaries: list[ChunkSummary]
-    ) -> Iterator[list[Chunk | LineBatch]]:
+        self, chunks: Sequence[Chunk | MessageChunk], call_bytes: int, summaries: list[ChunkSummary]
+    ) -> Iterator[list[Chunk | LineBatch | MessageChunk]]:
         """Yields what each call parses: several small chunks together.
 
         Only one process can read a compressed file, so this one reads it and the workers parse. The summary of the file
         is added to `summaries`.
         """
-        batch: list[Chunk | LineBatch] = []
+        batch: list[Chunk | LineBatch | MessageChunk] = []
         batch_bytes = 0
         record_bytes = self._options.max_record_bytes
         for chunk in chunks:
-            if chunk.compressed and self._pool is not None:
+            if isinstance(chunk, Chunk) and chunk.compressed and self._pool is not None:
                 for item in read_chunk(chunk, batch_bytes=COMPRESSED_BATCH_BYTES, record_bytes=record_bytes):
                     if isinstance(item, ChunkSummary):
                         summaries.append(item)
                     else:
                         yield [item]
                 continue
-            chunk_bytes = max(_MIN_CHUNK_BYTES, chunk.stop - chunk.start)
+            num_bytes = chunk.stop - chunk.start if isinstance(chunk, Chunk) else chunk.num_bytes
+            chunk_bytes = max(_MIN_CHUNK_BYTES, num_bytes)
             if batch and batch_bytes + chunk_bytes > call_bytes:
                 yield batch
                 batch, batch_bytes = [], 0

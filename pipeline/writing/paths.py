@@ -11,6 +11,7 @@ import uuid
 from pipeline.files import join
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
+from pipeline.raw.spooled_messages import SPOOL_ENDING
 from pipeline.schema.windows import format_time
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
@@ -64,6 +65,7 @@ _ENDINGS = (
     SOURCES_RUN_ENDING,
     CLASSES_ENDING,
     PARTS_ENDING,
+    SPOOL_ENDING,
 )
 _RUN_ENDINGS = "|".join(map(re.escape, _ENDINGS))
 _RUN_PATTERN = rf"data/{GENERATION_PATTERN}/{HEX32_PATTERN}({_RUN_ENDINGS})"

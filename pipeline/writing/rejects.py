@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.files import join, replace
 from pipeline.format.models import Rejected
+from pipeline.raw.find_files import TOPIC_SCHEME
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import IN_FILE
 from pipeline.shuffle.chunk_runs import ChunkRun, merge_chunk_runs
@@ -76,6 +77,8 @@ def write_rejects(
 def _describe(row: dict[str, Any]) -> str:
     """Returns the place, the reason and the message of a reject."""
     line = "" if row["line"] is None else f"line {row['line']:,} of "
+    if (row["file"] or "").startswith(TOPIC_SCHEME):
+        line = f"offset {row['byte_offset']:,} of "
     place = "" if row["file"] is None else f"{line}{row['file']}, "
     return f"{place}{row['reason']}: {row['message']}"
 

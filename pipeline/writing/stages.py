@@ -13,6 +13,7 @@ from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.rejects import Origin, Reject
+from pipeline.raw.spooled_messages import MessageChunk, read_messages
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
@@ -50,7 +51,7 @@ class ParsedRuns(NamedTuple):
 
 
 def parse_into_runs(
-    items: list[Chunk | LineBatch | RejectsChunk],
+    items: list[Chunk | LineBatch | MessageChunk | RejectsChunk],
     schema: Schema,
     *,
     seed: int,
@@ -98,13 +99,18 @@ def parse_into_runs(
 
 
 def _read_in_order(
-    items: list[Chunk | LineBatch | RejectsChunk], limits: Limits
+    items: list[Chunk | LineBatch | MessageChunk | RejectsChunk], limits: Limits
 ) -> Iterator[LineBatch | RejectsChunk | ChunkSummary]:
     """Yields all lines sorted by file and offset, the order that `RejectRunWriter` expects."""
     for item in sorted(
         items, key=lambda item: (item.path, item.offsets[0] if isinstance(item, LineBatch) else item.start)
     ):
-        yield from read_chunk(item, record_bytes=limits.record_bytes) if isinstance(item, Chunk) else [item]
+        if isinstance(item, Chunk):
+            yield from read_chunk(item, record_bytes=limits.record_bytes)
+        elif isinstance(item, MessageChunk):
+            yield from read_messages(item, record_bytes=limits.record_bytes)
+        else:
+            yield item
 
 
 def _parse(

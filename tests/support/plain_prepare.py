@@ -9,8 +9,8 @@ from pipeline.beam.prepare import PrepareOptions
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
 from pipeline.raw.find_files import RawFile, find_files
-from pipeline.raw.json_lines import split_file
 from pipeline.raw.records import Limits
+from pipeline.raw.spooled_messages import split_input
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.writing.base import choose_mode
@@ -38,7 +38,7 @@ def prepare(options: PrepareOptions) -> Manifest:
 def run_job(options: PrepareOptions, schema: Schema, raw: Sequence[RawFile], job: DatasetJob) -> Manifest:
     """Does the work of a job that has begun: that of `prepare`, or a round of a stream."""
     files, base = job.files, job.base
-    chunks = [chunk for file in raw for chunk in split_file(file)]
+    chunks = [chunk for file in raw for chunk in split_input(file)]
     limits = Limits(options.max_record_bytes, options.max_record_steps)
     place = {"seed": base.seed, "folder": files.folder}
     more = {"keep_raw": options.keep_raw, "limits": limits, "windows": base.windows}
