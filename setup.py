@@ -30,6 +30,8 @@ KERAS = "keras>=3.15"
 TENSORBOARD = "tensorboard"
 # Beam 2.77 is what was measured; its workers pickle differently before 2.65.
 BEAM = "apache-beam>=2.65"
+# `prepare --streaming --kafka` needs it. Before 2.4, it cannot ask for the offsets of many partitions at once.
+KAFKA = "confluent-kafka>=2.4"
 
 setup(
     name="lengthwise",
@@ -65,10 +67,12 @@ setup(
     install_requires=BASE,
     extras_require={
         "pipeline": [BEAM],
+        "kafka": [KAFKA],
         # One of the two, never both: each owns the folder tensorflow/.
         "cpu": ["tensorflow-cpu>=2.21", KERAS, TENSORBOARD],
         "gpu": ["tensorflow[and-cuda]>=2.21", KERAS, TENSORBOARD],
         "dev": [
+            KAFKA,
             "hypothesis",
             "matplotlib",
             "mypy",

@@ -45,9 +45,12 @@ def prepare(arguments: list[str]) -> None:
     if flags.stream is None:
         manifest = run(options, flags.beam)
     else:
+        from pipeline.streaming.kafka_config import KafkaOptions
         from pipeline.streaming.rounds import StreamOptions, stream
 
-        last = stream(StreamOptions(options, **flags.stream), flags.beam)
+        of_kafka = flags.stream.pop("kafka", None)
+        topics = None if of_kafka is None else KafkaOptions(**of_kafka)
+        last = stream(StreamOptions(options, kafka=topics, **flags.stream), flags.beam)
         if last is None:
             return
         manifest = last

@@ -14,7 +14,8 @@ class PrepareFlags(NamedTuple):
 
     Attributes:
         options: Those of PrepareOptions, by name; `windows` are the arguments of EventWindows, or None.
-        stream: With --streaming, those of StreamOptions that were given, by name; else None.
+        stream: With --streaming, those of StreamOptions that were given, by name; `kafka` has those of KafkaOptions.
+            None without --streaming.
         as_json: Whether the result is printed as JSON.
         beam: The flags of Beam that were given, by name.
     """
@@ -34,7 +35,8 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
         "With --train, --validation and --test instead of RAW, the input of a file names its split.\n"
         "With --append, adds raw files that an existing dataset does not have yet; the exit status is 3 if there are "
         "none.\nWith --append --replay, tries records again that a job with --keep_raw rejected; the schema may accept "
-        "more.\nWith --streaming, follows the files of folders, and adds what is new in them, round after round.\n"
+        "more.\nWith --streaming, follows the files of folders, or topics of Kafka, and adds what is new, round after "
+        "round.\n"
         "All flags of Beam are valid too, for example --runner. Without --runner, the job runs in this process.",
         examples="  lengthwise prepare raw.jsonl --schema raw.schema.yaml --output dataset\n"
         "  lengthwise prepare 'logs/*.jsonl.gz' --schema schema.yaml --output dataset --max_rejected 0.05 --keep_raw\n"
@@ -42,6 +44,7 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --append\n"
         "  lengthwise prepare --append --replay dataset/rejected --schema longer.yaml --output dataset\n"
         "  lengthwise prepare logs/ --schema schema.yaml --output dataset --streaming --commit_interval 1m\n"
+        "  lengthwise prepare --kafka broker:9092 --topic clicks --schema schema.yaml --output dataset --streaming\n"
         "  lengthwise prepare raw/ --schema schema.yaml --output dataset --overwrite --retain 7d \\\n"
         "      --direct_running_mode=multi_processing --direct_num_workers=2",
     )
@@ -116,13 +119,31 @@ def _check_stream(parser: FlagParser, values: dict[str, Any], of_stream: dict[st
     """Refuses flags that a stream does not have."""
     for name in ("overwrite", "append", "replay", "train", "validation", "test"):
         if values[name]:
-            parser.error(f"argument --{name}: not allowed with --streaming, which always appends, from RAW")
+            parser.error(f"argument --{name}: not allowed with --streaming, which always appends, from RAW or --kafka")
     if values["changed_inputs"] != "refuse":
         parser.error("argument --changed_inputs: not allowed with --streaming; --on_rewrite is the flag for it")
     if "once" in of_stream and "idle" in of_stream:
         parser.error("argument --idle: not allowed with --once")
-    if not values["raw"]:
-        parser.error("expected RAW, the folders to follow")
+    _check_kafka(parser, values, of_stream)
+
+
+def _check_kafka(parser: FlagParser, values: dict[str, Any], of_stream: dict[str, Any]) -> None:
+    """Gathers the flags of topics in one value, `kafka`, or refuses them."""
+    given = [name for name in _KAFKA_FLAGS if name in of_stream]
+    if "kafka" not in of_stream:
+        if given:
+            parser.error(f"argument --{given[0]}: only with --kafka")
+        if not values["raw"]:
+            parser.error("expected RAW, the folders to follow, or --kafka")
+        return
+    if values["raw"]:
+        parser.error(f"argument --kafka: not allowed with RAW ({values['raw'][0]}); follow one of both in each dataset")
+    if "topic" not in of_stream:
+        parser.error("argument --kafka: expected --topic, too: the topic to follow")
+    if "settle" in of_stream:
+        parser.error("argument --settle: not allowed with --kafka; a message is always complete")
+    options = {field: of_stream.pop(name) for name, field in _KAFKA_FLAGS.items() if name in of_stream}
+    of_stream["kafka"] = options | {"topics": tuple(options["topics"])}
 
 
 def _check_inputs(parser: FlagParser, values: dict[str, Any]) -> None:
@@ -191,6 +212,16 @@ def _add_input_flags(parser: FlagParser) -> None:
         )
 
 
+# The flags of topics, and the fields of KafkaOptions.
+_KAFKA_FLAGS = {
+    "kafka": "servers",
+    "topic": "topics",
+    "start": "start",
+    "kafka_config": "config",
+    "kafka_id": "record_id",
+    "group": "group",
+    "broker_timeout": "broker_timeout",
+}
 _STREAM_FLAGS = (
     "once",
     "idle",
@@ -201,6 +232,7 @@ _STREAM_FLAGS = (
     "max_bytes",
     "metrics_file",
     "dedup_memory",
+    *_KAFKA_FLAGS,
 )
 
 
@@ -210,7 +242,7 @@ def _add_stream_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--streaming",
         action="store_true",
-        help="follow the files of the folders RAW: publish what is new in them, round after round, until SIGTERM or "
+        help="follow the files of the folders RAW, or topics: publish what is new, round after round, until SIGTERM or "
         "Ctrl-C. Each commit also says up to where each file was read, so no record is lost or read twice",
     )
     group.add_argument(
@@ -229,8 +261,9 @@ def _add_stream_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--on_rewrite",
         choices=("error", "reread"),
-        help="what to do with a file that no longer has what was read of it, if no other file has it: stop, or read it "
-        "from its start; default: error",
+        help="what to do with a file that no longer has what was read of it, if no other file has it, with a topic "
+        "that was made anew, and with messages that expired before they were read: stop, or read what is there from "
+        "its start; default: error",
     )
     group.add_argument("--max_records", type=positive, metavar="N", help="maximum records of a commit; default: any")
     group.add_argument(
@@ -248,4 +281,41 @@ def _add_stream_flags(parser: FlagParser) -> None:
         metavar="SIZE",
         help="maximum memory for the keys of published ids, 8 bytes each; more ids are searched on disk in each round; "
         "default: 256M (33 million ids)",
+    )
+    group = parser.add_argument_group("with --streaming, instead of RAW")
+    group.add_argument(
+        "--kafka", metavar="SERVERS", help="follow topics at these brokers: HOST:PORT, or several with commas"
+    )
+    group.add_argument(
+        "--topic",
+        action="append",
+        metavar="TOPIC",
+        help="topic to follow; each value is one record as JSON; may be given several times",
+    )
+    group.add_argument(
+        "--start",
+        choices=("earliest", "latest"),
+        help="where to begin in a topic of which the dataset has nothing yet; default: earliest",
+    )
+    group.add_argument(
+        "--kafka_config",
+        metavar="FILE",
+        help="properties of the connection, one key=value in a line, as librdkafka names them: security.protocol, "
+        "sasl.mechanism, sasl.username, sasl.password, ssl.ca.location and others. The values are never shown",
+    )
+    group.add_argument(
+        "--kafka_id",
+        metavar="key|header:NAME",
+        help="take the id of a record from the key or a header of its message; default: from the value",
+    )
+    group.add_argument(
+        "--group",
+        metavar="NAME",
+        help="consumer group that is told what was read, for monitoring; default: lengthwise",
+    )
+    group.add_argument(
+        "--broker_timeout",
+        type=duration,
+        metavar="TIME",
+        help="longest time to wait for a broker; then, the exit status is 75; default: 10m",
     )

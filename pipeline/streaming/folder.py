@@ -5,7 +5,6 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import absolute, is_local
@@ -16,8 +15,9 @@ from pipeline.raw.json_lines import hash_file, tail_digest
 from pipeline.raw.records import LIMITS
 from pipeline.streaming.followed_file import START, FollowedFile, cut_part, find_line_end, has_position
 from pipeline.streaming.positions import Position, Positions
+from pipeline.streaming.source import OnRewrite
+from pipeline.writing.job import JobFiles
 
-OnRewrite = Literal["error", "reread"]
 # A new file is compared with at most this number of files that are no longer there, to find out whether it is one of
 # them under another name. Those that have exactly its size are compared as well.
 _MAX_GONE = 1000
@@ -38,6 +38,8 @@ class FolderSource:
         UserError: A folder does not exist, or is no local folder.
     """
 
+    noun, unit = "file", "byte"
+
     def __init__(
         self,
         folders: Sequence[str],
@@ -54,6 +56,7 @@ class FolderSource:
         self._named: set[str] = set()
         # The version of the positions at the last look.
         self._version = -1
+        self._has_more = False
 
     def look(self, positions: Positions) -> None:
         """Lists the folders, and looks into the files that have changed. See `Source`."""
@@ -246,7 +249,7 @@ class FolderSource:
         """Lets the next look inspect all files: the dataset has other positions."""
         self._files.clear()
 
-    def plan(self, *, max_bytes: int, max_records: int | None) -> list[RawFile]:
+    def plan(self, files: JobFiles, *, max_bytes: int, max_records: int | None) -> list[RawFile]:
         """Returns a part of each file that has whole lines to read, in equal shares. See `Source`."""
         ready = sorted((file.num_ready, path) for path, file in self._files.items() if file.num_ready)
         bytes_left, lines_left = max_bytes, max_records
@@ -266,11 +269,12 @@ class FolderSource:
             bytes_left -= part.num_bytes
             if lines_left is not None:
                 lines_left -= num_lines
+        self._has_more = sum(num_ready for num_ready, _ in ready) > sum(part.num_bytes for part in parts)
         return sorted(parts)
 
-    def num_ready(self) -> int:
-        """Returns the number of bytes of whole lines, and of complete compressed files, that are not read yet."""
-        return sum(file.num_ready for file in self._files.values())
+    def has_more(self) -> bool:
+        """Whether the last plan left whole lines, or complete compressed files."""
+        return self._has_more
 
     def is_settling(self) -> bool:
         """Whether a compressed file is not known to be complete yet."""
@@ -280,6 +284,9 @@ class FolderSource:
         """Returns the number of bytes that are not read yet, by file, for those that have any."""
         found = {path: file.num_bytes - file.position.end for path, file in self._files.items()}
         return {path: lag for path, lag in found.items() if lag > 0}
+
+    def close(self) -> None:
+        """Does nothing: no file stays open."""
 
     def waiting(self) -> Mapping[str, int]:
         """Returns the number of bytes of lines that are not complete, by file."""

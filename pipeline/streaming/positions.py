@@ -78,6 +78,11 @@ class Positions:
             self._known[summary.generation] = _Known(summary.sources, recent)
         return summaries
 
+    @property
+    def has_generations(self) -> bool:
+        """Whether there is a dataset."""
+        return bool(self._known)
+
     def is_known(self, digests: Mapping[str, str]) -> bool:
         """Whether a dataset still has all generations that were read: none of them was merged or replaced."""
         return self._known.keys() <= digests.keys()

@@ -15,12 +15,13 @@ from pipeline.raw.find_files import RawFile
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import Schema
-from pipeline.streaming.folder import FolderSource, OnRewrite
+from pipeline.streaming.folder import FolderSource
+from pipeline.streaming.kafka_config import KafkaOptions
 from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.streaming.metrics_file import StreamMetrics
 from pipeline.streaming.positions import Positions
 from pipeline.streaming.prepare_parts import Kept, prepare_parts
-from pipeline.streaming.source import Source
+from pipeline.streaming.source import OnRewrite, Source
 from pipeline.streaming.stop import StopSignals
 from pipeline.writing.base import Base
 from pipeline.writing.choose_generations import count_surplus
@@ -60,6 +61,7 @@ class StreamOptions:
         metrics_file: File that gets the metrics of the stream after every round.
         dedup_memory: Largest memory for keys of published ids, in bytes. The ids of shards whose keys do not fit are
             searched on disk.
+        kafka: The topics to follow, instead of folders.
     """
 
     prepare: PrepareOptions
@@ -72,10 +74,11 @@ class StreamOptions:
     max_bytes: int = DEFAULT_MAX_BYTES
     metrics_file: str | None = None
     dedup_memory: int = DEFAULT_DEDUP_MEMORY
+    kafka: KafkaOptions | None = None
 
 
 def stream(options: StreamOptions, beam_options: dict[str, Any] | None = None) -> Manifest | None:
-    """Follows folders until it is told to end, and publishes what is new in them in commits.
+    """Follows folders or topics until it is told to end, and publishes what is new in them in commits.
 
     Returns the manifest after the last commit, or None if nothing was published.
 
@@ -98,13 +101,7 @@ class _Stream:
                 "file only if it does not exist, as every commit after the first one must."
             )
         self._schema = self._read_schema()
-        self._source: Source = FolderSource(
-            shared.raw,
-            settle=options.settle,
-            on_rewrite=options.on_rewrite,
-            has_id=self._schema.id is not None,
-            record_bytes=shared.max_record_bytes,
-        )
+        self._source = self._open_source()
         refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
         self._positions = Positions(self._output)
         self._kept = Kept(KeptWorkers(shared.processes), PublishedKeys(options.dedup_memory))
@@ -122,9 +119,25 @@ class _Stream:
         # Whether the windows of the dataset were named, or were given.
         self._has_windows = shared.windows is not None
 
+    def _open_source(self) -> Source:
+        options, schema = self._options, self._schema
+        if options.kafka is not None:
+            from pipeline.streaming.kafka import KafkaSource  # imports confluent_kafka
+
+            more: dict[str, Any] = {"on_rewrite": options.on_rewrite, "once": options.once, "stop": self._stop}
+            return KafkaSource(options.kafka, id_field=schema.id, **more)
+        return FolderSource(
+            options.prepare.raw,
+            settle=options.settle,
+            on_rewrite=options.on_rewrite,
+            has_id=schema.id is not None,
+            record_bytes=options.prepare.max_record_bytes,
+        )
+
     def _read_schema(self) -> Schema:
-        shared = self._options.prepare
-        schema = take_inputs(self._output, "append", read_schema(shared.schema), shared.raw, origin=shared.schema)
+        shared, kafka = self._options.prepare, self._options.kafka
+        inputs = shared.raw if kafka is None else kafka.topics
+        schema = take_inputs(self._output, "append", read_schema(shared.schema), inputs, origin=shared.schema)
         schema = take_classes(self._output, "append", schema)
         if schema.label.is_open:
             raise UserError(
@@ -155,6 +168,7 @@ class _Stream:
                 self._wait(begin, last_news, has_news)
         finally:
             self._kept.workers.close()
+            self._source.close()
             self._clear_line()
         if waiting := self._describe_waiting():
             self._print(waiting.strip())
@@ -190,11 +204,12 @@ class _Stream:
         self._source.look(self._positions)
         max_bytes, max_records = self._options.max_bytes, self._options.max_records
         while True:
-            files = list(self._source.plan(max_bytes=max_bytes, max_records=max_records))
+            names = name_files(self._output)
+            files = list(self._source.plan(names, max_bytes=max_bytes, max_records=max_records))
             if not files or files == self._barren:
                 return self._show_waiting()
-            self._is_capped = self._source.num_ready() > sum(file.num_bytes for file in files)
-            job = DatasetJob(name_files(self._output), base, recent=self._positions.recent())
+            self._is_capped = self._source.has_more()
+            job = DatasetJob(names, base, recent=self._positions.recent())
             try:
                 manifest = self._publish(files, job)
             except NothingNew as error:
@@ -256,7 +271,7 @@ class _Stream:
         self._print(
             f"commit {manifest.commit}: {counted(records, 'record')}, {rejected.total:,} rejected"
             + (f" ({reasons})" if reasons else "")
-            + f", {counted(summary.sources.bytes, 'byte')} of {counted(summary.sources.files, 'file')}"
+            + f", {counted(summary.sources.bytes, 'byte')} of {counted(summary.sources.files, self._source.noun)}"
         )
         self._compact_if_large(manifest)
         self._source.look(self._positions)  # so that the lags are those after the commit
@@ -287,7 +302,9 @@ class _Stream:
         if sys.stderr.isatty():
             seconds = time.time() - self._metrics.last_commit
             lag = sum(self._source.lags().values())
-            sys.stderr.write(f"\r\x1b[Kprepare: nothing new for {seconds:,.0f} s, {lag:,} bytes wait")
+            sys.stderr.write(
+                f"\r\x1b[Kprepare: nothing new for {seconds:,.0f} s, {counted(lag, self._source.unit)} wait"
+            )
             sys.stderr.flush()
             self._has_line = True
         return False

@@ -1,0 +1,235 @@
+"""A stream over a topic that is killed, or told to end, or whose broker is away, loses and repeats no message."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from file_faults import Kill, watch_file_system
+from kafka import MockBroker, TopicPlace
+from paths import ROOT
+from prepare_jobs import age_marks, load, read_whole
+from streams import record
+
+from pipeline.errors import NothingNew
+from pipeline.streaming import kafka_client, rounds
+from pipeline.streaming.kafka_client import KafkaClient
+from pipeline.streaming.kafka_errors import BrokerAway
+from pipeline.writing.clean import clean
+
+
+def values(numbers):
+    return [json.dumps(record(number)) for number in numbers]
+
+
+@pytest.fixture
+def broker():
+    with MockBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def place(tmp_path, broker):
+    broker.make_topic("clicks", 2)
+    return TopicPlace(tmp_path, broker.servers, "clicks")
+
+
+@pytest.fixture
+def ids(read_records):
+    def read(place):
+        return sorted(
+            int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)
+        )
+
+    return read
+
+
+@pytest.fixture
+def begun(place, broker):
+    broker.send("clicks", values(range(10)))
+    place.once()
+    os.rename(place.dataset, place.folder / "before")
+    broker.send("clicks", [*values(range(10, 20)), "{}"])
+    broker.send("clicks", values(range(20, 30)), partition=1)
+    return place
+
+
+class KillAt(Kill):
+    """Stops a process at the first call with a name whose path has a part."""
+
+    def __init__(self, name, part):
+        super().__init__(first=0)
+        self._at = name, part
+
+    def before_call(self, name, path):
+        if not self._first and name == self._at[0] and path and self._at[1] in path:
+            self._first = self.calls + 1
+        super().before_call(name, path)
+
+
+def run_with(place, fault):
+    """Runs a round on a copy of the dataset, with a fault."""
+    shutil.rmtree(place.dataset, ignore_errors=True)
+    shutil.copytree(place.folder / "before", place.dataset)
+    with watch_file_system(fault.before_call), contextlib.suppress(Exception):
+        place.once()
+
+
+def check(place, ids):
+    """Lets another stream go on, and checks that it has every message once."""
+    age_marks(place.dataset)
+    place.follow(lambda: None, retain=0.0)
+    assert ids(place) == [*range(30)]
+    assert read_whole(place.dataset).rejected.by_reason == {"bad_id": 1}
+    clean(str(place.dataset), retain=0, lock_timeout=0)
+    read_whole(place.dataset)
+    assert not list(place.dataset.glob("data/*/*.messages"))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("open xb", ".messages"), ("open rb", ".messages"), ("link", "00000002.json")]
+)
+def test_three_kills_of_a_round_lose_and_repeat_nothing(begun, ids, name, part):
+    kill = KillAt(name, part)
+    run_with(begun, kill)
+    assert kill.failed[0] == name
+    assert load(begun.dataset).commit == 1
+    check(begun, ids)
+
+
+@pytest.mark.proof
+def test_a_kill_at_every_call_of_a_round_loses_and_repeats_nothing(begun, ids):
+    number, calls = 0, None
+    while calls is None or number < calls.calls:
+        number += 1
+        calls = Kill(first=number)
+        run_with(begun, calls)
+        if not calls.failed:
+            break
+        check(begun, ids)
+    print(f"\n{number} calls")
+    assert number > 20
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["pipeline.streaming.rounds", "pipeline.streaming.kafka"])
+
+
+def _follow(options, begun):
+    describe = KafkaClient._describe
+
+    def describe_and_tell(client):
+        begun.touch()
+        return describe(client)
+
+    KafkaClient._describe = describe_and_tell
+    rounds.stream(options)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["reads", "waits"])
+def test_sigterm_ends_a_stream_with_status_0(place, broker, ids, is_there):
+    if is_there:
+        broker.send("clicks", values(range(10)))
+    else:
+        broker.set_down()
+    metrics, begun = place.folder / "metrics", place.folder / "begun"
+    options = place.options(streaming={"commit_interval": 0.1, "metrics_file": str(metrics)})
+    process = _CONTEXT.Process(target=_follow, args=(options, begun))
+    process.start()
+    while not (metrics if is_there else begun).exists():
+        time.sleep(0.05)
+        assert process.exitcode is None
+    begin = time.monotonic()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
+    print(f"\nended after {time.monotonic() - begin:.2f} s")
+    if is_there:
+        assert ids(place) == [*range(10)]
+
+
+def test_a_broker_that_is_away_is_waited_for(place, broker, ids, capsys, monkeypatch):
+    monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.5)
+    broker.send("clicks", values(range(5)))
+    waits = []
+    pause = KafkaClient._pause
+
+    def wait(client, seconds):
+        waits.append(seconds)
+        if len(waits) == 1:
+            broker.set_up()
+            broker.send("clicks", values(range(5, 8)))
+        pause(client, seconds)
+
+    monkeypatch.setattr(KafkaClient, "_pause", wait)
+    place.follow(broker.set_down, lambda: None)
+    assert ids(place) == [*range(8)]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "broker" in line]
+    assert lines[0].startswith(f"prepare: no broker answers at {broker.servers}: ")
+    assert lines[0].endswith("Waiting, at most 10 minutes.")
+    assert lines[1:] == ["prepare: a broker answers again."]
+
+
+def test_a_broker_that_goes_away_while_messages_are_read_is_waited_for(place, broker, ids, monkeypatch):
+    monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.streaming.take_messages._QUIET_SECONDS", 0.5)
+    broker.send("clicks", values(range(5)))
+    assign = KafkaClient.assign
+
+    def assign_late(*arguments):
+        broker.set_down()
+        threading.Timer(1.5, broker.set_up).start()
+        assign(*arguments)
+
+    monkeypatch.setattr(KafkaClient, "assign", assign_late)
+    place.once()
+    assert ids(place) == [*range(5)]
+
+
+def test_a_broker_that_stays_away_ends_the_stream_with_status_75(place, broker, monkeypatch):
+    monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.1)
+    broker.set_down()
+    with pytest.raises(BrokerAway, match=r"no broker answered for \d+ seconds?: .*refused.*--broker_timeout") as raised:
+        place.once(kafka={"broker_timeout": 0.3})
+    assert raised.value.status == 75
+
+
+@pytest.mark.proof
+def test_thirty_kills_of_a_process_lose_and_repeat_nothing(tmp_path, broker, ids):
+    """Messages arrive in two partitions while the process is killed and started again."""
+    broker.make_topic("clicks", 2)
+    place, chance, number = TopicPlace(tmp_path, broker.servers, "clicks"), random.Random(0), 0
+    command = [sys.executable, "-m", "lengthwise", "prepare", "--kafka", broker.servers, "--topic", "clicks"]
+    command += ["--schema", "schema.yaml", "--output", "dataset", "--streaming", "--commit_interval", "0.1s"]
+    command += ["--max_bytes", "20000", "--retain", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    commits = []
+    for _ in range(30):
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            end = time.monotonic() + chance.uniform(0.5, 4)
+            while time.monotonic() < end:
+                broker.send("clicks", values(range(number, number + 40)), partition=chance.randrange(2))
+                number += 40
+                time.sleep(0.1)
+            assert process.poll() is None, process.stderr.read()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        with contextlib.suppress(Exception):
+            commits.append(load(place.dataset).commit)
+    with contextlib.suppress(NothingNew):
+        place.follow(lambda: None)
+    assert ids(place) == [*range(number)]
+    manifest = read_whole(place.dataset)
+    assert manifest.rejected.total == 0
+    print(f"\n{number:,} records, {manifest.commit} commits; after a kill, the newest was {sorted({*commits})}")
+    assert len({*commits}) >= 10
