@@ -19,6 +19,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model, head_model
 from trainer.model.layers import MaxStep, MeanStep
 from trainer.model.losses import compute_losses
+from trainer.model.recurrent_stack import RecurrentStack
 from trainer.reading.batches import batches, planned_batches
 from trainer.training.train import train
 
@@ -192,8 +193,10 @@ def test_pooling_computes_the_last_the_mean_or_the_maximum_step(pooling):
     """Compares the input of the head with the steps that enter the pooling, by the layers of the model itself."""
     model = make_model("class", pooling=pooling)
     records = datasets.of_every_feature("class").of("test")[:6]
-    layer = model.get_layer(f"{pooling}_1")
-    steps = keras.Model(model.input, [layer.input[0], layer.output])
+    stack = model.get_layer("recurrent")
+    unpooled = RecurrentStack.from_config(stack.get_config() | {"pooling": None, "name": "unpooled"})
+    unpooled.set_weights(stack.get_weights())
+    steps = keras.Model(model.input, [unpooled(*stack.input), stack.output])
     hidden, pooled = steps({n: tf.constant(v) for n, v in batch_of(records, missing=3).items()})
     for row, record in enumerate(records):
         real = hidden[row, : len(record["bits"])].numpy()

@@ -42,9 +42,15 @@ def gru(x: Array, kernel: Array, recurrent: Array, bias: Array) -> Array:
     return np.array(states)
 
 
+def layers_of(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Returns the layers of a model that have weights, by name, with the single layers of its recurrent stack."""
+    layers = [inner for layer in model.layers for inner in getattr(layer, "layers", [layer])]
+    return {layer.name: layer for layer in layers if layer.weights}
+
+
 def weights_of(model: keras.Model) -> dict[str, list[Array]]:
     """Returns the weights of each layer that has weights, by layer name, as float64."""
-    return {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in model.layers if layer.weights}
+    return {name: [w.astype(np.float64) for w in layer.get_weights()] for name, layer in layers_of(model).items()}
 
 
 @dataclasses.dataclass(frozen=True)

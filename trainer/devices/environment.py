@@ -4,6 +4,7 @@ import os
 import pathlib
 import platform
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -104,15 +105,22 @@ def cudnn_obstacles(model: keras.Model) -> list[str]:
     Source: `cudnn_ok` in Keras's `backend/tensorflow/rnn.py` and `inner_loop` of its LSTM and GRU.
     """
     found = []
-    for layer in model.layers:
-        if not isinstance(layer, keras.layers.LSTM | keras.layers.GRU):
-            continue
+    for layer in _recurrent_layers(model):
         options = layer.get_config()
         required = dict(_CUDNN_OPTIONS) | ({"reset_after": True} if isinstance(layer, keras.layers.GRU) else {})
         found += [f"{layer.name} has {name} {options[name]}" for name in required if options[name] != required[name]]
         if layer.use_cudnn is False:
             found.append(f"{layer.name} has use_cudnn False")
     return found
+
+
+def _recurrent_layers(parent: Any) -> Iterator[keras.layers.LSTM | keras.layers.GRU]:
+    """Yields the recurrent layers among the layers of a model, or of a layer that has layers."""
+    for layer in parent.layers:
+        if isinstance(layer, keras.layers.LSTM | keras.layers.GRU):
+            yield layer
+        elif hasattr(layer, "layers"):
+            yield from _recurrent_layers(layer)
 
 
 def describe_kernel(model: keras.Model) -> str:

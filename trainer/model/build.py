@@ -14,19 +14,9 @@ from trainer.data.target import Target, Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.model.encoding import Statistics, concatenate, encode_features
 from trainer.model.largest_weight import describe_largest_weight
-from trainer.model.layers import (
-    DropLastAxis,
-    Dropout,
-    LastStep,
-    MaxStep,
-    MeanStep,
-    RepeatLike,
-    ReverseSteps,
-    Unstandardize,
-)
+from trainer.model.layers import DropLastAxis, RepeatLike, Unstandardize
+from trainer.model.recurrent_stack import RecurrentStack
 from trainer.model.unique_names import UniqueName, make_unique_name
-
-_POOLING: dict[str, type[keras.layers.Layer]] = {"last": LastStep, "mean": MeanStep, "max": MaxStep}
 
 
 def build_model(
@@ -85,11 +75,16 @@ def _build(
     length = inputs["length"] = keras.Input((), name="length", dtype="int32")
     steps, context = encode_features(schema, statistics, vocabularies, inputs, unique)
     hidden = concatenate(steps, unique("features"))
-    for number, units in enumerate(config.units):
-        pool = number == len(config.units) - 1 and not target.per_step
-        hidden = _recurrent_layer(hidden, length, units, config, number, unique, pool=pool)
-        if config.dropout:
-            hidden = Dropout(config.dropout, name=unique(f"dropout_{number}"))(hidden)
+    stack = RecurrentStack(
+        hidden.shape[-1],
+        config.units,
+        cell=config.cell,
+        bidirectional=config.bidirectional,
+        dropout=config.dropout,
+        pooling=None if target.per_step else config.pooling,
+        name=unique("recurrent"),
+    )
+    hidden = stack(hidden, length)
     if context:
         joined = concatenate(context, unique("context"))
         joined = RepeatLike(name=unique("context_steps"))(joined, hidden) if target.per_step else joined
@@ -126,27 +121,6 @@ def head_model(model: keras.Model) -> keras.Model:
 def count_parameters(model: keras.Model) -> int:
     """Returns the number of values in all weights of the model."""
     return int(sum(np.prod(weight.shape) for weight in model.weights))
-
-
-def _recurrent_layer(
-    hidden: Any, length: Any, units: int, config: TrainConfig, number: int, unique: UniqueName, *, pool: bool
-) -> Any:
-    """Returns the output of one layer, in one or both directions: of each step, or pooled over the steps."""
-    cell = keras.layers.LSTM if config.cell == "lstm" else keras.layers.GRU
-
-    def run(values: Any, name: str) -> Any:
-        # Not recurrent_dropout: with it, Keras does not use the cuDNN kernel.
-        return cell(units, return_sequences=True, name=unique(name))(values)
-
-    forward = run(hidden, f"{config.cell}_{number}")
-    pooling = _POOLING[config.pooling](name=unique(f"{config.pooling}_{number}")) if pool else None
-    if not config.bidirectional:
-        return pooling(forward, length) if pooling else forward
-    reverse = ReverseSteps(name=unique(f"reverse_{number}"))
-    backward = run(reverse(hidden, length), f"{config.cell}_{number}_backward")
-    # In reverse order, the last step is the first step of the record. The mean and the maximum do not depend on order.
-    both = [pooling(forward, length), pooling(backward, length)] if pooling else [forward, reverse(backward, length)]
-    return keras.layers.Concatenate(name=unique(f"both_{number}"))(both)
 
 
 def _head(hidden: Any, target: Target, statistics: FeatureStatistics | None, unique: UniqueName) -> Any:

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from numpy_lstm import layers_of, weights_of
 
 from pipeline.format.models import FeatureStatistics
 from pipeline.format.scaling import ScaledStatistics
@@ -191,7 +192,7 @@ def test_a_real_step_of_zeros_is_not_masked(bidirectional, kind):
     model = build_model(make_schema(kind), {}, TrainConfig(units=(4, 3), bidirectional=bidirectional))
     for weight in model.weights:  # some of Keras's initial weights are all zeros or ones
         weight.assign(weight.numpy() + np.random.default_rng(len(weight.shape)).normal(size=weight.shape) / 2)
-    weights = {layer.name: [w.astype(np.float64) for w in layer.get_weights()] for layer in model.layers}
+    weights = weights_of(model)
 
     def expected(x):
         hidden = x
@@ -274,7 +275,7 @@ def test_the_output_depends_on_every_value_of_every_step(feature, shape):
 def test_all_features_are_concatenated():
     model = build_model(make_schema(steps=STEPS), STATISTICS, TrainConfig(units=(3,)))
     embedding = embedding_units(5) + embedding_units(7)
-    assert model.get_layer("lstm_0").weights[0].shape == (2 + embedding, 12)
+    assert layers_of(model)["lstm_0"].weights[0].shape == (2 + embedding, 12)
 
 
 def test_a_saved_layer_of_an_older_version_divides_by_the_standard_deviation():
