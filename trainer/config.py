@@ -201,6 +201,14 @@ class TrainConfig(Document):
             "30m or 0, and finish it. It is looked at between epochs."
         ),
     ] = None
+    newest: Annotated[
+        Duration | None,
+        pydantic.Field(
+            description="Train only on the windows of event time that overlap this time before the newest event time "
+            "of the dataset, for example 7d; with follow, of the commit that the epoch reads. It selects in the train "
+            "split: statistics, vocabularies and the validation split are those of the whole dataset."
+        ),
+    ] = None
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -64,7 +64,8 @@ def _make_train_parser() -> FlagParser:
         "  lengthwise train dataset --output run --config train.yaml --seed 1\n"
         "  lengthwise train dataset --output run --local_workers 2\n"
         "  lengthwise train new_dataset --output new_run --warm_start run\n"
-        "  lengthwise train dataset --output run --follow --idle 10m",
+        "  lengthwise train dataset --output run --follow --idle 10m\n"
+        "  lengthwise train dataset --output run --newest 7d",
         planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
@@ -193,9 +194,11 @@ def plan(arguments: list[str]) -> None:
     from trainer.batching.plan_epoch import plan_epoch
     from trainer.config import BATCHING_METHODS
     from trainer.data.dataset import open_dataset
+    from trainer.data.select_windows import select_newest
     from trainer.report import print_plans
 
     dataset = open_dataset(values["dataset"], commit=values["commit"])
+    dataset = select_newest(dataset, values["split"], values["newest"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}
     options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
     try:
@@ -225,6 +228,12 @@ def _make_plan_parser() -> FlagParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--split", default="train", help="split to plan; default: train")
+    parser.add_argument(
+        "--newest",
+        type=duration,
+        metavar="TIME",
+        help="plan only the windows of event time of this time before the newest event time, for example 7d",
+    )
     add_commit_flag(parser)
     parser.add_argument(
         "--batch_steps",

@@ -7,6 +7,7 @@ from trainer.batching.plan import Plan
 from trainer.batching.window import make_window_plan
 from trainer.config import Batching
 from trainer.data.dataset import Dataset
+from trainer.data.select_windows import Windows, select_windows
 
 
 def plan_epoch(
@@ -22,6 +23,7 @@ def plan_epoch(
     seed: int = 0,
     epoch: int = 0,
     num_readers: int = 1,
+    windows: Windows | None = None,
 ) -> Plan:
     """Returns the plan of an epoch: the number and the shapes of the batches that `batches` yields.
 
@@ -36,12 +38,15 @@ def plan_epoch(
     Returns:
         A plan with `num_batches`, `records`, `steps`, `padded_steps`, `useful_share`, `shapes` and `largest_batch`. The
         plan of `window` also has `rows(batch, reader_index)`: the records of each batch, as int64[rows] positions in
-        the split.
+        the split; with `windows`, in its selected shards.
 
     Raises:
-        UserError: The split does not exist, or its indexes are not those that the manifest lists.
+        UserError: The split does not exist, its indexes are not those that the manifest lists, or no window is
+            selected.
         ValueError: An argument is wrong. The message has its name, its value and what was expected.
     """
+    if windows is not None:
+        dataset = select_windows(dataset, split, windows)
     limits: dict[str, Any] = {"batch_steps": batch_steps, "batch_size": batch_size, "pad_to_multiple": pad_to_multiple}
     if batching != "window":
         counts = dataset.split(split).length_counts

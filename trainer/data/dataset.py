@@ -59,11 +59,13 @@ class Dataset:
     def index(self, name: str) -> pa.Table:
         """Returns the indexes of the shards of a split as one table, with one row per record in the split's order.
 
+        The columns of shards with a window (`event_time`, `num_labels`) are null in the rows of those without.
+
         Raises:
             UserError: An index is missing, or is not the one that the manifest lists.
         """
         tables = [read_table(self.path, shard) for shard in self.split(name).shards]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
     def indexes(self, name: str) -> list[ShardIndex]:
         """Returns the indexes of the shards of a split that hold a record. No shard is opened.

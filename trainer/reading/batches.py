@@ -11,6 +11,7 @@ from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.window import WindowPlan
 from trainer.config import Batching
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.select_windows import Windows, select_windows
 from trainer.data.target import Vocabularies
 from trainer.reading.tf_data_reader import bucket_batches
 from trainer.reading.window_reader import window_batches
@@ -35,6 +36,7 @@ def batches(
     reader_index: int = 0,
     num_readers: int = 1,
     vocabularies: Vocabularies | None = None,
+    windows: Windows | None = None,
 ) -> tf.data.Dataset:
     """Returns one epoch of a split as a tf.data.Dataset of (features, label, weight).
 
@@ -76,9 +78,13 @@ def batches(
             of n yields every n-th record.
         vocabularies: The strings of each feature by its name, if a label that is the next value of a string feature is
             not to use the vocabularies of the dataset.
+        windows: Reads only the windows of event time that overlap a range: (start, end), without the end, each as
+            seconds since 1970, a datetime, a string in ISO 8601 or None for no limit; or a duration such as "7d" that
+            ends with the newest event time of the dataset. A window is read as a whole.
 
     Raises:
-        UserError: The dataset or the split does not exist, or a file is not the one that the manifest lists.
+        UserError: The dataset or the split does not exist, a file is not the one that the manifest lists, or no window
+            is selected.
         ValueError: An argument is wrong. The message has its name, its value and what was expected.
     """
     if num_readers < 1:
@@ -86,6 +92,8 @@ def batches(
     if not 0 <= reader_index < num_readers:
         raise ValueError(f"reader_index is {reader_index}, expected 0 to num_readers - 1, which is {num_readers - 1}.")
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    if windows is not None:
+        dataset = select_windows(dataset, split, windows)
     plan = plan_epoch(
         dataset,
         split,

@@ -14,6 +14,7 @@ from trainer.batching.plan_epoch import plan_epoch
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.newer_commits import PinnedCommit, has_files
+from trainer.data.select_windows import describe_selection, select_newest
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
 from trainer.reading.batches import planned_batches
@@ -47,7 +48,8 @@ class EpochSource:
 
     Attributes:
         dataset: What the current epoch reads, or between two epochs the next one. With `follow`, it is open from
-            `start` on, and before it has the schema of the first commit.
+            `start` on, and before it has the schema of the first commit. With `newest`, its train split has only the
+            newest windows.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class EpochSource:
         note: Callable[[str], None],
     ) -> None:
         self._run, self._config, self._replicas, self._stop, self._note = run, config, replicas, stop, note
-        self.dataset = Dataset(dataset.path, run.manifest()) if config.follow else dataset
+        self._whole = Dataset(dataset.path, run.manifest()) if config.follow else dataset
+        self.dataset = self._whole if config.follow else select_newest(dataset, TRAIN, config.newest)
         self._followed = FollowedDataset(dataset.path, run, config, replicas, note) if config.follow else None
         self._planned: tuple[Any, Plan] | None = None
         self._total: tuple[Dataset, float] | None = None
@@ -74,11 +77,17 @@ class EpochSource:
         """With `follow`, opens the commit of the epoch under way; before an epoch, the newest one.
 
         Raises:
-            UserError: The dataset was replaced, or is another one.
+            UserError: The dataset was replaced, is another one, or has no record in the `newest` windows.
         """
         if self._followed is not None and self.has_epoch(state):
-            self.dataset = self._followed.start(state)
+            self._take(self._followed.start(state))
             self._note(f"train: follows {self.dataset.path}, now at commit {self.dataset.manifest.commit}")
+        if self.dataset is not self._whole:
+            found, records = describe_selection(self.dataset, TRAIN), self._whole.split(TRAIN).records
+            self._note(
+                f"train: reads the windows from {found['start']} to {found['end']}: {found['records']:,} of "
+                f"{records:,} records of the split {TRAIN}"
+            )
 
     def next(self, state: State, check_stop: Callable[[], None]) -> bool:
         """Opens the commit that the next epoch reads, for which it may wait. Returns whether there is a next epoch.
@@ -96,9 +105,14 @@ class EpochSource:
         found = self._followed.next(check_stop)
         if found is None:
             return False
-        if found is not self.dataset:
-            self.dataset, self._planned = found, None
+        if found is not self._whole:
+            self._take(found)
+            self._planned = None
         return True
+
+    def _take(self, dataset: Dataset) -> None:
+        """Lets the next epoch read a commit, or its newest windows."""
+        self._whole, self.dataset = dataset, select_newest(dataset, TRAIN, self._config.newest)
 
     def has_epoch(self, state: State) -> bool:
         """Returns whether `epochs` allows an epoch after those that are complete."""
@@ -138,12 +152,15 @@ class EpochSource:
         return max(total, 1.0)
 
     def commits(self, state: State) -> dict[str, Any]:
-        """Returns the entries of result.json about the commits that the run has read."""
+        """Returns the entries of result.json about the commits, and the windows, that the run has read."""
         first = self._run.manifest()
+        windows: dict[str, Any] = {}
+        if self.dataset is not self._whole:
+            windows = {"windows": describe_selection(self.dataset, TRAIN)}
         if self._followed is None:
-            return {"commit": first.commit}
+            return {"commit": first.commit, **windows}
         last = state.pinned or PinnedCommit.of(first, origin=self._run.path)
-        return {"commit": last.number, "fingerprint": last.fingerprint, "first_commit": first.commit}
+        return {"commit": last.number, "fingerprint": last.fingerprint, "first_commit": first.commit, **windows}
 
     @contextlib.contextmanager
     def explain_removed(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from pipeline.schema.schema import VALIDATION
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.newer_commits import PinnedCommit
+from trainer.data.select_windows import select_newest
 from trainer.data.target import make_target
 from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
 from trainer.devices.signals import StopSignal
@@ -93,10 +94,11 @@ def train(
         dataset = _open_on_chief(dataset, run, commit, replicas, config, overwrite=overwrite)
     if config.follow:
         PinnedCommit.of(dataset.manifest, origin=dataset.path)  # raises if the format has no commits
-    if not dataset.split(TRAIN).labels:
+    selected = select_newest(dataset, TRAIN, config.newest)
+    if not selected.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))
-    plan_next_epoch(dataset, config, State())
+    plan_next_epoch(selected, config, State())
     if config.early_stopping is not None and not dataset.has_labels(VALIDATION):
         raise UserError(f"early_stopping needs labels in the split {VALIDATION!r} of {dataset.path}, which has none.")
     with contextlib.ExitStack() as stack:
