@@ -232,6 +232,7 @@ _STREAM_FLAGS = (
     "max_bytes",
     "metrics_file",
     "dedup_memory",
+    "refresh",
     *_KAFKA_FLAGS,
 )
 
@@ -281,6 +282,13 @@ def _add_stream_flags(parser: FlagParser) -> None:
         metavar="SIZE",
         help="maximum memory for the keys of published ids, 8 bytes each; more ids are searched on disk in each round; "
         "default: 256M (33 million ids)",
+    )
+    group.add_argument(
+        "--refresh",
+        type=duration,
+        metavar="TIME",
+        help="how long the commits keep the vocabularies before one chooses them again from all records, as the last "
+        "one does; default: 10m",
     )
     group = parser.add_argument_group("with --streaming, instead of RAW")
     group.add_argument(

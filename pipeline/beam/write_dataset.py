@@ -199,7 +199,7 @@ def _publish(
     rejects: list[RejectsFile],
     sources: list[SourcesFile],
 ) -> Manifest:
-    more = {"replayed": job.replayed, "left_out": job.left_out, "recent": job.recent}
+    more = {name: getattr(job, name) for name in ("replayed", "left_out", "recent", "keep_vocabularies")}
     publisher = make_publisher(job.files.generation, job.base, **more)
     return publisher.publish(shards, rejects, sources)
 

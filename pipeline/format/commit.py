@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.errors import UserError
-from pipeline.format.models import Count, Generation, Model, Sha256, Vocabulary, parse_model
+from pipeline.format.models import UNLESS_NONE, Count, Generation, Model, Sha256, Vocabulary, parse_model
 
 FOLDER = "commits"
 _NAME = re.compile(r"(\d{8})\.json", re.ASCII)
@@ -44,6 +44,8 @@ class Commit(Model):
             sources of each generation.)
         vocabularies: The vocabulary of each string feature that has one.
         unknown: For each split, the number of strings of each of these features that are not in its vocabulary.
+        vocabularies_of: Number of the commit that chose the vocabularies, from the strings of all its generations. None
+            if it is this one. A stream chooses them now and then.
     """
 
     format_version: Literal[2] = 2
@@ -56,6 +58,7 @@ class Commit(Model):
     positions: dict[str, Any] = {}
     vocabularies: dict[str, Vocabulary] = {}
     unknown: dict[str, dict[str, Count]] = {}
+    vocabularies_of: Annotated[Number | None, UNLESS_NONE] = None
 
     @property
     def pane(self) -> str | None:

@@ -60,6 +60,7 @@ class Manifest(Model):
         commit_sha256: SHA-256 of the file of the commit.
         generations: Names of the generations, in the order in which they were added.
         summaries: SHA-256 of the summary of each generation.
+        vocabularies_of: Number of the commit that chose the vocabularies. None if it is this one.
         sources: The raw files; only in format version 1. Later versions list them in a file of each generation.
         inputs: The size of the raw files; not in format version 1.
         windows: The windows that shards are labelled with; None if no shard is.
@@ -79,6 +80,7 @@ class Manifest(Model):
         description="Of float32 features and of regression labels, in the train split."
     )
     vocabularies: dict[str, Vocabulary] = pydantic.Field({}, description="Of each string feature with a vocabulary.")
+    vocabularies_of: Annotated[Number | None, UNLESS_NONE] = None
     rejected: Rejected
     sources: tuple[Source, ...] = ()
     inputs: InputTotals | None = None

@@ -200,6 +200,21 @@ def read_counts(
         yield from reader.blocks()
 
 
+def count_not_in(
+    terms: pa.Array, path: str, splits: Sequence[str], *, strings: int | None = None, sha256: str | None = None
+) -> dict[str, int]:
+    """Returns, for each split, the number of occurrences of strings that are not among some terms: binary[terms].
+
+    See CountsReader for the other arguments and the errors.
+    """
+    totals = dict.fromkeys(splits, 0)
+    for block in read_counts(path, splits, strings=strings, sha256=sha256):
+        is_other = pc.invert(pc.is_in(string_array(block), value_set=terms)).to_numpy(zero_copy_only=False)
+        for split, counts in zip(splits, count_arrays(block), strict=True):
+            totals[split] += int(counts[is_other].sum())
+    return totals
+
+
 def string_array(rows: pa.Table) -> pa.Array:
     """Returns the strings of a table of counts as one array, binary[rows]."""
     strings = rows["string"].combine_chunks()

@@ -71,6 +71,7 @@ def build_view(commit: Commit, sha256: str, summaries: Sequence[tuple[Generation
         splits=splits,
         statistics={name: total.statistics() for name, total in sums.items() if total is not None},
         vocabularies=commit.vocabularies,
+        vocabularies_of=commit.vocabularies_of,
         rejected=_add_rejects(parts),
         inputs=InputTotals(
             files=sum(part.sources.files - part.sources.later_parts for part in parts),

@@ -35,6 +35,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "format_version": manifest.format_version,
         "commit": manifest.commit,
         "fingerprint": manifest.fingerprint,
+        "vocabularies_of": manifest.vocabularies_of,
         "generations": list(manifest.generations),
         "seed": manifest.seed,
         "records": sum(split.records for split in splits.values()),
@@ -215,6 +216,12 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     if gaps:
         columns = ("feature", "", *manifest.splits, "all", "share")
         print_table(console, "Missing values, and strings outside the vocabulary", columns, gaps)
+    if manifest.vocabularies_of is not None:
+        console.print(
+            f"The vocabularies are those of commit {manifest.vocabularies_of:,}: a stream chooses them again after "
+            "--refresh, and when it ends.",
+            soft_wrap=True,
+        )
     reasons = [(reason, f"{count:,}") for reason, count in manifest.rejected.by_reason.items()]
     print_table(console, f"Rejected: {manifest.rejected.total:,}", ("reason", "records"), reasons)
     for path in manifest.rejected.files:

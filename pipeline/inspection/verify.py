@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline import progress
 from pipeline.format.commit import commit_path
@@ -23,7 +23,13 @@ from pipeline.inspection.verify_generations import (
 from pipeline.inspection.verify_log import Log, Sources, compare_with_log, known_sources, verify_log
 from pipeline.inspection.verify_rejects import verify_rejects
 from pipeline.inspection.verify_report import Fault, Report
-from pipeline.inspection.verify_strings import choose_again, compare_vocabularies, read_vocabularies
+from pipeline.inspection.verify_strings import (
+    choose_again,
+    compare_vocabularies,
+    count_unknown_again,
+    find_wrong_choice,
+    read_vocabularies,
+)
 
 
 def verify(dataset: str, *, commit: int | None = None) -> Report:
@@ -57,21 +63,32 @@ def verify(dataset: str, *, commit: int | None = None) -> Report:
             compare_summary(dataset, part, recounts[-1], report)
         shared = itertools.islice(find_faults_of_groups(dataset, manifest, recounts, folder=folder), MAX_FAULTS)
         report.faults += [Fault(FILE_NAME, None, message) for message in shared]
-        chosen = _choose_again(manifest, recounts, folder)
+        chosen = _choose_again(manifest, recounts, vocabularies, folder)
         _compare_manifest(manifest, recounts, chosen, log, report)
         if chosen is not None:
             compare_vocabularies(manifest, vocabularies, chosen, report)
         verify_rejects(dataset, manifest, log.summaries, report)
         if manifest.format_version > 1:
+            path = commit_path(manifest.commit or 0)
+            report.faults += [Fault(path, None, message) for message in find_wrong_choice(log.commits, manifest)]
             compare_with_log(manifest, log, report)
     return report
 
 
-def _choose_again(manifest: Manifest, recounts: Sequence[Recount], folder: str) -> Vocabularies | None:
-    """Returns the vocabularies that the records give, or None if a shard of the train split has a fault."""
+def _choose_again(
+    manifest: Manifest, recounts: Sequence[Recount], vocabularies: Mapping[str, list[bytes]], folder: str
+) -> Vocabularies | None:
+    """Returns the vocabularies that the records give, or None if a shard of the train split has a fault.
+
+    If an older commit chose the vocabularies, returns these, or None if one of them has a fault.
+    """
+    strings = [part.strings for part in recounts]
+    if manifest.vocabularies_of is not None:
+        is_whole = vocabularies.keys() == manifest.vocabularies.keys()
+        return count_unknown_again(manifest, strings, vocabularies) if is_whole else None
     if TRAIN in manifest.splits and any(TRAIN not in part.complete for part in recounts):
         return None
-    return choose_again(manifest, [part.strings for part in recounts], folder=folder)
+    return choose_again(manifest, strings, folder=folder)
 
 
 def _compare_manifest(

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.files import file_sha256, join
+from pipeline.format.commit import Commit
 from pipeline.format.manifest import Manifest
 from pipeline.format.merge_counts import Vocabularies, choose_vocabulary
 from pipeline.format.models import TRAIN, CountsFile
-from pipeline.format.string_counts import CountsReader, read_counts
+from pipeline.format.string_counts import CountsReader, count_not_in, read_counts
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.format.vocabulary import parse_terms, serialize_terms
 from pipeline.inspection.verify_report import FaultError, Report, collect_fault, read_verified
@@ -108,6 +109,35 @@ def choose_again(manifest: Manifest, recounted: Sequence[Mapping[str, str]], *, 
         paths = [counts[name] for counts in recounted]
         chosen.add(name, choose_vocabulary(paths, schema.features[name], schema.split_names, folder=folder))
     return chosen
+
+
+def count_unknown_again(
+    manifest: Manifest, recounted: Sequence[Mapping[str, str]], vocabularies: Mapping[str, list[bytes]]
+) -> Vocabularies:
+    """Returns vocabularies that an older commit chose, with the unknown strings of all records.
+
+    Args:
+        recounted: See `choose_again`.
+    """
+    splits = manifest.record_schema.split_names
+    unknown = {split: dict.fromkeys(vocabularies, 0) for split in splits}
+    for name, terms in vocabularies.items():
+        known = pa.array(terms, pa.binary())
+        for counts in recounted:
+            for split, count in count_not_in(known, counts[name], splits).items():
+                unknown[split][name] += count
+    return Vocabularies(dict(vocabularies), unknown)
+
+
+def find_wrong_choice(commits: Sequence[Commit], manifest: Manifest) -> Iterator[str]:
+    """Yields a message if the vocabularies are not those of the commit that is said to have chosen them."""
+    number = manifest.vocabularies_of
+    if number is None or manifest.commit is None or len(commits) < manifest.commit:
+        return
+    if number >= manifest.commit or commits[number - 1].vocabularies_of is not None:
+        yield f"vocabularies_of is {number}, expected an older commit that chose vocabularies"
+    elif commits[number - 1].vocabularies != manifest.vocabularies:
+        yield f"its vocabularies are not those of commit {number}, which chose them"
 
 
 def read_vocabularies(dataset: str, manifest: Manifest, report: Report) -> dict[str, list[bytes]]:

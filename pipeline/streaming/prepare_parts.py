@@ -30,6 +30,7 @@ from pipeline.writing.published_keys import PublishedKeys
 from pipeline.writing.rejects import write_rejects
 from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import ParsedRuns, WrittenShards, choose_num_shards, merge_into_shards, parse_into_runs
+from pipeline.writing.summary_cache import SummaryCache
 from pipeline.writing.write_sources import list_sources
 
 # A process gets this number of calls for a round if the files are small, and at least this number of bytes in a call.
@@ -44,10 +45,12 @@ class Kept(NamedTuple):
     Attributes:
         workers: The processes that parse and write.
         keys: Keys of published ids.
+        summaries: Summaries of the generations of the dataset.
     """
 
     workers: KeptWorkers
     keys: PublishedKeys
+    summaries: SummaryCache
 
 
 def prepare_parts(
@@ -85,7 +88,7 @@ def prepare_parts(
     with file_errors(), mark_writer(output, generation, command="prepare"):
         try:
             with progress.report("prepare", total_bytes=num_bytes, second_pass=True):
-                return _Round(options, schema, job, kept.workers.get(num_bytes), kept.keys).run(files, num_bytes)
+                return _Round(options, schema, job, kept, kept.workers.get(num_bytes)).run(files, num_bytes)
         except BaseException as error:
             read_published = functools.partial(find_published, output, generation, after=job.base.number)
             check_unpublished(output, error, read_published)
@@ -96,9 +99,9 @@ def prepare_parts(
 
 class _Round:
     def __init__(
-        self, options: PrepareOptions, schema: Schema, job: DatasetJob, pool: WorkerPool | None, keys: PublishedKeys
+        self, options: PrepareOptions, schema: Schema, job: DatasetJob, kept: Kept, pool: WorkerPool | None
     ) -> None:
-        self._options, self._schema, self._job, self._pool, self._keys = options, schema, job, pool, keys
+        self._options, self._schema, self._job, self._kept, self._pool = options, schema, job, kept, pool
 
     def run(self, files: Sequence[RawFile], num_bytes: int) -> Manifest:
         """Does the round, and returns the manifest of its commit."""
@@ -145,6 +148,8 @@ class _Round:
             lock_timeout=options.lock_timeout,
             left_out=self._job.left_out,
             recent=self._job.recent,
+            keep_vocabularies=self._job.keep_vocabularies,
+            known=self._kept.summaries,
         )
         shards = [shard for each in written for shard in each.shards]
         return publisher.publish(shards, [] if rejects is None else [rejects], [sources])
@@ -184,7 +189,7 @@ class _Round:
         num_shards = self._options.num_shards or choose_num_shards(runs)
         published, windows = self._job.base.published, self._job.base.windows
         if published:
-            published = self._keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER))
+            published = self._kept.keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER))
         writer = ShardWriter(self._schema, output, generation, published, windows)
         merge = functools.partial(merge_into_shards, num_shards=num_shards, runs=runs, writer=writer, folder=folder)
         return list(self._call(merge, range(num_shards)))

@@ -1,12 +1,13 @@
 """The rounds of `prepare --streaming`: look what is new, read it, publish it in one commit, and wait."""
 
+import contextlib
 import dataclasses
 import sys
 import time
 from typing import Any
 
 from pipeline.beam.prepare import PrepareOptions, announce_windows
-from pipeline.errors import NothingNew, TryAgain, UserError, counted
+from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
 from pipeline.format.manifest import Manifest
@@ -21,6 +22,7 @@ from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.streaming.metrics_file import StreamMetrics
 from pipeline.streaming.positions import Positions
 from pipeline.streaming.prepare_parts import Kept, prepare_parts
+from pipeline.streaming.refresh import Refresh
 from pipeline.streaming.source import OnRewrite, Source
 from pipeline.streaming.stop import StopSignals
 from pipeline.writing.base import Base
@@ -31,6 +33,8 @@ from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.open_base import append_to, open_base, take_classes, take_inputs
 from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.published_keys import DEFAULT_DEDUP_MEMORY, PublishedKeys
+from pipeline.writing.refresh_vocabularies import refresh_vocabularies
+from pipeline.writing.summary_cache import SummaryCache
 
 # A round of this size is read and written in 10 to 20 seconds.
 DEFAULT_MAX_BYTES = 256 * 2**20
@@ -61,6 +65,7 @@ class StreamOptions:
         metrics_file: File that gets the metrics of the stream after every round.
         dedup_memory: Largest memory for keys of published ids, in bytes. The ids of shards whose keys do not fit are
             searched on disk.
+        refresh: Seconds for which the commits keep the vocabularies. They are also chosen again when the stream ends.
         kafka: The topics to follow, instead of folders.
     """
 
@@ -74,6 +79,7 @@ class StreamOptions:
     max_bytes: int = DEFAULT_MAX_BYTES
     metrics_file: str | None = None
     dedup_memory: int = DEFAULT_DEDUP_MEMORY
+    refresh: float = 600.0
     kafka: KafkaOptions | None = None
 
 
@@ -104,7 +110,8 @@ class _Stream:
         self._source = self._open_source()
         refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
         self._positions = Positions(self._output)
-        self._kept = Kept(KeptWorkers(shared.processes), PublishedKeys(options.dedup_memory))
+        self._kept = Kept(KeptWorkers(shared.processes), PublishedKeys(options.dedup_memory), SummaryCache())
+        self._refresh = Refresh(self._output, 0.0 if options.once else options.refresh)
         self._base: Base | None = None
         self._manifest: Manifest | None = None
         self._metrics = StreamMetrics(last_commit=time.time())
@@ -166,6 +173,10 @@ class _Stream:
                 if idle is not None and time.monotonic() - last_news >= idle:
                     break
                 self._wait(begin, last_news, has_news)
+            if self._base is not None and self._base.vocabularies_of is not None:
+                # If another job is in the way, a later commit of any job does it.
+                with contextlib.suppress(TryAgain, LockTimeout):
+                    self._refresh_vocabularies()
         finally:
             self._kept.workers.close()
             self._source.close()
@@ -207,9 +218,12 @@ class _Stream:
             names = name_files(self._output)
             files = list(self._source.plan(names, max_bytes=max_bytes, max_records=max_records))
             if not files or files == self._barren:
+                if base.vocabularies_of is not None and self._refresh.is_due(base):
+                    self._refresh_vocabularies()
                 return self._show_waiting()
             self._is_capped = self._source.has_more()
-            job = DatasetJob(names, base, recent=self._positions.recent())
+            keep = bool(self._schema.vocabulary_sizes) and not self._refresh.is_due(base)
+            job = DatasetJob(names, base, recent=self._positions.recent(), keep_vocabularies=keep)
             try:
                 manifest = self._publish(files, job)
             except NothingNew as error:
@@ -275,6 +289,16 @@ class _Stream:
         )
         self._compact_if_large(manifest)
         self._source.look(self._positions)  # so that the lags are those after the commit
+
+    def _refresh_vocabularies(self) -> None:
+        """Chooses the vocabularies again, if the newest commit has those of an older one."""
+        shared = self._options.prepare
+        more: dict[str, Any] = {"retain": shared.retain, "known": self._kept.summaries}
+        manifest = refresh_vocabularies(self._output, lock_timeout=shared.lock_timeout, **more)
+        self._base = None
+        if manifest is not None:
+            self._manifest = manifest
+            self._print(f"commit {manifest.commit}: chose the vocabularies from all records")
 
     def _compact_if_large(self, manifest: Manifest) -> None:
         surplus = count_surplus(manifest.splits)

@@ -21,6 +21,7 @@ class Base(NamedTuple):
         published: For `append`, its shards. A new record whose id they hold is rejected.
         windows: The windows that the new shards are labelled with: those of the dataset, if it has any. None for shards
             without windows.
+        vocabularies_of: For `append`, the commit that chose its vocabularies, if that is not the newest one.
     """
 
     mode: Mode
@@ -29,6 +30,7 @@ class Base(NamedTuple):
     summaries: Mapping[str, str] = {}  # never changed
     published: tuple[PublishedShard, ...] = ()
     windows: EventWindows | None = None
+    vocabularies_of: int | None = None
 
 
 def choose_mode(*, append: bool, overwrite: bool) -> Mode:

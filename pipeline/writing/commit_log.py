@@ -2,8 +2,8 @@
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import (
@@ -43,7 +43,8 @@ from pipeline.writing.groups import check_groups
 from pipeline.writing.lock import lock_dataset
 from pipeline.writing.paths import runs_folder
 from pipeline.writing.retention import remove_old
-from pipeline.writing.vocabularies import are_copied, choose_vocabularies, copy_vocabularies, write_vocabularies
+from pipeline.writing.summary_cache import SummaryCache
+from pipeline.writing.vocabularies import are_copied, choose_and_write, copy_vocabularies, keep_vocabularies
 
 
 class Head(NamedTuple):
@@ -68,6 +69,8 @@ class Change:
         added: The generation that the dataset gains. Its files are written, and so is its summary.
         removed: For `compact`, the generations that `added` takes the place of.
         pane: Name of the pane that the commit holds. If there is a commit with this name already, none is added.
+        keep_vocabularies: For `stream`, whether the dataset keeps its vocabularies, if it has any. Otherwise they are
+            chosen from the strings of all generations.
     """
 
     operation: Operation
@@ -75,6 +78,7 @@ class Change:
     added: GenerationSummary
     removed: tuple[str, ...] = ()
     pane: str | None = None
+    keep_vocabularies: bool = False
 
 
 def newest_commit(output: str) -> int:
@@ -148,7 +152,9 @@ def recover_if_behind(output: str, *, lock_timeout: float) -> None:
             copy_vocabularies(output, manifest.vocabularies)
 
 
-def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -> Manifest:
+def commit(
+    output: str, change: Change, *, lock_timeout: float, retain: float, known: SummaryCache | None = None
+) -> Manifest:
     """Adds a commit, and returns the new manifest.
 
     If others published commits meanwhile, `append`, `compact` and `stream` are committed on top of them. If one of them
@@ -157,6 +163,7 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
     Args:
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         retain: How long a generation is kept after a commit has removed it, in seconds.
+        known: Summaries that were read before. None reads those of all generations.
 
     Raises:
         UserError: Another commit was published that does not fit with this one. Nothing is published.
@@ -172,8 +179,8 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         removed = _generations_to_remove(output, head, change)
         kept = {} if head.manifest is None else dict(head.manifest.summaries)
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
-        read = reader(output)
-        parts = [(read_summary(read, name, sha256, origin=output), sha256) for name, sha256 in kept.items()]
+        known = SummaryCache() if known is None else known
+        parts = list(zip(known.read(output, kept), kept.values(), strict=True))
         if change.operation in ("append", "stream"):
             check_not_replayed(output, change.added, head.manifest)
             meanwhile = [summary for summary, _ in parts if summary.generation not in change.base.summaries]
@@ -183,28 +190,56 @@ def commit(output: str, change: Change, *, lock_timeout: float, retain: float) -
         folder = runs_folder(output, change.added.generation)
         if change.operation != "compact":  # which moves no record to another split
             check_groups(output, [summary for summary, _ in parts], folder=folder)
-        chosen = choose_vocabularies(output, [summary for summary, _ in parts], folder=folder)
-        vocabularies = write_vocabularies(output, chosen.terms)
-        made = Commit(
-            number=head.number + 1,
-            previous_sha256=sha256_of(read(commit_path(head.number), MAX_BYTES)) if head.number else None,
-            time=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
-            operation=change.operation if head.manifest is not None else "create",
+        if change.keep_vocabularies and head.manifest is not None:
+            chosen = keep_vocabularies(output, head.manifest, change.added)
+        else:
+            chosen = choose_and_write(output, [summary for summary, _ in parts], folder=folder)
+        made = next_commit(
+            output,
+            head,
+            change.operation if head.manifest is not None else "create",
             added=(AddedGeneration(generation=change.added.generation, summary_sha256=sha256),),
             removed=removed,
             positions={} if change.pane is None else {"pane": change.pane},
-            vocabularies=vocabularies,
-            unknown=chosen.unknown,
+            **chosen._asdict(),
         )
-        data = made.to_json()
-        # Built before the commit exists: what contradicts itself must not be published.
-        manifest = build_view(made, sha256_of(data), parts)
-        _create(output, made, data)
-        # The copies of the vocabularies belong to the newest commit: a job that is refused or killed before must not
-        # leave copies of its own vocabularies.
-        _show(output, manifest)
-        remove_old(output, manifest, retain=retain)
-        return manifest
+        return publish_commit(output, made, parts, retain=retain)
+
+
+def next_commit(output: str, head: Head, operation: Operation, **values: Any) -> Commit:
+    """Returns the commit that follows the newest one.
+
+    Args:
+        values: Its other attributes.
+    """
+    newest = reader(output)(commit_path(head.number), MAX_BYTES) if head.number else None
+    return Commit(
+        number=head.number + 1,
+        previous_sha256=None if newest is None else sha256_of(newest),
+        time=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        operation=operation,
+        **values,
+    )
+
+
+def publish_commit(
+    output: str, made: Commit, parts: Sequence[tuple[GenerationSummary, str]], *, retain: float
+) -> Manifest:
+    """Creates a commit, and returns its manifest. Call it under the lock of the dataset.
+
+    Args:
+        parts: The summaries of all generations, as `build_view` takes them.
+        retain: See `commit`.
+    """
+    data = made.to_json()
+    # Built before the commit exists: what contradicts itself must not be published.
+    manifest = build_view(made, sha256_of(data), parts)
+    _create(output, made, data)
+    # The copies of the vocabularies belong to the newest commit: a job that is refused or killed before must not leave
+    # copies of its own vocabularies.
+    _show(output, manifest)
+    remove_old(output, manifest, retain=retain)
+    return manifest
 
 
 def find_published(output: str, generation: str, *, after: int) -> Manifest | None:

@@ -41,6 +41,7 @@ class DatasetJob(NamedTuple):
         left_out: The files in the folders of raw files that the run does not read.
         recent: For a round of a stream, what the rounds before it read, the newest first. `--max_rejected` then applies
             to the newest rounds that have at least 1,000 records, and not to fewer. None for any other job.
+        keep_vocabularies: For a round of a stream, whether the dataset keeps its vocabularies.
     """
 
     files: JobFiles
@@ -48,6 +49,7 @@ class DatasetJob(NamedTuple):
     replayed: Rejects = NO_REJECTS
     left_out: LeftOut = NO_LEFT_OUT
     recent: tuple[Recent, ...] | None = None
+    keep_vocabularies: bool = False
 
 
 def name_files(output: str) -> JobFiles:

@@ -56,7 +56,15 @@ def append_to(output: str, number: int, manifest: Manifest, *, windows: EventWin
         windows: The windows to label the new shards with, if the dataset has none.
     """
     published = list_published(output, manifest.splits)
-    return Base("append", number, manifest.seed, manifest.summaries, published, manifest.windows or windows)
+    return Base(
+        "append",
+        number,
+        manifest.seed,
+        manifest.summaries,
+        published,
+        manifest.windows or windows,
+        manifest.vocabularies_of,
+    )
 
 
 def take_classes(output: str, mode: Mode, schema: Schema) -> Schema:

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pipeline.errors import NothingNew, UserError, counted
 from pipeline.files import join, list_files, remove, remove_folder, size
+from pipeline.format.commit import Operation
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
 from pipeline.format.sources import SourcesFile
@@ -22,6 +24,7 @@ from pipeline.writing.paths import is_written_by_prepare, marker_path
 from pipeline.writing.rejects import RejectsFile, count_rejects, find_first
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardSummary
+from pipeline.writing.summary_cache import SummaryCache
 
 # Default of --max_rejected: the share of the records that may be rejected.
 DEFAULT_MAX_REJECTED = 0.01
@@ -46,6 +49,8 @@ class Publisher:
             where each file was read, so it is made even if there is no record.
         pane: Name of the pane that the generation holds. If another generation with it is published already, this one
             is not.
+        keep_vocabularies: For a round of a stream, whether the dataset keeps its vocabularies. See Change.
+        known: Summaries of the dataset that were read before.
     """
 
     schema: Schema
@@ -59,6 +64,8 @@ class Publisher:
     left_out: LeftOut = NO_LEFT_OUT
     recent: Sequence[Recent] | None = None
     pane: str | None = None
+    keep_vocabularies: bool = False
+    known: SummaryCache | None = None
 
     def publish(
         self, shards: Iterable[ShardSummary], rejects: Iterable[RejectsFile], sources: Iterable[SourcesFile]
@@ -89,8 +96,10 @@ class Publisher:
         summary = self._summarize(shards, rejects, list(sources))
         self._check_shard_sizes(summary)
         write_summary(self.output, summary)
-        change = Change(self.base.mode if self.recent is None else "stream", self.base, summary, pane=self.pane)
-        manifest = commit(self.output, change, lock_timeout=self.lock_timeout, retain=self.retain)
+        operation: Operation = self.base.mode if self.recent is None else "stream"
+        change = Change(operation, self.base, summary, pane=self.pane, keep_vocabularies=self.keep_vocabularies)
+        more: dict[str, Any] = {"lock_timeout": self.lock_timeout, "retain": self.retain, "known": self.known}
+        manifest = commit(self.output, change, **more)
         self._remove_temporary_files(summary)
         return manifest
 

@@ -1,15 +1,72 @@
 """Chooses the vocabularies of a dataset from the strings of all of its generations, and writes their files."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.files import exists, file_sha256, join, read_bytes, replace
+from pipeline.format.manifest import Manifest
 from pipeline.format.merge_counts import Vocabularies, choose_vocabulary
 from pipeline.format.models import Vocabulary
+from pipeline.format.string_counts import count_not_in
 from pipeline.format.summary import GenerationSummary
-from pipeline.format.vocabulary import serialize_terms, vocabulary_file_names
+from pipeline.format.vocabulary import parse_terms, serialize_terms, vocabulary_file_names
 from pipeline.writing.paths import vocabulary_copy_path, vocabulary_path
+
+
+class DatasetVocabularies(NamedTuple):
+    """The vocabularies of a commit. The attributes are those of Commit."""
+
+    vocabularies: dict[str, Vocabulary]
+    unknown: dict[str, dict[str, int]]
+    vocabularies_of: int | None = None
+
+
+def choose_and_write(output: str, summaries: Sequence[GenerationSummary], *, folder: str) -> DatasetVocabularies:
+    """Chooses the vocabularies of a dataset, and writes their files. See `choose_vocabularies`."""
+    chosen = choose_vocabularies(output, summaries, folder=folder)
+    return DatasetVocabularies(write_vocabularies(output, chosen.terms), chosen.unknown)
+
+
+def keep_vocabularies(output: str, manifest: Manifest, added: GenerationSummary) -> DatasetVocabularies:
+    """Returns the vocabularies of a dataset that gains a generation, and keeps those that it has.
+
+    Of the strings, only those of the new generation are read.
+
+    Raises:
+        UserError: A vocabulary, or a file of counts of the generation, is missing or damaged.
+    """
+    unknown = {name: dict(split.unknown) for name, split in manifest.splits.items()}
+    splits = added.record_schema.split_names
+    for name, vocabulary in manifest.vocabularies.items():
+        counts = added.strings[name]
+        try:
+            terms = _read_terms(join(output, vocabulary.path), vocabulary.sha256)
+            found = count_not_in(terms, join(output, counts.path), splits, strings=counts.strings, sha256=counts.sha256)
+        except ValueError as error:
+            raise UserError(
+                f"{error} So the unknown strings of {name!r} cannot be counted, and nothing was published. "
+                "`lengthwise verify` lists all errors; restore the file from a copy, or prepare the dataset again."
+            ) from None
+        for split, count in found.items():
+            unknown[split][name] += count
+    of = (manifest.vocabularies_of or manifest.commit) if manifest.vocabularies else None
+    return DatasetVocabularies(dict(manifest.vocabularies), unknown, of)
+
+
+# A stream reads the same vocabulary in each of its commits.
+@functools.lru_cache(maxsize=32)
+def _read_terms(path: str, sha256: str) -> pa.Array:
+    """Returns the strings of a vocabulary, binary[terms]. Raises ValueError if its file has another digest."""
+    data = read_bytes(path)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{path}: has the SHA-256 {found}, expected {sha256}.")
+    return pa.array(parse_terms(data), pa.binary())
 
 
 def choose_vocabularies(output: str, summaries: Sequence[GenerationSummary], *, folder: str) -> Vocabularies:

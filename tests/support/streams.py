@@ -48,7 +48,7 @@ class Place:
     def options(self, *, streaming: dict[str, Any] | None = None, **prepare: Any) -> StreamOptions:
         prepare = {"raw": (str(self.logs),), "output": str(self.dataset), "max_rejected": 1.0} | prepare
         shared = PrepareOptions(schema=str(self.folder / "schema.yaml"), **prepare)
-        return StreamOptions(shared, **{"settle": 0.0, **(streaming or {})})
+        return StreamOptions(shared, **{"settle": 0.0, "refresh": 0.0, **(streaming or {})})
 
     def once(self, **options: Any) -> Any:
         """Runs one round, in a stream of its own, and returns the manifest."""
