@@ -16,6 +16,7 @@ import pytest
 
 import lengthwise
 from pipeline.beam.prepare import PrepareOptions
+from pipeline.schema.windows import EventWindows
 
 CLASSES = ["a", "b", "c"]
 LABELS = {
@@ -137,14 +138,22 @@ def of_every_feature(kind: str) -> Made:
     return make(new_folder(), records, schema)
 
 
-def make(folder: pathlib.Path, records: list[Record], schema: str | None = None, *, num_shards: int = 2) -> Made:
+def make(
+    folder: pathlib.Path,
+    records: list[Record],
+    schema: str | None = None,
+    *,
+    num_shards: int = 2,
+    windows: EventWindows | None = None,
+) -> Made:
     """Makes a dataset of these records in folder/dataset."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, schema_file = folder / "raw.jsonl", folder / "schema.yaml"
     raw.write_text("".join(json.dumps(record) + "\n" for record in records))
     schema_file.write_text(schema or schema_text())
     output = folder / "dataset"
-    plain_prepare.prepare(PrepareOptions((str(raw),), str(schema_file), str(output), num_shards=num_shards))
+    options: dict[str, Any] = {"num_shards": num_shards, "windows": windows}
+    plain_prepare.prepare(PrepareOptions((str(raw),), str(schema_file), str(output), **options))
     return Made(str(output), records)
 
 

@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.schema.windows import EventWindows
 from trainer.config import TrainConfig, make_config, read_config
 
 # For each flag: a value as text, and the parsed value.
@@ -37,6 +38,7 @@ VALUES = {
     "statistics": ("dataset", "dataset"),
     "follow": ("", True),
     "idle": ("1.5m", 90.0),
+    "newest": ("7d", 604800.0),
 }
 
 
@@ -48,7 +50,8 @@ def test_the_default_model_has_two_lstm_layers_of_100_units():
 
 def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
     assert set(VALUES) == set(TrainConfig.model_fields)
-    dataset = datasets.of_kind("class").path
+    records = [record | {"at": 0} for record in datasets.of_kind("class").records]
+    dataset = datasets.make(tmp_path / "made", records, windows=EventWindows(field="at", seconds=3600)).path
     datasets.call(capsys, "train", dataset, "--output", tmp_path / "other", "--units", 8, 4, 2, "--epochs", 0)
     flags = [word for name, (text, _) in VALUES.items() for word in (f"--{name}", *text.split())]
     flags = [word.format(run=tmp_path / "other") for word in flags]

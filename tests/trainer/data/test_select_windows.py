@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import json
 
 import datasets
 import numpy as np
@@ -35,11 +36,11 @@ def make(folder, kind="class"):
     before = [record | {"id": f"before-{n}"} for n, record in enumerate(records[:10])]
     (folder / "schema.yaml").write_text(datasets.schema_text(kind))
     for name, some, windows in (("a", before, None), ("b", records[::2], WINDOWS), ("c", records[1::2], None)):
-        datasets_raw = folder / f"{name}.jsonl"
-        datasets_raw.write_text("".join(f"{datasets.json.dumps(record)}\n" for record in some))
+        raw = folder / f"{name}.jsonl"
+        raw.write_text("".join(f"{json.dumps(record)}\n" for record in some))
         options = {"append": True, "windows": windows, "num_shards": 1 if name == "c" else 2}
         plain_prepare.prepare(
-            PrepareOptions((str(datasets_raw),), str(folder / "schema.yaml"), str(folder / "dataset"), **options)
+            PrepareOptions((str(raw),), str(folder / "schema.yaml"), str(folder / "dataset"), **options)
         )
     return str(folder / "dataset"), records
 
@@ -181,4 +182,4 @@ def test_the_command_plan_counts_the_newest_windows(made, capsys):
     out = datasets.call(capsys, "plan", path, "--newest", "10h", "--json")[1]
     newest = newest_of(records)
     expected = by_hand(records, "train", newest - 10 * HOUR, newest + 1)
-    assert {plan["records"] for plan in datasets.json.loads(out).values()} == {len(expected)}
+    assert {plan["records"] for plan in json.loads(out).values()} == {len(expected)}
