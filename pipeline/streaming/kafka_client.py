@@ -314,9 +314,11 @@ class KafkaClient:
             return kind(shared | {"log_level": 0, "error_cb": self._on_error})
         except (kafka.KafkaException, TypeError, ValueError) as error:
             # The message may have the value.
-            name = re.search(r'property[: ]*"?([\w.]+)', str(error))
-            key = name[1] if name and name[1] in self._properties else None
-            text = f"{key}: not a property of librdkafka, or a wrong value" if key else self._hide(str(error))
+            found = str(error.args[0].str() if isinstance(error, kafka.KafkaException) else error)
+            key = next(
+                (key for key in self._properties if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", found)), None
+            )
+            text = f"{key}: not a property of librdkafka, or a wrong value" if key else self._hide(found)
         raise UserError(f"--kafka_config {self._origin}: {text}. The properties are those of librdkafka.")
 
     def _on_error(self, error: Any) -> None:

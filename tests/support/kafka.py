@@ -1,17 +1,25 @@
-"""Brokers for the tests: the mock broker inside librdkafka starts in a hundredth of a second and needs no Java."""
+"""Brokers for the tests: the mock one inside librdkafka, which starts at once, and a real one, which needs Java."""
 
+import contextlib
 import ctypes
 import glob
 import os
 import pathlib
+import shutil
+import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import confluent_kafka
+import pytest
 import streams
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from paths import ROOT
 
 from pipeline.streaming.kafka_config import KafkaOptions
 from pipeline.streaming.rounds import StreamOptions
+from trainer.devices.local_workers import free_ports
 
 # A partition of the mock broker drops its oldest batches above 5 MB or 100,000 batches.
 MOCK_PARTITION_BYTES = 5 * 2**20
@@ -144,3 +152,158 @@ class TopicPlace(streams.Place):
         of_kafka = {"servers": self.servers, "topics": self.topics} | (streaming or {}).pop("kafka", {})
         more = (streaming or {}) | {"kafka": KafkaOptions(**of_kafka)}
         return super().options(streaming=more, **{"raw": (), **prepare})
+
+
+# The broker of the proofs, which Maven fetches.
+_KAFKA_VERSION = "4.1.0"
+_POM = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>lengthwise</groupId><artifactId>broker</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{}</version></dependency>
+  </dependencies>
+</project>
+"""
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{plain},SASL_SSL://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_SSL://127.0.0.1:{secure}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+user_reader="{password}";
+ssl.keystore.location={folder}/keys.p12
+ssl.keystore.password=of-the-keys
+ssl.keystore.type=PKCS12
+log.dirs={folder}/logs
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+group.initial.rebalance.delay.ms=0
+log.retention.check.interval.ms=300
+log.initial.task.delay.ms=300
+log.cleaner.backoff.ms=300
+"""
+PASSWORD = "not-to-be-shown"
+# Seconds that no start of a broker takes, even on a very busy machine.
+_PATIENCE = 240
+
+
+class RealBroker:
+    """A broker of Kafka 4 in a process of its own, with a plain listener and one with TLS and a password.
+
+    Attributes:
+        servers: Where the plain listener is.
+        secure_servers: Where the other one is. Its certificate is `certificate`, and its user `reader` has PASSWORD.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        for program in ("java", "keytool", "mvn"):
+            if shutil.which(program) is None:
+                pytest.skip(f"a real broker needs Java 17 and Maven, but there is no {program}")
+        self._jars, self._folder = _fetch_jars(), folder
+        folder.mkdir()
+        plain, secure, controller = free_ports(3)
+        self.servers, self.secure_servers = f"127.0.0.1:{plain}", f"127.0.0.1:{secure}"
+        self.certificate = folder / "ca.pem"
+        self._make_certificate()
+        ports = {"plain": plain, "secure": secure, "controller": controller}
+        (folder / "server.properties").write_text(_PROPERTIES.format(**ports, folder=folder, password=PASSWORD))
+        self._run("kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", "server.properties").wait()
+        self.start()
+        self._connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+
+    def _connect(self) -> None:
+        self.admin = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
+        self.producer = confluent_kafka.Producer({"bootstrap.servers": self.servers, "log_level": 0})
+
+    def _make_certificate(self) -> None:
+        keys = ["-keystore", "keys.p12", "-storepass", "of-the-keys", "-alias", "broker"]
+        make = [*("-genkeypair", "-keyalg", "RSA", "-dname", "CN=broker"), *("-ext", "san=ip:127.0.0.1")]
+        for arguments in (make, ["-exportcert", "-rfc", "-file", "ca.pem"]):
+            subprocess.run(["keytool", *arguments, *keys], cwd=self._folder, check=True, capture_output=True)
+
+    def _run(self, *command: str) -> "subprocess.Popen[bytes]":
+        with open(self._folder / "output", "ab") as output:
+            return subprocess.Popen(
+                ["java", "-Xmx256m", "-cp", f"{self._jars}/*", *command],
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def start(self) -> None:
+        """Starts the broker, and waits until it answers."""
+        self._process = self._run("kafka.Kafka", "server.properties")
+        client = AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            assert self._process.poll() is None, (self._folder / "output").read_text()[-2000:]
+            with contextlib.suppress(confluent_kafka.KafkaException):
+                if client.list_topics(timeout=1).brokers:
+                    return
+        raise AssertionError("the broker does not answer")
+
+    def kill(self) -> None:
+        """Kills the broker with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def make_topic(self, name: str, num_partitions: int = 1, **config: str) -> None:
+        """Makes a topic, with properties in which `_` stands for a dot."""
+        config = {key.replace("_", "."): value for key, value in config.items()}
+        self._wait(self.admin.create_topics([NewTopic(name, num_partitions, 1, config=config)]))
+
+    def delete_topic(self, name: str) -> None:
+        """Deletes a topic."""
+        self._wait(self.admin.delete_topics([name], operation_timeout=30))
+        while name in self.admin.list_topics(timeout=10).topics:
+            time.sleep(0.1)
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Adds partitions to a topic."""
+        self._wait(self.admin.create_partitions([NewPartitions(name, total)]))
+        self._connect()  # a producer asks for new partitions only once in a while
+
+    def _wait(self, futures: dict[Any, Any]) -> None:
+        for future in futures.values():
+            future.result(_PATIENCE)
+
+    def send(self, topic: str, values: Iterable[bytes | str | None], **more: Any) -> None:
+        """Appends messages to a partition. See the function `send`."""
+        send(self.producer, topic, values, **more)
+
+
+def _fetch_jars() -> pathlib.Path:
+    """Returns the folder with the jars of the broker, which Maven fetches once."""
+    folder = ROOT / "build" / f"kafka-{_KAFKA_VERSION}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pom.xml").write_text(_POM.format(_KAFKA_VERSION))
+        command = [
+            "mvn",
+            "-q",
+            "-B",
+            "dependency:copy-dependencies",
+            "-DoutputDirectory=jars",
+            "-DincludeScope=runtime",
+        ]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a real broker needs the jars of Kafka, which Maven could not fetch: {done.stdout[-300:]}")
+        (folder / "complete").touch()
+    return folder / "jars"
