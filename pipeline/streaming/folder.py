@@ -288,6 +288,9 @@ class FolderSource:
     def close(self) -> None:
         """Does nothing: no file stays open."""
 
+    def num_nulls(self) -> None:
+        """Returns None: a line always has a value."""
+
     def waiting(self) -> Mapping[str, int]:
         """Returns the number of bytes of lines that are not complete, by file."""
         return {

@@ -71,7 +71,8 @@ class KafkaSource:
         self._has_more = False
         self._skipped_since: float | None = None
         self._short_since: float | None = None
-        self.num_nulls = 0
+        # Messages without a value in what is published.
+        self._num_nulls = 0
 
     def look(self, positions: Positions) -> None:
         """Asks for the offsets of all partitions. See `Source`."""
@@ -128,7 +129,8 @@ class KafkaSource:
             return False
         if known[:2] == (partition.position.rewrites, partition.next):
             is_news = known != partition.position
-            partition.position, partition.is_new, partition.taken = known, False, 0
+            self._num_nulls += partition.nulls
+            partition.position, partition.is_new, partition.taken, partition.nulls = known, False, 0, 0
             return is_news
         if known != partition.position or partition.is_new or partition.taken:
             self._replace(partition, Partition(*partition.place, known, is_new=False))
@@ -228,7 +230,7 @@ class KafkaSource:
         if any(each.lag for each in partitions):
             with mark_writer(files.output, files.generation, command="prepare"), SpoolWriter(files.folder) as spool:
                 self._assign(partitions)
-                taken = take_messages(
+                self._has_more = take_messages(
                     partitions,
                     self._client,
                     spool,
@@ -237,8 +239,6 @@ class KafkaSource:
                     max_records=max_records,
                     stop=self._stop,
                 )
-                self._has_more = taken.has_more
-                self.num_nulls += taken.num_nulls
                 spool.flush()
                 if self._is_same_topic(partitions) and self._is_worth_a_commit(partitions):
                     self._planned = list(_list_parts(partitions, spool))
@@ -300,6 +300,10 @@ class KafkaSource:
     def lags(self) -> Mapping[str, int]:
         """Returns the number of offsets that are not read yet, by partition, for those that have any."""
         return {each.path: each.lag for each in self._partitions.values() if each.lag}
+
+    def num_nulls(self) -> int:
+        """Returns the number of messages without a value, which were skipped."""
+        return self._num_nulls + sum(each.nulls for each in self._partitions.values())
 
     def waiting(self) -> Mapping[str, int]:
         """Returns nothing: a message is always complete."""

@@ -20,7 +20,9 @@ class StreamMetrics:
         rounds: Rounds, also those that found nothing new.
         commits: Rounds that were published.
         last_commit: When the last of them was, in seconds since 1970; the start of the stream if there was none.
-        lags: Bytes that are not read yet, by file.
+        lags: Bytes that are not read yet, by file; or offsets, by partition.
+        unit: What the lags are counted in: byte or offset.
+        nulls: Messages without a value, which were skipped. None for files.
     """
 
     last_commit: float
@@ -30,6 +32,8 @@ class StreamMetrics:
     rounds: int = 0
     commits: int = 0
     lags: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unit: str = "byte"
+    nulls: int | None = None
 
     def write(self, path: str, *, now: float) -> None:
         """Replaces the file atomically."""
@@ -42,13 +46,17 @@ class StreamMetrics:
         yield from _describe("rejected_total", "counter", "Records rejected, by reason.")
         for reason, count in sorted(self.rejected.items()):
             yield f'lengthwise_stream_rejected_total{{reason="{_escape(reason)}"}} {count}'
+        if self.nulls is not None:
+            yield from _metric("nulls_total", "counter", "Messages without a value, which were skipped.", self.nulls)
         yield from _metric("rounds_total", "counter", "Rounds, also those that found nothing new.", self.rounds)
         yield from _metric("commits_total", "counter", "Commits published.", self.commits)
-        total = sum(self.lags.values())
-        yield from _metric("lag_bytes_total", "gauge", "Bytes of all sources that are not read yet.", total)
-        yield from _describe("lag_bytes", "gauge", f"The same by source, for the {_MAX_SOURCES} with the most.")
+        total, units = sum(self.lags.values()), f"{self.unit}s"
+        yield from _metric(
+            f"lag_{units}_total", "gauge", f"{units.capitalize()} of all sources that are not read yet.", total
+        )
+        yield from _describe(f"lag_{units}", "gauge", f"The same by source, for the {_MAX_SOURCES} with the most.")
         for source, lag in sorted(self.lags.items(), key=lambda item: (-item[1], item[0]))[:_MAX_SOURCES]:
-            yield f'lengthwise_stream_lag_bytes{{source="{_escape(source)}"}} {lag}'
+            yield f'lengthwise_stream_lag_{units}{{source="{_escape(source)}"}} {lag}'
         seconds = round(max(0.0, now - self.last_commit), 3)
         yield from _metric("seconds_since_commit", "gauge", "Seconds since the last commit, or the start.", seconds)
 

@@ -19,6 +19,7 @@ class Partition:
         high: The offset after its newest message that can be read.
         next: The offset to read next in the following round.
         taken: Messages that were taken since `position` without being published.
+        nulls: Messages without a value since `position`, which were skipped.
         arrived: The offset up to which all messages came from the client; they were taken or are in `held`.
         held: Messages that came, and that no round has taken yet.
         held_bytes: Bytes of their values.
@@ -35,6 +36,7 @@ class Partition:
     high: int = 0
     next: int = 0
     taken: int = 0
+    nulls: int = 0
     arrived: int = 0
     held: "collections.deque[Any]" = dataclasses.field(default_factory=collections.deque)
     held_bytes: int = 0
@@ -71,7 +73,7 @@ class Partition:
         """Lets it be read from its position again."""
         self.next = self.arrived = self.position.end
         self.held.clear()
-        self.taken = self.held_bytes = 0
+        self.taken = self.nulls = self.held_bytes = 0
         self.is_paused = False
 
     def begin_round(self) -> None:

@@ -344,5 +344,6 @@ class _Stream:
 
     def _write_metrics(self) -> None:
         if self._options.metrics_file is not None:
-            self._metrics.lags = self._source.lags()
+            self._metrics.lags, self._metrics.nulls = self._source.lags(), self._source.num_nulls()
+            self._metrics.unit = self._source.unit
             self._metrics.write(absolute(self._options.metrics_file), now=time.time())

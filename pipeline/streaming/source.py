@@ -57,6 +57,9 @@ class Source(Protocol):
     def lags(self) -> Mapping[str, int]:
         """Returns the number of bytes or offsets that are not read yet, by file, for those that have any."""
 
+    def num_nulls(self) -> int | None:
+        """Returns the number of messages without a value, which were skipped; None for files."""
+
     def waiting(self) -> Mapping[str, int]:
         """Returns the number of bytes of lines that are not complete, by file."""
 

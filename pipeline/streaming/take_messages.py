@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from pipeline.errors import TryAgain
 from pipeline.raw.spooled_messages import SpoolWriter
@@ -20,18 +19,6 @@ _WAIT = 0.1
 _QUIET_SECONDS, _TOO_QUIET_SECONDS = 5.0, 60.0
 
 
-class Taken(NamedTuple):
-    """What a round has taken.
-
-    Attributes:
-        has_more: Whether it left messages because of its limits.
-        num_nulls: Number of messages without a value, which were skipped.
-    """
-
-    has_more: bool
-    num_nulls: int
-
-
 def take_messages(
     partitions: Sequence[Partition],
     client: KafkaClient,
@@ -41,8 +28,10 @@ def take_messages(
     max_bytes: int,
     max_records: int | None,
     stop: StopSignals,
-) -> Taken:
+) -> bool:
     """Writes the messages of partitions up to their newest ones to a spool, and moves `next` of each partition.
+
+    Returns whether it left messages because of the limits.
 
     A signal ends it early, and so does a broker that sends nothing, if there are some messages.
 
@@ -74,7 +63,7 @@ def take_messages(
     client.resume([each.place for each in partitions if each.is_paused])
     for each in partitions:
         each.is_paused = False
-    return Taken(taking.is_limited(), taking.num_nulls)
+    return taking.is_limited()
 
 
 def _receive(client: KafkaClient, by_place: dict[Place, Partition]) -> bool:
@@ -115,7 +104,6 @@ class _Taking:
 
     Attributes:
         num_records: Messages with a value that were taken.
-        num_nulls: Messages without a value.
     """
 
     def __init__(
@@ -130,7 +118,7 @@ class _Taking:
         self._max_bytes, self._max_records = max_bytes, max_records
         self._byte_share: float = 0
         self._record_share: float = 0
-        self.num_records = self.num_nulls = 0
+        self.num_records = 0
 
     def take(self) -> None:
         """Takes what may be taken of the messages that came."""
@@ -164,7 +152,7 @@ class _Taking:
             value = message.value()
             partition.next = offset + 1
             if value is None:
-                self.num_nulls += 1
+                partition.nulls += 1
                 continue
             partition.held_bytes -= len(value)
             if self._read_value is not None:

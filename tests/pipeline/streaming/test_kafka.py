@@ -421,6 +421,21 @@ def test_an_empty_round_only_asks_for_offsets(place, broker, monkeypatch):
     assert load(place.dataset).commit == 1
 
 
+def test_metrics_have_the_lags_in_offsets(place, broker):
+    path = place.folder / "stream.prom"
+    broker.send("clicks", [*values(range(5)), None, None])
+    found = []
+    place.follow(lambda: found.append(path.read_text()), metrics_file=str(path), max_records=3)
+    broker.send("clicks", values(range(5, 9)), partition=1)
+    place.once(metrics_file=str(path), max_records=1)
+    found.append(path.read_text())
+    metrics = [dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")) for text in found]
+    prefix = "lengthwise_stream_"
+    assert [metrics[0][prefix + name] for name in ("nulls_total", "lag_offsets_total")] == ["2", "0"]
+    assert metrics[1][prefix + "nulls_total"] == "0"
+    assert metrics[1][prefix + 'lag_offsets{source="kafka://clicks/1"}'] == "3"
+
+
 @pytest.fixture
 def prepare(place, capsys):
     def run(*flags):
