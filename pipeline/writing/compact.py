@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pipeline import progress
 from pipeline.errors import UserError, check_unpublished
 from pipeline.files import absolute, join
 from pipeline.format.manifest import Manifest, read_manifest
-from pipeline.format.models import CountsFile, Split
+from pipeline.format.models import CountsFile, Shard, Split
 from pipeline.format.summary import GenerationSummary, LeftOut, Rejects
 from pipeline.format.sums import merge_sums
 from pipeline.format.tfrecord import CorruptRecord
@@ -109,19 +110,10 @@ def _merge(
     splits: dict[str, Split] = {}
     for name in schema.split_names:
         total = add_splits(schema, [summary.splits[name] for summary in summaries], {})
-        windows = {shard.window for shard in total.shards}
-        shards = [
-            shard
-            for window in sorted(windows, key=lambda window: (window is not None, window or 0))
-            for shard in merge_shards(
-                output,
-                summaries,
-                name,
-                generation=generation,
-                num_shards=num_shards or needed[window],
-                window=window,
-            )
-        ]
+        options: dict[str, Any] = {"schema": schema, "seed": newest.seed, "generation": generation}
+        shards: list[Shard] = []
+        for window, parts in _by_window(total.shards).items():
+            shards += merge_shards(output, parts, name, num_shards=num_shards or needed[window], **options)
         splits[name] = total.model_copy(update={"shards": tuple(shards) if total.records else ()})
     sums = {name: merge_sums(summary.sums.get(name) for summary in summaries) for name in schema.statistics_widths}
     rejected, replayed = _merge_rejects(summaries)
@@ -140,6 +132,14 @@ def _merge(
         windows=find_windows(summaries),
         software=software_versions(),
     )
+
+
+def _by_window(shards: Iterable[Shard]) -> dict[int | None, list[Shard]]:
+    """Returns shards by the start of their window, in this order; those without a window, under None, come first."""
+    found: dict[int | None, list[Shard]] = {}
+    for shard in shards:
+        found.setdefault(shard.window, []).append(shard)
+    return {start: found[start] for start in sorted(found, key=lambda start: (start is not None, start or 0))}
 
 
 def _merge_strings(output: str, summaries: Sequence[GenerationSummary], generation: str) -> dict[str, CountsFile]:

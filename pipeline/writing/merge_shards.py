@@ -13,9 +13,9 @@ from pipeline import progress
 from pipeline.files import join, open_read, replace, stream_sha256
 from pipeline.format.index import EVENT_TIME, KEY, index_schema, read_index, serialize_index
 from pipeline.format.models import Shard
-from pipeline.format.summary import GenerationSummary
 from pipeline.format.tfrecord import FRAME_BYTES, check_frames
 from pipeline.schema.record import Array
+from pipeline.schema.schema import Schema
 from pipeline.shuffle.copies import first_of_each, numbers_copies, split_copy_id
 from pipeline.shuffle.hashing import order_key, range_of, shard_range
 from pipeline.writing.paths import shard_paths
@@ -40,32 +40,32 @@ class _Slice(NamedTuple):
 
 def merge_shards(
     output: str,
-    summaries: Sequence[GenerationSummary],
+    shards: Sequence[Shard],
     split: str,
     *,
+    schema: Schema,
+    seed: int,
     generation: str,
     num_shards: int,
-    window: int | None = None,
 ) -> Iterator[Shard]:
-    """Writes the records of one split and window of several generations as shards of a new one, and yields the shards.
+    """Writes the records of shards of one split as shards of a new generation, and yields the new shards.
 
-    The shards have the same bytes as those that one job writes from the raw records of all of these generations.
+    They have the same bytes as those that one job writes from all of these records.
 
     Args:
-        summaries: The generations. No id is in two of them. Copies of a record may be in several.
+        shards: Shards of several generations, all of one window or all without a window. No id is in two generations.
+            Copies of a record may be in several.
+        schema, seed: Those of the dataset.
         num_shards: Number of shards to write. Of a window, those without a record are left out.
-        window: Start of the window. None is for the shards without a window.
 
     Raises:
         ValueError: An index is damaged.
         CorruptRecord: A record is damaged.
     """
-    sources = []
-    copies = numbers_copies(summaries[0].record_schema)
-    empty = index_schema(summaries[0].record_schema.label, with_window=window is not None).empty_table()
-    for summary in summaries:
-        shards = (shard for shard in summary.splits[split].shards if shard.window == window)
-        sources += [(shard, range_of(shard.path)) for shard in shards]
+    (window,) = {shard.window for shard in shards}
+    sources = [(shard, range_of(shard.path)) for shard in shards]
+    copies = numbers_copies(schema)
+    empty = index_schema(schema.label, with_window=window is not None).empty_table()
     for number in range(num_shards):
         first, end = shard_range(number, num_shards=num_shards)
         slices = [
@@ -76,7 +76,7 @@ def merge_shards(
         if window is not None and not slices:
             continue
         paths = shard_paths(generation, split, number, num_shards=num_shards, window=window)
-        shard = _write_shard(output, *paths, slices, seed=summaries[0].seed, empty=empty, copies=copies)
+        shard = _write_shard(output, *paths, slices, seed=seed, empty=empty, copies=copies)
         yield shard.model_copy(update={"window": window})
 
 
