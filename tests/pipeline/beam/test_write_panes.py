@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.format.history import read_commit, reader
 from pipeline.inspection.verify import verify
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.compact import compact
 
 SCHEMA = Schema.parse(PLAIN + "splits: {train: 1}\n")
@@ -68,6 +69,19 @@ def ids_by_commit(output):
         shards = pathlib.Path(output, "data", added.generation).glob("train-*.index.parquet")
         found.append(sorted(name for shard in shards for name in pq.read_table(shard)["id"].to_pylist()))
     return found
+
+
+def test_shards_have_the_windows_of_event_time_that_records_name(tmp_path):
+    """These windows do not depend on those of the pipeline, which decide about the commits."""
+    windows = EventWindows(field="hour", seconds=3600)
+    elements = [TimestampedValue(record(n) | {"hour": 3600 * (n % 2)}, n) for n in range(4)]
+    job = beam.Pipeline(runner=BundleBasedDirectRunner(), options=StandardOptions(streaming=True))
+    with job:
+        parsed = job | stream_of(elements[:2], 12, elements[2:]) | LATE | ParseRecords(SCHEMA, windows=windows)
+        _ = parsed | WriteDataset(SCHEMA, str(tmp_path), append=True, windows=windows)
+    found = [(shard.window, shard.records) for shard in load(tmp_path).splits["train"].shards]
+    assert sorted(found) == [(0, 1), (0, 1), (3600, 1), (3600, 1)]
+    assert verify(str(tmp_path)).faults == []
 
 
 def names(*numbers):

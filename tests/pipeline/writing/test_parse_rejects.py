@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.raw.find_files import RawFile
 from pipeline.raw.rejects import IN_FILE, Origin, Reject
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects, split_rejects
 
 SCHEMA = Schema.parse("id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: regression}\n")
@@ -50,6 +51,14 @@ def test_a_line_that_fails_again_has_its_present_reason(parse):
         ("not_json", None, b"\xff{"),
         ("empty_sequence", "1", b'{"id": 1, "x": [], "y": 0}'),
     ]
+
+
+def test_a_record_has_the_event_time_that_windows_need(parse):
+    windows = EventWindows(field="at", seconds=60)
+    timed = GOOD.replace(b"}", b', "at": 5}')
+    ((record, _), reject) = parse(row(timed), row(GOOD), windows=windows)
+    assert record.event_time == 5_000_000
+    assert reject.reason == "missing_field"
 
 
 def test_a_line_that_was_too_large_stays_rejected_for_it_was_cut(parse):

@@ -7,24 +7,33 @@ import json
 import pathlib
 
 import numpy as np
+import plain_prepare
 import pyarrow as pa
 import pytest
 from damage import edit, edit_manifest
 from datasets import some
 from prepare_jobs import load, read_whole
 
-from pipeline.errors import UserError
+from pipeline.beam.prepare import PrepareOptions
+from pipeline.errors import TryAgain, UserError
 from pipeline.format.index import read_index, serialize_index
+from pipeline.format.view import find_windows
 from pipeline.inspection.verify import verify
+from pipeline.raw.find_files import find_files
+from pipeline.raw.json_lines import split_file
 from pipeline.raw.records import parse_record
 from pipeline.raw.rejects import Origin
+from pipeline.schema.auto_classes import parse_schema
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.hashing import choose_split
 from pipeline.shuffle.runs import Run, RunBuffer
 from pipeline.writing import choose_generations, many_files, shards
+from pipeline.writing.collect_classes import collect_classes
+from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.compact import compact
+from pipeline.writing.job import begin_job
 from pipeline.writing.stages import _MAX_SHARDS_BYTES, choose_num_shards
 
 SCHEMA = """\
@@ -238,31 +247,79 @@ def test_of_records_with_one_id_the_window_does_not_depend_on_their_order(run_pr
     assert in_shards(tmp_path / "0") == in_shards(tmp_path / "1")
 
 
-def change_times(dataset, change):
-    """Changes the event times in the index of the first shard, and its digest in the manifest."""
+def test_jobs_that_begin_at_once_do_not_give_a_dataset_two_kinds_of_windows(run_prepare, write_raw, dataset, tmp_path):
+    raw = [write_raw([record(n, START) for n in range(k, k + 20)], f"{k}.jsonl") for k in range(0, 80, 20)]
+    prepare(run_prepare, raw[0], windows=None)
+    minutes = EventWindows(field="at", seconds=60)
+    schema, path = Schema.parse(SCHEMA), str(tmp_path / "schema.yaml")
+    jobs = {windows: begin_job(str(dataset), "append", schema, None, windows) for windows in (HOURS, minutes, None)}
+
+    def publish(windows, number):
+        options = PrepareOptions((raw[number],), path, str(dataset), append=True)
+        return plain_prepare.run_job(options, schema, find_files(raw[number]), jobs[windows])
+
+    publish(HOURS, 1)
+    with pytest.raises(
+        UserError, match="has windows of 1h by the field 'at', so records with windows of 1m by the field"
+    ):
+        publish(minutes, 2)
+    with pytest.raises(TryAgain, match="another job added windows of 1h by the field 'at' meanwhile. Nothing was publ"):
+        publish(None, 3)
+    assert read_whole(dataset).windows == HOURS
+    (_, *parts) = read_summaries(str(dataset), load(dataset).summaries)
+    with pytest.raises(ValueError, match="windows of 1h by the field 'at' and windows of 1m by the field 'at'"):
+        find_windows([*parts, parts[0].model_copy(update={"windows": minutes})])
+
+
+def test_records_without_an_event_time_name_no_class(write_raw):
+    schema = parse_schema(SCHEMA.replace("[a, b]", "auto"))
+    records = [record(1, START) | {"y": ["a", "a"]}, {"id": 2, "x": [[1, 2]], "word": ["a"], "y": ["other"]}]
+    (chunk,) = split_file(find_files(write_raw(records))[0])
+    found = collect_classes([chunk], schema, seed=0, windows=HOURS)
+    assert (found.records, found.rejected) == (1, 1)
+    assert "other" not in found.classes
+    assert collect_classes([chunk], schema, seed=0).records == 2
+
+
+def test_a_window_with_fewer_records_than_shards_has_no_empty_shard(run_prepare, write_raw, dataset):
+    records = random_records(0, 40, num_hours=3)
+    for number in range(2):
+        prepare(run_prepare, write_raw(records[number::2], f"{number}.jsonl"))
+    compact(str(dataset), num_shards=30)
+    assert in_shards(dataset) == by_hand(records)
+    assert all(shard.records for split in read_whole(dataset).splits.values() for shard in split.shards)
+
+
+def change_index(dataset, column, change):
+    """Changes a column in the index of the first shard, and its digest in the manifest."""
     shard = load(dataset).splits["train"].shards[0]
     path = dataset / shard.index_path
     rows = read_index(path.read_bytes(), shard)
-    number = rows.schema.get_field_index("event_time")
-    times = change(rows["event_time"].to_numpy())
-    data = serialize_index(rows.set_column(number, rows.schema.field(number), pa.array(times, pa.int64())))
+    number = rows.schema.get_field_index(column)
+    field = rows.schema.field(number)
+    data = serialize_index(rows.set_column(number, field, pa.array(change(rows[column].to_numpy()), field.type)))
     path.write_bytes(data)
     edit_manifest(dataset, edit("splits", "train", "shards", 0, "index_sha256", to=hashlib.sha256(data).hexdigest()))
     return shard
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("column", "change", "message"),
     [
-        (lambda times: times + 3_600_000_000, "but the shard has the window 1767225600 s to 1767229200 s"),
-        (lambda times: np.where(times == times.min(), times + 1, times), "the oldest event time is"),
-        (lambda times: np.where(times == times.max(), times - 1, times), "the newest event time is"),
-        (lambda times: [None, *times[1:].tolist()], "the index has the event time None"),
+        ("num_labels", lambda counts: counts + 1, "the record's num_labels is"),
+        (
+            "event_time",
+            lambda times: times + 3_600_000_000,
+            "but the shard has the window 1767225600 s to",
+        ),
+        ("event_time", lambda times: np.where(times == times.min(), times + 1, times), "the oldest event time is"),
+        ("event_time", lambda times: np.where(times == times.max(), times - 1, times), "the newest event time is"),
+        ("event_time", lambda times: [None, *times[1:].tolist()], "the index has the event time None"),
     ],
 )
-def test_verify_finds_a_wrong_event_time(run_prepare, write_raw, dataset, change, message):
+def test_verify_finds_a_wrong_index(run_prepare, write_raw, dataset, column, change, message):
     prepare(run_prepare, write_raw(random_records(0, 100, num_hours=2)))
-    shard = change_times(dataset, change)
+    shard = change_index(dataset, column, change)
     faults = [fault for fault in verify(str(dataset)).faults if fault.file == shard.path]
     assert [message in fault.message for fault in faults] == [True]
 
