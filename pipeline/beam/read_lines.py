@@ -10,7 +10,7 @@ from apache_beam.metrics import Metrics
 from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, read_chunk
 from pipeline.raw.records import LIMITS, Limits
-from pipeline.raw.spooled_messages import split_input
+from pipeline.raw.spooled_messages import MessageChunk, split_input
 
 CHUNKS = "chunks"
 
@@ -56,7 +56,8 @@ class _ReadChunks(beam.DoFn):
         self._limits = limits
         self._lines = Metrics.counter("lengthwise", "lines_read")
 
-    def process(self, chunk: Chunk) -> Iterable[Any]:
+    def process(self, chunk: Chunk | MessageChunk) -> Iterable[Any]:
+        assert isinstance(chunk, Chunk)  # only a round of a stream has messages; Beam compares the types of both steps
         for item in read_chunk(chunk, record_bytes=self._limits.record_bytes):
             if isinstance(item, ChunkSummary):
                 yield beam.pvalue.TaggedOutput(CHUNKS, item)
