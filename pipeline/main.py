@@ -89,7 +89,8 @@ def compact(arguments: list[str]) -> None:
         before, commit = len(done.generations), done.manifest.commit
         print(f"{values['dataset']}: merged {counted(before, 'generation')} into one (commit {commit})")
     else:
-        print(f"{values['dataset']}: nothing to merge: it has fewer than two generations with small shards")
+        windows = ", and none of its windows has more shards than it needs" if done.manifest.windows else ""
+        print(f"{values['dataset']}: nothing to merge: it has fewer than two generations with small shards{windows}")
 
 
 def inspect(arguments: list[str]) -> None:

@@ -40,6 +40,8 @@ from pipeline.writing.summary_cache import SummaryCache
 DEFAULT_MAX_BYTES = 256 * 2**20
 # Shards that could be merged, above which the stream compacts the dataset: each costs time in every round.
 _MAX_SHARDS = 1000
+# The stream leaves a generation with windows alone unless this share of its shards can be merged.
+_MIN_SHARE = 0.5
 # How often a single round is tried when others change the dataset or the files meanwhile.
 _ATTEMPTS = 4
 # A round is not begun sooner after the one before, also with an interval of 0.
@@ -305,7 +307,7 @@ class _Stream:
         if surplus <= max(_MAX_SHARDS, 2 * self._surplus_left) or self._stop.requested:
             return
         shared = self._options.prepare
-        done = compact(self._output, retain=shared.retain, lock_timeout=shared.lock_timeout)
+        done = compact(self._output, min_share=_MIN_SHARE, retain=shared.retain, lock_timeout=shared.lock_timeout)
         if manifest.windows is not None:
             self._surplus_left = count_surplus(done.manifest.splits)
         if done.generations:

@@ -47,11 +47,13 @@ def count_surplus(splits: Mapping[str, Split]) -> int:
     return sum(count if key[1] is None else max(0, count - needed[key[1]]) for key, count in counts.items())
 
 
-def choose_generations(summaries: Sequence[GenerationSummary]) -> list[GenerationSummary]:
+def choose_generations(summaries: Sequence[GenerationSummary], *, min_share: float = 0) -> list[GenerationSummary]:
     """Returns the generations to merge: those that are small, and with windows only those that have a surplus.
 
-    An endless stream has ever more windows, and the shards of old ones are small if the windows are. They are merged
-    already, and must not be merged again whenever the newest window has several shards.
+    Args:
+        min_share: With windows, the least share of the shards of a generation whose split and window has more shards
+            than it needs. An endless stream has ever more windows, and the shards of old ones are small if the windows
+            are. They are merged already, and must not be merged again whenever the newest window has several shards.
     """
     found = [summary for summary in summaries if _is_small(summary)]
     while True:
@@ -59,7 +61,7 @@ def choose_generations(summaries: Sequence[GenerationSummary]) -> list[Generatio
         needed = count_needed(shards)
         counts = collections.Counter((split, shard.window) for split, shard in shards)
         surplus = {key for key, count in counts.items() if count > needed[key[1]]}
-        kept = [summary for summary in found if not summary.windows or _has_surplus(summary, surplus)]
+        kept = [summary for summary in found if not summary.windows or _has_surplus(summary, surplus, min_share)]
         if len(kept) == len(found):
             return found
         found = kept
@@ -70,7 +72,8 @@ def _is_small(summary: GenerationSummary) -> bool:
     return sum(each.shard.bytes for each in shards) < len(shards) * SHARD_BYTES / 2
 
 
-def _has_surplus(summary: GenerationSummary, surplus: Iterable[tuple[str, int | None]]) -> bool:
-    """Whether at least half of the shards of a generation are of a split and window with more shards than it needs."""
+def _has_surplus(summary: GenerationSummary, surplus: Iterable[tuple[str, int | None]], min_share: float) -> bool:
+    """Whether enough shards of a generation are of a split and window with more shards than it needs."""
     shards = _list_shards(summary.splits)
-    return 2 * sum((split, shard.window) in surplus for split, shard in shards) >= len(shards)
+    count = sum((split, shard.window) in surplus for split, shard in shards)
+    return count > 0 and count >= min_share * len(shards)

@@ -47,19 +47,21 @@ def compact(
     dataset: str,
     *,
     num_shards: int | None = None,
+    min_share: float = 0,
     retain: float = DEFAULT_RETAIN,
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT,
 ) -> Compacted:
     """Merges the small generations of a dataset into one generation with large shards, in one commit.
 
     A generation is small if its shards have less than half of the size of a large shard on average. With windows of
-    event time, the shards of each window are merged separately, and a generation stays as it is if that would leave
-    fewer of less than half of its shards. Other jobs may append at the same time. Readers keep the old shards for the
-    time of `retain`.
+    event time, the shards of each window are merged separately, and a generation stays as it is if none of its windows
+    has more shards than it needs. Other jobs may append at the same time. Readers keep the old shards for the time of
+    `retain`.
 
     Args:
         num_shards: Number of shards of each split (and window). By default the shards of the largest split have about
             64 MB. If it is given, all generations are merged.
+        min_share: With windows, the least share of the shards of a generation that it must be possible to merge.
         retain: How long the merged generations are kept, in seconds.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
 
@@ -75,7 +77,7 @@ def compact(
             f"{dataset}: has format version 1, which cannot be compacted. Prepare all raw files again with --overwrite."
         )
     summaries = read_summaries(output, manifest.summaries)
-    small = summaries if num_shards is not None else choose_generations(summaries)
+    small = summaries if num_shards is not None else choose_generations(summaries, min_share=min_share)
     if len(small) < 2 and not (num_shards is None and small and small[0].windows):
         return Compacted((), manifest)
     generation = new_generation()

@@ -137,21 +137,26 @@ def test_compaction_keeps_every_record_in_its_window(run_prepare, write_raw, dat
     assert compact(str(dataset)).generations == (() if num_shards != 2 else merged.generations)
 
 
-def test_old_windows_are_not_merged_again_whenever_a_new_one_has_several_shards(run_prepare, write_raw, dataset):
+def test_a_stream_does_not_merge_old_windows_whenever_a_new_one_has_several_shards(run_prepare, write_raw, dataset):
     def append(name, *records):
         prepare(run_prepare, write_raw(records, name), max_rejected=1.0)
         return load(dataset).generations[-1]
 
     append("a", *(record(n, START + 3600 * (n % 10)) for n in range(150)))
     append("b", *(record(n, START + 3600 * (n % 10)) for n in range(400, 550)))
-    old = compact(str(dataset)).manifest.generations
+    old = compact(str(dataset), min_share=0.5).manifest.generations
     new = [append(f"c{k}", *(record(n, START + 90_000) for n in range(k, k + 40))) for k in range(1000, 1300, 100)]
     assert choose_generations.count_surplus(load(dataset).splits) == 6
-    assert compact(str(dataset)).generations == tuple(new)
-    # Many windows have late records: more than half of the shards would be merged with others.
-    append("d", *(record(n, START + 3600 * (n % 10)) for n in range(2000, 2150)))
-    assert old[0] in compact(str(dataset)).generations
+    assert compact(str(dataset), min_share=0.5).generations == tuple(new)
+    late = append("d", record(2000, START), *(record(n, START + 180_000) for n in range(2001, 2040)))
+    assert compact(str(dataset), min_share=0.5).generations == ()
+    # The command merges all that has a surplus. Old and late records of the first window are in these two.
+    assert set(compact(str(dataset)).generations) == {*old, late}
+    # Many windows have late records: more than half of the shards can be merged with others.
+    append("e", *(record(n, START + 3600 * (n % 10)) for n in range(3000, 3150)))
+    assert len(compact(str(dataset), min_share=0.5).generations) == 2
     assert choose_generations.count_surplus(read_whole(dataset).splits) == 0
+    assert compact(str(dataset)).generations == ()
 
 
 def test_a_single_generation_whose_windows_have_many_shards_is_merged(run_prepare, write_raw, dataset):
