@@ -196,6 +196,11 @@ class PendingCalls:
         while self._futures:
             yield self._futures.popleft().result()
 
+    def abandon(self) -> None:
+        """Drops the remaining calls, after those that run have ended."""
+        concurrent.futures.wait([future for future in self._futures if not future.cancel()])
+        self._futures.clear()
+
 
 def count_cores() -> int:
     """Returns the number of cores that this process may use."""

@@ -176,8 +176,9 @@ class IndexReader:
     """
 
     def __init__(self, source: IO[bytes], *, records: int, shard_bytes: int, columns: list[str] | None = None) -> None:
-        metadata = pq.read_metadata(source)
-        fields = metadata.schema.to_arrow_schema()
+        parquet = pq.ParquetFile(source)
+        # `metadata.schema` would be a cycle of references, which stays in memory until the garbage is collected.
+        metadata, fields = parquet.metadata, parquet.schema_arrow
         _check_columns(fields)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         for rows in (metadata.num_rows, sum(group.num_rows for group in groups)):

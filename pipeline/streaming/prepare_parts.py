@@ -1,13 +1,16 @@
 """Does the work of one round: reads the next parts of files, and adds their records to the dataset in one commit."""
 
+import dataclasses
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline import progress
 from pipeline.beam.prepare import PrepareOptions, check_free_space, prepare_parts_with_beam
 from pipeline.beam.workers import PendingCalls, WorkerPool
-from pipeline.errors import check_unpublished, file_errors
+from pipeline.errors import NothingNew, TryAgain, check_unpublished, file_errors
 from pipeline.format.manifest import Manifest
 from pipeline.raw.chunk_pieces import Place, cut_chunk, join_pieces
 from pipeline.raw.early_stop import stop_early
@@ -37,20 +40,32 @@ from pipeline.writing.write_sources import list_sources
 _CALLS, _MIN_CALL_BYTES = 2, 2**20
 # What a chunk counts for in a call, at least, so that the summaries of tiny files take little memory.
 _MIN_CHUNK_BYTES = 2**12
+# A round removes old files only if so much time has passed since the last one that did.
+_REMOVAL_SECONDS = 300.0
 
 
-class Kept(NamedTuple):
+@dataclasses.dataclass
+class Kept:
     """What a stream keeps from round to round.
 
     Attributes:
         workers: The processes that parse and write.
         keys: Keys of published ids.
         summaries: Summaries of the generations of the dataset.
+        removed: When files were removed that are too old to keep, by the monotonic clock.
     """
 
     workers: KeptWorkers
     keys: PublishedKeys
     summaries: SummaryCache
+    removed: float = -math.inf
+
+    def take_retain(self, retain: float) -> float | None:
+        """Returns `--retain`, or None if no old files should be removed in this round: they are many to look at."""
+        if time.monotonic() - self.removed < min(retain, _REMOVAL_SECONDS):
+            return None
+        self.removed = time.monotonic()
+        return retain
 
 
 def prepare_parts(
@@ -92,7 +107,8 @@ def prepare_parts(
         except BaseException as error:
             read_published = functools.partial(find_published, output, generation, after=job.base.number)
             check_unpublished(output, error, read_published)
-            kept.workers.close()  # before the files that they write are removed
+            if not isinstance(error, TryAgain | NothingNew):
+                kept.workers.close()  # before the files that they write are removed
             discard_generation(output, generation)
             raise
 
@@ -144,7 +160,7 @@ class _Round:
             generation,
             base,
             max_rejected=options.max_rejected,
-            retain=options.retain,
+            retain=self._kept.take_retain(options.retain),
             lock_timeout=options.lock_timeout,
             left_out=self._job.left_out,
             recent=self._job.recent,
@@ -197,9 +213,13 @@ class _Round:
     def _call(self, function: Callable[[Any], Any], values: Any) -> Iterator[Any]:
         """Yields the results of a function for values, in order, computed in several processes if there are any."""
         calls = PendingCalls(self._pool)
-        for value in values:
-            yield from calls.call(function, value)
-        yield from calls.finish()
+        try:
+            for value in values:
+                yield from calls.call(function, value)
+            yield from calls.finish()
+        except TryAgain:
+            calls.abandon()
+            raise
 
     def _sort(self, summaries: Any) -> list[ChunkRun]:
         """Writes summaries of chunks to sorted runs."""

@@ -81,12 +81,20 @@ class Change:
     keep_vocabularies: bool = False
 
 
-def newest_commit(output: str) -> int:
+def newest_commit(output: str, *, after: int = 0) -> int:
     """Returns the number of the newest commit in an output folder, or 0 if there is none.
+
+    Args:
+        after: Number of a commit that was there before. If it still is, only later ones are looked for: a stream makes
+            millions of commits, which are not listed each time.
 
     Raises:
         UserError: A commit before the newest one is missing.
     """
+    if after and exists(join(output, commit_path(after))):
+        while exists(join(output, commit_path(after + 1))):
+            after += 1
+        return after
     numbers = commit_numbers(list_files(join(output, FOLDER)))
     if numbers and numbers != list(range(1, numbers[-1] + 1)):
         missing = min(set(range(1, numbers[-1])) - set(numbers))
@@ -106,9 +114,9 @@ def read_head(output: str) -> Head:
     return _read_state(output)[0]
 
 
-def _read_state(output: str) -> tuple[Head, bool]:
+def _read_state(output: str, after: int = 0) -> tuple[Head, bool]:
     """Returns the state of an output folder, and whether its manifest is behind the log."""
-    number = newest_commit(output)
+    number = newest_commit(output, after=after)
     manifest = _read_valid_manifest(output)
     is_behind = number > 0 and (manifest is None or manifest.commit != number)
     if is_behind:
@@ -116,16 +124,19 @@ def _read_state(output: str) -> tuple[Head, bool]:
     return Head(number, manifest), is_behind
 
 
-def recover(output: str) -> Head:
+def recover(output: str, *, after: int = 0) -> Head:
     """Returns the state of an output folder, after its manifest was rebuilt if it is behind the log.
 
     A writer that is killed between its commit and the manifest leaves the manifest one commit behind, and the copies of
     the vocabularies. Call it under the lock of the dataset.
 
+    Args:
+        after: See `newest_commit`.
+
     Raises:
         UserError: The log is damaged.
     """
-    head, is_behind = _read_state(output)
+    head, is_behind = _read_state(output, after)
     if is_behind and head.manifest is not None:
         _show(output, head.manifest)
     return head
@@ -153,7 +164,7 @@ def recover_if_behind(output: str, *, lock_timeout: float) -> None:
 
 
 def commit(
-    output: str, change: Change, *, lock_timeout: float, retain: float, known: SummaryCache | None = None
+    output: str, change: Change, *, lock_timeout: float, retain: float | None, known: SummaryCache | None = None
 ) -> Manifest:
     """Adds a commit, and returns the new manifest.
 
@@ -162,7 +173,7 @@ def commit(
 
     Args:
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
-        retain: How long a generation is kept after a commit has removed it, in seconds.
+        retain: How long a generation is kept after a commit has removed it, in seconds. None removes no old files now.
         known: Summaries that were read before. None reads those of all generations.
 
     Raises:
@@ -171,7 +182,7 @@ def commit(
         LockTimeout: The lock could not be had in time.
     """
     with lock_dataset(output, timeout=lock_timeout):
-        head = recover(output)
+        head = recover(output, after=change.base.number)
         if change.pane is not None:
             published = find_pane(output, change.pane, after=change.base.number)
             if published is not None:
@@ -223,7 +234,7 @@ def next_commit(output: str, head: Head, operation: Operation, **values: Any) ->
 
 
 def publish_commit(
-    output: str, made: Commit, parts: Sequence[tuple[GenerationSummary, str]], *, retain: float
+    output: str, made: Commit, parts: Sequence[tuple[GenerationSummary, str]], *, retain: float | None
 ) -> Manifest:
     """Creates a commit, and returns its manifest. Call it under the lock of the dataset.
 
@@ -238,7 +249,8 @@ def publish_commit(
     # The copies of the vocabularies belong to the newest commit: a job that is refused or killed before must not leave
     # copies of its own vocabularies.
     _show(output, manifest)
-    remove_old(output, manifest, retain=retain)
+    if retain is not None:
+        remove_old(output, manifest, retain=retain)
     return manifest
 
 
@@ -249,7 +261,7 @@ def find_published(output: str, generation: str, *, after: int) -> Manifest | No
         after: Only later commits are searched.
     """
     read = reader(output)
-    for number in range(newest_commit(output), after, -1):
+    for number in range(newest_commit(output, after=after), after, -1):
         made = read_commit(read, number, origin=output).commit
         if any(added.generation == generation for added in made.added):
             newest = _read_valid_manifest(output)
@@ -267,7 +279,7 @@ def find_pane(output: str, pane: str, *, after: int, known: dict[int, str | None
             that a stream reads each commit once.
     """
     read, known = reader(output), {} if known is None else known
-    for number in range(newest_commit(output), after, -1):
+    for number in range(newest_commit(output, after=after), after, -1):
         if number not in known:
             known[number] = read_commit(read, number, origin=output).commit.pane
         if known[number] == pane:

@@ -202,6 +202,14 @@ def is_written_by_prepare(path: str) -> bool:
     return _WRITTEN.fullmatch(path) is not None
 
 
+_COMMIT = paths_pattern(_COMMIT_PATTERN)
+
+
+def is_commit(path: str) -> bool:
+    """Returns whether a path inside the output folder is that of a commit."""
+    return _COMMIT.fullmatch(path) is not None
+
+
 def is_of_dataset(path: str) -> bool:
     """Returns whether a file inside the output folder may be one of a dataset, by its path there."""
     return path == MANIFEST or is_written_by_prepare(path)

@@ -41,7 +41,7 @@ class Publisher:
         generation: Name of the generation, which no other generation has.
         base: The dataset as it was when the job began, and what may be done to it.
         max_rejected: Share of the records, from 0 to 1, that may be rejected.
-        retain: How long the generations that this one replaces are kept, in seconds.
+        retain: How long the generations that this one replaces are kept, in seconds. None removes no old files now.
         lock_timeout: Longest time to wait for the lock of the dataset, in seconds.
         replayed: Rejects of earlier generations that this one takes back.
         left_out: The files beside the raw files that were not read.
@@ -58,7 +58,7 @@ class Publisher:
     generation: str
     base: Base
     max_rejected: float = DEFAULT_MAX_REJECTED
-    retain: float = DEFAULT_RETAIN
+    retain: float | None = DEFAULT_RETAIN
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     replayed: Rejects = NO_REJECTS
     left_out: LeftOut = NO_LEFT_OUT

@@ -310,7 +310,7 @@ def _open_index(shard: PublishedShard) -> Iterator[IndexReader]:
 
 
 # A worker compares each of its shards with the same files.
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 14)
 def _check_digest(path: str, sha256: str) -> None:
     found = file_sha256(path)
     if found != sha256:

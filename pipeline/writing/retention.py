@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pipeline.errors import UserError
 from pipeline.files import FileDetails, exists, is_local, join, list_details, remove
@@ -11,7 +11,7 @@ from pipeline.format.history import read_commit, read_summary, reader
 from pipeline.format.manifest import MAX_BYTES, Manifest
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.writing.marker import is_at_work
-from pipeline.writing.paths import FOLDERS, generation_of
+from pipeline.writing.paths import FOLDERS, generation_of, is_commit
 from pipeline.writing.retention_rules import Log, Removal, RetentionRules
 
 # Default of --retain, in seconds.
@@ -90,7 +90,7 @@ def retention_rules(
 def list_dataset(
     output: str, *, folders: Iterable[str] = (*FOLDERS, "commits"), skip: Iterable[str] = ()
 ) -> list[FileDetails]:
-    """Returns the files in some folders of a dataset, with paths inside it.
+    """Returns the files in some folders of a dataset, with paths inside it, without its commits.
 
     Args:
         skip: Generations to leave out.
@@ -98,11 +98,14 @@ def list_dataset(
     prefix, skipped = join(output, ""), set(skip)
     found = []
     for folder in folders:
-        files = list_details(
-            join(output, folder), skip=lambda path: generation_of(path.removeprefix(prefix)) in skipped
-        )
+        files = list_details(join(output, folder), skip=lambda path: _is_skipped(path.removeprefix(prefix), skipped))
         found += [file._replace(path=file.path.removeprefix(prefix)) for file in files]
     return found
+
+
+def _is_skipped(path: str, generations: Collection[str]) -> bool:
+    """Whether a path is that of a commit, which is never removed, or belongs to one of some generations."""
+    return is_commit(path) or generation_of(path) in generations
 
 
 def apply_removals(output: str, removals: Iterable[Removal]) -> None:

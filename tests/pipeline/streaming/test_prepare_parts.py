@@ -154,3 +154,28 @@ def test_workers_end_with_a_stream_that_gets_a_signal(tmp_path, name):
         assert process.wait(60) == (-number if number == signal.SIGKILL else 0)
         wait_until(lambda: not any(map(is_running, workers)))
     read_whole(place.dataset)
+
+
+def test_a_round_that_begins_again_keeps_its_workers_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_parts, "_MIN_CALL_BYTES", 300)
+    place, own, found = Place(tmp_path), set(children(os.getpid())), []
+    path = place.append("a.jsonl", lines(range(5)))
+    check_kinds, others = prepare_parts.check_kinds, []
+
+    def check(files):
+        if others:
+            others.pop()()
+        check_kinds(files)
+
+    def rename():
+        os.replace(path, place.logs / "b.jsonl")
+        path.write_text(lines([70]))
+
+    monkeypatch.setattr(prepare_parts, "check_kinds", check)
+    look = lambda: found.append(set(children(os.getpid())) - own)  # noqa: E731
+    place.follow(
+        lambda: (look(), others.append(rename), place.append("a.jsonl", lines(range(5, 60)))), look, processes=2
+    )
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert sum(split.records for split in read_whole(place.dataset).splits.values()) == 61
+    assert {path.name for path in (place.dataset / "data").iterdir()} == {*load(place.dataset).generations}
