@@ -13,6 +13,11 @@ from paths that are the same on every machine. Those of version 2 were made with
         lengthwise prepare $part.jsonl --schema next_word.yaml --append --max_rejected 0.5 --num_shards 1 \
             --output tests/golden/version_2/next_word
     done
+    mkdir -p /tmp/golden/windows && cp tests/golden/windows/* tests/golden/schema.yaml /tmp/golden/windows/
+    for part in first second; do
+        lengthwise prepare /tmp/golden/windows/$part.jsonl --schema /tmp/golden/windows/schema.yaml --append \
+            --num_shards 1 --window 1d --event_time at --output tests/golden/version_2/windows
+    done
 """
 
 import dataclasses
@@ -37,6 +42,7 @@ from pipeline.format.tfrecord import walk
 from pipeline.inspection.verify import verify
 from pipeline.schema.labels import LabelKind
 from pipeline.schema.schema import Schema
+from pipeline.schema.windows import EventWindows
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLASSES = ["left", "right", "3"]
@@ -84,6 +90,41 @@ def test_the_golden_dataset_of_two_commits_is_read_and_appended_to(tmp_path):
     options = PrepareOptions((str(tmp_path / "raw.jsonl"),), str(EVERY / "next_word.yaml"), str(tmp_path / "copy"))
     assert prepare(dataclasses.replace(options, append=True)).commit == 3
     assert verify(str(tmp_path / "copy")).faults == []
+
+
+def test_the_golden_dataset_with_windows_is_read_and_made_again(tmp_path):
+    golden, windows = GOLDEN / "version_2" / "windows", EventWindows(field="at", seconds=86400)
+    report = verify(str(golden))
+    assert (report.faults, report.records, report.shards) == ([], 9, 7)
+    found = {}
+    for split in read_manifest(str(golden)).splits.values():
+        for shard in split.shards:
+            rows = read_index((golden / shard.index_path).read_bytes(), shard)
+            times = zip(rows["id"].to_pylist(), rows["event_time"].to_pylist(), strict=True)
+            found |= {record_id: (shard.window, time) for record_id, time in times}
+    day, second = 86400, 10**6
+    assert found == {
+        "zero": (0, 0),
+        "1": (0, day * second - 1),
+        "2": (day, day * second),
+        "drei": (day, day * second + 250_000),
+        "quatre–5": (day, day * second),
+        "": (day, 2 * day * second - second),
+        "six/6": (-day, -second),
+        "../seven": (0, 3600 * second + 500_000),
+        "acht 8": (day, 90_000 * second),
+    }
+    for part in ("first", "second"):
+        raw, schema = (GOLDEN / name for name in (f"windows/{part}.jsonl", "schema.yaml"))
+        options = {"num_shards": 1, "append": True, "windows": windows}
+        made = prepare(PrepareOptions((str(raw),), str(schema), str(tmp_path), **options))
+    # The names of the shards, and the bytes of all that does not depend on the version of pyarrow.
+    assert made.fingerprint == read_manifest(str(golden)).fingerprint
+    names = [
+        [pathlib.Path(shard.path).name for split in manifest.splits.values() for shard in split.shards]
+        for manifest in (made, read_manifest(str(golden)))
+    ]
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize("raw", read_raw(), ids=lambda raw: repr(raw["id"]))

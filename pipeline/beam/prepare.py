@@ -131,7 +131,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     schema = take_inputs(output, mode, schema, options.inputs, origin=options.schema)
     schema = take_classes(output, mode, schema)
     base, replay = _open(output, mode, schema, options)
-    announce_windows(base, output, options.windows)
+    announce_windows(base, options.output, options.windows)
     found, left_out = find_all_files(options.inputs)
     refuse_output(options.inputs, found, output, is_written=is_of_dataset)
     if left_out:

@@ -254,7 +254,7 @@ class _Stream:
             recover_if_behind(self._output, lock_timeout=shared.lock_timeout)
             base = open_base(self._output, "append", self._schema, shared.seed, windows=shared.windows)
             if not self._has_windows:
-                announce_windows(base, self._output, shared.windows)
+                announce_windows(base, shared.output, shared.windows)
             self._has_windows = self._has_windows or base.windows is not None
             self._update_positions(base)
         self._base = base

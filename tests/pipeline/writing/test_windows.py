@@ -194,6 +194,14 @@ def test_more_windows_than_open_files_give_the_same_bytes(run_prepare, write_raw
     assert in_shards(dataset) == by_hand(map(json.loads, pathlib.Path(raw).read_text().splitlines()))
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("processes", [0, 2])
+def test_beam_and_worker_processes_write_the_same_shards(run_prepare, write_raw, dataset, processes):
+    raw = write_raw(random_records(0, 300, num_hours=4))
+    plain = prepare(run_prepare, raw, output="plain", num_shards=3)
+    assert prepare(run_prepare, raw, plain=False, processes=processes, num_shards=3).fingerprint == plain.fingerprint
+
+
 def test_a_job_that_fails_leaves_no_file_of_many_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(many_files, "_MAX_OPEN", 1)
     with pytest.raises(ValueError, match="stop"), many_files.ManyFiles(str(tmp_path)) as files:
