@@ -38,7 +38,7 @@ class FolderSource:
         UserError: A folder does not exist, or is no local folder.
     """
 
-    noun, unit = "file", "byte"
+    noun, unit, awaited = "file", "byte", "the line"
 
     def __init__(
         self,

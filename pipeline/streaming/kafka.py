@@ -1,5 +1,6 @@
 """Follows topics of Kafka: each partition is read on from the offset that the newest commit of the dataset names."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -41,7 +42,7 @@ class KafkaSource:
         UserError: The package confluent-kafka is missing, or an option is wrong.
     """
 
-    noun, unit = "partition", "offset"
+    noun, unit, awaited = "partition", "offset", "a transaction"
 
     def __init__(
         self, options: KafkaOptions, *, id_field: str | None, on_rewrite: OnRewrite, once: bool, stop: StopSignals
@@ -89,6 +90,9 @@ class KafkaSource:
                 "find nothing, time after time. Use --start earliest, or run without --once until the first commit."
             )
         has_changed = positions.version != self._version
+        for place in self._partitions.keys() - ends.keys():  # the topic was made anew with fewer
+            del self._partitions[place]
+            self._assigned.clear()
         published: dict[Place, int] = {}
         for place, found in ends.items():
             is_known = place in self._partitions
@@ -99,7 +103,7 @@ class KafkaSource:
                 published[place] = partition.position.end
             self._check_topic(partition, topics[place[0]], found)
             self._check_low(partition, found.low)
-            partition.high = found.high
+            partition.high, partition.num_open = found.high, found.num_open
         self._check_high()
         if has_changed:
             self._planned = []
@@ -228,25 +232,33 @@ class KafkaSource:
                     self._assigned.clear()
         self._planned, self._planned_for, self._has_more = [], goal, False
         if any(each.lag for each in partitions):
-            with mark_writer(files.output, files.generation, command="prepare"), SpoolWriter(files.folder) as spool:
-                self._assign(partitions)
-                self._has_more = take_messages(
-                    partitions,
-                    self._client,
-                    spool,
-                    read_value=self._read_value,
-                    max_bytes=max_bytes,
-                    max_records=max_records,
-                    stop=self._stop,
-                )
-                spool.flush()
-                if self._is_same_topic(partitions) and self._is_worth_a_commit(partitions):
-                    self._planned = list(_list_parts(partitions, spool))
+            with contextlib.suppress(Stopped):  # then, nothing is planned
+                self._planned = self._copy(partitions, files, max_bytes, max_records)
         elif self._is_worth_a_commit(partitions):
             for each in partitions:
                 each.begin_round()
             self._planned = list(_list_parts(partitions, SpoolWriter(files.folder)))
         return self._planned
+
+    def _copy(
+        self, partitions: list[Partition], files: JobFiles, max_bytes: int, max_records: int | None
+    ) -> list[RawFile]:
+        """Copies the next messages to a file, and returns the parts that they are in, if they are worth a commit."""
+        with mark_writer(files.output, files.generation, command="prepare"), SpoolWriter(files.folder) as spool:
+            self._assign(partitions)
+            self._has_more = take_messages(
+                partitions,
+                self._client,
+                spool,
+                read_value=self._read_value,
+                max_bytes=max_bytes,
+                max_records=max_records,
+                stop=self._stop,
+            )
+            spool.flush()
+            if any(each.taken for each in partitions):
+                self._check_same(partitions)
+            return list(_list_parts(partitions, spool)) if self._is_worth_a_commit(partitions) else []
 
     def _assign(self, partitions: Iterable[Partition]) -> None:
         """Lets the client read all partitions on from what came of them."""
@@ -260,22 +272,16 @@ class KafkaSource:
             self._client.assign_more(more)
         self._assigned = set(offsets)
 
-    def _is_same_topic(self, partitions: Iterable[Partition]) -> bool:
+    def _check_same(self, partitions: Iterable[Partition]) -> None:
         """Checks that all messages that were taken are of the topics that the positions are of.
 
         Raises:
             TryAgain: A topic was made anew meanwhile.
         """
-        if not any(each.taken for each in partitions):
-            return True
-        try:
-            topics = self._client.identify()
-        except Stopped:
-            return False
+        topics = self._client.identify()
         for each in partitions:
             if each.position.tail not in topics[each.topic].digests:
                 raise TryAgain(f"{each.path}: the topic was made anew while it was read. Nothing was published.")
-        return True
 
     def _is_worth_a_commit(self, partitions: Iterable[Partition]) -> bool:
         """Whether there are messages to publish, or a position that must not wait for them."""
@@ -306,8 +312,8 @@ class KafkaSource:
         return self._num_nulls + sum(each.nulls for each in self._partitions.values())
 
     def waiting(self) -> Mapping[str, int]:
-        """Returns nothing: a message is always complete."""
-        return {}
+        """Returns the number of offsets from the first message of an open transaction on, by partition."""
+        return {each.path: each.num_open for each in self._partitions.values() if each.num_open}
 
     def close(self) -> None:
         """Ends the connection."""

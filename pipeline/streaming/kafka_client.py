@@ -59,10 +59,17 @@ class Topic(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The offsets of a partition: of its oldest message, and after its newest one that can be read."""
+    """The offsets of a partition.
+
+    Attributes:
+        low: Of its oldest message.
+        high: After its newest message that can be read: the first one of an open transaction, if there is one.
+        num_open: Number of offsets after that.
+    """
 
     low: int
     high: int
+    num_open: int = 0
 
 
 class KafkaClient:
@@ -119,8 +126,10 @@ class KafkaClient:
             topics = self._describe()
             places = [(name, number) for name, topic in topics.items() for number in topic.partitions]
             low = self._list_offsets(places, OffsetSpec.earliest())
-            high = self._list_offsets(places, OffsetSpec.latest())
-            return topics, {place: Ends(low[place], high[place]) for place in places}
+            # Before `high`: what is sent between the two requests belongs to no open transaction.
+            last = self._list_offsets(places, OffsetSpec.latest(), kafka.IsolationLevel.READ_UNCOMMITTED)
+            high = self._list_offsets(places, OffsetSpec.latest(), kafka.IsolationLevel.READ_COMMITTED)
+            return topics, {place: Ends(low[place], high[place], max(0, last[place] - high[place])) for place in places}
 
         return self._wait_for(ask_both)
 
@@ -215,11 +224,10 @@ class KafkaClient:
         digests = (hashlib.sha256(f"{self._cluster}/{each}".encode()).digest() for each in (identity, no_id))
         return Topic(tuple(digests), sorted(partition.id for partition in found.partitions))
 
-    def _list_offsets(self, places: Sequence[Place], spec: Any) -> dict[Place, int]:
+    def _list_offsets(self, places: Sequence[Place], spec: Any, isolation: Any = None) -> dict[Place, int]:
+        more = {} if isolation is None else {"isolation_level": isolation}
         asked = self._admin_client().list_offsets(
-            {kafka.TopicPartition(*place): spec for place in places},
-            isolation_level=kafka.IsolationLevel.READ_COMMITTED,
-            request_timeout=_REQUEST_SECONDS,
+            {kafka.TopicPartition(*place): spec for place in places}, request_timeout=_REQUEST_SECONDS, **more
         )
         return {(each.topic, each.partition): self._result(future).offset for each, future in asked.items()}
 
@@ -232,6 +240,7 @@ class KafkaClient:
             {
                 "queued.max.messages.kbytes": "32768",
                 "check.crcs": "true",
+                "max.poll.interval.ms": "86400000",  # a round may take long
                 **self._properties,
                 "group.id": self._group,
                 "enable.auto.commit": False,

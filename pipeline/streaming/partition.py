@@ -17,6 +17,7 @@ class Partition:
         position: Up to where it was read, as the dataset says. `tail` is the digest of the topic.
         is_new: Whether the dataset has no position of it.
         high: The offset after its newest message that can be read.
+        num_open: Number of offsets after that, from the first message of an open transaction on.
         next: The offset to read next in the following round.
         taken: Messages that were taken since `position` without being published.
         nulls: Messages without a value since `position`, which were skipped.
@@ -34,6 +35,7 @@ class Partition:
     position: Position
     is_new: bool
     high: int = 0
+    num_open: int = 0
     next: int = 0
     taken: int = 0
     nulls: int = 0

@@ -166,7 +166,7 @@ class _Stream:
                     last_news = time.monotonic()
                 self._write_metrics()
                 if self._options.once:
-                    if not has_news:
+                    if not has_news and not self._stop.requested:
                         raise NothingNew(
                             f"{self._why_barren or f'{self._output}: nothing new.'}{self._describe_waiting()}"
                         )
@@ -315,13 +315,14 @@ class _Stream:
             self._manifest, self._base = done.manifest, None
 
     def _describe_waiting(self) -> str:
-        """Returns a sentence about lines that are not complete, or an empty string."""
+        """Returns a sentence about records that are not complete, or an empty string."""
         waiting = self._source.waiting()
         if not waiting:
             return ""
         names = ", ".join(sorted(waiting)[:_MAX_NAMES]) + (", …" if len(waiting) > _MAX_NAMES else "")
         total = sum(waiting.values())
-        return f" {counted(total, 'byte')} {'waits' if total == 1 else 'wait'} for the end of the line: {names}."
+        what, verb = counted(total, self._source.unit), "waits" if total == 1 else "wait"
+        return f" {what} {verb} for the end of {self._source.awaited}: {names}."
 
     def _show_waiting(self) -> bool:
         """Shows on a terminal that nothing is new."""

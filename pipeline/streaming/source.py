@@ -17,6 +17,7 @@ class Source(Protocol):
     Attributes:
         noun: What a part belongs to, for messages: file or partition.
         unit: What a lag is counted in: byte or offset.
+        awaited: What must end before more can be read, for messages: the line or a transaction.
     """
 
     @property
@@ -24,6 +25,9 @@ class Source(Protocol):
 
     @property
     def unit(self) -> str: ...
+
+    @property
+    def awaited(self) -> str: ...
 
     def look(self, positions: Positions) -> None:
         """Finds out what is new.
@@ -61,7 +65,7 @@ class Source(Protocol):
         """Returns the number of messages without a value, which were skipped; None for files."""
 
     def waiting(self) -> Mapping[str, int]:
-        """Returns the number of bytes of lines that are not complete, by file."""
+        """Returns the number of bytes of lines that are not complete, by file; or of offsets in open transactions."""
 
     def close(self) -> None:
         """Ends what the source holds open."""

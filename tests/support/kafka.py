@@ -74,6 +74,15 @@ class MockBroker:
         """Deletes the messages before an offset, as retention does."""
         self._on_cluster("partition_delete_records", name.encode(), partition, before)
 
+    def fail_requests(self, kind: int, codes: Sequence[int]) -> None:
+        """Lets the broker answer the next requests of a kind with errors: the numbers of both in Kafka's protocol."""
+        array = (ctypes.c_int * len(codes))(*codes)
+        self._call("rd_kafka_mock_push_request_errors_array", self._cluster, kind, len(codes), array)
+
+    def fail_topic(self, name: str, code: int) -> None:
+        """Lets the broker answer with an error what a client asks about a topic."""
+        self._call("rd_kafka_mock_topic_set_error", self._cluster, name.encode(), code)
+
     def set_down(self) -> None:
         """Lets the broker refuse connections."""
         self._on_cluster("broker_set_down", 1)

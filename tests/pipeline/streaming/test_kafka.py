@@ -11,7 +11,7 @@ from prepare_jobs import load, read_whole
 from streams import record
 
 from pipeline.errors import NothingNew, TryAgain, UserError
-from pipeline.streaming import kafka, rounds, take_messages
+from pipeline.streaming import kafka, kafka_client, rounds, take_messages
 from pipeline.streaming.kafka_client import KafkaClient
 from pipeline.streaming.positions import Positions
 from pipeline.writing.compact import compact
@@ -132,13 +132,20 @@ def test_a_round_takes_equal_shares_of_the_partitions(place, broker, ids, capsys
     read_whole(place.dataset)
 
 
-def test_messages_that_wait_for_the_next_round_are_kept_or_fetched_again(place, broker, ids, monkeypatch):
-    monkeypatch.setattr(take_messages, "_HELD_BYTES", 1000)
-    broker.send("clicks", values(range(3)))
-    broker.send("clicks", values(range(3, 400)), partition=1)
-    assert place.follow(max_records=40).commit == 10
-    assert ids(place) == [*range(400)]
-    assert read_whole(place.dataset).rejected.total == 0
+@pytest.mark.parametrize("held_bytes", [0, 3000, 2**30])
+def test_messages_that_wait_for_the_next_round_are_kept_or_fetched_again(place, broker, ids, monkeypatch, held_bytes):
+    """The client gets messages in small lots, and nothing of a partition of which too many wait."""
+    monkeypatch.setattr(take_messages, "_HELD_BYTES", held_bytes)
+    monkeypatch.setattr(kafka_client, "_BATCH", 25)
+    paused, pause = [], KafkaClient.pause
+    monkeypatch.setattr(KafkaClient, "pause", lambda client, places: (paused.extend(places), pause(client, places)))
+    broker.send("clicks", values(range(0, 700, 2)))
+    broker.send("clicks", [*values(range(1, 99, 2)), None, "{}"], partition=1)
+    more = lambda: broker.send("clicks", values(range(99, 700, 2)), partition=1)  # noqa: E731
+    assert place.follow(more, max_records=130).commit >= 6
+    assert ids(place) == [*range(700)]
+    assert read_whole(place.dataset).rejected.by_reason == {"bad_id": 1}
+    assert bool(paused) == (held_bytes < 2**30)
 
 
 def test_a_first_round_without_a_record_is_not_read_again_until_there_is_more(place, broker, ids, capsys, monkeypatch):
@@ -357,6 +364,19 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(place, broker, id
     assert ids(place) == [0, 1, 2]
 
 
+def test_a_topic_that_was_made_anew_with_fewer_partitions_is_read_on(place, broker, ids):
+    broker.send("clicks", values([0]), partition=1)
+
+    def anew():
+        broker.send("clicks", values([1]), partition=1)
+        broker.delete_topic("clicks")
+        broker.make_topic("clicks", 1)
+        broker.send("clicks", values([2]))
+
+    place.follow(anew, lambda: broker.send("clicks", values([3])), on_rewrite="reread")
+    assert (ids(place), ends(place)) == ([0, 2, 3], {"clicks/0": 2, "clicks/1": 1})
+
+
 def test_lost_messages_at_the_end_of_a_partition_stop_the_stream(place, broker, ids, monkeypatch):
     broker.send("clicks", values(range(3)))
     place.once()
@@ -419,6 +439,35 @@ def test_an_empty_round_only_asks_for_offsets(place, broker, monkeypatch):
     place.follow(forbid, lambda: done.append(time.process_time()), monkeypatch.undo)
     print(f"\nan empty round over 2 partitions: {1e3 * (done[1] - done[0]):.1f} ms of processor time")
     assert load(place.dataset).commit == 1
+
+
+def test_a_group_that_cannot_be_told_is_a_warning(place, broker, ids, capsys):
+    broker.fail_requests(8, [30] * 4)  # OffsetCommit, not authorized
+    broker.send("clicks", values([0]))
+    place.follow(lambda: broker.send("clicks", values([1])), kafka={"group": "readers"})
+    assert ids(place) == [0, 1]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "prepare: warning: the group readers could not be told what was read: " in warnings[0]
+
+
+def test_a_topic_that_must_not_be_read_is_an_error(place, broker):
+    broker.fail_topic("clicks", 29)  # not authorized
+    with pytest.raises(UserError, match=r"refuses to read clicks: .*uthoriz.* needs the rights Describe and Read"):
+        place.once()
+
+
+def test_rejects_of_a_topic_are_replayed_with_the_id_of_the_key(place, broker, ids, run_prepare):
+    both = [record(0, y="c"), record(1)]
+    for each in both:
+        del each["id"]
+    broker.send("clicks", map(json.dumps, both), keys=[b"id-0", b"id-1"])
+    place.once(kafka={"record_id": "key"}, keep_raw=True)
+    assert ids(place) == [1]
+    schema = streams.SCHEMA.replace("[a, b]", "[a, b, c]")
+    run_prepare(schema=schema, append=True, replay=(f"{place.dataset}/rejected",))
+    assert ids(place) == [0, 1]
+    read_whole(place.dataset)
 
 
 def test_metrics_have_the_lags_in_offsets(place, broker):

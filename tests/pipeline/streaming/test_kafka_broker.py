@@ -86,6 +86,10 @@ def test_aborted_transactions_are_skipped_and_open_ones_are_waited_for(make_plac
     broker.send(topic, values(range(10, 12)), partition=1)
     place.once()
     assert ids(place) == [*range(5), 10, 11]  # not what comes after the open transaction in its partition
+    with pytest.raises(
+        NothingNew, match=rf"nothing new\. 5 offsets wait for the end of a transaction: kafka://{topic}/0"
+    ):
+        place.once()
     place.follow(still_open.commit_transaction, lambda: None)
     assert ids(place) == [*range(12)]
     assert read_whole(place.dataset).rejected.total == 0
