@@ -3,15 +3,11 @@
 import argparse
 import dataclasses
 import datetime
-import functools
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
 from pipeline.errors import UserError, show
 from pipeline.flags import duration
-from pipeline.format.index import NUM_LABELS
 from pipeline.format.models import Shard, Split
 from pipeline.format.view import add_counts
 from pipeline.schema.windows import (
@@ -24,7 +20,7 @@ from pipeline.schema.windows import (
     parse_event_time,
 )
 from trainer.data.dataset import Dataset
-from trainer.data.shard_index import read_shard_index, read_table
+from trainer.data.shard_index import count_shard
 
 Time: TypeAlias = str | int | float | datetime.datetime
 # A duration such as "7d", which ends with the newest event time, or the start and the end.
@@ -156,7 +152,7 @@ def _parse(time: Time) -> int:
 def _count(dataset: Dataset, shards: Iterable[Shard]) -> Split:
     """Returns a split of some shards, with the counts that a reader needs, from the indexes."""
     shards = tuple(shard for shard in shards if shard.records)
-    parts = [_count_shard(dataset.path, shard, per_step=dataset.schema.label.per_step) for shard in shards]
+    parts = [count_shard(dataset.path, shard, per_step=dataset.schema.label.per_step) for shard in shards]
     return Split(
         records=sum(shard.records for shard in shards),
         steps=sum(shard.steps for shard in shards),
@@ -166,14 +162,3 @@ def _count(dataset: Dataset, shards: Iterable[Shard]) -> Split:
         length_counts=dict(sorted(add_counts(lengths for _, lengths in parts).items())),
         label_counts={},
     )
-
-
-# Every epoch of a run that follows a dataset has most of the shards of the epoch before.
-@functools.lru_cache(maxsize=1 << 16)
-def _count_shard(folder: str, shard: Shard, *, per_step: bool) -> tuple[int, dict[int, int]]:
-    """Returns the number of labels of a shard, and the number of its records of each length."""
-    lengths, counts = np.unique(read_shard_index(folder, shard).num_steps, return_counts=True)
-    labels = shard.records
-    if per_step:
-        labels = int(read_table(folder, shard, [NUM_LABELS])[NUM_LABELS].to_numpy().sum())
-    return labels, dict(zip(lengths.tolist(), counts.tolist(), strict=True))

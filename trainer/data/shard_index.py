@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.format.index import read_index
+from pipeline.format.index import NUM_LABELS, read_index
 from pipeline.format.models import Shard
 from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
 from pipeline.schema.record import Array
@@ -107,6 +107,24 @@ def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
     return index
 
 
+# Each epoch of a run that follows a dataset reads most of the shards of the epoch before.
+@functools.lru_cache(maxsize=1 << 16)
+def count_shard(folder: str, shard: Shard, *, per_step: bool) -> tuple[int, dict[int, int]]:
+    """Returns the number of labels of a shard with a window, and the number of its records of each length.
+
+    Args:
+        per_step: Whether there is a label per step. Otherwise each record has one.
+
+    Raises:
+        UserError: The index is missing, or is not the one that the manifest lists.
+    """
+    lengths, counts = np.unique(read_shard_index(folder, shard).num_steps, return_counts=True)
+    labels = shard.records
+    if per_step:
+        labels = int(read_table(folder, shard, [NUM_LABELS])[NUM_LABELS].to_numpy().sum())
+    return labels, dict(zip(lengths.tolist(), counts.tolist(), strict=True))
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def check_size(folder: str, shard: Shard) -> None:
     """Raises a UserError if the shard's file is missing or has another size."""
@@ -138,7 +156,7 @@ def check_headers(folder: str, shard: Shard) -> None:
 
 def forget_shards() -> None:
     """Frees the memory of what this module remembers about shards."""
-    for function in (read_shard_index, check_size, check_headers):
+    for function in (read_shard_index, count_shard, check_size, check_headers):
         function.cache_clear()
 
 
