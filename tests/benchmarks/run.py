@@ -1,6 +1,6 @@
 """Runs the benchmarks of speed and memory, each against the textbook way in the same run.
 
-    python tests/benchmarks/run.py [--quick] [--only reading planning training loop workers prepare predict growth]
+    python tests/benchmarks/run.py [--quick] [--only reading planning training loop workers prepare ...]
 
 Writes benchmark.json and benchmark.png into build/benchmarks; `--quick` takes less than a minute, and is less exact.
 """
@@ -18,7 +18,7 @@ from chart import draw
 from measure import Row, describe_machine, print_table
 
 HERE = pathlib.Path(__file__).parent
-BENCHMARKS = ("reading", "planning", "training", "loop", "workers", "prepare", "predict", "growth")
+BENCHMARKS = ("reading", "planning", "training", "loop", "workers", "prepare", "streaming", "predict", "growth")
 
 
 def main() -> None:
