@@ -96,6 +96,14 @@ def test_the_windows_that_overlap_a_range_are_selected(made, limits):
     assert selected.manifest.fingerprint == dataset.manifest.fingerprint
 
 
+def test_the_index_of_a_dataset_has_the_event_times_of_records_that_have_any(made):
+    path, records = made
+    rows = open_dataset(path).index("train").to_pylist()
+    expected = {record["id"]: record["at"] * 10**6 for record in records if record["split"] == "train"}
+    assert {row["id"]: row["event_time"] for row in rows if not row["id"].startswith("before")} == expected
+    assert [row["event_time"] for row in rows if row["id"].startswith("before")] == [None] * 10
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("90m", 5400), ("6h", 6 * HOUR), ("10d", 10 * 86400)])
 def test_a_duration_ends_with_the_newest_event_time(made, text, seconds):
     path, records = made
