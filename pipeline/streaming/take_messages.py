@@ -46,13 +46,14 @@ def take_messages(
     taking = _Taking(partitions, spool, read_value, max_bytes, max_records)
     taking.take()
     began = heard = asked = time.monotonic()
+    progress = taking.progress()
     while not taking.is_complete() and not stop.requested:
-        found = _receive(client, by_place)
+        _receive(client, by_place)
+        taking.take()
+        _hold_back(client, partitions, taking)
         now = time.monotonic()
-        if found:
+        if progress != (progress := taking.progress()):
             heard = asked = now
-            taking.take()
-            _hold_back(client, partitions, taking)
         elif now - heard >= _QUIET_SECONDS and taking.num_records:
             break
         elif now - heard >= _TOO_QUIET_SECONDS:
@@ -66,9 +67,8 @@ def take_messages(
     return taking.is_limited()
 
 
-def _receive(client: KafkaClient, by_place: dict[Place, Partition]) -> bool:
-    """Takes the next messages from the client, and returns whether there were any, or the end of a partition."""
-    found = False
+def _receive(client: KafkaClient, by_place: dict[Place, Partition]) -> None:
+    """Takes the next messages from the client, and up to where it has come."""
     for message in client.read(_WAIT):
         error = message.error()
         partition = by_place.get((message.topic(), message.partition()))
@@ -76,14 +76,11 @@ def _receive(client: KafkaClient, by_place: dict[Place, Partition]) -> bool:
             assert partition is not None
             if message.offset() >= partition.arrived:
                 partition.hold(message, len(message.value() or b""))
-            found = True
         elif client.is_end(error):
             assert partition is not None
             partition.arrived = max(partition.arrived, message.offset())
-            found = True
         else:
             client.check(error, partition.path if partition is not None else str(message.topic()))
-    return found
 
 
 def _hold_back(client: KafkaClient, partitions: Sequence[Partition], taking: "_Taking") -> None:
@@ -181,6 +178,10 @@ class _Taking:
     def is_limited(self) -> bool:
         """Whether a partition has its share, but not all of its messages."""
         return any(self.has_enough(each) and not each.is_done for each in self._partitions)
+
+    def progress(self) -> int:
+        """Returns a number that grows with what has come of this round. Later messages do not count."""
+        return sum(min(each.arrived, each.stop) for each in self._partitions)
 
     def first_left(self) -> Partition:
         """Returns a partition of which messages are to come."""

@@ -148,6 +148,25 @@ def test_messages_that_wait_for_the_next_round_are_kept_or_fetched_again(place, 
     assert paused if not held_bytes else held_bytes < 2**30 or not paused
 
 
+def test_a_partition_that_sends_nothing_does_not_hold_up_the_others(place, broker, ids, monkeypatch):
+    monkeypatch.setattr(take_messages, "_QUIET_SECONDS", 0.3)
+    for partition in (0, 1):
+        broker.send("clicks", values(range(5 * partition, 5 + 5 * partition)), partition=partition)
+    numbers, read = iter(range(100, 1000)), KafkaClient.read
+
+    def read_first(client, seconds):
+        broker.send("clicks", values([next(numbers)]))  # another one comes all the time
+        return [message for message in read(client, seconds) if message.partition() == 0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KafkaClient, "read", read_first)
+        place.once()
+    assert ids(place) == [*range(5)]
+    assert ends(place) == {"clicks/0": 5, "clicks/1": 0}
+    place.once()
+    assert ids(place) == [*range(10), *range(100, next(numbers))]
+
+
 def test_a_first_round_without_a_record_is_not_read_again_until_there_is_more(place, broker, ids, capsys, monkeypatch):
     broker.send("clicks", ["{}"] * 5 + [None])
     taken = []
