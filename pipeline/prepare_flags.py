@@ -124,6 +124,8 @@ def _check_stream(parser: FlagParser, values: dict[str, Any], of_stream: dict[st
         parser.error("argument --changed_inputs: not allowed with --streaming; --on_rewrite is the flag for it")
     if "once" in of_stream and "idle" in of_stream:
         parser.error("argument --idle: not allowed with --once")
+    if "dedup_windows" in of_stream and values["window"] is None:
+        parser.error("argument --dedup_windows: only with --window and --event_time")
     _check_kafka(parser, values, of_stream)
 
 
@@ -232,6 +234,7 @@ _STREAM_FLAGS = (
     "max_bytes",
     "metrics_file",
     "dedup_memory",
+    "dedup_windows",
     "refresh",
     *_KAFKA_FLAGS,
 )
@@ -282,6 +285,13 @@ def _add_stream_flags(parser: FlagParser) -> None:
         metavar="SIZE",
         help="maximum memory for the keys of published ids, 8 bytes each; more ids are searched on disk in each round; "
         "default: 256M (33 million ids)",
+    )
+    group.add_argument(
+        "--dedup_windows",
+        type=positive,
+        metavar="N",
+        help="look for duplicates in the newest N windows only, for a stream without an end; needs --window. The id of "
+        "a record in an older window can then be taken again; default: all windows",
     )
     group.add_argument(
         "--refresh",

@@ -32,6 +32,7 @@ from pipeline.writing.compact import compact
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.open_base import append_to, open_base, take_classes, take_inputs
 from pipeline.writing.paths import is_of_dataset
+from pipeline.writing.published_ids import in_newest_windows
 from pipeline.writing.published_keys import DEFAULT_DEDUP_MEMORY, PublishedKeys
 from pipeline.writing.refresh_vocabularies import refresh_vocabularies
 from pipeline.writing.summary_cache import SummaryCache
@@ -67,6 +68,8 @@ class StreamOptions:
         metrics_file: File that gets the metrics of the stream after every round.
         dedup_memory: Largest memory for keys of published ids, in bytes. The ids of shards whose keys do not fit are
             searched on disk.
+        dedup_windows: Number of the newest windows of event time whose ids are compared with those of new records. None
+            compares all. Shards without a window are always compared.
         refresh: Seconds for which the commits keep the vocabularies. They are also chosen again when the stream ends.
         kafka: The topics to follow, instead of folders.
     """
@@ -81,6 +84,7 @@ class StreamOptions:
     max_bytes: int = DEFAULT_MAX_BYTES
     metrics_file: str | None = None
     dedup_memory: int = DEFAULT_DEDUP_MEMORY
+    dedup_windows: int | None = None
     refresh: float = 600.0
     kafka: KafkaOptions | None = None
 
@@ -225,7 +229,8 @@ class _Stream:
                 return self._show_waiting()
             self._is_capped = self._source.has_more()
             keep = bool(self._schema.vocabulary_sizes) and not self._refresh.is_due(base)
-            job = DatasetJob(names, base, recent=self._positions.recent(), keep_vocabularies=keep)
+            recent = self._positions.recent()
+            job = DatasetJob(names, self._limit_windows(base), recent=recent, keep_vocabularies=keep)
             try:
                 manifest = self._publish(files, job)
             except NothingNew as error:
@@ -238,6 +243,13 @@ class _Stream:
                 continue
             self._take(manifest, job.files.generation)
             return True
+
+    def _limit_windows(self, base: Base) -> Base:
+        """Returns the dataset without the shards of windows that are too old to be searched for ids."""
+        num_windows = self._options.dedup_windows
+        if num_windows is None:
+            return base
+        return base._replace(published=in_newest_windows(base.published, num_windows))
 
     def _publish(self, files: list[RawFile], job: DatasetJob) -> Manifest:
         self._clear_line()

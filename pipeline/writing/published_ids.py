@@ -76,6 +76,13 @@ def list_published(dataset: str, splits: Mapping[str, Split]) -> tuple[Published
     )
 
 
+def in_newest_windows(shards: Iterable[PublishedShard], num_windows: int) -> tuple[PublishedShard, ...]:
+    """Returns the shards of the newest windows that any of them has, and all shards without a window."""
+    shards = tuple(shards)
+    newest = sorted({shard.window for shard in shards if shard.window is not None})[-num_windows:]
+    return tuple(shard for shard in shards if shard.window is None or shard.window in newest)
+
+
 class PublishedIds:
     """Published ids with their keys, sorted by key.
 

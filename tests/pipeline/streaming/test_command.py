@@ -62,6 +62,8 @@ def test_a_commit_of_rejects_alone_has_the_name_of_a_stream(prepare):
         (["--streaming", "--once", "--idle", "1s"], "argument --idle: not allowed with --once"),
         (["--streaming", "--on_rewrite", "skip"], "argument --on_rewrite: invalid choice: 'skip'"),
         (["--streaming", "--max_bytes", "0"], "argument --max_bytes: 0 is too small"),
+        (["--streaming", "--dedup_windows", "2"], "argument --dedup_windows: only with --window and --event_time"),
+        (["--streaming", "--dedup_windows", "0"], "argument --dedup_windows: 0 is too small"),
         (["--streaming", "--dedup_memory", "1.5G"], "argument --dedup_memory: 1.5G is not a size"),
     ],
 )

@@ -8,6 +8,7 @@ from streams import Place, lines
 
 from pipeline.format import index
 from pipeline.inspection import verify_records
+from pipeline.schema.windows import EventWindows
 from pipeline.shuffle import encoded_records
 from pipeline.shuffle.hashing import order_key
 from pipeline.writing import merge_shards, published_ids, published_keys
@@ -82,3 +83,34 @@ def test_only_indexes_that_hold_a_duplicate_are_opened(tmp_path, monkeypatch):
     # Each index is read once for its keys: that of a split without a record does not exist.
     assert len({shard.index_path for shard in reads}) == len(reads)
     assert load(place.dataset).rejected.by_reason == {"duplicate_id": 1}
+
+
+def test_ids_of_older_windows_are_not_searched(tmp_path, read_records, monkeypatch):
+    """Against a set of ids for each window, of which the newest two are looked up."""
+    place, chance = Place(tmp_path), random.Random(0)
+    expected, by_window, without_window, opened = [], {}, {1000}, set()
+    read_keys = published_keys.read_keys
+    monkeypatch.setattr(published_keys, "read_keys", lambda shard: opened.add(shard.window) or read_keys(shard))
+    place.append("a.jsonl", lines([1000], at=0))
+    place.once()
+    expected.append(1000)
+
+    def step(hour):
+        numbers = [*{chance.choice([1000, chance.randrange(60)]) for _ in range(12)}]
+        hours = {number: max(0, hour - chance.choice([0, 0, 1, 3])) for number in numbers}
+        newest = sorted(by_window)[-2:]
+        known = without_window.union(*(by_window[window] for window in newest))
+        for number in numbers:
+            place.append("a.jsonl", lines([number], at=3600 * hours[number] + 5))
+            if number not in known:
+                expected.append(number)
+                by_window.setdefault(hours[number], set()).add(number)
+
+    steps = [lambda hour=hour: step(hour) for hour in range(12)]
+    place.follow(*steps, windows=EventWindows(field="at", seconds=3600), dedup_windows=2)
+    numbers = [int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)]
+    assert sorted(numbers) == sorted(expected)
+    assert len(set(numbers)) < len(numbers)
+    read_whole(place.dataset)
+    compact(str(place.dataset))
+    read_whole(place.dataset)
