@@ -190,6 +190,7 @@ def commit(
         removed = _generations_to_remove(output, head, change)
         kept = {} if head.manifest is None else dict(head.manifest.summaries)
         kept = {generation: sha256 for generation, sha256 in kept.items() if generation not in removed}
+        groups = None if known is None else known.groups
         known = SummaryCache() if known is None else known
         parts = list(zip(known.read(output, kept), kept.values(), strict=True))
         if change.operation in ("append", "stream"):
@@ -200,7 +201,7 @@ def commit(
         parts.append((change.added, sha256))
         folder = runs_folder(output, change.added.generation)
         if change.operation != "compact":  # which moves no record to another split
-            check_groups(output, [summary for summary, _ in parts], folder=folder)
+            check_groups(output, [summary for summary, _ in parts], folder=folder, known=groups)
         if change.keep_vocabularies and head.manifest is not None:
             chosen = keep_vocabularies(output, head.manifest, change.added)
         else:

@@ -12,15 +12,11 @@ import numpy as np
 
 from pipeline.schema.record import Array
 from pipeline.writing.published_ids import PublishedShard, read_keys
+from pipeline.writing.sorted_entries import ENTRY_BYTES, SortedEntries
 
-ENTRY_BYTES = 8
 # Default of --dedup_memory, in bytes: 33 million ids.
 DEFAULT_DEDUP_MEMORY = 256 * 2**20
-_SHARD_BITS = np.uint64(2**16 - 1)
-_KEY_BITS = ~_SHARD_BITS
 _MAX_SHARDS = 2**16
-# Entries that are sorted together at most. More are kept in several arrays, so that no copy of all of them is made.
-_MAX_SORTED = 2**22
 
 
 class _Name(NamedTuple):
@@ -44,8 +40,7 @@ class PublishedKeys:
         self._max_entries = max_bytes // ENTRY_BYTES
         self._numbers: dict[_Name, int] = {}
         self._free = list(range(_MAX_SHARDS - 1, -1, -1))
-        # uint64[entries], each ascending. Each array has more than twice the entries of the next, or is full.
-        self._sorted: list[Array] = []
+        self._entries = SortedEntries()
 
     def narrow(self, shards: Sequence[PublishedShard], keys: Array) -> tuple[PublishedShard, ...]:
         """Returns those of some shards that may hold an id with one of the keys, in the same order.
@@ -59,20 +54,14 @@ class PublishedKeys:
         """
         self._update(shards)
         may_hold = np.zeros(_MAX_SHARDS, bool)
-        wanted = np.unique(keys & _KEY_BITS)
-        for entries in self._sorted:
-            starts = np.searchsorted(entries, wanted)
-            found = np.flatnonzero(starts < len(entries))
-            found = found[entries[starts[found]] <= wanted[found] | _SHARD_BITS]
-            ends = np.searchsorted(entries, wanted[found] | _SHARD_BITS, side="right")
-            may_hold[entries[_ranges(starts[found], ends)] & _SHARD_BITS] = True
+        may_hold[self._entries.find(keys) & SortedEntries.VALUE_BITS] = True
         numbers = [self._numbers.get(_name(shard)) for shard in shards]
         return tuple(shard for shard, number in zip(shards, numbers, strict=True) if number is None or may_hold[number])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the entries in memory."""
-        return sum(entries.nbytes for entries in self._sorted)
+        return self._entries.num_bytes
 
     def _update(self, shards: Sequence[PublishedShard]) -> None:
         """Forgets and reads keys, so that those of the right shards are in memory."""
@@ -81,16 +70,14 @@ class PublishedKeys:
         if gone:
             numbers = [self._numbers.pop(name) for name in gone]
             self._free += numbers
-            is_gone = np.zeros(_MAX_SHARDS, bool)
-            is_gone[numbers] = True
-            for place, entries in enumerate(self._sorted):
-                self._sorted[place] = entries[~is_gone[entries & _SHARD_BITS]]
-            self._sorted.sort(key=len, reverse=True)
+            is_kept = np.ones(_MAX_SHARDS, bool)
+            is_kept[numbers] = False
+            self._entries.keep(lambda values: is_kept[values])
         for name, shard in chosen.items():
             if name not in self._numbers:
                 keys = read_keys(shard)
                 number = self._numbers[name] = self._free.pop()
-                self._add(np.unique(keys & _KEY_BITS | np.uint64(number)))
+                self._entries.add(keys & SortedEntries.KEY_BITS | np.uint64(number))
 
     def _choose(self, shards: Sequence[PublishedShard]) -> Iterable[PublishedShard]:
         """Returns the shards whose keys are kept in memory."""
@@ -100,27 +87,6 @@ class PublishedKeys:
         ends = np.cumsum([shard.records for shard in ordered])
         return ordered[: min(_MAX_SHARDS, int(np.searchsorted(ends, self._max_entries, side="right")))]
 
-    def _add(self, entries: Array) -> None:
-        """Adds entries, which are ascending, and merges arrays of about the same size."""
-        self._sorted.append(entries)
-        while len(self._sorted) > 1:
-            first, second = self._sorted[-2:]
-            if len(first) > 2 * len(second) or len(first) + len(second) > _MAX_SORTED:
-                break
-            merged = np.concatenate([first, second])
-            merged.sort(kind="stable")  # merges what is sorted already
-            self._sorted[-2:] = [merged]
-
 
 def _name(shard: PublishedShard) -> _Name:
     return _Name(shard.index_path, shard.index_sha256)
-
-
-def _ranges(starts: Array, ends: Array) -> Array:
-    """Returns int64[places], all places from a start to its end, which is excluded.
-
-    >>> _ranges(np.array([3, 7]), np.array([5, 8])).tolist()
-    [3, 4, 7]
-    """
-    sizes = ends - starts
-    return np.repeat(ends - np.cumsum(sizes), sizes) + np.arange(sizes.sum())

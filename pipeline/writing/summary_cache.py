@@ -4,12 +4,18 @@ from collections.abc import Mapping
 
 from pipeline.format.history import read_summary, reader
 from pipeline.format.summary import GenerationSummary
+from pipeline.writing.groups import KnownGroups
 
 
 class SummaryCache:
-    """The summaries of the generations of one dataset. They never change. One takes about 10 kB of memory."""
+    """The summaries of the generations of one dataset. They never change. One takes about 10 kB of memory.
+
+    Attributes:
+        groups: The groups of the dataset, if they must be checked.
+    """
 
     def __init__(self) -> None:
+        self.groups = KnownGroups()
         # The SHA-256 of each summary, and the summary.
         self._known: dict[str, tuple[str, GenerationSummary]] = {}
 

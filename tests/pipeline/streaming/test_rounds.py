@@ -21,6 +21,7 @@ from pipeline.inspection.verify import verify
 from pipeline.streaming import rounds, stop
 from pipeline.streaming.positions import Positions
 from pipeline.writing import compact as compact_module
+from pipeline.writing import groups
 from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.compact import compact
 
@@ -495,3 +496,20 @@ def test_sigint_while_it_waits_ends_it_at_once(place):
         before = signal.getsignal(signal.SIGINT)
         assert rounds.stream(place.options()).commit == 1
         assert (calls, signal.getsignal(signal.SIGINT)) == ([True], before)
+
+
+def test_a_stream_reads_the_groups_of_a_commit_once(tmp_path, monkeypatch):
+    schema = streams.SCHEMA + "group: who\nsplits: {from: part}\n"
+    place, merged = Place(tmp_path, schema), []
+    merge = groups.find_shared_groups
+    monkeypatch.setattr(
+        groups, "find_shared_groups", lambda files, *a, **o: merged.append(len(files)) or merge(files, *a, **o)
+    )
+    write = lambda numbers, who, part: place.append("a.jsonl", lines(numbers, who=who, part=part))  # noqa: E731
+    write([0], "p", "train")
+    place.follow(lambda: write([1], "q", "test"), lambda: write([2, 3], "p", "train"), lambda: write([4], "r", "test"))
+    assert merged == []
+    with pytest.raises(UserError, match='the group "q" .* is in two splits'):
+        place.follow(lambda: write([5], "q", "train"))
+    assert merged == [5]
+    assert (read_whole(place.dataset).commit, load(place.dataset).rejected.total) == (4, 0)

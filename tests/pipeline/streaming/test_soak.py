@@ -23,7 +23,7 @@ from prepare_jobs import load
 from streams import Place
 
 from pipeline.format.history import read_commit, reader
-from pipeline.writing.published_keys import ENTRY_BYTES
+from pipeline.writing.sorted_entries import ENTRY_BYTES
 
 RECORDS_PER_SECOND = 2000
 # The share of records that are sent again, now or later.

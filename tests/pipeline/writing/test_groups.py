@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import plain_prepare
 import pytest
@@ -14,11 +15,13 @@ from pipeline.errors import UserError
 from pipeline.format import count_strings
 from pipeline.format.groups import GROUP, SharedGroup, find_shared_groups
 from pipeline.format.index import read_index
+from pipeline.format.string_counts import tabulate_counts
 from pipeline.format.summary import GenerationSummary, summary_path
 from pipeline.inspection.verify import verify
 from pipeline.shuffle.hashing import choose_split
-from pipeline.writing import commit_log
+from pipeline.writing import commit_log, groups
 from pipeline.writing.compact import compact
+from pipeline.writing.groups import KnownGroups
 from pipeline.writing.publish import Publisher
 
 SPLITS = ("train", "validation", "test")
@@ -173,3 +176,41 @@ def test_the_groups_in_several_splits_are_those_of_a_plain_count(tmp_path_factor
         if len(splits) > 1:
             expected.append(SharedGroup(group, splits))
     assert list(find_shared_groups(files, SPLITS, folder=folder)) == expected
+
+
+GROUPS = st.dictionaries(st.text("abc", max_size=2), st.sampled_from(SPLITS), max_size=6)
+
+
+@given(generations=st.lists(GROUPS, max_size=8), merged=st.integers(0, 8), max_bytes=st.sampled_from([0, 60, 10**6]))
+def test_known_groups_find_each_group_in_two_splits(generations, merged, max_bytes):
+    """Against a dictionary of all groups. Generations are merged once, as by a compaction."""
+    known, everything, live = KnownGroups(max_bytes), {}, []
+    schema, contents = types.SimpleNamespace(split_names=SPLITS), {}
+
+    def read_counts(path, splits, *, sha256):
+        yield tabulate_counts(
+            {split: {name.encode(): 1 for name, found in contents[path] if found == split} for split in splits}, splits
+        )
+
+    def summary(number, rows):
+        contents[f"dataset/{number}"] = rows
+        return types.SimpleNamespace(
+            generation=str(number), groups=types.SimpleNamespace(path=str(number), sha256=""), record_schema=schema
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "read_counts", read_counts)
+        for number, added in enumerate(generations):
+            if number == merged:
+                live = [summary("merged", list(everything.items()))]
+            new = summary(number, list(added.items()))
+            apart = known.are_apart("dataset", [*live, new])
+            is_apart = all(everything.get(name, split) == split for name, split in added.items())
+            assert not (apart and not is_apart)
+            if max_bytes == 10**6:
+                assert apart == is_apart  # no two of so few names share 48 bits of their hash
+            if is_apart:
+                live.append(new)
+                everything |= added
+        both = [("a", "train"), ("a", "test")]
+        assert not known.are_apart("dataset", [*live, summary("both", both)])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shuffle.hashing import END_NUMBER
-from pipeline.writing import published_keys
+from pipeline.writing import published_keys, sorted_entries
 from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.published_keys import PublishedKeys
 
@@ -27,7 +27,7 @@ def test_no_shard_with_a_new_key_is_left_out(data, max_bytes):
     """Shards come and go, as they do with commits and compactions."""
     kept, contents, number = PublishedKeys(max_bytes), {}, 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(published_keys, "_MAX_SORTED", data.draw(st.sampled_from([1, 10, 1000]), "most sorted together"))
+        patch.setattr(sorted_entries, "_MAX_SORTED", data.draw(st.sampled_from([1, 10, 1000]), "most sorted together"))
         patch.setattr(published_keys, "read_keys", lambda shard: np.array(contents[shard.index_path], np.uint64))
         for _ in range(data.draw(st.integers(1, 8), "rounds")):
             for path in [path for path in contents if data.draw(st.sampled_from([0, 0, 0, 1]), "goes")]:
