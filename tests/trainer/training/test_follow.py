@@ -6,16 +6,19 @@ import functools
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import types
 from unittest import mock
 
 import cluster
 import datasets
+import kafka
 import keras
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from plain_prepare import prepare
 
 from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
+from pipeline.inspection.verify import verify
 from pipeline.schema.schema import Schema
 from pipeline.writing.compact import compact
 from trainer.config import TrainConfig
@@ -61,14 +65,17 @@ def deterministic():
     start_tensorflow()
 
 
-def write(path, first, last, *, longest=6):
+def texts(first, last, *, longest=6):
     numbers = np.random.default_rng(first)
+    for n in range(first, last):
+        length = n % longest + 1
+        x = (numbers.normal(size=(length, 2)) + first / 30).round(3).tolist()
+        yield json.dumps({"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": "ab"[n % 2]})
+
+
+def write(path, first, last, *, longest=6):
     with open(path, "w") as file:
-        for n in range(first, last):
-            length = n % longest + 1
-            x = (numbers.normal(size=(length, 2)) + first / 30).round(3).tolist()
-            record = {"id": f"r{n}", "x": x, "word": [f"w{n % 9}"] * length, "y": "ab"[n % 2]}
-            file.write(json.dumps(record) + "\n")
+        file.writelines(f"{text}\n" for text in texts(first, last, longest=longest))
 
 
 def job(*raw, **options):
@@ -344,7 +351,7 @@ def test_a_run_that_follows_a_stream_and_is_killed_trains_as_one_without_a_kill(
     write("raw/0.jsonl", 0, 200)
     flags = ["--schema", "schema.yaml", "--output", "dataset", "--streaming", "--commit_interval", "1s"]
     stream = start("prepare", "raw", *flags)
-    random, number, kills, updates = np.random.default_rng(4), 200, 0, []
+    chance, number, kills, updates = np.random.default_rng(4), 200, 0, []
     config = change(CONFIG, epochs=8, batching=way)
     flags = ["--units", 4, "--epochs", 8, "--batch_size", 8, "--dropout", 0.1, "--checkpoint_updates", 2, "--follow"]
     command = ["train", "dataset", "--output", "run", *flags, "--batching", way]
@@ -355,7 +362,7 @@ def test_a_run_that_follows_a_stream_and_is_killed_trains_as_one_without_a_kill(
             time.sleep(0.3)
             write(f"raw/{number}.jsonl", number, number + 10)
             number += 10
-            if kills < 3 and last_update() > (updates[-1] if updates else 0) + random.integers(10, 40):
+            if kills < 3 and last_update() > (updates[-1] if updates else 0) + chance.integers(10, 40):
                 trainer.end()
                 kills += 1
                 updates.append(last_update())
@@ -372,6 +379,105 @@ def test_a_run_that_follows_a_stream_and_is_killed_trains_as_one_without_a_kill(
     assert kills == 3 and len(set(commits)) > 2 and commits == sorted(commits)
     assert [line["update"] for line in lines_of("run") if "update" in line] == list(range(1, result["updates"] + 1))
     assert result["weights_sha256"] == train_by_hand(config)
+
+
+class Arrivals(threading.Thread):
+    """Lets 100,000 records arrive in three minutes: lines of a file that is rotated, or messages of four partitions."""
+
+    records, part, seconds = 100_000, 200, 0.36
+
+    def __init__(self, broker):
+        super().__init__()
+        self.broker, self.number, self.is_cancelled = broker, 0, False
+
+    def run(self):
+        chance = random.Random(1)
+        while self.number < self.records and not self.is_cancelled:
+            lines = list(texts(self.number, self.number + self.part))
+            if self.broker is not None:
+                self.broker.send("t", lines, partition=chance.randrange(4))
+            else:
+                text = "".join(f"{line}\n" for line in lines)
+                cut = chance.randrange(len(text))
+                for piece in (text[:cut], text[cut:]):
+                    with open("raw/now.jsonl", "a") as file:
+                        file.write(piece)
+                    time.sleep(self.seconds / 4)
+                if chance.random() < 0.02:
+                    os.replace("raw/now.jsonl", f"raw/{self.number}.jsonl")
+            self.number += self.part
+            time.sleep(self.seconds / 2)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("source", ["folder", "topic"])
+def test_thirty_kills_of_a_stream_that_a_killed_run_follows(tmp_path, monkeypatch, read_records, source):
+    """No record is lost or repeated, no shard is ever damaged, and the run trains as one that was not killed."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("schema.yaml").write_text(SCHEMA)
+    pathlib.Path("raw").mkdir()
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(kafka.MockBroker()) if source == "topic" else None
+        where = ["raw"]
+        if broker is not None:
+            broker.make_topic("t", 4)
+            where = ["--kafka", broker.servers, "--topic", "t"]
+        stream = ["prepare", *where, "--schema", "schema.yaml", "--output", "dataset", "--streaming"]
+        stream += ["--commit_interval", "0.5s"]
+        config = change(CONFIG, epochs=None, idle=20, batch_size=1024, checkpoint_updates=20)
+        flags = ["--units", 4, "--idle", "20s", "--batch_size", 1024, "--dropout", 0.1, "--checkpoint_updates", 20]
+        command = ["train", "dataset", "--output", "run", *flags, "--follow"]
+        arrivals = Arrivals(broker)
+        arrivals.start()
+        stack.callback(setattr, arrivals, "is_cancelled", True)
+        chance, looks, trainer_kills, commits = random.Random(2), 0, 0, set()
+        trainer = start(*command)
+        try:
+            for kill in range(30):
+                process = start(*stream)
+                before, begin = newest(), time.monotonic()
+                # Every second run is killed at any moment, also before it has begun, and the others after a commit.
+                while not kill % 2 and newest() == before and time.monotonic() < begin + cluster.PATIENCE:
+                    time.sleep(0.1)
+                time.sleep(chance.uniform(0, 4))
+                assert process.is_running(), process.err
+                process.send(signal.SIGKILL)
+                process.wait()
+                commits.add(newest())
+                if newest():
+                    assert verify("dataset").faults == []
+                    looks += 1
+                if kill % 5 == 4 and trainer.is_running():
+                    trainer.send(signal.SIGKILL)
+                    trainer.wait()
+                    trainer_kills += 1
+                    trainer = start(*command)
+            arrivals.join()
+            ended = start(*stream, "--idle", "3s").wait()
+            assert ended.status == 0, ended.err
+            ended = trainer.wait(5 * cluster.PATIENCE)
+            assert ended.status == 0, ended.err
+        finally:
+            trainer.end()
+    assert arrivals.number == arrivals.records
+    ids = sorted(int(bytes(example["id"][0]).decode()[1:]) for example in read_records(tmp_path / "dataset"))
+    assert ids == [*range(arrivals.records)]
+    assert verify("dataset").faults == [] and open_dataset("dataset").manifest.rejected.total == 0
+    read = [line["commit"] for line in epoch_lines()]
+    updates = [line["update"] for line in lines_of("run") if "update" in line]
+    print(
+        f"\n{source}: {newest()} commits, {len(commits)} of them the newest at a kill; {looks} looks without a fault;"
+    )
+    print(f"run: {trainer_kills} kills, {updates[-1]:,} updates, epochs on commits {read}")
+    assert len(commits) >= 10 and len(set(read)) >= 5 and trainer_kills >= 3
+    assert updates == [*range(1, updates[-1] + 1)]
+    result = json.loads(pathlib.Path("run", "result.json").read_text())
+    assert result["weights_sha256"] == train_by_hand(config)
+
+
+def newest():
+    """Returns the number of the newest commit, or 0."""
+    return len(list(pathlib.Path("dataset", "commits").glob("*.json")))
 
 
 def last_update():
