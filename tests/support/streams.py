@@ -1,4 +1,4 @@
-"""Runs streams over a folder in this process: each round at an exact moment, without Beam and without waiting."""
+"""Runs streams over a folder in this process: each round at an exact moment, without waiting."""
 
 import json
 import pathlib
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from pipeline.beam.prepare import PrepareOptions
-from pipeline.streaming.prepare_parts import prepare_parts
 from pipeline.streaming.rounds import StreamOptions, stream
 from pipeline.streaming.stop import StopSignals
 
@@ -71,10 +70,3 @@ class Place:
             manifest = stream(self.options(streaming=streaming, **options))
         assert not left, "the stream ended before its last step"
         return manifest
-
-
-publish_plainly = prepare_parts
-
-
-def without_beam(patch: pytest.MonkeyPatch) -> None:
-    """Does nothing: a round needs no Beam."""

@@ -22,13 +22,11 @@ from pipeline.streaming import folder as folder_module
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    streams.without_beam(monkeypatch)
     return Place(tmp_path)
 
 
 @pytest.fixture
 def place_without_id(tmp_path, monkeypatch):
-    streams.without_beam(monkeypatch)
     return Place(tmp_path, WITHOUT_ID)
 
 
@@ -163,7 +161,6 @@ def rotate(place, keep=3):
 @pytest.mark.parametrize("schema", ["id", "no id"])
 def test_rotated_files_are_read_once_to_their_end(tmp_path, monkeypatch, read_records, schema, restart):
     """Also the lines that were written after the last round and before the rotation; and old files are removed."""
-    streams.without_beam(monkeypatch)
     place = Place(tmp_path, streams.SCHEMA if schema == "id" else WITHOUT_ID)
     number = 0
 
@@ -196,7 +193,6 @@ def test_rotated_files_are_read_once_to_their_end(tmp_path, monkeypatch, read_re
 
 @pytest.mark.parametrize("seed", datasets.some(range(40), [1, 8]))
 def test_any_order_of_writes_rotations_and_starts_reads_each_line_once(tmp_path, monkeypatch, read_records, seed):
-    streams.without_beam(monkeypatch)
     place, chance, number = Place(tmp_path, WITHOUT_ID), random.Random(seed), 0
     for _ in range(40):
         action = chance.random()

@@ -14,6 +14,7 @@ from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.streaming import kafka, kafka_client, rounds, take_messages
 from pipeline.streaming.kafka_client import KafkaClient
 from pipeline.streaming.positions import Positions
+from pipeline.streaming.prepare_parts import prepare_parts
 from pipeline.writing.compact import compact
 
 
@@ -199,7 +200,7 @@ def test_of_two_streams_over_the_same_topic_one_begins_its_round_again(place, br
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
 
@@ -423,7 +424,7 @@ def test_a_spool_that_is_removed_meanwhile_is_written_again(place, broker, ids, 
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.once()
@@ -438,7 +439,7 @@ def test_a_failed_round_is_read_again_from_the_last_commit(place, broker, ids, m
     def publish(*arguments, **options):
         if failures:
             raise failures.pop()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
 
@@ -458,7 +459,7 @@ def test_messages_that_come_during_a_failed_round_are_read_once(place, broker, i
     def publish(*arguments, **options):
         if failures:
             raise failures.pop()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     assign, read = KafkaClient.assign, KafkaClient.read
 

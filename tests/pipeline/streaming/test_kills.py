@@ -11,7 +11,6 @@ import sys
 import time
 
 import pytest
-import streams
 from file_faults import Kill, watch_file_system
 from paths import ROOT
 from prepare_jobs import age_marks, load, read_whole
@@ -34,7 +33,6 @@ class _Calls(Kill):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    streams.without_beam(monkeypatch)
     place = Place(tmp_path)
     place.append("a.jsonl", lines(range(10)))
     place.append("b.jsonl", lines(range(10, 20)) + "{}\n")

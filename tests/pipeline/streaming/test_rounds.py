@@ -20,6 +20,7 @@ from pipeline.format.sources import read_sources, rows_of
 from pipeline.inspection.verify import verify
 from pipeline.streaming import rounds, stop
 from pipeline.streaming.positions import Positions
+from pipeline.streaming.prepare_parts import prepare_parts
 from pipeline.writing import compact as compact_module
 from pipeline.writing import groups
 from pipeline.writing.commit_log import read_summaries
@@ -28,7 +29,6 @@ from pipeline.writing.compact import compact
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    streams.without_beam(monkeypatch)
     return Place(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_of_two_streams_over_the_same_files_one_begins_its_round_again(place, id
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
 
@@ -198,7 +198,6 @@ def test_of_two_streams_over_the_same_files_one_begins_its_round_again(place, id
 
 
 def test_without_ids_two_streams_take_no_line_twice(tmp_path, monkeypatch, read_records):
-    streams.without_beam(monkeypatch)
     place = Place(tmp_path, streams.WITHOUT_ID)
     place.append("a.jsonl", lines([0]))
     place.once()
@@ -207,7 +206,7 @@ def test_without_ids_two_streams_take_no_line_twice(tmp_path, monkeypatch, read_
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.follow(lambda: place.append("a.jsonl", lines([3])), lambda: place.append("a.jsonl", lines([4])))
@@ -223,7 +222,7 @@ def test_two_streams_take_no_reject_twice(place, monkeypatch):
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.append("a.jsonl", "{}\n")
@@ -233,7 +232,6 @@ def test_two_streams_take_no_reject_twice(place, monkeypatch):
 
 
 def test_a_file_that_prepare_takes_meanwhile_is_not_read_again(tmp_path, monkeypatch, run_prepare, read_records):
-    streams.without_beam(monkeypatch)
     place = Place(tmp_path, streams.WITHOUT_ID)
     place.append("a.jsonl", lines([0]))
     place.once()
@@ -243,7 +241,7 @@ def test_a_file_that_prepare_takes_meanwhile_is_not_read_again(tmp_path, monkeyp
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.follow(lambda: None, lambda: place.append("b.jsonl", lines([3])))
@@ -279,7 +277,7 @@ def test_a_file_that_takes_the_place_of_another_while_that_is_read_is_not_mixed_
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.once()
@@ -299,7 +297,7 @@ def test_an_append_and_a_compaction_meanwhile_are_kept(place, ids, run_prepare, 
     def publish(*arguments, **options):
         if others:
             others.pop()()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.append("a.jsonl", lines([2]))
@@ -328,7 +326,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_in_the_next_round(place, i
     def publish(*arguments, **options):
         if others:
             others.pop(0)()
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     monkeypatch.setattr(rounds, "prepare_parts", publish)
     place.once()
@@ -349,7 +347,7 @@ def test_a_stream_gives_up_a_single_round_that_others_always_disturb(place, monk
     with pytest.raises(TryAgain):
         place.once()
     # A stream that goes on tries again later.
-    place.follow(lambda: monkeypatch.setattr(rounds, "prepare_parts", streams.publish_plainly))
+    place.follow(lambda: monkeypatch.setattr(rounds, "prepare_parts", prepare_parts))
     assert load(place.dataset).commit == 1
 
 
@@ -460,7 +458,7 @@ def _follow(place, seconds, patience):
         (place.folder / "at_work").touch()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(seconds)
-        return streams.publish_plainly(*arguments, **options)
+        return prepare_parts(*arguments, **options)
 
     stop._PATIENCE = patience
     rounds.prepare_parts = publish

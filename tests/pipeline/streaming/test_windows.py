@@ -3,7 +3,7 @@
 import pytest
 from datasets import call
 from prepare_jobs import read_whole
-from streams import Place, lines, without_beam
+from streams import Place, lines
 
 from pipeline.errors import UserError
 from pipeline.schema.windows import EventWindows
@@ -14,7 +14,6 @@ HOURS = EventWindows(field="at", seconds=3600)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    without_beam(monkeypatch)
     return Place(tmp_path)
 
 
