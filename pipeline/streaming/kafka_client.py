@@ -140,6 +140,7 @@ class KafkaClient:
     def _wait_for(self, call: Callable[[], Result]) -> Result:
         """Calls a function until it does not fail for the reason that a broker is away."""
         begin, line_at = time.monotonic(), 0.0
+        self._last_report = ""
         while True:
             try:
                 result = call()

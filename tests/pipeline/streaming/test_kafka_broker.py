@@ -1,6 +1,7 @@
 """A stream over the topics of a real broker: transactions, compaction, retention, and kills of both."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -233,13 +234,80 @@ def test_the_consumer_group_is_told_what_was_read(make_place, broker):
     assert committed(broker, topic, "watched") == 7
 
 
-def test_thirty_kills_of_the_stream_and_three_of_the_broker_lose_and_repeat_nothing(make_place, broker, ids):
-    place, chance = make_place(3), random.Random(0)
+def count_commits(place):
+    return len(list(place.dataset.glob("commits/*.json")))
+
+
+def kill_again_and_again(place, broker, kills, chance, during=lambda kill: None):
+    """Starts and kills the command, and returns the newest commits after the kills."""
     (topic,) = place.topics
     command = [sys.executable, "-m", "lengthwise", "prepare", "--kafka", broker.servers, "--topic", topic]
     command += ["--schema", "schema.yaml", "--output", "dataset", "--streaming", "--commit_interval", "0.1s"]
     command += ["--max_bytes", "50000", "--retain", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    commits = set()
+    for kill in range(kills):
+        with subprocess.Popen(
+            command, cwd=place.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            # Every second run is killed at any moment, also before it has begun, and the others after a commit.
+            before, end = count_commits(place), time.monotonic() + 60
+            while not kill % 2 and count_commits(place) == before and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0, 2))
+            during(kill)
+            assert process.poll() is None, process.stderr.read()
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        with contextlib.suppress(Exception):
+            commits.add(load(place.dataset).commit)
+    return commits
+
+
+def test_ten_kills_among_transactions_lose_and_repeat_nothing(make_place, broker, ids):
+    """Every second transaction is aborted."""
+    place, chance, is_over, sent = make_place(2), random.Random(0), threading.Event(), []
+    (topic,) = place.topics
+
+    def send_all(partition):
+        producer = confluent_kafka.Producer(
+            {"bootstrap.servers": broker.servers, "transactional.id": f"kill-{partition}", "log_level": 0}
+        )
+        producer.init_transactions(60)
+        numbers = itertools.count(partition, 2)
+        for lot in itertools.count():
+            if is_over.is_set():
+                return
+            producer.begin_transaction()
+            some = list(itertools.islice(numbers, 30))
+            for value in values(some):
+                producer.produce(topic, value, partition=partition)
+            producer.flush()  # an earlier end would be an error
+            time.sleep(0.05)
+            if lot % 2:
+                producer.abort_transaction(60)
+            else:
+                producer.commit_transaction(60)
+                sent.extend(some)
+
+    senders = [threading.Thread(target=send_all, args=(partition,)) for partition in (0, 1)]
+    for sender in senders:
+        sender.start()
+    commits = kill_again_and_again(place, broker, 10, chance)
+    is_over.set()
+    for sender in senders:
+        sender.join()
+    with contextlib.suppress(NothingNew):
+        place.follow(lambda: None)
+    assert ids(place) == sorted(sent)
+    assert read_whole(place.dataset).rejected.total == 0
+    print(f"\n{len(sent):,} records; after a kill, the newest commit was {sorted(commits)}")
+    assert len(commits) >= 4
+
+
+def test_thirty_kills_of_the_stream_and_three_of_the_broker_lose_and_repeat_nothing(make_place, broker, ids):
+    place, chance = make_place(3), random.Random(0)
+    (topic,) = place.topics
     sent, is_over = [0], threading.Event()
     producers = [
         confluent_kafka.Producer(
@@ -256,24 +324,16 @@ def test_thirty_kills_of_the_stream_and_three_of_the_broker_lose_and_repeat_noth
                 producers[0].poll(0)
                 time.sleep(0.05)
 
+    def restart(kill):
+        if kill % 10 == 5:
+            broker.kill()
+            time.sleep(chance.uniform(0, 2))
+            broker.start()
+            time.sleep(chance.uniform(0, 4))
+
     sender = threading.Thread(target=send_all)
     sender.start()
-    commits = []
-    for kill in range(30):
-        with subprocess.Popen(
-            command, cwd=place.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
-            time.sleep(chance.uniform(0.5, 4))
-            if kill % 10 == 5:
-                broker.kill()
-                time.sleep(chance.uniform(0, 2))
-                broker.start()
-                time.sleep(chance.uniform(0, 4))
-            assert process.poll() is None, process.stderr.read()
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        with contextlib.suppress(Exception):
-            commits.append(load(place.dataset).commit)
+    commits = kill_again_and_again(place, broker, 30, chance, restart)
     is_over.set()
     sender.join()
     assert producers[0].flush(120) == 0
@@ -282,8 +342,8 @@ def test_thirty_kills_of_the_stream_and_three_of_the_broker_lose_and_repeat_noth
     assert ids(place) == [*range(sent[0])]
     manifest = read_whole(place.dataset)
     assert manifest.rejected.total == 0
-    print(f"\n{sent[0]:,} records, {manifest.commit} commits; after a kill, the newest was {sorted({*commits})}")
-    assert len({*commits}) >= 10
+    print(f"\n{sent[0]:,} records, {manifest.commit} commits; after a kill, the newest was {sorted(commits)}")
+    assert len(commits) >= 10
 
 
 def test_a_broker_that_is_killed_and_started_again_is_waited_for(make_place, broker, ids, capsys):
