@@ -1,5 +1,7 @@
 """Warnings about the contents of a dataset that a model cannot learn from. Reads the manifest only."""
 
+from rich.filesize import decimal
+
 from pipeline.errors import show
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN
@@ -10,6 +12,8 @@ from pipeline.schema.schema import VALIDATION, NamedSplits, SplitFromField
 
 # Most names that a warning lists.
 _MAX_NAMES = 10
+# From this number of windows on, and below this number of bytes of a window on average, a larger window is better.
+_MANY_WINDOWS, _SMALL_WINDOW = 1000, 10**6
 
 
 def find_warnings(manifest: Manifest) -> list[str]:
@@ -23,6 +27,7 @@ def find_warnings(manifest: Manifest) -> list[str]:
     - The field or the inputs that name the splits never name validation, so a run has no best checkpoint.
     - A column has values so far from its mean that a model reads them as nearer.
     - A column has values so close together that float32 may not tell them apart.
+    - There are many windows of event time with few records each.
     """
     train = manifest.splits.get(TRAIN)
     if train is None or not train.records:
@@ -57,7 +62,8 @@ def find_warnings(manifest: Manifest) -> list[str]:
                 f"feature {name}: its vocabulary is empty, because the train split has no string{often}, so that all "
                 f"strings are the same to a model{way_out}"
             )
-    return warnings + _find_no_validation(manifest) + _find_outliers(manifest) + _find_coarse(manifest)
+    warnings += _find_no_validation(manifest) + _find_outliers(manifest) + _find_coarse(manifest)
+    return warnings + _find_small_windows(manifest)
 
 
 def _find_no_validation(manifest: Manifest) -> list[str]:
@@ -72,6 +78,18 @@ def _find_no_validation(manifest: Manifest) -> list[str]:
     return [
         f"no record is in the split {VALIDATION}, so that a run keeps its last checkpoint instead of the best one; "
         f"{way_out} take a tenth of the train records, choose splits: {{{source}{VALIDATION}: 0.1}} in the schema"
+    ]
+
+
+def _find_small_windows(manifest: Manifest) -> list[str]:
+    """Returns a line about the windows of event time if there are many small ones."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards if shard.window is not None]
+    number, num_bytes = len({shard.window for shard in shards}), sum(shard.bytes for shard in shards)
+    if manifest.windows is None or number < _MANY_WINDOWS or num_bytes >= number * _SMALL_WINDOW:
+        return []
+    return [
+        f"{number:,} {manifest.windows.describe()} have {decimal(num_bytes // number)} each on average, and a shard "
+        "for each split, so that every job opens many small files; choose a larger --window for a new dataset"
     ]
 
 

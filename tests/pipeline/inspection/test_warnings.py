@@ -7,8 +7,10 @@ import datasets
 import numpy as np
 
 from pipeline.format.manifest import read_manifest
+from pipeline.inspection import warnings
 from pipeline.inspection.inspect import print_details, summarize
 from pipeline.inspection.warnings import find_warnings
+from pipeline.schema.windows import EventWindows
 
 SCHEMA = """id: id
 steps: {{word: {{dtype: string, vocabulary: {size}}}}}
@@ -114,3 +116,19 @@ def test_small_differences_of_large_numbers_give_a_warning_with_column_range_and
         "time in the raw data, or take the differences of successive values; if the numbers are categories, choose "
         "dtype: int64 with num_values"
     ]
+
+
+def test_many_small_windows_give_a_warning(tmp_path, monkeypatch):
+    records = [record | {"y": "abc"[n % 3], "split": "train", "at": n // 2 * 60} for n, record in enumerate(RECORDS)]
+    records[-1]["split"] = "validation"
+    windows = EventWindows(field="at", seconds=60)
+    made = datasets.make(tmp_path, records, SCHEMA.format(size=2), num_shards=1, windows=windows)
+    manifest = read_manifest(made.path)
+    assert find_warnings(manifest) == []
+    monkeypatch.setattr(warnings, "_MANY_WINDOWS", 3)
+    (found,) = find_warnings(manifest)
+    assert re.match(
+        r"3 windows of 1m by the field 'at' have \d+ bytes each on average, and a shard for each split", found
+    )
+    monkeypatch.setattr(warnings, "_SMALL_WINDOW", 10)
+    assert find_warnings(manifest) == []
