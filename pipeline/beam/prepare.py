@@ -49,6 +49,8 @@ _MAX_WORKERS = 2
 _ATTEMPTS = 4
 # Bytes of the first file that are parsed to estimate the size of the output.
 _SAMPLE_BYTES = 2**18
+# More free space than this number of times the input is enough for any input, also a compressed one.
+_AMPLE = 3000
 # Smallest ratio of decompressed to compressed size that is assumed.
 _COMPRESSION_RATIO = 3
 
@@ -314,6 +316,8 @@ def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> N
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
+    if free >= _AMPLE * sum(file.num_bytes for file in files):
+        return
     needed = 2 * _estimate_bytes(files, schema)
     if needed > free:
         raise UserError(

@@ -1,5 +1,6 @@
 """Builds the summary of a generation from the summaries of its shards."""
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -84,6 +85,11 @@ def _add_sums(schema: Schema, shards: Sequence[ShardSummary]) -> dict[str, Featu
 
 def software_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that write a dataset, by name."""
+    return dict(_read_versions())
+
+
+@functools.cache
+def _read_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in ("lengthwise", "apache-beam", "numpy", "pyarrow"):
         try:
