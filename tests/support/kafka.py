@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ctypes.util
 import glob
 import os
 import pathlib
@@ -29,9 +30,7 @@ class MockBroker:
     """A mock cluster of one broker, which other processes can connect to as well. It knows no transactions."""
 
     def __init__(self) -> None:
-        folder = pathlib.Path(confluent_kafka.__file__).parent.parent / "confluent_kafka.libs"
-        (path,) = glob.glob(os.fspath(folder / "librdkafka*"))
-        self._library = ctypes.CDLL(path)  # the one that the package has loaded
+        self._library = ctypes.CDLL(_find_library())
         # The mock cluster lives in a client, which connects to nothing.
         properties = self._call("rd_kafka_conf_new", result=ctypes.c_void_p)
         self._call("rd_kafka_conf_set", properties, b"log_level", b"0", None, 0, result=ctypes.c_int)
@@ -203,6 +202,15 @@ log.cleaner.backoff.ms=300
 PASSWORD = "not-to-be-shown"
 # Seconds that no start of a broker takes, even on a very busy machine.
 _PATIENCE = 240
+
+
+def _find_library() -> str:
+    """Returns the path of the library that the package has loaded: its own one, or that of the system."""
+    folder = pathlib.Path(confluent_kafka.__file__).parent
+    for place in (folder.parent / "confluent_kafka.libs", folder / ".dylibs"):
+        if found := glob.glob(os.fspath(place / "librdkafka*")):
+            return found[0]
+    return ctypes.util.find_library("rdkafka") or "librdkafka.so.1"
 
 
 class RealBroker:

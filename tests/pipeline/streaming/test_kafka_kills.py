@@ -194,6 +194,32 @@ def test_a_broker_that_goes_away_while_messages_are_read_is_waited_for(place, br
     assert ids(place) == [*range(5)]
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_a_signal_while_a_round_waits_for_a_broker_ends_it_without_a_commit(place, broker, ids, monkeypatch, once):
+    monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.streaming.take_messages._QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.streaming.stop._PATIENCE", 600.0)  # the signal comes in the process of the tests
+    broker.send("clicks", values(range(5)))
+    assign, pause = KafkaClient.assign, KafkaClient._pause
+
+    def assign_and_lose(*arguments):
+        broker.set_down()
+        assign(*arguments)
+
+    def stop(client, seconds):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pause(client, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KafkaClient, "assign", assign_and_lose)
+        patch.setattr(KafkaClient, "_pause", stop)
+        assert rounds.stream(place.options(streaming={"once": once})) is None
+    assert not list(place.dataset.glob("data/*"))
+    broker.set_up()
+    place.once()
+    assert ids(place) == [*range(5)]
+
+
 def test_a_broker_that_stays_away_ends_the_stream_with_status_75(place, broker, monkeypatch):
     monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.1)
     broker.set_down()
