@@ -1,17 +1,35 @@
 """Writes any number of files in turns, of which only a few are open."""
 
+import concurrent.futures
 import contextlib
 import uuid
-from collections.abc import Sequence
-from typing import IO, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Protocol, TypeVar
 
 from pipeline.files import create, join, open_read, remove, replace
 from pipeline.writing.paths import PARTS_ENDING
 
 # Files that are written directly. Some systems allow a process 256 open files.
 _MAX_OPEN = 32
+# Threads that write small files.
+_THREADS = 8
 # Bytes that are copied at once.
 _COPY_BYTES = 2**20
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
+def call_in_threads(function: Callable[[Value], Result], values: Sequence[Value]) -> Iterator[Result]:
+    """Yields the results of a function that writes a file, in order; of many values in several threads.
+
+    A file is synced to the disk, and to wait for that takes longer than to write a small one.
+    """
+    if len(values) <= _MAX_OPEN:
+        yield from map(function, values)
+        return
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        yield from threads.map(function, values)
 
 
 class Writer(Protocol):
@@ -54,10 +72,15 @@ class ManyFiles(contextlib.ExitStack):
         """Writes the files that were not written directly. It must be called at the end of the block."""
         if self._parts is None:
             return
-        with self._parts.read() as parts:
-            for path, later in self._later:
-                with replace(path) as file:
-                    _copy(parts, later.places, file)
+        self._parts.end()
+        for _ in call_in_threads(self._write, self._later):
+            pass
+
+    def _write(self, written_later: "tuple[str, _Later]") -> None:
+        path, later = written_later
+        assert self._parts is not None
+        with self._parts.read() as parts, replace(path) as file:
+            _copy(parts, later.places, file)
 
 
 class _Parts:
@@ -76,9 +99,12 @@ class _Parts:
         self._size += len(data)
         return offset
 
-    def read(self) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """Opens the file for reading. Nothing can be appended any more."""
+    def end(self) -> None:
+        """Completes the file. Nothing can be appended any more."""
         self._files.close()
+
+    def read(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Opens the file for reading."""
         return open_read(self._path)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.copies import count_copies, numbers_copies
 from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
-from pipeline.writing.many_files import ManyFiles, Writer
+from pipeline.writing.many_files import ManyFiles, Writer, call_in_threads
 from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.published_ids import PublishedShard
 from pipeline.writing.shard_statistics import ShardStatistics, make_sums
@@ -146,7 +146,11 @@ class ShardWriter:
                 shard.flush()
             files.finish()
         counts_files, groups_file = strings.finish(), groups.finish().get(GROUP)
-        written = [shard.finish(self.output, counts_files, groups_file) for shard in shards.values()]
+
+        def finish(shard: _OpenShard) -> ShardSummary:
+            return shard.finish(self.output, counts_files, groups_file)
+
+        written = call_in_threads(finish, list(shards.values()))
         return _add_sums(sorted(written, key=lambda shard: shard.order), sums)
 
     def _partition(

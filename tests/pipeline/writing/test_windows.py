@@ -185,11 +185,12 @@ def test_more_windows_than_open_files_give_the_same_bytes(run_prepare, write_raw
 
     monkeypatch.setattr(many_files, "replace", count_open)
     monkeypatch.setattr(many_files, "_MAX_OPEN", 5)
+    monkeypatch.setattr(many_files, "_THREADS", 2)
     monkeypatch.setattr(many_files, "_COPY_BYTES", 100)
     monkeypatch.setattr(shards, "_WAITING_BYTES", 2000)  # shards are written in many parts
     few = prepare(run_prepare, raw)
     assert len([shard for split in few.splits.values() for shard in split.shards]) > 60
-    assert max(most) == 6  # one of those that are written at the end
+    assert 6 <= max(most) <= 7  # those that are written at the end
     assert few.fingerprint == whole.fingerprint
     assert few.statistics == whole.statistics
     assert not list(tmp_path.rglob("*.parts"))
