@@ -175,7 +175,7 @@ def test_a_broker_that_is_away_is_waited_for(place, broker, ids, capsys, monkeyp
     lines = [line for line in capsys.readouterr().err.splitlines() if "broker" in line]
     assert lines[0].startswith(f"prepare: no broker answers at {broker.servers}: ")
     assert lines[0].endswith("Waiting, at most 10 minutes.")
-    assert lines[1:] == ["prepare: a broker answers again."]
+    assert lines[1] == "prepare: a broker answers again."
 
 
 def test_a_broker_that_goes_away_while_messages_are_read_is_waited_for(place, broker, ids, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_signal_while_a_round_waits_for_a_broker_ends_it_without_a_commit(plac
 def test_a_broker_that_stays_away_ends_the_stream_with_status_75(place, broker, monkeypatch):
     monkeypatch.setattr(kafka_client, "_REQUEST_SECONDS", 0.1)
     broker.set_down()
-    with pytest.raises(BrokerAway, match=r"no broker answered for \d+ seconds?: .*refused.*--broker_timeout") as raised:
+    with pytest.raises(BrokerAway, match=r"no broker answered for \d+ seconds?: .*--broker_timeout") as raised:
         place.once(kafka={"broker_timeout": 0.3})
     assert raised.value.status == 75
 
