@@ -144,7 +144,9 @@ def test_workers_end_with_a_stream_that_gets_a_signal(tmp_path, name):
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        assert process.stderr is not None and process.stderr.readline().startswith(b"prepare: commit 1: 5 records")
+        assert process.stderr is not None
+        # On a busy machine, lines about the progress come first.
+        assert any(line.startswith(b"prepare: commit 1: 5 records") for line in process.stderr)
         workers = children(process.pid)
         assert len(workers) == 2
         number = signal.SIGKILL if name == "SIGKILL" else signal.SIGTERM
