@@ -1,4 +1,4 @@
-"""The recurrent layers of a model as one layer, which can take the state of the steps before and return the new one."""
+"""The recurrent layers of a model as one layer, and a layer that runs them from one state to the next."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -23,10 +23,6 @@ class RecurrentStack(keras.layers.Layer):
 
     The output is [batch, time, units], or [batch, units] with `pooling`; twice as wide if the stack is bidirectional.
     Steps at and after `length` have no effect on the output of the steps before them, nor on the pooled output.
-
-    With a state, the steps continue a record that was read up to there, and the result is (output, new state). So a
-    record may be read in parts of any lengths. (Keras's `stateful=True` keeps the state in variables of a fixed batch
-    size, and resets all rows at once.)
 
     The layers keep the names and the paths of their weights that they would have as layers of the model: a warm start
     finds weights by their paths.
@@ -98,31 +94,7 @@ class RecurrentStack(keras.layers.Layer):
         widths = [size for size in self.units for _ in range(2 if self.cell == "lstm" else 1)]
         return widths + ([self.units[-1], 1] if self.pooling in ("mean", "max") else [])
 
-    def call(
-        self,
-        values: tf.Tensor,
-        length: tf.Tensor,
-        state: StackState | None = None,
-        training: bool = False,
-        full_rows: bool = False,
-    ) -> Any:
-        """Reads steps.
-
-        Args:
-            values: [batch, time, width].
-            length: int32[batch], steps of each row, at least 1.
-            state: The state before these steps: tensors [batch, width] for each of `state_widths`.
-            full_rows: With a state: whether the new state is needed only for rows whose length is `time`, which is
-                faster. That of the other rows is then that after their padding.
-        """
-        if state is None:
-            return self._read(values, length, training)
-        if self.bidirectional:
-            raise ValueError("A bidirectional stack reads from the end of a record, so it takes no state.")
-        return self._read_on(values, length, list(state), training, full_rows)
-
-    def _read(self, values: tf.Tensor, length: tf.Tensor, training: bool) -> tf.Tensor:
-        """Returns the output for whole records."""
+    def call(self, values: tf.Tensor, length: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = values
         for number, (forward_place, backward_place) in enumerate(self._places):
             pooling = self._pooling if number == len(self.units) - 1 else None
@@ -139,10 +111,10 @@ class RecurrentStack(keras.layers.Layer):
             hidden = self._drop(number, hidden, training)
         return hidden
 
-    def _read_on(
-        self, values: tf.Tensor, length: tf.Tensor, state: StackState, training: bool, full_rows: bool
+    def read_on(
+        self, values: tf.Tensor, length: tf.Tensor, state: StackState, *, training: bool, full_rows: bool
     ) -> tuple[tf.Tensor, StackState]:
-        """Returns the output for parts of records, and the new state."""
+        """Returns the output for parts of records, and the new state. See StatefulStack."""
         # A mask carries the state of a row past its padding. The outputs of its real steps do not need one.
         mask = None if full_rows else step_mask(values, length)
         states_per_layer = 2 if self.cell == "lstm" else 1
@@ -176,15 +148,9 @@ class RecurrentStack(keras.layers.Layer):
     def _drop(self, number: int, hidden: tf.Tensor, training: bool) -> tf.Tensor:
         return self._dropouts[number](hidden, training=training) if self._dropouts else hidden
 
-    def compute_output_spec(
-        self, values: Any, length: Any, state: Any = None, training: bool = False, full_rows: bool = False
-    ) -> Any:
+    def compute_output_spec(self, values: Any, length: Any, training: bool = False) -> Any:
         shape = values.shape[:1] if self.pooling else values.shape[:2]
-        output = keras.KerasTensor((*shape, self.output_width), dtype=self.compute_dtype)
-        if state is None:
-            return output
-        batch = values.shape[0]
-        return output, [keras.KerasTensor((batch, width), dtype=self.compute_dtype) for width in self.state_widths]
+        return keras.KerasTensor((*shape, self.output_width), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -195,3 +161,40 @@ class RecurrentStack(keras.layers.Layer):
             "dropout": self.dropout,
             "pooling": self.pooling,
         }
+
+
+@keras.saving.register_keras_serializable(package="lengthwise")
+class StatefulStack(keras.layers.Layer):
+    """Maps values[batch, time, width], length[batch] and a state to the output of a stack, and the new state.
+
+    The steps continue a record that was read up to the state. So a record may be read in parts of any lengths. (Keras's
+    `stateful=True` keeps the state in variables of a fixed batch size, and resets all rows at once.)
+
+    Args:
+        stack: The layers, which are not bidirectional.
+        full_rows: Whether the new state is needed only for rows whose length is `time`, which is faster. That of the
+            other rows is then that after their padding.
+    """
+
+    def __init__(self, stack: RecurrentStack, *, full_rows: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if stack.bidirectional:
+            raise ValueError("A bidirectional stack reads from the end of a record, so it takes no state.")
+        self.stack, self.full_rows = stack, full_rows
+        self.built = True
+
+    def call(self, values: tf.Tensor, length: tf.Tensor, state: StackState, training: bool = False) -> Any:
+        return self.stack.read_on(values, length, list(state), training=training, full_rows=self.full_rows)
+
+    def compute_output_spec(self, values: Any, length: Any, state: Any, training: bool = False) -> Any:
+        output = self.stack.compute_output_spec(values, length)
+        widths = self.stack.state_widths
+        return output, [keras.KerasTensor((values.shape[0], width), dtype=self.compute_dtype) for width in widths]
+
+    def get_config(self) -> dict[str, Any]:
+        stack = keras.saving.serialize_keras_object(self.stack)
+        return super().get_config() | {"stack": stack, "full_rows": self.full_rows}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "StatefulStack":
+        return cls(keras.saving.deserialize_keras_object(config.pop("stack")), **config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.recurrent_stack import RecurrentStack
+from trainer.model.recurrent_stack import RecurrentStack, StatefulStack
 
 LENGTHS = [1, 7, 8, 20, 13, 2]
 ROWS, LONGEST, WIDTH = len(LENGTHS), max(LENGTHS), 3
@@ -37,7 +37,7 @@ def read_alone(stack, row, chunk_steps, full_rows):
     state, outputs = zeros(stack, 1), []
     for first in range(0, LENGTHS[row], chunk_steps):
         part = steps[row : row + 1, first : min(first + chunk_steps, LENGTHS[row])]
-        output, state = stack(part, tf.constant([part.shape[1]]), state, full_rows=full_rows)
+        output, state = StatefulStack(stack, full_rows=full_rows)(part, tf.constant([part.shape[1]]), state)
         outputs.append(output.numpy()[0])
     return outputs[-1] if stack.pooling else np.concatenate(outputs)
 
@@ -65,10 +65,11 @@ def test_rows_of_any_lengths_continue_from_their_states(cell, pooling):
     first = np.maximum(1, np.array(LENGTHS) * 2 // 3)
     some = [row for row, size in enumerate(LENGTHS) if size > first[row]]
     garbage = np.where(np.arange(LONGEST)[None, :, None] < first[:, None, None], steps, np.nan)
-    _, state = stack(tf.constant(np.nan_to_num(garbage, nan=9.0)), tf.constant(first, tf.int32), zeros(stack))
+    reader = StatefulStack(stack)
+    _, state = reader(tf.constant(np.nan_to_num(garbage, nan=9.0)), tf.constant(first, tf.int32), zeros(stack))
     rest = np.stack([np.roll(steps[row], -first[row], axis=0) for row in some])
     left = np.array(LENGTHS)[some] - first[some]
-    output, _ = stack(tf.constant(rest), tf.constant(left, tf.int32), [tf.gather(part, some) for part in state])
+    output, _ = reader(tf.constant(rest), tf.constant(left, tf.int32), [tf.gather(part, some) for part in state])
     for place, row in enumerate(some):
         found = output.numpy()[place] if pooling else output.numpy()[place, : left[place]]
         np.testing.assert_allclose(found, whole[row] if pooling else whole[row, first[row] : LENGTHS[row]], atol=1e-6)
@@ -77,7 +78,7 @@ def test_rows_of_any_lengths_continue_from_their_states(cell, pooling):
 def test_parts_equal_those_of_a_stateful_lstm_of_keras_and_so_do_their_gradients():
     """200 records of 50 steps in 5 parts of 10, and another 200 after the states were reset."""
     stack = make((6,))
-    (layer,) = stack.layers
+    (layer,), reader = stack.layers, StatefulStack(stack, full_rows=True)
     keras_layer = keras.layers.LSTM(6, return_sequences=True, stateful=True)
     keras_layer.build((200, 10, WIDTH))
     keras_layer.set_weights(layer.get_weights())
@@ -90,7 +91,7 @@ def test_parts_equal_those_of_a_stateful_lstm_of_keras_and_so_do_their_gradients
         for first in range(0, 50, 10):
             part = tf.constant(steps[:, first : first + 10])
             with tf.GradientTape(persistent=True) as tape:
-                output, new_state = stack(part, tf.fill([200], 10), state, full_rows=True)
+                output, new_state = reader(part, tf.fill([200], 10), state)
                 expected = keras_layer(part)
                 losses = [tf.reduce_sum(factors * tf.square(each)) for each in (output, expected)]
             np.testing.assert_allclose(output, expected, atol=1e-6)
@@ -114,8 +115,10 @@ def test_a_functional_model_takes_and_returns_the_state():
     stack = make(pooling="mean")
     steps, length = keras.Input((None, WIDTH)), keras.Input((), dtype="int32")
     state = [keras.Input((width,)) for width in stack.state_widths]
-    model = keras.Model([steps, length, *state], stack(steps, length, state))
+    whole = keras.Model([steps, length], stack(steps, length))
+    model = keras.Model([steps, length, *state], StatefulStack(stack)(steps, length, state))
     output, new_state = model([*values(), *zeros(stack)])
+    np.testing.assert_array_equal(whole(list(values())), stack(*values()))
     np.testing.assert_allclose(output, stack(*values()), atol=1e-6)
     assert [part.shape for part in new_state] == [(ROWS, width) for width in (4, 4, 3, 3, 3, 1)]
 
@@ -124,4 +127,4 @@ def test_a_bidirectional_stack_takes_no_state():
     stack = make(bidirectional=True)
     assert stack.state_widths == []
     with pytest.raises(ValueError, match="A bidirectional stack reads from the end of a record, so it takes no state"):
-        stack(*values(), [])
+        StatefulStack(stack)
