@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pipeline.flags import duration
-from pipeline.yaml_document import PLANNED, Document, parse_yaml, validate
+from pipeline.yaml_document import Document, parse_yaml, validate
 
+# The ways of batching whole records.
 Batching = Literal["window", "bucket", "pad", "exact"]
 BATCHING_METHODS: tuple[Batching, ...] = ("window", "bucket", "pad", "exact")
 # Planning these needs only the number of records of each length; `window` needs the length of every record.
 PLANNED_FROM_COUNTS = BATCHING_METHODS[1:]
+# The way that reads records in chunks and carries the state from chunk to chunk.
+STATEFUL: Literal["stateful"] = "stateful"
 
 Strategy = Literal["auto", "one", "mirrored", "multi_worker"]
 
@@ -31,8 +34,16 @@ def _parse_duration(value: Any) -> Any:
 # Seconds. A file or a flag may also have a number and a unit, for example 60s.
 Duration = Annotated[float, pydantic.BeforeValidator(_parse_duration), pydantic.Field(ge=0)]
 
-# Keys that the design reserves for a later version.
-PLANNED_KEYS = ("chunk_steps", "lanes")
+# Keys that only `stateful` has, and their defaults.
+_OF_STATEFUL = {
+    "chunk_steps": None,
+    "lanes": None,
+    "backprop_chunks": 1,
+    "label_every_chunk": False,
+    "reset_state": "record",
+}
+# Keys that `stateful` does not have.
+_NOT_OF_STATEFUL = ("batch_steps", "batch_size")
 
 
 class TrainConfig(Document):
@@ -58,8 +69,11 @@ class TrainConfig(Document):
         ),
     ] = 0
     batching: Annotated[
-        Batching,
-        pydantic.Field(description="How records are grouped into batches; `lengthwise plan` compares the methods."),
+        Literal["window", "bucket", "pad", "exact", "stateful"],
+        pydantic.Field(
+            description="How records are grouped into batches; `lengthwise plan` compares the methods. stateful: read "
+            "very long records in chunks, and carry the state from chunk to chunk."
+        ),
     ] = "window"
     batch_steps: Annotated[
         Positive | None,
@@ -87,6 +101,37 @@ class TrainConfig(Document):
         Literal["head", "tail"] | None,
         pydantic.Field(description="End at which records longer than pad_length are cut."),
     ] = None
+    chunk_steps: Annotated[
+        Positive | None,
+        pydantic.Field(description="Steps of a chunk, for batching stateful; default: 100. An update reads one chunk."),
+    ] = None
+    lanes: Annotated[
+        Positive | None,
+        pydantic.Field(
+            description="Records that batching stateful reads at the same time, over all workers; default: 64."
+        ),
+    ] = None
+    backprop_chunks: Annotated[
+        Positive,
+        pydantic.Field(
+            description="Chunks that the gradient of an update goes back through, for batching stateful. The work of "
+            "an update grows with it."
+        ),
+    ] = 1
+    label_every_chunk: Annotated[
+        bool,
+        pydantic.Field(
+            description="Let the label of a record train in each of its chunks, with a weight of 1 / their number, and "
+            "not in the last one alone; for batching stateful. Only for labels per record."
+        ),
+    ] = False
+    reset_state: Annotated[
+        Literal["record", "chunk"],
+        pydantic.Field(
+            description="Where batching stateful sets the state to zero: at the start of each record, or of each "
+            "chunk, for comparison."
+        ),
+    ] = "record"
     units: Annotated[
         tuple[Positive, ...], pydantic.Field(min_length=1, description="Number of units of each recurrent layer.")
     ] = (100, 100)
@@ -218,20 +263,13 @@ class TrainConfig(Document):
             return {"epochs": None} | values
         return values
 
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _refuse_planned(cls, values: Any) -> Any:
-        for key in PLANNED_KEYS:
-            if isinstance(values, dict) and key in values:
-                raise ValueError(f"{key}: this key {PLANNED}")
-        return values
-
     @pydantic.model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.batching != "pad" and (self.pad_length is not None or self.truncate is not None):
             raise ValueError(f"pad_length and truncate belong to batching pad, not to {self.batching}")
         if self.batching not in ("window", "bucket") and self.pad_to_multiple != 1:
             raise ValueError(f"pad_to_multiple belongs to batching window or bucket, not to {self.batching}")
+        self._check_stateful()
         if self.local_workers > 1 and self.strategy not in ("auto", "multi_worker"):
             raise ValueError(f"local_workers belongs to strategy auto or multi_worker, not to {self.strategy}")
         if not self.follow and self.epochs is None:
@@ -239,6 +277,20 @@ class TrainConfig(Document):
         if not self.follow and self.idle is not None:
             raise ValueError("idle belongs to follow: another run does not wait for commits")
         return self
+
+    def _check_stateful(self) -> None:
+        is_stateful = self.batching == STATEFUL
+        for key, default in _OF_STATEFUL.items():
+            if not is_stateful and getattr(self, key) != default:
+                raise ValueError(f"{key} belongs to batching {STATEFUL}, not to {self.batching}")
+        for key in _NOT_OF_STATEFUL:
+            if is_stateful and getattr(self, key) is not None:
+                raise ValueError(f"{key} does not belong to batching {STATEFUL}; choose lanes and chunk_steps")
+        if is_stateful and self.bidirectional:
+            raise ValueError(
+                f"bidirectional: such a model reads each record from its end, too, but batching {STATEFUL} reads it in "
+                "chunks from its start"
+            )
 
     def has_epoch(self, number: int) -> bool:
         """Returns whether a run has this epoch, counted from 1."""

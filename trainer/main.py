@@ -52,7 +52,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _make_train_parser() -> FlagParser:
-    from trainer.config import PLANNED_KEYS, TrainConfig
+    from trainer.config import TrainConfig
 
     parser = FlagParser(
         "train",
@@ -66,7 +66,6 @@ def _make_train_parser() -> FlagParser:
         "  lengthwise train new_dataset --output new_run --warm_start run\n"
         "  lengthwise train dataset --output run --follow --idle 10m\n"
         "  lengthwise train dataset --output run --newest 7d",
-        planned=[f"--{key}" for key in PLANNED_KEYS],
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of the dataset")
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run")
@@ -191,7 +190,9 @@ def export(arguments: list[str]) -> None:
 
 def plan(arguments: list[str]) -> None:
     values = _make_plan_parser().parse(arguments)
+    from trainer.batching.plan import Plan
     from trainer.batching.plan_epoch import plan_epoch
+    from trainer.batching.stateful import make_stateful_plan
     from trainer.config import BATCHING_METHODS
     from trainer.data.dataset import open_dataset
     from trainer.data.select_windows import select_newest
@@ -202,7 +203,7 @@ def plan(arguments: list[str]) -> None:
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}
     options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
     try:
-        plans = [
+        plans: list[Plan] = [
             plan_epoch(
                 dataset,
                 values["split"],
@@ -212,6 +213,8 @@ def plan(arguments: list[str]) -> None:
             )
             for way in BATCHING_METHODS
         ]
+        chunks = {name: values[name] for name in ("chunk_steps", "lanes")}
+        plans.append(make_stateful_plan(dataset.indexes(values["split"]), **chunks))
     except ValueError as error:  # a record is longer than --pad_length
         raise UserError(str(error)) from None
     if values["json"]:
@@ -258,6 +261,12 @@ def _make_plan_parser() -> FlagParser:
     )
     parser.add_argument(
         "--truncate", choices=("head", "tail"), help="end at which `pad` cuts records longer than --pad_length"
+    )
+    parser.add_argument(
+        "--chunk_steps", type=positive, metavar="N", help="steps of a chunk of `stateful`; default: 100"
+    )
+    parser.add_argument(
+        "--lanes", type=positive, metavar="N", help="records that `stateful` reads at the same time; default: 64"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

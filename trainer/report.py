@@ -11,6 +11,7 @@ from pipeline.errors import counted
 from pipeline.schema.labels import class_name
 from pipeline.tables import buffered_console, print_table, table_fits
 from trainer.batching.plan import Plan
+from trainer.batching.stateful import StatefulPlan
 
 # The metrics that fit into a table row, by the first metric of a label kind. All metrics are in the JSON file.
 _SHOWN_METRICS = {
@@ -45,11 +46,26 @@ def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
         console.print(
             "\nbudget and padded steps: time steps, including padding; useful: the share of steps that are not padding"
         )
+        for plan in plans:
+            if isinstance(plan, StatefulPlan):
+                console.print(_describe_lanes(plan))
         largest = [(plan, math.prod(plan.largest_batch)) for plan in plans]
         beyond = [steps for plan, steps in largest if plan.batch_steps is not None and steps > plan.batch_steps]
         if beyond:
             longest = counted(max(beyond), "step")
             console.print(f"A record longer than the budget is a batch of its own: here up to {longest}.")
+
+
+def _describe_lanes(plan: StatefulPlan) -> str:
+    """Returns what limits the lanes of a plan, and the number of lanes that would be better."""
+    text = f"stateful: {counted(plan.lanes, 'lane')} with chunks of at most {counted(plan.chunk_steps, 'step')}"
+    if plan.bound == 1:
+        return text
+    longest = counted(int(plan.lengths.max()), "step")
+    return (
+        f"{text}. Lanes that all read until the last update have at most {plan.bound:.1%} useful steps, because a "
+        f"record has {longest}; {counted(plan.better_lanes, 'lane')} could end together."
+    )
 
 
 def _plan_row(plan: Plan) -> tuple[str, ...]:

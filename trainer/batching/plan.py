@@ -3,8 +3,6 @@
 import abc
 from typing import Any
 
-from trainer.config import Batching
-
 
 class Plan(abc.ABC):
     """The batches of an epoch.
@@ -15,7 +13,7 @@ class Plan(abc.ABC):
         batch_size: Maximum number of records per batch, or None.
     """
 
-    batching: Batching
+    batching: str
     batch_steps: int | None
     batch_size: int | None
 

@@ -88,6 +88,16 @@ class Replicas:
         """
         return value if self.num_workers == 1 else bool(self._sum(np.array([value], np.int32))[0])
 
+    def combine(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Returns on every worker an array of 32-bit values, of which each is zero on all workers but one.
+
+        Every worker must call this, with the same shape; each waits for all others.
+        """
+        if self.num_workers == 1:
+            return values
+        bits = np.ascontiguousarray(values).view(np.int32).reshape(-1)
+        return self._sum(bits).view(values.dtype).reshape(values.shape)
+
     def _sum(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Returns the sum of int32[n] over the workers."""
         return self._all_reduce(tf.constant(values)).numpy()

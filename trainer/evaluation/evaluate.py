@@ -1,8 +1,9 @@
 """Evaluates a model on a split: loss and metrics, of the whole split and by length, group and source."""
 
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,6 +13,8 @@ from pipeline.errors import UserError, show
 from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS
 from trainer.batching.plan_epoch import plan_epoch
+from trainer.batching.stateful import DEFAULT_CHUNK_STEPS, make_stateful_plan
+from trainer.config import STATEFUL, TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
@@ -21,10 +24,26 @@ from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion, metric_names
 from trainer.evaluation.worse_lengths import WorseLengths
 from trainer.model.build import build_model, head_model
+from trainer.model.chunks import chunk_model, find_stack
 from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
+from trainer.reading.chunk_reader import ChunkReader
 from trainer.runs.checkpoints import read_state, restore_weights
 from trainer.runs.run import Run
+
+
+class _Measured(NamedTuple):
+    """The measures of a batch.
+
+    Attributes:
+        values: The arguments of `Metrics.update`.
+        records: Number of records that end in the batch.
+        shape: Rows and padded steps.
+    """
+
+    values: tuple[Any, ...]
+    records: int
+    shape: tuple[int, ...]
 
 
 class Evaluator:
@@ -32,6 +51,9 @@ class Evaluator:
 
     Args:
         statistics, vocabularies: Those that the model was built with; the dataset's own may differ.
+        chunk_steps: Reads records in chunks of this number of steps, with the state carried from chunk to chunk. The
+            memory then does not depend on the length of records. None reads whole records.
+        reset_state: `chunk` sets the state to zero at each chunk, for comparison.
     """
 
     def __init__(
@@ -41,13 +63,17 @@ class Evaluator:
         *,
         statistics: Mapping[str, FeatureStatistics],
         vocabularies: Vocabularies,
+        chunk_steps: int | None = None,
+        reset_state: str = "record",
     ) -> None:
         self._dataset, self._vocabularies = dataset, vocabularies
+        self._model, self._chunk_steps, self._reset_state = model, chunk_steps, reset_state
+        self._column_scale = column_scales(make_target(dataset.schema, vocabularies), statistics)
         self.target = make_target(dataset.schema, vocabularies)
         self._some_feature = next(iter(dataset.schema.steps))
         self._numbered: dict[str, tf.data.Dataset] = {}
         head, kind = head_model(model), self.target.kind
-        column_scale = column_scales(self.target, statistics)
+        column_scale = self._column_scale
 
         @tf.function(autograph=False, jit_compile=False)
         def forward(features: Any, label: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -74,9 +100,6 @@ class Evaluator:
             after_batch: Called after each batch; may raise an exception to stop.
         """
         metrics = Metrics(self.target, breakdowns, ranked=ranked, baseline=baseline, lengths=lengths)
-        numbered = self._batches(split)
-        # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
-        self._forward.get_concrete_function(*numbered.element_spec[:2])
         shape: Any = ()
 
         def explain() -> str:
@@ -86,13 +109,52 @@ class Evaluator:
             )
 
         with explain_out_of_memory(explain):
-            for features, label, weight, row in numbered:
-                shape = features[self._some_feature].shape[:2]
-                outputs, loss = self._forward(features, label)
-                metrics.update(*(value.numpy() for value in (outputs, label, weight, loss, features["length"], row)))
-                progress.add_records(len(label))
+            for measured in self._measure_whole(split) if self._chunk_steps is None else self._measure_chunks(split):
+                shape = measured.shape
+                metrics.update(*measured.values)
+                progress.add_records(measured.records)
                 after_batch()
         return metrics
+
+    def _measure_whole(self, split: str) -> Iterator["_Measured"]:
+        """Yields the measures of batches of whole records."""
+        numbered = self._batches(split)
+        # Traced once with open sizes and lengths, instead of for the shapes of the first batches.
+        self._forward.get_concrete_function(*numbered.element_spec[:2])
+        for features, label, weight, row in numbered:
+            outputs, loss = self._forward(features, label)
+            found = tuple(value.numpy() for value in (outputs, label, weight, loss, features["length"], row))
+            yield _Measured(found, len(label), tuple(features[self._some_feature].shape[:2]))
+
+    def _measure_chunks(self, split: str) -> Iterator["_Measured"]:
+        """Yields the measures of chunks of several records, each of which is read in a lane."""
+        assert self._chunk_steps is not None
+        dataset = self._dataset
+        lanes = max(1, DEFAULT_BATCH_STEPS // self._chunk_steps)
+        plan = make_stateful_plan(dataset.indexes(split), chunk_steps=self._chunk_steps, lanes=lanes)
+        reader = ChunkReader(dataset, split, vocabularies=self._vocabularies)
+        state = [tf.zeros((plan.lanes, width)) for width in find_stack(self._model).state_widths]
+        for batch in reader.batches(plan):
+            fresh = batch.fresh if self._reset_state == "record" else tf.ones_like(batch.fresh)
+            outputs, loss, state = self._read_chunk(batch.features, batch.label, fresh, state)
+            row, ends = batch.chunks.record, batch.chunks.ends
+            values = [value.numpy() for value in (outputs, batch.label, batch.weight, loss)]
+            shape = tuple(batch.features[self._some_feature].shape[:2])
+            yield _Measured((*values, plan.lengths[row], row, ends), int(ends.sum()), shape)
+
+    @functools.cached_property
+    def _read_chunk(self) -> Any:
+        """The compiled forward pass of a chunk: (features, label, fresh, state) -> (outputs, losses, new state)."""
+        model = chunk_model(self._model, self._dataset.schema, full_rows=True)
+        kind, column_scale = self.target.kind, self._column_scale
+
+        @tf.function(autograph=False, jit_compile=False, reduce_retracing=True)
+        def read(features: Any, label: Any, fresh: Any, state: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+            state = [tf.where(fresh[:, None], 0.0, value[: tf.size(fresh)]) for value in state]
+            outputs, state = model((features, state), training=False)
+            return outputs, compute_losses(outputs, label, kind, column_scale), state
+
+        return read
 
     def _batches(self, split: str) -> tf.data.Dataset:
         if split not in self._numbered:
@@ -144,7 +206,7 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     built_with: dict[str, Any] = {"statistics": own.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
-    evaluator = Evaluator(model, dataset, **built_with)
+    evaluator = Evaluator(model, dataset, **built_with, **chunk_options(config))
     baseline = make_baseline(evaluator.target, trained_on)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
     lengths = WorseLengths(metric_names(evaluator.target)[0], breakdowns[0])
@@ -166,6 +228,13 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     }
     run.write_json(f"evaluation-{split}.json", evaluation)
     return evaluation
+
+
+def chunk_options(config: TrainConfig) -> dict[str, Any]:
+    """Returns the options of an Evaluator for a run with this configuration."""
+    if config.batching != STATEFUL:
+        return {}
+    return {"chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS, "reset_state": config.reset_state}
 
 
 def _trained_fingerprint(run: Run) -> str:

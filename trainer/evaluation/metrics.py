@@ -81,7 +81,14 @@ class Metrics:
         self._pairs = ConfusedPairs(target.size)
 
     def update(
-        self, outputs: Array, label: Array, weight: Array, loss: Array, length: Array, row: Array | None = None
+        self,
+        outputs: Array,
+        label: Array,
+        weight: Array,
+        loss: Array,
+        length: Array,
+        row: Array | None = None,
+        ends: Array | None = None,
     ) -> None:
         """Adds a batch.
 
@@ -92,9 +99,12 @@ class Metrics:
                 loss are ignored. With labels per record, a row of weight 0 is not counted as a record.
             length: int[batch], the steps of each record.
             row: int64[batch], the place of each record in the split; required for breakdowns.
+            ends: bool[batch], whether the record of a row ends with the row, so that it is counted. None: all do.
         """
         real = weight > 0
-        counted = np.ones(len(real), bool) if self._target.per_step else real
+        counted = real
+        if self._target.per_step:
+            counted = np.ones(len(real), bool) if ends is None else ends
         record = np.nonzero(real)[0]
         outputs, label, loss = outputs[real], label[real], loss[real].astype(np.float64)
         if self._baseline is not None:

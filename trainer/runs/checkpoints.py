@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -38,12 +38,22 @@ class Checkpoints:
     Args:
         optimizer: An optimizer that is built.
         keep: Number of last checkpoints to keep.
+        state_widths: For batching `stateful`, the columns of each tensor of the state of the lanes.
 
     Attributes:
         state: The training state that is saved next and that was restored last.
+        lanes: The state of the lanes, the same: float32[lanes, width] for each of `state_widths`.
     """
 
-    def __init__(self, run: Run, model: keras.Model, optimizer: keras.optimizers.Optimizer, *, keep: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        keep: int,
+        state_widths: Sequence[int] = (),
+    ) -> None:
         self.state = State(clip_rule=CLIP_RULE)
         self._number = -1
         self._text = tf.Variable("", dtype=tf.string)
@@ -51,11 +61,14 @@ class Checkpoints:
         # States of the random generators, which are not in model.weights. Without them, a resumed run would draw the
         # same dropout masks again.
         self._random = [variable.value for variable in model.variables if id(variable) not in weights]
+        self._lanes = [tf.Variable(tf.zeros((0, width)), shape=tf.TensorShape([None, width])) for width in state_widths]
+        lanes: dict[str, Any] = {"lanes": self._lanes} if self._lanes else {}
         self._checkpoint = tf.train.Checkpoint(
             weights=[weight.value for weight in model.weights],
             states=self._random,
             optimizer=[variable.value for variable in optimizer.variables],
             state=self._text,
+            **lanes,
         )
         self._last = tf.train.CheckpointManager(self._checkpoint, _folder(run, LAST), max_to_keep=keep)
         self._best = tf.train.CheckpointManager(self._checkpoint, _folder(run, BEST), max_to_keep=1)
@@ -64,6 +77,15 @@ class Checkpoints:
     def latest(self) -> str | None:
         """Path of the last checkpoint, or None."""
         return self._last.latest_checkpoint
+
+    @property
+    def lanes(self) -> list[Array]:
+        return [variable.numpy() for variable in self._lanes]
+
+    @lanes.setter
+    def lanes(self, values: list[Array]) -> None:
+        for variable, value in zip(self._lanes, values, strict=True):
+            variable.assign(value)
 
     def restore(self, path: str) -> None:
         """Restores a checkpoint.

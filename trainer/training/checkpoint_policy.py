@@ -1,11 +1,13 @@
 """Decides when a run saves a checkpoint, and refuses to save non-finite weights."""
 
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import keras
 import numpy as np
 
+from pipeline.schema.record import Array
 from trainer.config import TrainConfig
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
@@ -28,6 +30,7 @@ class CheckpointPolicy:
         checkpoints: Already restored if the run is resumed.
         callbacks: Their states are saved too.
         log: Its lines are written before each checkpoint.
+        carried: Returns the state of the lanes, for batching `stateful`.
 
     Attributes:
         saving_seconds: Time that the last save took; 0 before the first one.
@@ -41,8 +44,9 @@ class CheckpointPolicy:
         replicas: Replicas,
         callbacks: Callbacks,
         log: MetricsLog,
+        carried: Callable[[], list[Array]] | None = None,
     ) -> None:
-        self._callbacks, self._log = callbacks, log
+        self._callbacks, self._log, self._carried = callbacks, log, carried
         self._checkpoints, self._model, self._config, self._replicas = checkpoints, model, config, replicas
         self._saved_at, self._saved_update, self.saving_seconds = time.monotonic(), self.state.update, 0.0
 
@@ -50,6 +54,11 @@ class CheckpointPolicy:
     def state(self) -> State:
         """The training state that the next checkpoint stores."""
         return self._checkpoints.state
+
+    @property
+    def lanes(self) -> list[Array]:
+        """The state of the lanes in the checkpoint that was restored."""
+        return self._checkpoints.lanes
 
     @property
     def saved_update(self) -> int | None:
@@ -71,7 +80,11 @@ class CheckpointPolicy:
         """
         started_at = time.monotonic()
         self.check_weights()
+        # Between two epochs, no lane holds a record.
+        lanes = self._carried() if self._carried is not None and self.state.batch else None
         if self._replicas.is_chief:
+            if lanes is not None:
+                self._checkpoints.lanes = lanes
             self._log.flush()
             self.state.callbacks = self._callbacks.states()
             self._checkpoints.save(best=best)

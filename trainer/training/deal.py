@@ -11,12 +11,14 @@ import tensorflow as tf
 from pipeline.format.models import TRAIN
 from pipeline.schema.record import Array
 from trainer.batching.plan import Plan
+from trainer.batching.stateful import StatefulPlan
 from trainer.batching.window import WindowPlan, reader_of
 from trainer.data.dataset import Dataset
 from trainer.data.padding import add_filler_rows
 from trainer.data.target import Vocabularies
 from trainer.devices.replicas import Replicas
 from trainer.reading.batches import PREFETCHED_BATCHES, planned_batches
+from trainer.reading.chunk_reader import ChunkReader
 from trainer.reading.window_reader import WindowReader
 
 
@@ -26,7 +28,8 @@ class GlobalBatch:
 
     Attributes:
         parts: (features, label, weight) of each replica of this process.
-        records, steps, padded_steps: Counts over all replicas. Filler rows are not records.
+        records, steps, padded_steps: Counts over all replicas. Filler rows are not records. Of a stateful plan, the
+            records that end with the batch.
         rows: Returns int64[records], the places of the records in `Dataset.index("train")`.
     """
 
@@ -42,13 +45,24 @@ class BatchDealer:
 
     Args:
         vocabularies: Those of the run, which give the labels that are the next string their numbers.
+        label_every_chunk, reset_state: See TrainConfig. For stateful plans.
 
     Attributes:
         element_spec: Spec of a part; the same for every way of batching.
     """
 
-    def __init__(self, dataset: Dataset, replicas: Replicas, *, seed: int, vocabularies: Vocabularies) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        replicas: Replicas,
+        *,
+        seed: int,
+        vocabularies: Vocabularies,
+        label_every_chunk: bool = False,
+        reset_state: str = "record",
+    ) -> None:
         self._dataset, self._replicas, self._seed, self._vocabularies = dataset, replicas, seed, vocabularies
+        self._label_every_chunk, self._reset_state = label_every_chunk, reset_state
         # With the way `window`, each replica reads its own records only. For other ways, only the spec is used.
         options: dict[str, Any] = {"num_readers": replicas.num_replicas, "with_rows": False}
         self._readers = [
@@ -71,6 +85,8 @@ class BatchDealer:
         dataset = dataset or self._dataset
         if isinstance(plan, WindowPlan):
             return self._window_batches(plan.deal(self._replicas.num_replicas), first_batch, dataset)
+        if isinstance(plan, StatefulPlan):
+            return self._chunk_batches(plan, first_batch, dataset)
         order: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "first_batch": first_batch}
         return self._dealt_batches(planned_batches(dataset, TRAIN, plan, vocabularies=self._vocabularies, **order))
 
@@ -83,6 +99,24 @@ class BatchDealer:
         for number, parts in enumerate(self._parts, first_batch):
             records, rows = int(plan.count[number]), functools.partial(plan.all_rows, number)
             yield GlobalBatch(parts, records, int(steps[number]), int(padded_steps[number]), rows)
+
+    def _chunk_batches(self, plan: StatefulPlan, first_batch: int, dataset: Dataset) -> Iterator[GlobalBatch]:
+        """Yields the chunks of the lanes. A part has a fourth element: `fresh`, whether the record of a row begins."""
+        replicas = self._replicas
+        options: dict[str, Any] = {"vocabularies": self._vocabularies, "label_every_chunk": self._label_every_chunk}
+        reader = ChunkReader(dataset, TRAIN, **options)
+        plan, whole = dataclasses.replace(plan, num_readers=replicas.num_replicas), plan.chunks(first_batch)
+        local = range(replicas.first_replica, replicas.first_replica + replicas.num_local_replicas)
+        readers = [reader.batches(plan, first_batch=first_batch, reader_index=replica) for replica in local]
+        padded_steps = plan.rows() * plan.times() * replicas.num_replicas
+        for number, (chunks, *batches) in enumerate(zip(whole, *readers, strict=True), first_batch):
+            parts = tuple((b.features, b.label, b.weight, self._choose_fresh(b.fresh)) for b in batches)
+            records, steps = int(chunks.ends.sum()), int(chunks.length.sum())
+            rows = functools.partial(np.copy, chunks.record)
+            yield GlobalBatch(parts, records, steps, int(padded_steps[number]), rows)
+
+    def _choose_fresh(self, fresh: tf.Tensor) -> tf.Tensor:
+        return fresh if self._reset_state == "record" else tf.ones_like(fresh)
 
     def _dealt_batches(self, whole: tf.data.Dataset) -> Iterator[GlobalBatch]:
         replicas, some_feature = self._replicas, next(iter(self._dataset.schema.steps))

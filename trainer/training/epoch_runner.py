@@ -1,6 +1,7 @@
 """Trains one epoch: its updates, the checkpoints among them, its validation and its line in metrics.jsonl."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainer.training.epoch_source import EpochData
 from trainer.training.journal import EpochJournal
 from trainer.training.non_finite import NonFiniteUpdate, non_finite_update, non_finite_validation
 from trainer.training.reporter import Reporter
+from trainer.training.stateful_update import StatefulUpdate
 from trainer.training.update import Sums, Update
 from trainer.training.validation import Validation
 
@@ -77,6 +79,8 @@ class EpochRunner:
 
     def _run_updates(self, plan: Plan, data: EpochData, epoch: int, journal: EpochJournal) -> None:
         state, scale = self._state, tf.constant(plan.num_batches / data.total_weight, tf.float32)
+        if isinstance(self.update, StatefulUpdate):
+            self._carry_on(plan, data, epoch, self.update)
         previous: Sums | None = None
         for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch, dataset=data.dataset):
             self.callbacks.on_train_batch_begin(state.batch)
@@ -93,6 +97,16 @@ class EpochRunner:
             if self.checkpoints.is_due():
                 journal.flush()
                 self.checkpoints.save()
+
+    def _carry_on(self, plan: Plan, data: EpochData, epoch: int, update: StatefulUpdate) -> None:
+        """Sets the state of the lanes to that before the next update."""
+        done = self._state.batch
+        if not done:
+            update.begin_epoch(-(-plan.largest_batch[0] // self.replicas.num_replicas))
+            return
+        first = max(0, done + 1 - self.config.backprop_chunks)
+        earlier = self.dealer.batches(plan, epoch=epoch, first_batch=first, dataset=data.dataset)
+        update.resume(self.checkpoints.lanes, [batch.parts for batch in itertools.islice(earlier, done - first)])
 
     def _compute(self, batch: GlobalBatch, scale: tf.Tensor) -> Sums:
         """Computes an update and returns its sums. Raises a UserError that names the batch if memory runs out."""

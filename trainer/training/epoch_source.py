@@ -11,7 +11,8 @@ from pipeline.errors import UserError
 from pipeline.format.models import TRAIN
 from trainer.batching.plan import Plan
 from trainer.batching.plan_epoch import plan_epoch
-from trainer.config import TrainConfig
+from trainer.batching.stateful import make_stateful_plan
+from trainer.config import STATEFUL, TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.newer_commits import PinnedCommit, has_files
 from trainer.data.select_windows import describe_selection, select_newest
@@ -183,6 +184,9 @@ def plan_next_epoch(dataset: Dataset, config: TrainConfig, state: State) -> Plan
     Raises:
         UserError: No batches can be planned with this configuration.
     """
+    if config.batching == STATEFUL:
+        chunks = config.model_dump(include={"chunk_steps", "lanes", "seed"})
+        return make_stateful_plan(dataset.indexes(TRAIN), epoch=state.epoch + 1, **chunks)
     keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
     limits = config.model_dump(include=keys)
     if state.batch:  # An epoch that has started keeps its limits.

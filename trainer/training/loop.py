@@ -12,14 +12,16 @@ import keras
 
 from pipeline.errors import UserError, counted
 from trainer.batching.plan import Plan
-from trainer.config import TrainConfig
+from trainer.config import STATEFUL, TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.target import make_target
 from trainer.devices.environment import describe_differences, describe_environment
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
+from trainer.evaluation.evaluate import chunk_options
 from trainer.model.build import build_model, count_parameters
+from trainer.model.chunks import find_stack
 from trainer.model.largest_weight import describe_largest_weight
 from trainer.model.losses import column_scales
 from trainer.runs.checkpoints import (
@@ -43,6 +45,7 @@ from trainer.training.epoch_runner import EpochRunner
 from trainer.training.epoch_source import EpochSource, plan_next_epoch
 from trainer.training.memory_probe import probe_largest
 from trainer.training.reporter import Reporter
+from trainer.training.stateful_update import StatefulUpdate
 from trainer.training.update import Update, make_optimizer
 from trainer.training.validation import Validation
 
@@ -81,9 +84,19 @@ class Training:
             self._model.compile(optimizer=self._optimizer, jit_compile=False)
             self._optimizer.build(self._model.trainable_variables)
         self._model.stop_training = False
-        self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=config.keep_checkpoints)
-        self._dealer = BatchDealer(dataset, replicas, seed=config.seed, vocabularies=self._vocabularies)
+        widths = find_stack(self._model).state_widths if config.batching == STATEFUL else ()
+        keep = config.keep_checkpoints
+        self._checkpoints = Checkpoints(run, self._model, self._optimizer, keep=keep, state_widths=widths)
+        self._dealer = BatchDealer(
+            dataset,
+            replicas,
+            seed=config.seed,
+            vocabularies=self._vocabularies,
+            label_every_chunk=config.label_every_chunk,
+            reset_state=config.reset_state,
+        )
         built_with: dict[str, Any] = {"statistics": self._statistics, "vocabularies": self._vocabularies}
+        built_with |= chunk_options(config)
         self._validation = Validation(self._model, self._source.validation, replicas, stop, **built_with)
         self._user_callbacks = callbacks
         self._is_resumed = False
@@ -115,7 +128,8 @@ class Training:
         )
         callbacks = self._make_callbacks(past_lines)
         update = self._make_update()
-        policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks, self._log)
+        carried = update.carried if isinstance(update, StatefulUpdate) else None
+        policy = CheckpointPolicy(self._checkpoints, self._model, config, self._replicas, callbacks, self._log, carried)
         runner = self._make_runner(update, callbacks, policy) if has_epoch else None
         if not past_lines and not state.update:
             policy.save()  # so that a run without an epoch can be evaluated
@@ -182,16 +196,19 @@ class Training:
         return callbacks
 
     def _make_update(self) -> Update:
-        return Update(
-            self._model,
-            self._optimizer,
-            kind=self._schema.label.kind,
-            element_spec=self._dealer.element_spec,
-            by_epoch=self._config.loss_scale == "epoch",
-            replicas=self._replicas,
-            clip_norm=self._config.clip_norm,
-            column_scale=column_scales(self._target, self._statistics),
-        )
+        config = self._config
+        options: dict[str, Any] = {
+            "kind": self._schema.label.kind,
+            "element_spec": self._dealer.element_spec,
+            "by_epoch": config.loss_scale == "epoch",
+            "replicas": self._replicas,
+            "clip_norm": config.clip_norm,
+            "column_scale": column_scales(self._target, self._statistics),
+        }
+        if config.batching == STATEFUL:
+            options |= {"schema": self._schema, "backprop_chunks": config.backprop_chunks}
+            return StatefulUpdate(self._model, self._optimizer, **options)
+        return Update(self._model, self._optimizer, **options)
 
     def _make_runner(self, update: Update, callbacks: Callbacks, policy: CheckpointPolicy) -> EpochRunner:
         state = self._checkpoints.state

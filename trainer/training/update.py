@@ -68,6 +68,17 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     return {"rmsprop": RMSprop, "adam": Adam}[config.optimizer](learning_rate=config.learning_rate)
 
 
+class _Compiled(NamedTuple):
+    """The functions of an update, compiled for one spec of its parts."""
+
+    gradients: Any
+    update: Any
+
+    @property
+    def num_traces(self) -> int:
+        return sum(function.experimental_get_tracing_count() for function in self)
+
+
 class Update:
     """A compiled update. One trace serves all batches: `element_spec` leaves their sizes and lengths open.
 
@@ -96,16 +107,27 @@ class Update:
         clip_norm: float | None = None,
         column_scale: Sequence[float] = (),
     ) -> None:
-        self._head, self._optimizer, self._replicas = head_model(model), optimizer, replicas
+        self._model, self._optimizer, self._replicas = model, optimizer, replicas
         self._variables = model.trainable_variables
         self.element_spec = element_spec
         self._kind, self._by_epoch, self._clip_norm, self._column_scale = kind, by_epoch, clip_norm, column_scale
+        self._head = head_model(model)
+        self._compiled = self._compile(element_spec)
+
+    def _compile(self, part_spec: Any) -> "_Compiled":
+        """Returns the functions for parts with this spec."""
         number = tf.TensorSpec([], tf.float32)
-        signature = ((element_spec,) * replicas.num_local_replicas, number, number)
-        compiled = {"input_signature": signature, "autograph": False, "jit_compile": False}
-        # The update calls the compiled gradients, so that the model is traced once.
-        self._gradients = tf.function(self._compute_gradients, **compiled)
-        self._update = tf.function(self._compute_update, **compiled)
+        signature = ((part_spec,) * self._replicas.num_local_replicas, number, number)
+        options = {"input_signature": signature, "autograph": False, "jit_compile": False}
+        gradients = tf.function(self._compute_gradients, **options)
+
+        def update(parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> tuple[Sums, Any]:
+            # Calls the compiled gradients, so that the model is traced once.
+            sums, found, carried = gradients(parts, scale, stop_request)
+            applied = self._replicas.strategy.run(self._apply_on_replica, (sums, found, scale))
+            return self._on_first_replica(applied), carried
+
+        return _Compiled(gradients, tf.function(update, **options))
 
     def __call__(self, parts: tuple[Part, ...], scale: float | tf.Tensor = 1.0, stop_request: float = 0.0) -> Sums:
         """Updates the weights and returns the sums of the batch.
@@ -114,32 +136,37 @@ class Update:
             parts: The batch, dealt to the replicas of this process. A filler row has weight 0.
             stop_request: 1 if this worker was asked to stop, else 0.
         """
-        return Sums(*self._update(parts, tf.convert_to_tensor(scale), tf.constant(stop_request)))
+        sums, _ = self._compiled.update(parts, tf.convert_to_tensor(scale), tf.constant(stop_request))
+        return Sums(*sums)
 
     def gradients(self, parts: tuple[Part, ...]) -> tuple[Sums, list[tf.Tensor]]:
         """Returns the sums and the gradients, before clipping, with a scale of 1; changes no weight."""
-        sums, gradients = self._gradients(parts, tf.constant(1.0), tf.constant(0.0))
+        sums, gradients, _ = self._compiled.gradients(parts, tf.constant(1.0), tf.constant(0.0))
         return self._on_first_replica(sums), gradients
 
     @property
     def num_traces(self) -> int:
-        return sum(function.experimental_get_tracing_count() for function in (self._gradients, self._update))
+        return self._compiled.num_traces
 
-    def _compute_update(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> Sums:
-        sums, gradients = self._gradients(parts, scale, stop_request)
-        return self._on_first_replica(self._replicas.strategy.run(self._apply_on_replica, (sums, gradients, scale)))
-
-    def _compute_gradients(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> tuple[Sums, list[tf.Tensor]]:
+    def _compute_gradients(self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor) -> Any:
         return self._replicas.strategy.run(self._gradients_on_replica, (parts, scale, stop_request))
 
     def _on_first_replica(self, sums: Sums) -> Sums:
         """Returns the first local replica's sums; those of all replicas are equal."""
         return Sums(*(self._replicas.strategy.experimental_local_results(value)[0] for value in sums))
 
+    def _outputs(self, part: Any) -> tuple[tf.Tensor, Any]:
+        """Returns the outputs of a part, and what the next update gets from it: nothing."""
+        return self._head(part[0], training=True), ()
+
     def _gradients_on_replica(
         self, parts: Any, scale: tf.Tensor, stop_request: tf.Tensor
-    ) -> tuple[Sums, list[tf.Tensor]]:
-        """Computes this replica's gradients and returns the sums and gradients over all replicas."""
+    ) -> tuple[Sums, list[tf.Tensor], Any]:
+        """Computes this replica's gradients.
+
+        Returns:
+            The sums and gradients over all replicas, and the second result of `_outputs`.
+        """
         context = tf.distribute.get_replica_context()
         replica = int(tf.get_static_value(context.replica_id_in_sync_group)) - self._replicas.first_replica
 
@@ -148,12 +175,13 @@ class Update:
                 values if self._replicas.num_replicas == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, values)
             )
 
-        features, label, weight = parts[replica]
+        _, label, weight, *_ = parts[replica]
         weight_sum = tf.reduce_sum(weight)
         # One all-reduce for everything; only the mean over a batch needs the batch's weight before.
         total = weight_sum if self._by_epoch else all_reduce([weight_sum])[0]
         with tf.GradientTape() as tape:
-            each = compute_losses(self._head(features, training=True), label, self._kind, self._column_scale)
+            outputs, carried = self._outputs(parts[replica])
+            each = compute_losses(outputs, label, self._kind, self._column_scale)
             loss = tf.reduce_sum(weight * each)
             # A batch may hold no labelled step.
             objective = loss * scale if self._by_epoch else tf.math.divide_no_nan(loss, total)
@@ -161,7 +189,7 @@ class Update:
         found = tape.gradient(objective, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         stop_request = tf.identity(stop_request) if replica == 0 else tf.zeros_like(stop_request)
         loss, weight_sum, stop_requests, *gradients = all_reduce([loss, weight_sum, stop_request, *map(_dense, found)])
-        return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), stop_requests), gradients
+        return Sums(loss, weight_sum, tf.linalg.global_norm(gradients), stop_requests), gradients, carried
 
     def _apply_on_replica(self, sums: Sums, gradients: list[tf.Tensor], scale: tf.Tensor) -> Sums:
         """Clips and applies the gradients, if the loss and their norm are finite."""

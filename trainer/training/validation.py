@@ -20,6 +20,7 @@ class Validation:
 
     Args:
         statistics, vocabularies: Those that the model was built with.
+        options: Further options of the Evaluator.
 
     Attributes:
         has_labels: Whether there is anything to measure.
@@ -34,12 +35,13 @@ class Validation:
         *,
         statistics: Mapping[str, FeatureStatistics],
         vocabularies: Vocabularies,
+        **options: Any,
     ) -> None:
         self._replicas, self._stop = replicas, stop
         self.has_labels = dataset.has_labels(VALIDATION)
         self._evaluator = None
         if self.has_labels and replicas.is_chief:
-            self._evaluator = Evaluator(model, dataset, statistics=statistics, vocabularies=vocabularies)
+            self._evaluator = Evaluator(model, dataset, statistics=statistics, vocabularies=vocabularies, **options)
 
     def measure(self, checkpoints: CheckpointPolicy) -> dict[str, Any] | None:
         """Returns {"loss", "metrics"} on all workers; None if the split has no label.
