@@ -40,6 +40,15 @@ VALUES = {
     "idle": ("1.5m", 90.0),
     "newest": ("7d", 604800.0),
 }
+# Those of batching stateful, which does not have some of the others.
+STATEFUL_VALUES = {
+    "batching": ("stateful", "stateful"),
+    "chunk_steps": ("20", 20),
+    "lanes": ("9", 9),
+    "backprop_chunks": ("3", 3),
+    "label_every_chunk": ("", True),
+    "reset_state": ("chunk", "chunk"),
+}
 
 
 def test_the_default_model_has_two_lstm_layers_of_100_units():
@@ -49,7 +58,7 @@ def test_the_default_model_has_two_lstm_layers_of_100_units():
 
 
 def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
-    assert set(VALUES) == set(TrainConfig.model_fields)
+    assert {*VALUES, *STATEFUL_VALUES} == set(TrainConfig.model_fields)
     records = [record | {"at": 0} for record in datasets.of_kind("class").records]
     dataset = datasets.make(tmp_path / "made", records, windows=EventWindows(field="at", seconds=3600)).path
     datasets.call(capsys, "train", dataset, "--output", tmp_path / "other", "--units", 8, 4, 2, "--epochs", 0)
@@ -61,6 +70,11 @@ def test_every_key_is_a_flag_of_the_same_name(tmp_path, capsys):
     expected = {name: value for name, (_, value) in VALUES.items()} | {"epochs": 0}
     expected["warm_start"] = str(tmp_path / "other")
     assert make_config(found) == TrainConfig(**expected)
+    flags = [word for name, (text, _) in STATEFUL_VALUES.items() for word in (f"--{name}", *text.split())]
+    status, _, err = datasets.call(capsys, "train", dataset, "--output", tmp_path / "s", *flags, "--epochs", "0")
+    assert status == 0, err
+    expected = {name: value for name, (_, value) in STATEFUL_VALUES.items()} | {"epochs": 0}
+    assert make_config(read_config(str(tmp_path / "s" / "config.yaml"))) == TrainConfig(**expected)
 
 
 def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path, capsys):
@@ -81,7 +95,12 @@ def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path, c
     ("text", "message"),
     [
         ("epoch: 3", "epoch: unknown key; did you mean 'epochs'?"),
-        ("lanes: 9", "lanes: this key is planned, but this version does not have it yet."),
+        ("lanes: 9", "lanes belongs to batching stateful, not to window."),
+        ("{batching: stateful, batch_size: 9}", "batch_size does not belong to batching stateful; choose lanes and"),
+        (
+            "{batching: stateful, bidirectional: true}",
+            "bidirectional: such a model reads each record from its end, too,",
+        ),
         ("strategy: both", "strategy: \"both\": should be 'auto', 'one', 'mirrored' or 'multi_worker'."),
         ("zzz: 8", "zzz: unknown key; known keys: epochs, seed, batching"),
         ("units: 8", "units: 8: should be a list: [a, b]."),
@@ -93,7 +112,7 @@ def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path, c
         ("seed: -1", "seed: -1: should be greater than or equal to 0."),
         ("seed: 4294967296", "seed: 4294967296: should be less than 4294967296."),
         ("batch_size: 3000000000", "batch_size: 3000000000: should be less than or equal to 2147483647."),
-        ("batching: stateful", "batching: \"stateful\": should be 'window', 'bucket', 'pad' or 'exact'."),
+        ("batching: chunks", "batching: \"chunks\": should be 'window', 'bucket', 'pad', 'exact' or 'stateful'."),
         ("pad_length: 9", "pad_length and truncate belong to batching pad, not to window."),
         ("epochs: null", "epochs is null, expected a number: only with follow, a run has no last epoch."),
         ("idle: 60s", "idle belongs to follow: another run does not wait for commits."),
@@ -129,9 +148,8 @@ def test_a_missing_file_is_reported_in_one_line(tmp_path, capsys):
     [
         ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
         ("--unit 3", "unknown flag --unit; did you mean --units?"),
-        ("--chunk_steps 9", "--chunk_steps is planned, but this version does not have it yet"),
-        ("--lanes 9", "--lanes is planned, but this version does not have it yet"),
-        ("--batching stateful", "argument --batching: invalid choice: 'stateful'"),
+        ("--chunk_steps 9", "flags: chunk_steps belongs to batching stateful, not to window"),
+        ("--batching chunks", "argument --batching: invalid choice: 'chunks'"),
         ("--batch_steps many", "argument --batch_steps: invalid int value: 'many'"),
         ("--batch_steps 0", "flags: batch_steps: 0: should be greater than or equal to 1."),
         ("--units 8 -1", "flags: units.1: -1: should be greater than or equal to 1."),

@@ -52,6 +52,10 @@ class Plan(abc.ABC):
         """(rows, padded length) of the batch with the most padded steps; (0, 0) if there is no batch."""
         return max(self.shapes, key=lambda shape: (shape[0] * shape[1], shape), default=(0, 0))
 
+    def describe_smaller(self, padded_steps: int) -> str:
+        """Returns the option that gives batches of fewer than `padded_steps`, over all readers, for messages."""
+        return f"a --batch_steps smaller than {padded_steps}"
+
     def check_first_batch(self, first_batch: int) -> None:
         """Raises a ValueError if a reader cannot begin with this batch."""
         if not 0 <= first_batch <= self.num_batches:

@@ -113,6 +113,9 @@ class StatefulPlan(Plan):
         found = np.unique(np.stack([self.rows() * self.num_readers, self.times()], axis=1), axis=0)
         return {(int(rows), int(steps)) for rows, steps in found}
 
+    def describe_smaller(self, padded_steps: int) -> str:
+        return f"fewer --lanes than {self.lanes}, or fewer --chunk_steps than {self.chunk_steps}"
+
     @property
     def bound(self) -> float:
         """Largest possible share of useful steps if every lane is computed in every update.

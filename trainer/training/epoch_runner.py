@@ -84,7 +84,7 @@ class EpochRunner:
         previous: Sums | None = None
         for batch in self.dealer.batches(plan, epoch=epoch, first_batch=state.batch, dataset=data.dataset):
             self.callbacks.on_train_batch_begin(state.batch)
-            sums = self._compute(batch, scale)
+            sums = self._compute(batch, scale, plan)
             state.batch += 1
             state.update += 1
             journal.add(epoch, state.update, sums, batch)
@@ -108,14 +108,14 @@ class EpochRunner:
         earlier = self.dealer.batches(plan, epoch=epoch, first_batch=first, dataset=data.dataset)
         update.resume(self.checkpoints.lanes, [batch.parts for batch in itertools.islice(earlier, done - first)])
 
-    def _compute(self, batch: GlobalBatch, scale: tf.Tensor) -> Sums:
+    def _compute(self, batch: GlobalBatch, scale: tf.Tensor, plan: Plan) -> Sums:
         """Computes an update and returns its sums. Raises a UserError that names the batch if memory runs out."""
 
         def explain() -> str:
             return (
                 f"the batch of update {self._state.update + 1}, {counted(batch.records, 'record')} with "
-                f"{counted(batch.padded_steps, 'padded step')}, does not fit. Choose a --batch_steps smaller "
-                f"than {batch.padded_steps}."
+                f"{counted(batch.padded_steps, 'padded step')}, does not fit. "
+                f"Choose {plan.describe_smaller(batch.padded_steps)}."
             )
 
         with explain_out_of_memory(explain):

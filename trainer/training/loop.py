@@ -140,7 +140,7 @@ class Training:
             self._reporter.describe_slow_updates(
                 self._update_seconds,
                 saving_seconds=policy.saving_seconds,
-                largest_batch=self._source.plan(state).largest_batch,
+                plan=self._source.plan(state),
             )
             try:
                 last_line = self._run_epochs(runner, update, policy, callbacks) or last_line

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError, counted
 from trainer.batching.plan import Plan
+from trainer.batching.stateful import StatefulPlan
 from trainer.devices.replicas import Replicas
 from trainer.devices.tensorflow_errors import explain_out_of_memory, is_out_of_memory
 from trainer.training.update import Part, Update
@@ -75,7 +76,11 @@ def probe_largest(
         # The batch may fit on the other workers. They wait for this one's sums now, so there is no second try.
         raise UserError(
             f"Out of memory on this worker: its part of the largest batch, {batch} among "
-            f"{replicas.num_replicas} replicas, does not fit. Choose a --batch_steps smaller than {rows * steps}."
+            f"{replicas.num_replicas} replicas, does not fit. Choose {plan.describe_smaller(rows * steps)}."
+        )
+    if isinstance(plan, StatefulPlan):
+        raise UserError(
+            f"Out of memory: the largest batch, {batch}, does not fit. Choose {plan.describe_smaller(rows * steps)}."
         )
     largest, too_large = 0, rows
     while too_large - largest > max(1, too_large // 16):

@@ -73,18 +73,18 @@ class Reporter:
             f"takes about {seconds:,.0f} s"
         )
 
-    def describe_slow_updates(self, seconds: float, *, saving_seconds: float, largest_batch: tuple[int, int]) -> None:
+    def describe_slow_updates(self, seconds: float, *, saving_seconds: float, plan: Plan) -> None:
         """Writes a line about updates that take long, because the process cannot end within one.
 
         Args:
-            seconds: Time that the gradients of the largest batch took.
+            seconds: Time that the gradients of the largest batch of the plan took.
         """
         if seconds < SLOW_SECONDS:
             return
-        rows, steps = largest_batch
+        rows, steps = plan.largest_batch
         notice = math.ceil(_UPDATES_PER_NOTICE * seconds + saving_seconds) + _END_SECONDS
         shorter = (
-            f"A --batch_steps smaller than {rows * steps} makes updates shorter."
+            f"Updates get shorter with {plan.describe_smaller(rows * steps)}."
             if rows > 1
             else "That batch is one record, so only shorter records make updates shorter."
         )
@@ -118,8 +118,9 @@ class Reporter:
         self._updates_left -= 1
         if self._is_due(_TERMINAL_SECONDS if self._terminal else _INTERVAL_SECONDS):
             weight = float(sums.weight)
-            loss = float(sums.loss) / weight if weight else 0.0
-            self._show(f"epoch {self._title(epoch)}, update {update}, loss {loss:.4f}")
+            # A batch may hold no label, as one of chunks in which no record ends.
+            loss = f", loss {float(sums.loss) / weight:.4f}" if weight else ""
+            self._show(f"epoch {self._title(epoch)}, update {update}{loss}")
 
     def end_epoch(self, line: dict[str, Any]) -> None:
         """Shows an epoch by its line in metrics.jsonl: on a terminal each, elsewhere every two seconds and the last.

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from interruptions import lines_of
 
+from trainer.batching.bucket import make_bucket_plan
 from trainer.config import TrainConfig
 from trainer.devices.replicas import Replicas, find_replicas
 from trainer.devices.signals import Preempted
@@ -75,7 +76,9 @@ def test_a_fast_batch_is_not_announced(monkeypatch, shape, seconds):
 
 
 def told(capsys, seconds, shape):
-    Reporter(epochs=1).describe_slow_updates(seconds, saving_seconds=1.2, largest_batch=shape)
+    rows, steps = shape
+    plan = make_bucket_plan({steps: rows}, batching="pad", batch_size=rows)
+    Reporter(epochs=1).describe_slow_updates(seconds, saving_seconds=1.2, plan=plan)
     return capsys.readouterr().err
 
 
@@ -83,7 +86,7 @@ def test_slow_updates_are_described_with_the_notice_that_sigterm_needs(capsys):
     said = "SIGTERM takes effect after the update under way: give the process 55 s to save and end."
     assert told(capsys, 24, (3, 2000)) == (
         f"train: an update takes up to about 24 s (3 x 2,000 steps); progress is shown after each. {said} "
-        "A --batch_steps smaller than 6000 makes updates shorter.\n"
+        "Updates get shorter with a --batch_steps smaller than 6000.\n"
     )
     assert told(capsys, 24, (1, 32_000)).endswith(
         f"{said} That batch is one record, so only shorter records make updates shorter.\n"

@@ -168,3 +168,37 @@ def test_metrics_count_the_records_that_end_in_an_update():
         (whole,) = (line for line in lines if line.get("train") and line["epoch"] == epoch)
         assert whole["train"]["records"] == records
         assert whole["train"]["steps"] == opened("class").split("train").steps
+
+
+def remembered_bit(number):
+    """A record whose class is the sign of a pulse in its first 15 steps; it ends 240 to 300 steps later."""
+    random = np.random.default_rng(number)
+    x = random.normal(size=(int(random.integers(255, 316)), 1)) / 10
+    bit, at = number % 2, int(random.integers(15))
+    x[at] = 1 if bit else -1
+    split = "train" if number < 640 else "validation"
+    return {"id": f"r{number}", "x": x.round(3).tolist(), "y": "ab"[bit], "split": split}
+
+
+@functools.cache
+def remembered_bits():
+    schema = datasets.schema_text("class", "x: {dtype: float32, shape: [1]}").replace("[a, b, c]", "[a, b]")
+    return open_dataset(datasets.make(datasets.new_folder(), [remembered_bit(n) for n in range(800)], schema).path)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("values", "is_solved"),
+    [
+        ({"label_every_chunk": True}, True),
+        ({"label_every_chunk": True, "reset_state": "chunk"}, False),
+        ({}, False),  # a gradient of one chunk never reaches the pulse
+        ({"backprop_chunks": 6}, True),
+    ],
+)
+def test_a_task_that_needs_the_carried_state(tmp_path, values, is_solved):
+    config = TrainConfig(units=(24, 24), batching="stateful", chunk_steps=50, lanes=32, epochs=8, **values)
+    result = train(remembered_bits(), tmp_path / "run", config)
+    best = max(line["validation"]["metrics"]["accuracy"] for line in lines_of(tmp_path / "run") if line.get("train"))
+    print(f"\n{values}: accuracy {best:.3f}, useful {result['useful_share']:.1%}")
+    assert best > 0.95 if is_solved else best < 0.65
