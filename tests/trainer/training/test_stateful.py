@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import cluster
 import datasets
 import keras
 import numpy as np
@@ -202,3 +203,22 @@ def test_a_task_that_needs_the_carried_state(tmp_path, values, is_solved):
     best = max(line["validation"]["metrics"]["accuracy"] for line in lines_of(tmp_path / "run") if line.get("train"))
     print(f"\n{values}: accuracy {best:.3f}, useful {result['useful_share']:.1%}")
     assert best > 0.95 if is_solved else best < 0.65
+
+
+# A label in each update: a loss is compared to 1e-5 of itself.
+WORKERS: cluster.Config = {"batching": "stateful", "chunk_steps": 7, "lanes": 5, "epochs": 4, "units": (4,)}
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("backprop_chunks", [1, 3])
+def test_two_workers_train_as_one_process_and_resume_each_other(tmp_path, backprop_chunks):
+    """The second run starts with two workers, which SIGKILL ends within an epoch; one process ends it."""
+    config = WORKERS | {"backprop_chunks": backprop_chunks, "checkpoint_updates": 1}
+    train(cluster.uneven(), tmp_path / "one", TrainConfig(**config))
+    assert cluster.launch(cluster.uneven(), tmp_path / "two", config).status == 0
+    cluster.check_same(tmp_path / "two", tmp_path / "one")
+    with cluster.launched(cluster.uneven(), tmp_path / "mixed", config) as process:
+        cluster.wait_until(lambda: cluster.checkpoint_update(tmp_path / "mixed") >= 9)
+        process.end()
+    train(cluster.uneven(), tmp_path / "mixed", TrainConfig(**config))
+    cluster.check_same(tmp_path / "mixed", tmp_path / "one")
