@@ -194,7 +194,6 @@ def remembered_bits():
         ({"label_every_chunk": True}, True),
         ({"label_every_chunk": True, "reset_state": "chunk"}, False),
         ({}, False),  # a gradient of one chunk never reaches the pulse
-        ({"backprop_chunks": 6}, True),
     ],
 )
 def test_a_task_that_needs_the_carried_state(tmp_path, values, is_solved):
