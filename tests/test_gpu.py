@@ -33,7 +33,7 @@ def test_a_trace_for_a_gpu_has_cudnns_kernel_in_each_layer_and_direction(monkeyp
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["GPU:0"] if kind == "GPU" else real(kind))
     for name, options in gpu_programs.MODELS.items():
         _, update = gpu_programs._make_update(name)
-        found = gpu_programs.count_cudnn(update._update.get_concrete_function())
+        found = gpu_programs.count_cudnn(update._compiled.update.get_concrete_function())
         num_layers = len(options["units"]) * (2 if options.get("bidirectional") else 1)
         assert found == {"CudnnRNNV3": num_layers, "CudnnRNNBackpropV3": num_layers}
 

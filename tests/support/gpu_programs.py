@@ -97,7 +97,7 @@ def kernels() -> dict[str, Any]:
     for name in MODELS:
         _, update = _make_update(name)
         update((_ragged_batch(np.random.default_rng(0)),))
-        found[name] = count_cudnn(update._update.get_concrete_function())
+        found[name] = count_cudnn(update._compiled.update.get_concrete_function())
     gpus = tf.config.list_physical_devices("GPU")
     return {
         "operations": found,

@@ -146,7 +146,7 @@ def waits_for_others(dataset: Dataset, config: TrainConfig) -> list[str]:
             clip_norm=config.clip_norm,
         )
     found, num_assigned = [], 0
-    for operation in update._update.get_concrete_function().graph.get_operations():
+    for operation in update._compiled.update.get_concrete_function().graph.get_operations():
         # Not the number of iterations, an integer that the first replica counts for all.
         if operation.type.startswith("Assign") and operation.inputs[1].dtype == tf.float32:
             num_assigned += 1
