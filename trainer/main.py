@@ -93,6 +93,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--split", default="test", help="split to evaluate; default: test")
     add_commit_flag(parser)
     _add_checkpoint(parser)
+    _add_chunk_steps(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     start_tensorflow()
@@ -102,7 +103,8 @@ def evaluate(arguments: list[str]) -> None:
 
     with explain_tensorflow_errors(values["dataset"]):
         dataset = open_dataset(values["dataset"], commit=values["commit"])
-        evaluation = run(values["run"], dataset, split=values["split"], checkpoint=values["checkpoint"])
+        options = {name: values[name] for name in ("split", "checkpoint", "chunk_steps")}
+        evaluation = run(values["run"], dataset, **options)
     if values["json"]:
         print(json.dumps(evaluation))
     else:
@@ -277,6 +279,16 @@ def _add_checkpoint(parser: FlagParser) -> None:
         "--checkpoint",
         choices=("best", "last"),
         help="checkpoint to use; default: the best by validation loss, or the last without a validation split",
+    )
+
+
+def _add_chunk_steps(parser: FlagParser) -> None:
+    parser.add_argument(
+        "--chunk_steps",
+        type=positive,
+        metavar="N",
+        help="read records in chunks of N steps and carry the state from chunk to chunk, which takes less memory for "
+        "very long records and changes no result; default: that of a run with batching stateful, else whole records",
     )
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from pipeline import progress
 from pipeline.errors import UserError, show
 from pipeline.format.models import FeatureStatistics, Vocabulary
-from trainer.batching.cut import DEFAULT_BATCH_STEPS
+from trainer.batching.cut import DEFAULT_BATCH_STEPS, check_limits
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.stateful import DEFAULT_CHUNK_STEPS, make_stateful_plan
 from trainer.config import STATEFUL, TrainConfig
@@ -24,7 +24,7 @@ from trainer.evaluation.breakdown import Breakdown, break_down
 from trainer.evaluation.metrics import Metrics, has_confusion, metric_names
 from trainer.evaluation.worse_lengths import WorseLengths
 from trainer.model.build import build_model, head_model
-from trainer.model.chunks import chunk_model, find_stack
+from trainer.model.chunks import check_forward, chunk_model, find_stack
 from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
 from trainer.reading.chunk_reader import ChunkReader
@@ -54,6 +54,10 @@ class Evaluator:
         chunk_steps: Reads records in chunks of this number of steps, with the state carried from chunk to chunk. The
             memory then does not depend on the length of records. None reads whole records.
         reset_state: `chunk` sets the state to zero at each chunk, for comparison.
+
+    Raises:
+        UserError: The model is bidirectional, so it cannot read records in chunks.
+        ValueError: chunk_steps is below 1.
     """
 
     def __init__(
@@ -66,6 +70,9 @@ class Evaluator:
         chunk_steps: int | None = None,
         reset_state: str = "record",
     ) -> None:
+        check_limits(chunk_steps=chunk_steps)
+        if chunk_steps is not None:
+            check_forward(model)
         self._dataset, self._vocabularies = dataset, vocabularies
         self._model, self._chunk_steps, self._reset_state = model, chunk_steps, reset_state
         self._column_scale = column_scales(make_target(dataset.schema, vocabularies), statistics)
@@ -170,6 +177,7 @@ def evaluate(
     *,
     split: str = "test",
     checkpoint: str | None = None,
+    chunk_steps: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on a split, writes RUN/evaluation-<split>.json and returns its contents.
 
@@ -189,15 +197,22 @@ def evaluate(
         dataset: An opened dataset, or its path.
         split: Name of the split.
         checkpoint: `best` (by validation loss) or `last`; by default the best if there is one.
+        chunk_steps: Reads records in chunks of this number of steps and carries the state from chunk to chunk, so that
+            memory does not depend on the length of records. The metrics are those of whole records. By default, the
+            `chunk_steps` of a run that was trained with batching `stateful`; other runs read whole records.
 
     Raises:
-        UserError: There is no run or no dataset, the split has no record, or the data does not fit the model.
+        UserError: There is no run or no dataset, the split has no record, or the data does not fit the model; or
+            `chunk_steps` is given and the model is bidirectional.
+        ValueError: chunk_steps is below 1.
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint)
+    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint, chunk_steps)
 
 
-def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) -> dict[str, Any]:
+def _evaluate(
+    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunk_steps: int | None
+) -> dict[str, Any]:
     config, trained_on, own = run.config(), run.manifest(), run.own_statistics()
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
@@ -206,7 +221,7 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     built_with: dict[str, Any] = {"statistics": own.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
-    evaluator = Evaluator(model, dataset, **built_with, **chunk_options(config))
+    evaluator = Evaluator(model, dataset, **built_with, **chunk_options(config, chunk_steps))
     baseline = make_baseline(evaluator.target, trained_on)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
     lengths = WorseLengths(metric_names(evaluator.target)[0], breakdowns[0])
@@ -230,11 +245,18 @@ def _evaluate(run: Run, dataset: Dataset, split: str, checkpoint: str | None) ->
     return evaluation
 
 
-def chunk_options(config: TrainConfig) -> dict[str, Any]:
-    """Returns the options of an Evaluator for a run with this configuration."""
+def chunk_options(config: TrainConfig, chunk_steps: int | None = None) -> dict[str, Any]:
+    """Returns the options of an Evaluator for a run with this configuration.
+
+    Args:
+        chunk_steps: Steps of a chunk. By default, those of the configuration if it reads chunks.
+    """
     if config.batching != STATEFUL:
-        return {}
-    return {"chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS, "reset_state": config.reset_state}
+        return {"chunk_steps": chunk_steps}
+    return {
+        "chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS if chunk_steps is None else chunk_steps,
+        "reset_state": config.reset_state,
+    }
 
 
 def _trained_fingerprint(run: Run) -> str:

@@ -23,12 +23,7 @@ def chunk_model(model: keras.Model, schema: Schema, *, full_rows: bool = False) 
     """
     unique = make_unique_name(schema)
     layers = {layer.name: layer for layer in model.layers}
-    stack = find_stack(model)
-    if stack.bidirectional:
-        raise UserError(
-            "A bidirectional model reads each record from its end, too, so it cannot read a record in chunks. Train a "
-            "model without --bidirectional."
-        )
+    stack = check_forward(model)
     hidden, length = stack.input
     state = [keras.Input((width,)) for width in stack.state_widths]
     output, new_state = StatefulStack(stack, full_rows=full_rows, name=unique("chunk"))(hidden, length, state)
@@ -41,6 +36,21 @@ def chunk_model(model: keras.Model, schema: Schema, *, full_rows: bool = False) 
         if unique(name) in layers:
             output = layers[unique(name)](output)
     return keras.Model((model.input, state), (output, new_state), name="lengthwise_chunk")
+
+
+def check_forward(model: keras.Model) -> RecurrentStack:
+    """Returns the recurrent layers of a model that can read records in chunks.
+
+    Raises:
+        UserError: The model is bidirectional.
+    """
+    stack = find_stack(model)
+    if stack.bidirectional:
+        raise UserError(
+            "A bidirectional model reads each record from its end, too, so it cannot read a record in chunks. Leave "
+            "--chunk_steps out, or train a model without --bidirectional."
+        )
+    return stack
 
 
 def find_stack(model: keras.Model) -> RecurrentStack:
