@@ -240,6 +240,8 @@ class KafkaClient:
             kafka.Consumer,
             {
                 "queued.max.messages.kbytes": "32768",
+                # By default, a full queue is looked at once in a second, in which it could be filled several times.
+                "fetch.queue.backoff.ms": "20",
                 "check.crcs": "true",
                 "max.poll.interval.ms": "86400000",  # a round may take long
                 **self._properties,
