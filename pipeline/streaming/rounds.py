@@ -176,7 +176,8 @@ class _Stream:
                         )
                     break
                 idle = self._options.idle
-                if idle is not None and time.monotonic() - last_news >= idle:
+                has_more = has_news and self._is_capped
+                if idle is not None and not has_more and time.monotonic() - last_news >= idle:
                     break
                 self._wait(begin, last_news, has_news)
             if self._base is not None and self._base.vocabularies_of is not None:

@@ -368,6 +368,12 @@ def test_an_idle_stream_ends(place, monkeypatch):
     assert (manifest.commit, waits) == (2, [10.0] * 11 + [5.0])
 
 
+def test_a_stream_that_left_something_because_of_a_limit_is_not_idle(place, ids):
+    place.append("a.jsonl", lines(range(9)))
+    assert rounds.stream(place.options(streaming={"idle": 0.0, "max_records": 2})).commit == 5
+    assert ids(place) == [*range(9)]
+
+
 def test_waiting_costs_no_look_into_files_and_reads_no_commit(place, monkeypatch):
     for number in range(300):
         place.append(f"{number}.jsonl", lines([number]))
