@@ -6,10 +6,12 @@ import ctypes.util
 import glob
 import os
 import pathlib
+import random
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import confluent_kafka
@@ -160,6 +162,40 @@ class TopicPlace(streams.Place):
         of_kafka = {"servers": self.servers, "topics": self.topics} | (streaming or {}).pop("kafka", {})
         more = (streaming or {}) | {"kafka": KafkaOptions(**of_kafka)}
         return super().options(streaming=more, **{"raw": (), **prepare})
+
+
+def kill_again_and_again(
+    place: TopicPlace, kills: int, chance: random.Random, during: Callable[[int], object] = lambda kill: None
+) -> set[int]:
+    """Follows the topics of a place with processes that are killed, and returns the newest commits after the kills.
+
+    Every second process is killed at any moment, also before it has begun, and the others after a commit.
+
+    Args:
+        during: Called before each kill, with its number.
+    """
+    command = [sys.executable, "-m", "lengthwise", "prepare", "--kafka", place.servers, "--schema", "schema.yaml"]
+    command += [word for topic in place.topics for word in ("--topic", topic)]
+    command += ["--output", "dataset", "--streaming", "--commit_interval", "0.1s", "--max_bytes", "50000"]
+    command += ["--retain", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    commits = set()
+    count = lambda: len(list(place.dataset.glob("commits/*.json")))  # noqa: E731
+    for kill in range(kills):
+        with subprocess.Popen(
+            command, cwd=place.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            before, end = count(), time.monotonic() + 60
+            while not kill % 2 and count() == before and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0, 2))
+            during(kill)
+            assert process.stderr is not None
+            assert process.poll() is None, process.stderr.read()
+            process.kill()
+            process.wait()
+        commits.add(count())
+    return commits
 
 
 # The broker of the proofs, which Maven fetches.

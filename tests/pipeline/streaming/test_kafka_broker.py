@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +13,9 @@ import time
 import confluent_kafka
 import pytest
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from kafka import PASSWORD, RealBroker, TopicPlace
+from kafka import PASSWORD, RealBroker, TopicPlace, kill_again_and_again
 from paths import ROOT
-from prepare_jobs import load, read_whole
+from prepare_jobs import read_whole
 from streams import record
 
 from pipeline.errors import NothingNew, UserError
@@ -234,36 +233,6 @@ def test_the_consumer_group_is_told_what_was_read(make_place, broker):
     assert committed(broker, topic, "watched") == 7
 
 
-def count_commits(place):
-    return len(list(place.dataset.glob("commits/*.json")))
-
-
-def kill_again_and_again(place, broker, kills, chance, during=lambda kill: None):
-    """Starts and kills the command, and returns the newest commits after the kills."""
-    (topic,) = place.topics
-    command = [sys.executable, "-m", "lengthwise", "prepare", "--kafka", broker.servers, "--topic", topic]
-    command += ["--schema", "schema.yaml", "--output", "dataset", "--streaming", "--commit_interval", "0.1s"]
-    command += ["--max_bytes", "50000", "--retain", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    commits = set()
-    for kill in range(kills):
-        with subprocess.Popen(
-            command, cwd=place.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
-            # Every second run is killed at any moment, also before it has begun, and the others after a commit.
-            before, end = count_commits(place), time.monotonic() + 60
-            while not kill % 2 and count_commits(place) == before and time.monotonic() < end:
-                time.sleep(0.05)
-            time.sleep(chance.uniform(0, 2))
-            during(kill)
-            assert process.poll() is None, process.stderr.read()
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        with contextlib.suppress(Exception):
-            commits.add(load(place.dataset).commit)
-    return commits
-
-
 def test_ten_kills_among_transactions_lose_and_repeat_nothing(make_place, broker, ids):
     """Every second transaction is aborted."""
     place, chance, is_over, sent = make_place(2), random.Random(0), threading.Event(), []
@@ -293,7 +262,7 @@ def test_ten_kills_among_transactions_lose_and_repeat_nothing(make_place, broker
     senders = [threading.Thread(target=send_all, args=(partition,)) for partition in (0, 1)]
     for sender in senders:
         sender.start()
-    commits = kill_again_and_again(place, broker, 10, chance)
+    commits = kill_again_and_again(place, 10, chance)
     is_over.set()
     for sender in senders:
         sender.join()
@@ -333,7 +302,7 @@ def test_thirty_kills_of_the_stream_and_three_of_the_broker_lose_and_repeat_noth
 
     sender = threading.Thread(target=send_all)
     sender.start()
-    commits = kill_again_and_again(place, broker, 30, chance, restart)
+    commits = kill_again_and_again(place, 30, chance, restart)
     is_over.set()
     sender.join()
     assert producers[0].flush(120) == 0
