@@ -14,7 +14,7 @@ def start_tensorflow(*, deterministic: bool | None = None) -> None:
     """Imports TensorFlow without its log messages, lets GPU memory grow, and makes it deterministic, without TF32."""
     if LOG_LEVEL not in os.environ:  # a user who has set it wants to see the messages
         os.environ[LOG_LEVEL] = QUIET
-        with _buffer_stderr():
+        with buffer_stderr():
             import tensorflow  # noqa: F401
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -65,7 +65,7 @@ def make_deterministic(deterministic: bool | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def _buffer_stderr() -> Iterator[None]:
+def buffer_stderr() -> Iterator[None]:
     """Holds back what is written to stderr inside the block, and writes it only if the block raises an error.
 
     TensorFlow's C++ code writes messages before its logging is set up, which no setting prevents.

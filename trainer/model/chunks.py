@@ -8,7 +8,9 @@ from trainer.model.recurrent_stack import RecurrentStack, StatefulStack
 from trainer.model.unique_names import make_unique_name
 
 
-def chunk_model(model: keras.Model, schema: Schema, *, full_rows: bool = False) -> keras.Model:
+def chunk_model(
+    model: keras.Model, schema: Schema, *, full_rows: bool = False, probabilities: bool = False
+) -> keras.Model:
     """Returns a model with the same layers that maps (features, state) to (output, new state).
 
     Features and output are those of `head_model`: the output is the one before softmax or sigmoid. A chunk holds the
@@ -17,6 +19,7 @@ def chunk_model(model: keras.Model, schema: Schema, *, full_rows: bool = False) 
     Args:
         model: What `build_model` returned.
         full_rows: See StatefulStack.
+        probabilities: Whether the output is that of `model`, after softmax or sigmoid.
 
     Raises:
         UserError: The model is bidirectional.
@@ -32,7 +35,7 @@ def chunk_model(model: keras.Model, schema: Schema, *, full_rows: bool = False) 
         if repeat is not None:
             joined = repeat(repeat.input[0], output)
         output = layers[unique("with_context")]([output, joined])
-    for name in ("head", "number", "value"):
+    for name in ("head", "number", "value", *(["probabilities"] if probabilities else [])):
         if unique(name) in layers:
             output = layers[unique(name)](output)
     return keras.Model((model.input, state), (output, new_state), name="lengthwise_chunk")

@@ -94,6 +94,16 @@ class RecurrentStack(keras.layers.Layer):
         widths = [size for size in self.units for _ in range(2 if self.cell == "lstm" else 1)]
         return widths + ([self.units[-1], 1] if self.pooling in ("mean", "max") else [])
 
+    @property
+    def state_names(self) -> list[str]:
+        """Name of each tensor of the state, such as `lstm_0_output`, `lstm_0_cell`, `mean_sum` and `mean_steps`."""
+        if self.bidirectional:
+            return []
+        parts = ("output", "cell") if self.cell == "lstm" else ("output",)
+        names = [f"{self.cell}_{number}_{part}" for number in range(len(self.units)) for part in parts]
+        pooled = {"mean": ["mean_sum", "mean_steps"], "max": ["max_value", "max_steps"]}
+        return names + pooled.get(str(self.pooling), [])
+
     def call(self, values: tf.Tensor, length: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = values
         for number, (forward_place, backward_place) in enumerate(self._places):

@@ -85,9 +85,18 @@ def summarize(exported: dict[str, Any]) -> str:
         "  serving_default  " + ", ".join(show(entry["name"], entry) for entry in exported["inputs"].values()),
         "  serialized       examples string[batch]",
         "  both return      " + show(exported["output"]["name"], exported["output"]),
+        "  streaming        " + _summarize_streaming(exported["streaming"]),
         f"weights sha256 {exported['weights_sha256']}",
     ]
     return "\n".join(lines)
+
+
+def _summarize_streaming(streaming: dict[str, Any]) -> str:
+    if "unavailable" in streaming:
+        return "none: a bidirectional model does not read step by step"
+    return (
+        f"as serving_default for the next steps of a record; takes and returns {len(streaming['state'])} state tensors"
+    )
 
 
 def _check_output(run: str, output: str, *, overwrite: bool) -> None:

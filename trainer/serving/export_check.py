@@ -1,5 +1,6 @@
 """Checks an export: a process that did not make it loads it and compares its outputs with those of the run's model."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.schema.record import Array
+from trainer.devices.tensorflow_setup import buffer_stderr
 from trainer.runs.checkpoints import sha256
+from trainer.serving.golden_chunks import read_in_chunks
 from trainer.serving.golden_records import LENGTHS, Golden, load_golden
 
 # Largest difference of a probability. For other outputs, it is multiplied by the largest output.
@@ -18,6 +21,8 @@ TOLERANCE = 1e-6
 # Number of steps of padding that `fill_padding` adds.
 EXTRA_STEPS = 7
 
+# Steps of the chunks in which `streaming` reads the golden records.
+CHUNK_STEPS = (1, 8, max(LENGTHS))
 # Values for padding, by the kind of a NumPy dtype; they alternate from step to step.
 _ARBITRARY = {"f": (np.nan, 1e30), "i": (-(2**62), 2**62), "O": (b"garbage", b"\xff")}
 # Way of calling the export -> (rows of the golden records, outputs for them).
@@ -48,7 +53,7 @@ def check(folder: str, golden_path: str) -> dict[str, float]:
 
 
 def _call_saved_model(path: str, description: dict[str, Any], golden: Golden) -> _Outputs:
-    """Calls both signatures before this process imports the code of Lengthwise's model."""
+    """Calls all signatures before this process imports the code of Lengthwise's model."""
     model = tf.saved_model.load(path)
     _check_weights(model.weights, description, "saved_model")
     serve, serialized = (model.signatures[name] for name in ("serving_default", "serialized"))
@@ -68,10 +73,23 @@ def _call_saved_model(path: str, description: dict[str, Any], golden: Golden) ->
         # The same number of records as before: a batch of another size is summed in another order.
         "serialized beside a longer record": (slice(1, _ALL.stop), call_serialized(golden.examples[1:])[:-1]),
     }
+    if "streaming" in model.signatures:
+        outputs |= _call_streaming(model.signatures["streaming"], description, golden)
     imported = {"trainer.model.layers", "trainer.model.recurrent_stack", "trainer.model.build"} & set(sys.modules)
     if imported:
         raise RuntimeError(f"{imported} are imported, so this check does not show that a SavedModel needs neither.")
     return outputs
+
+
+def _call_streaming(streaming: Any, description: dict[str, Any], golden: Golden) -> _Outputs:
+    """Calls the signature `streaming` with the golden records in chunks, which it must read as whole records."""
+    read = functools.partial(read_in_chunks, streaming, golden.features, description)
+    chunk_lengths: dict[str, Any] = {f"chunks of {steps}": lambda _, steps=steps: steps for steps in CHUNK_STEPS}
+    with buffer_stderr():  # on some CPUs, TensorFlow reports that oneDNN does not transpose the mask
+        outputs = {f"streaming in {chunks}": (_ALL, read(length)) for chunks, length in chunk_lengths.items()}
+        # A row has 1 to 5 steps of a chunk, which change from chunk to chunk.
+        uneven = read(lambda number: 1 + (np.arange(len(LENGTHS)) + number) % 5, fill=fill_padding)
+    return outputs | {"streaming in uneven chunks with garbage for padding": (_ALL, uneven)}
 
 
 def _call_keras_model(path: str, description: dict[str, Any], golden: Golden) -> _Outputs:

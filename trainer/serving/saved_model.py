@@ -27,7 +27,7 @@ from trainer.runs.run import Run
 from trainer.runs.statistics import RunStatistics
 from trainer.serving.golden_records import LENGTHS, Golden, draw_golden_records, encode_without_label, save_golden
 from trainer.serving.predictor import pad_batch
-from trainer.serving.signatures import input_names, make_signatures, output_name
+from trainer.serving.signatures import LENGTH, input_names, make_signatures, output_name, state_widths
 
 # Operations that run on a GPU only, or that call Python code of the process that made them.
 _NOT_PORTABLE = re.compile("cudnn|pyfunc", re.IGNORECASE)
@@ -147,7 +147,23 @@ def _describe(model: keras.Model, schema: Schema, target: Target) -> dict[str, A
         },
         "classes": list(target.names),
         "inputs": inputs,
+        "streaming": _describe_streaming(model, schema, target),
         "weights_sha256": weights_sha256(model),
+    }
+
+
+def _describe_streaming(model: keras.Model, schema: Schema, target: Target) -> dict[str, Any]:
+    """Returns the inputs and outputs of the signature `streaming`, or why there is none."""
+    widths = state_widths(model, schema)
+    if not widths:
+        return {
+            "unavailable": "The model is bidirectional: it reads each record from its end, too, so it cannot read one "
+            "step by step. Train a model without --bidirectional."
+        }
+    return {
+        "inputs": [*input_names(schema.features).values(), LENGTH, *widths],
+        "outputs": [output_name(target), *([LENGTH] if target.per_step else []), *widths],
+        "state": {name: {"dtype": "float32", "shape": ["batch", width]} for name, width in widths.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Makes the signatures of a SavedModel, which run without Lengthwise: for features by name, and for Examples."""
+"""Makes the signatures of a SavedModel, which run without Lengthwise: for features, for Examples, and for chunks."""
 
 import itertools
 import keyword
@@ -14,8 +14,9 @@ from pipeline.schema.labels import REGRESSION
 from pipeline.schema.schema import Schema
 from trainer.data.examples import DTYPES, context_spec
 from trainer.data.target import Target
+from trainer.model.chunks import chunk_model, find_stack
 
-SERVING, SERIALIZED = "serving_default", "serialized"
+SERVING, SERIALIZED, STREAMING = "serving_default", "serialized", "streaming"
 LENGTH, EXAMPLES = "length", "examples"
 
 _VALID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -52,11 +53,28 @@ def output_name(target: Target) -> str:
     return "values" if target.per_step else "value"
 
 
+def state_widths(model: keras.Model, schema: Schema) -> dict[str, int]:
+    """Returns the columns of each tensor of the state in the signature `streaming`, by its name there.
+
+    A bidirectional model has no state.
+    """
+    stack, taken = find_stack(model), {name.lower() for name in input_names(schema.features).values()}
+    names = [
+        next(free for free in (f"state_{name}" + "_" * n for n in itertools.count()) if free not in taken)
+        for name in stack.state_names
+    ]
+    return dict(zip(names, stack.state_widths, strict=True))
+
+
 def make_signatures(model: keras.Model, schema: Schema, target: Target) -> dict[str, Callable[..., Tensors]]:
     """Returns the traced functions of a SavedModel by the name of their signature.
 
-    Both return the output as float32 under the name `output_name(target)`. For labels per step, they also return
+    All return the output as float32 under the name `output_name(target)`. For labels per step, they also return
     `length` as int32[batch]: outputs at and after it are padding.
+
+    `streaming` takes the features and the `length` of the next steps of each record, and the state after the steps
+    before as float32[batch, width] under each name of `state_widths`; zeros are the state before the first step. It
+    returns the new state under the same names, beside the output. A bidirectional model has no such signature.
     """
     names = input_names(schema.features)
 
@@ -73,10 +91,29 @@ def make_signatures(model: keras.Model, schema: Schema, target: Target) -> dict[
     def serve_examples(examples: tf.Tensor) -> Tensors:
         return predict(_parse(examples, schema))
 
-    return {
+    signatures = {
         SERVING: serve.get_concrete_function(**_input_specs(model, names)),
         SERIALIZED: serve_examples.get_concrete_function(tf.TensorSpec([None], tf.string, EXAMPLES)),
     }
+    if not find_stack(model).bidirectional:
+        signatures[STREAMING] = _make_streaming(model, schema, target)
+    return signatures
+
+
+def _make_streaming(model: keras.Model, schema: Schema, target: Target) -> Callable[..., Tensors]:
+    names, widths = input_names(schema.features), state_widths(model, schema)
+    chunks = chunk_model(model, schema, probabilities=True)
+
+    @tf.function(autograph=False)
+    def read_on(**inputs: tf.Tensor) -> Tensors:
+        features = {name: inputs[names.get(name, name)] for name in (*names, LENGTH)}
+        features[LENGTH] = _check_length(features, schema)
+        output, state = chunks((features, [inputs[name] for name in widths]), training=False)
+        outputs = {output_name(target): output, **dict(zip(widths, state, strict=True))}
+        return outputs | ({LENGTH: features[LENGTH]} if target.per_step else {})
+
+    state_specs = {name: tf.TensorSpec([None, width], tf.float32, name) for name, width in widths.items()}
+    return read_on.get_concrete_function(**_input_specs(model, names), **state_specs)
 
 
 def _input_specs(model: keras.Model, names: dict[str, str]) -> dict[str, tf.TensorSpec]:

@@ -28,6 +28,8 @@ from pipeline.schema.schema import Schema
 from trainer.data.target import make_target
 from trainer.model.build import build_model
 from trainer.serving import signatures
+from trainer.serving.export_check import _call_streaming
+from trainer.serving.golden_records import load_golden
 from trainer.serving.signatures import input_names, make_signatures
 
 
@@ -61,6 +63,27 @@ def test_both_signatures_give_the_outputs_of_the_run_with_any_padding(kind):
         alone = serve(**as_tensors(raw_batch(records[row : row + 1])))[OUTPUTS[kind]][0]
         assert difference(alone, expected[row, : length[row]] if per_step else expected[row]) <= 1e-6
     assert about["output"]["shape"] == ["batch", *(["time"] if per_step else []), *expected.shape[1 + per_step :]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streaming_gives_the_golden_outputs_in_chunks_unless_the_model_is_bidirectional(kind):
+    about = json.loads((made_of(kind) / "export" / "export.json").read_text())
+    streaming, output = about["streaming"], about["output"]
+    if kind == "class":
+        assert streaming.keys() == {"unavailable"}
+        assert streaming["unavailable"].startswith("The model is bidirectional: it reads each record from its end, too")
+        assert set(loaded(kind).signatures) == {"serving_default", "serialized"}
+        return
+    state = [f"state_lstm_0_{part}" for part in ("output", "cell")]
+    assert streaming["state"] == {name: {"dtype": "float32", "shape": ["batch", 4]} for name in state}
+    assert streaming["inputs"] == [*(entry["name"] for entry in about["inputs"].values()), *state]
+    assert streaming["outputs"] == [output["name"], *(["length"] if "time" in output["shape"] else []), *state]
+    golden = load_golden(str(made_of(kind) / "golden.npz"))
+    length = golden.features["length"] if "time" in output["shape"] else None
+    outputs = _call_streaming(loaded(kind).signatures["streaming"], about, golden)
+    assert len(outputs) == 4
+    for way, (_, found) in outputs.items():
+        assert difference(found, golden.outputs, length) <= 1e-6, way
 
 
 UNUSUAL_NAMES = [
