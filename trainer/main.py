@@ -163,6 +163,7 @@ def _make_predict_parser() -> FlagParser:
         metavar="N",
         help="largest number of padded steps of a batch; default: chosen from the width of the records",
     )
+    _add_chunk_steps(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 

@@ -72,11 +72,12 @@ def cut_sorted(lengths: Array, limits: BatchLimits, *, first_share: float = 1.0)
     return np.array(starts, np.int64)
 
 
-def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[Ints]:
+def cut_batches(lengths: Sequence[int], *, batch_steps: int, chunk_steps: int | None = None) -> list[Ints]:
     """Returns batches of records of similar length: for each batch, the positions of its records in `lengths`.
 
     Batches come from the longest records to the shortest, each int64[rows], with rows × longest ≤ batch_steps. A record
-    that is longer than the budget makes a batch of one record.
+    that is longer than the budget makes a batch of one record. With `chunk_steps`, records are read in chunks of this
+    number of steps, and only the longest chunk counts.
 
     >>> [batch.tolist() for batch in cut_batches([7, 2, 30, 3], batch_steps=12)]
     [[2], [0], [3, 1]]
@@ -85,7 +86,8 @@ def cut_batches(lengths: Sequence[int], *, batch_steps: int) -> list[Ints]:
         return []
     steps = np.asarray(lengths, np.int64)
     order = np.argsort(-steps, kind="stable")
-    return np.split(order, cut_sorted(steps[order], BatchLimits(batch_steps))[1:])
+    steps = steps[order] if chunk_steps is None else np.minimum(steps[order], chunk_steps)
+    return np.split(order, cut_sorted(steps, BatchLimits(batch_steps))[1:])
 
 
 def round_up(length: Number, multiple: int) -> Number:

@@ -20,6 +20,7 @@ from pipeline.schema.record import Array
 from trainer.batching.cut import Ints, check_limits
 from trainer.batching.plan import Plan
 from trainer.batching.window import ShardLengths
+from trainer.config import STATEFUL, TrainConfig
 
 DEFAULT_CHUNK_STEPS, DEFAULT_LANES = 100, 64
 # The streams of random numbers: which of two records of the same length comes first, and the order within a lane.
@@ -214,6 +215,20 @@ def make_stateful_plan(
 
 def _chunks_of(lengths: Ints, chunk_steps: int) -> Ints:
     return -(-lengths // chunk_steps)
+
+
+def chunk_options(config: TrainConfig, chunk_steps: int | None = None) -> dict[str, Any]:
+    """Returns whether a run with this configuration reads chunks: {"chunk_steps": N or None, "reset_state": …}.
+
+    Args:
+        chunk_steps: Steps of a chunk. By default, those of the configuration if it reads chunks.
+    """
+    if config.batching != STATEFUL:
+        return {"chunk_steps": chunk_steps, "reset_state": "record"}
+    return {
+        "chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS if chunk_steps is None else chunk_steps,
+        "reset_state": config.reset_state,
+    }
 
 
 def _assign(chunks: Ints, lanes: int, random: Array) -> Ints:

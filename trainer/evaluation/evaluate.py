@@ -13,8 +13,7 @@ from pipeline.errors import UserError, show
 from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, check_limits
 from trainer.batching.plan_epoch import plan_epoch
-from trainer.batching.stateful import DEFAULT_CHUNK_STEPS, make_stateful_plan
-from trainer.config import STATEFUL, TrainConfig
+from trainer.batching.stateful import chunk_options, make_stateful_plan
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.target import Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
@@ -243,20 +242,6 @@ def _evaluate(
     }
     run.write_json(f"evaluation-{split}.json", evaluation)
     return evaluation
-
-
-def chunk_options(config: TrainConfig, chunk_steps: int | None = None) -> dict[str, Any]:
-    """Returns the options of an Evaluator for a run with this configuration.
-
-    Args:
-        chunk_steps: Steps of a chunk. By default, those of the configuration if it reads chunks.
-    """
-    if config.batching != STATEFUL:
-        return {"chunk_steps": chunk_steps}
-    return {
-        "chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS if chunk_steps is None else chunk_steps,
-        "reset_state": config.reset_state,
-    }
 
 
 def _trained_fingerprint(run: Run) -> str:

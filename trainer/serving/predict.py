@@ -6,6 +6,7 @@ until its batch is predicted. Only the rejects, and a short description of each 
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.utils.shared import Shared
 
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
@@ -38,9 +40,13 @@ from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED
+from trainer.batching.cut import check_limits
+from trainer.batching.stateful import chunk_options
 from trainer.data.target import Target
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.model.chunks import check_forward
+from trainer.serving.chunk_predictor import ChunkPredictor
 from trainer.serving.duplicate_ids import describe_duplicates
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
@@ -62,6 +68,7 @@ def predict(
     overwrite: bool = False,
     checkpoint: str | None = None,
     batch_steps: int | None = None,
+    chunk_steps: int | None = None,
     beam_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a prediction for each record of raw files, and returns the content of predictions.json.
@@ -82,15 +89,25 @@ def predict(
         overwrite: Replaces existing predictions. Without it, existing predictions are an error.
         checkpoint: `best` or `last`. By default the best checkpoint, or the last one if the run has no best one.
         batch_steps: Budget of padded steps of a batch. By default it depends on the size of a step.
+        chunk_steps: Reads records in chunks of this number of steps and carries the state from chunk to chunk, so that
+            the outputs per step and the activations of a whole record are never in memory. The predictions are the
+            same. By default, the `chunk_steps` of a run that was trained with batching `stateful`; other runs read
+            whole records.
         beam_options: Pipeline options of Beam by name, including `runner`.
 
     Raises:
-        UserError: The run, the records or the output cannot be used. Existing predictions are kept then.
+        UserError: The run, the records or the output cannot be used, or `chunk_steps` is given and the model is
+            bidirectional. Existing predictions are kept then.
+        ValueError: chunk_steps is below 1.
     """
+    check_limits(chunk_steps=chunk_steps)
     _start_tensorflow()
     # The working folder of a Beam worker is a different one.
     run, output = absolute(os.fspath(run)), absolute(os.fspath(output))
     predictor = load_predictor(run, checkpoint)
+    chunks = chunk_options(predictor.config, chunk_steps)
+    if chunks["chunk_steps"] is not None:
+        check_forward(predictor.model)
     model = {"run": run, "checkpoint": predictor.checkpoint, "weights_sha256": predictor.weights_sha256}
     publisher = PredictionsPublisher(output, new_generation(), max_rejected, overwrite, model)
     publisher.check_output()
@@ -108,7 +125,8 @@ def predict(
         predictor.schema, keep_raw=keep_raw, labelled=False, limits=limits, stop=stop_early(files, max_rejected)
     )
     parsed = read["lines"] | "ParseRecords" >> parse
-    parts = parsed["sequences"] | "PredictRecords" >> _PredictRecords(predictor, run, batch_steps, publisher.staging)
+    predict_records = _PredictRecords(predictor, run, batch_steps, publisher.staging, chunks)
+    parts = parsed["sequences"] | "PredictRecords" >> predict_records
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}
     _ = outputs | "PublishPredictions" >> _PublishPredictions(publisher)
     summary = run_job(
@@ -141,16 +159,25 @@ class _PredictRecords(beam.PTransform):
         run: Folder of the run.
         batch_steps: Budget of padded steps of a batch; None chooses it.
         folder: Folder of the parts.
+        chunks: What `chunk_options` returned.
     """
 
-    def __init__(self, predictor: Predictor, run: str, batch_steps: int | None, folder: str) -> None:
+    def __init__(
+        self, predictor: Predictor, run: str, batch_steps: int | None, folder: str, chunks: dict[str, Any]
+    ) -> None:
         super().__init__()
+        self._chunks = chunks
         self._schema, self._target = predictor.schema, predictor.target
         self._batch_steps = batch_steps or choose_batch_steps(predictor.schema, predictor.target)
         self._handler = RunHandler(run, predictor.checkpoint, predictor.weights_sha256)
         self._folder = folder
 
     def expand(self, sequences: Any) -> Any:
+        if self._chunks["chunk_steps"] is not None:
+            read = _PredictChunks(
+                self._schema, self._target, self._batch_steps, self._handler, self._folder, self._chunks
+            )
+            return sequences | "PredictChunks" >> beam.ParDo(read)
         return (
             sequences
             | "CutBatches" >> beam.ParDo(_CutBatches(self._schema, self._batch_steps))
@@ -214,7 +241,7 @@ class RunHandler(ModelHandler[list[ParsedRecord], BatchOutputs, Predictor]):
 
         Batches run in parallel: the steps of one batch depend on each other, and two cores hardly speed up one step.
         """
-        with explain_tensorflow_errors(self._run), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with self.explain_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
             outputs = list(pool.map(model, batch))
         return [
             BatchOutputs(
@@ -222,6 +249,10 @@ class RunHandler(ModelHandler[list[ParsedRecord], BatchOutputs, Predictor]):
             )
             for records, values in zip(batch, outputs, strict=True)
         ]
+
+    def explain_errors(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which errors of TensorFlow that the user can fix are UserErrors."""
+        return explain_tensorflow_errors(self._run)
 
     def get_num_bytes(self, batch: Any) -> int:
         """Returns 0. By default, Beam pickles every batch to measure its size."""
@@ -243,6 +274,48 @@ class _WriteParts(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         yield from map(in_global_window, self._writer.flush())
+
+
+class _PredictChunks(beam.DoFn):
+    """Predicts records chunk by chunk and writes the predictions: lists of (ParsedRecord, Origin) -> Part.
+
+    It also writes, because Beam would hold the outputs of a whole record between two steps.
+    """
+
+    def __init__(
+        self, schema: Schema, target: Target, batch_steps: int, handler: RunHandler, folder: str, chunks: dict[str, Any]
+    ) -> None:
+        self._schema, self._target, self._batch_steps = schema, target, batch_steps
+        self._handler, self._folder, self._chunks = handler, folder, chunks
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        # The threads of a worker share the model.
+        self._predictor = self._shared.acquire(lambda: ChunkPredictor(self._handler.load_model(), **self._chunks))
+
+    def start_bundle(self) -> None:
+        self._buffer = BatchBuffer(self._schema, self._batch_steps, self._chunks["chunk_steps"])
+        self._writer = PartWriter(self._target, self._folder)
+
+    def process(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[Part]:
+        for sequence, _ in element:
+            yield from self._predict(self._buffer.add(sequence))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(in_global_window, self._predict(self._buffer.flush()))
+        yield from map(in_global_window, self._writer.flush())
+
+    def _predict(self, batches: Iterator[list[ParsedRecord]]) -> Iterator[Part]:
+        cores = os.cpu_count() or 1
+        while some := list(itertools.islice(batches, cores)):
+            with self._handler.explain_errors(), ThreadPoolExecutor(cores) as pool:
+                found = list(pool.map(self._predictor, some))
+            for outputs in found:
+                if isinstance(outputs, BatchOutputs):
+                    yield from self._writer.add(outputs)
+                else:
+                    with contextlib.closing(outputs):
+                        yield from self._writer.add_lines(outputs)
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.schema.record import Array
 from trainer.data.target import Target
 from trainer.serving.duplicate_ids import pack_ids, write_ids
 from trainer.serving.publish import Part
+from trainer.serving.step_lines import StepLines
 
 # A multilabel prediction names the classes whose probability is at least this.
 _THRESHOLD = 0.5
@@ -57,9 +58,17 @@ class LineEncoder:
         Raises:
             UserError: An output is not finite. JSON has no such number.
         """
-        _check_finite(batch, per_step=self._target.per_step)
-        rows = zip(batch.ids, self._describe(batch.outputs, batch.lengths), strict=True)
+        rows = zip(batch.ids, self.describe(batch), strict=True)
         return [orjson.dumps({"id": record_id, **prediction}, option=_OPTIONS) for record_id, prediction in rows]
+
+    def describe(self, batch: BatchOutputs) -> Iterator[dict[str, Any]]:
+        """Returns the keys and values of each line except the id, for `orjson`.
+
+        Raises:
+            UserError: An output is not finite. JSON has no such number.
+        """
+        _check_finite(batch, per_step=self._target.per_step)
+        return self._describe(batch.outputs, batch.lengths)
 
     def _describe_records(self, outputs: Array, _: Array) -> Iterator[dict[str, Any]]:
         if self._target.kind in REGRESSION:
@@ -119,21 +128,36 @@ class PartWriter:
     def add(self, batch: BatchOutputs) -> Iterator[Part]:
         """Adds the predictions for a batch, and yields a part if the buffer is full."""
         # Lines are joined immediately: orjson allocates about 4,000 bytes for each line, however short.
-        block = b"".join(self._encoder.encode(batch))
+        yield from self._append(batch.ids, b"".join(self._encoder.encode(batch)))
+
+    def add_lines(self, lines: StepLines) -> Iterator[Part]:
+        """Adds lines, and yields parts as `add` does. A long line is a part of its own, which is not buffered."""
+        for row, record_id in enumerate(lines.ids):
+            if lines.num_bytes(row) < _PART_BYTES // 4:
+                yield from self._append([record_id], b"".join(lines.read(row)))
+            else:
+                yield from self.flush()
+                yield self._write([pack_ids([record_id])], 1, lines.read(row))
+
+    def _append(self, ids: list[str], block: bytes) -> Iterator[Part]:
         self._blocks.append(block)
-        self._ids.append(pack_ids(batch.ids))
-        self._records += len(batch.ids)
+        self._ids.append(pack_ids(ids))
+        self._records += len(ids)
         self._bytes += len(block)
         if self._bytes >= _PART_BYTES:
             yield from self.flush()
 
     def flush(self) -> Iterator[Part]:
         """Writes the lines in the buffer and yields their part, or nothing if the buffer is empty."""
-        if not self._blocks:
-            return
-        ids = write_ids(self._ids, self._folder)
-        part = Part(f"{uuid.uuid4().hex}.jsonl", self._records, self._bytes, ids)
-        with replace(join(self._folder, part.name)) as file:
-            file.writelines(self._blocks)
-        self._clear()
-        yield part
+        if self._blocks:
+            part = self._write(self._ids, self._records, self._blocks)
+            self._clear()
+            yield part
+
+    def _write(self, ids: list[pa.Array], records: int, blocks: Iterable[bytes]) -> Part:
+        name, num_bytes = f"{uuid.uuid4().hex}.jsonl", 0
+        with replace(join(self._folder, name)) as file:
+            for block in blocks:
+                file.write(block)
+                num_bytes += len(block)
+        return Part(name, records, num_bytes, write_ids(ids, self._folder))

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +12,7 @@ from pipeline.schema.features import Feature
 from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import Schema
 from trainer.batching.cut import cut_batches
+from trainer.config import TrainConfig
 from trainer.data.target import Target, make_target
 from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.model.build import build_model
@@ -42,10 +44,11 @@ class BatchBuffer:
     Args:
         schema: Features of a record.
         batch_steps: Budget of padded steps of a batch.
+        chunk_steps: Steps of a chunk if records are read in chunks; the budget is then that of a chunk of the batch.
     """
 
-    def __init__(self, schema: Schema, batch_steps: int) -> None:
-        self._batch_steps = batch_steps
+    def __init__(self, schema: Schema, batch_steps: int, chunk_steps: int | None = None) -> None:
+        self._batch_steps, self._chunk_steps = batch_steps, chunk_steps
         self._step_bytes = _count_bytes(schema.steps.values())
         self._record_bytes = _count_bytes(schema.context.values())
         self._records: list[ParsedRecord] = []
@@ -61,7 +64,8 @@ class BatchBuffer:
     def flush(self) -> Iterator[list[ParsedRecord]]:
         """Yields all records in the buffer as batches."""
         records, self._records, self._bytes = self._records, [], 0
-        for rows in cut_batches([record.num_steps for record in records], batch_steps=self._batch_steps):
+        steps = [record.num_steps for record in records]
+        for rows in cut_batches(steps, batch_steps=self._batch_steps, chunk_steps=self._chunk_steps):
             yield [records[row] for row in rows]
 
 
@@ -108,6 +112,8 @@ class Predictor:
         target: What the model predicts.
         checkpoint: The checkpoint of the weights, `best` or `last`.
         weights_sha256: SHA-256 of the weights' bytes, in the order of `model.weights`.
+        model: The Keras model.
+        config: Configuration of the run.
         forward: Maps a dict of tensors, with the arrays of `pad_batch`, to the outputs. One trace serves all shapes.
     """
 
@@ -115,6 +121,8 @@ class Predictor:
     target: Target
     checkpoint: str
     weights_sha256: str
+    model: keras.Model
+    config: TrainConfig
     forward: Callable[[dict[str, tf.Tensor]], tf.Tensor]
 
     def __call__(self, records: Sequence[ParsedRecord]) -> Array:
@@ -144,4 +152,4 @@ def load_predictor(run_path: str, checkpoint: str | None = None) -> Predictor:
     def forward(features: dict[str, tf.Tensor]) -> tf.Tensor:
         return model(features, training=False)
 
-    return Predictor(schema, make_target(schema, vocabularies), used, weights_sha256(model), forward)
+    return Predictor(schema, make_target(schema, vocabularies), used, weights_sha256(model), model, config, forward)

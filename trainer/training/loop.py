@@ -12,6 +12,7 @@ import keras
 
 from pipeline.errors import UserError, counted
 from trainer.batching.plan import Plan
+from trainer.batching.stateful import chunk_options
 from trainer.config import STATEFUL, TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.target import make_target
@@ -19,7 +20,6 @@ from trainer.devices.environment import describe_differences, describe_environme
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_errors import explain_out_of_memory
-from trainer.evaluation.evaluate import chunk_options
 from trainer.model.build import build_model, count_parameters
 from trainer.model.chunks import find_stack
 from trainer.model.largest_weight import describe_largest_weight

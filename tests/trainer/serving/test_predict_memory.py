@@ -1,4 +1,4 @@
-"""The memory that `predict` needs does not depend on the number of records."""
+"""The memory that `predict` needs does not depend on the number of records, nor in chunks on their outputs per step."""
 
 import json
 import os
@@ -52,3 +52,20 @@ def test_ten_times_the_records_take_no_more_memory(tmp_path):
 @pytest.mark.proof
 def test_ten_times_many_records_take_no_more_memory(tmp_path):
     assert_memory_is_bounded(tmp_path, 40_000, length=33, dimensions=8)
+
+
+@pytest.mark.proof
+def test_ten_times_the_steps_take_no_more_memory(tmp_path):
+    """In chunks. The outputs of the longer record are 400 values for each of 100,000 steps: 160 MB, 400 MB as JSON."""
+    schema = "id: id\nsteps: {page: {dtype: int64, num_values: 400}}\nlabel: {next_of: page}\nsplits: {train: 1}\n"
+    made = datasets.make(tmp_path / "made", [{"id": n, "page": [1, 2, 3, n]} for n in range(20)], schema)
+    train(made.path, tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
+    peaks = []
+    for steps in (10_000, 100_000):
+        raw, output = tmp_path / f"{steps}.jsonl", tmp_path / f"out-{steps}"
+        raw.write_text(json.dumps({"id": 0, "page": np.random.default_rng(0).integers(0, 400, steps).tolist()}))
+        command = ["predict", str(tmp_path / "run"), str(raw), "--output", str(output), "--chunk_steps", "100"]
+        peaks.append(peak_mebibytes([sys.executable, "-m", "lengthwise", *command]))
+        assert check_complete(output)["records"] == 1
+        assert sum(path.stat().st_size for path in output.glob("part-*.jsonl")) > 8 * 400 * steps
+    assert peaks[1] < 1.2 * peaks[0]
