@@ -6,7 +6,8 @@ import datasets
 import numpy as np
 import pytest
 from export_runs import run_of
-from predict_runs import assert_close, by_id, check_complete, lines_of, numbers_of
+from older_runs import remove_statistics
+from predict_runs import assert_close, by_id, check_complete, lines_of, numbers_of, snapshot
 
 import trainer.serving.predictor as predictor_module
 from pipeline.errors import UserError
@@ -110,6 +111,38 @@ def test_a_stateful_run_predicts_in_its_own_chunks_by_default(reset_state, run_p
         parts = [raw | {"x": raw["x"][first:][: starts.step], "y": raw["y"][first:][: starts.step]} for first in starts]
         outputs = [predictor([parse_record(part, predictor.schema)])[0] for part in parts]
         np.testing.assert_allclose(numbers_of(found[record.id]), np.concatenate(outputs), atol=1e-6)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    "beam_options",
+    [
+        {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
+        {"direct_running_mode": "multi_threading", "direct_num_workers": 2},
+        {"direct_runner_bundle_repeat": 3},
+    ],
+)
+def test_every_runner_writes_each_prediction_once(beam_options, run_predict, write_raw, tmp_path):
+    records = datasets.of_every_feature("next_word").of("test")
+    for number in range(5):
+        write_raw(records[number::5], f"raw/{number}.jsonl")
+    _, lines = run_predict(run_of("next_word"), str(tmp_path / "raw"), beam_options=beam_options, chunk_steps=4)
+    check_same(by_id(lines), whole("next_word")[2])
+    check_complete(tmp_path / "predictions")
+
+
+@pytest.mark.proof
+def test_nothing_is_published_if_an_output_per_step_overflows(run_predict, tmp_path):
+    records = datasets.random_records([9] * 20, kind="step_regression")
+    for record in records:
+        record["x"] = (np.array(record["x"]) * 1e-3).tolist()
+    made = datasets.make(tmp_path / "made", records, datasets.schema_text("step_regression"))
+    result = train(made.path, tmp_path / "run", TrainConfig(epochs=0, units=(4,)))
+    remove_statistics(tmp_path / "run", result)  # a run of an earlier version does not limit normalized numbers
+    wild = {"id": "wild", "x": [*records[0]["x"], [3e38, -3e38]]}
+    with pytest.raises(UserError, match=r"^The output of the model for the record 'wild' is not finite, [^\n]*$"):
+        run_predict(str(tmp_path / "run"), [*records, wild], chunk_steps=4)
+    assert snapshot(tmp_path / "predictions") == {}
 
 
 TARGETS = [
