@@ -71,9 +71,12 @@ class EventTimeError(ValueError):
         is_finite: False for a number that is not finite.
     """
 
-    def __init__(self, expected: str, *, is_finite: bool = True) -> None:
-        super().__init__(f"expected {expected}")
+    def __init__(self, expected: str, is_finite: bool = True) -> None:
+        super().__init__(expected, is_finite)  # with these arguments, pickle makes the error again
         self.is_finite = is_finite
+
+    def __str__(self) -> str:
+        return f"expected {self.args[0]}"
 
 
 def parse_event_time(value: Any, windows: EventWindows) -> int:

@@ -72,7 +72,14 @@ def test_only_the_part_of_a_value_that_is_shown_is_converted():
 
 
 # An argument for each type in the signature of an error.
-ARGUMENTS = {"Literal": "not_json", "dict": {"loss": 1.5}, "str": "a message", "int": 7, "ndarray": np.arange(3)}
+ARGUMENTS = {
+    "Literal": "not_json",
+    "dict": {"loss": 1.5},
+    "str": "a message",
+    "int": 7,
+    "bool": False,
+    "ndarray": np.arange(3),
+}
 
 
 def all_errors() -> set[type[BaseException]]:

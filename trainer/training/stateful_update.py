@@ -43,29 +43,16 @@ class StatefulUpdate(Update):
         # The state is used only where a record goes on, and so its row is full.
         self._chunks = chunk_model(model, schema, full_rows=True)
         self._widths = find_stack(model).state_widths
-        self._backprop_chunks = backprop_chunks
-        self._by_earlier: dict[int, Any] = {}
+        self._num_earlier = backprop_chunks - 1
         super().__init__(model, optimizer, element_spec=element_spec, **others)
         self.begin_epoch(0)
 
     def _compile(self, part_spec: Any) -> Any:
-        """Returns the functions for the first chunk of a window. `_functions` makes those with earlier chunks."""
-        self._part_spec = part_spec
-        return self._functions(0)
-
-    def _functions(self, num_earlier: int) -> Any:
-        """Returns the functions for a chunk and the number of earlier ones that the gradient goes back through."""
-        if num_earlier not in self._by_earlier:
-            features, label, weight = self._part_spec
-            chunk = features, tf.TensorSpec([None], tf.bool)
-            state = [tf.TensorSpec([None, width], tf.float32) for width in self._widths]
-            spec = (features, label, weight, chunk[1], (chunk,) * num_earlier, state)
-            self._by_earlier[num_earlier] = super()._compile(spec)
-        return self._by_earlier[num_earlier]
-
-    @property
-    def num_traces(self) -> int:
-        return sum(compiled.num_traces for compiled in self._by_earlier.values())
+        """Returns the functions for a chunk and the earlier ones that its gradient goes back through."""
+        features, label, weight = part_spec
+        chunk = features, tf.TensorSpec([None], tf.bool)
+        state = [tf.TensorSpec([None, width], tf.float32) for width in self._widths]
+        return super()._compile((features, label, weight, chunk[1], (chunk,) * self._num_earlier, state))
 
     def begin_epoch(self, rows: int) -> None:
         """Forgets the chunks and the state: the next chunks begin their records.
@@ -73,7 +60,7 @@ class StatefulUpdate(Update):
         Args:
             rows: Rows of the first chunk of a replica.
         """
-        self._window: collections.deque[tuple[_Chunk, ...]] = collections.deque()
+        self._set_window([])
         zeros = [tf.zeros((rows, width)) for width in self._widths]
         self._states: list[list[tf.Tensor]] = [zeros for _ in range(self._replicas.num_local_replicas)]
 
@@ -89,7 +76,23 @@ class StatefulUpdate(Update):
         padded = [np.pad(part, [(0, rows * number - len(part)), (0, 0)]) for part in lanes]
         local = range(first, first + self._replicas.num_local_replicas)
         self._states = [[tf.constant(part[replica::number]) for part in padded] for replica in local]
-        self._window = collections.deque(tuple((part[0], part[3]) for part in parts) for parts in earlier)
+        self._set_window(earlier)
+
+    def _set_window(self, earlier: list[tuple[Any, ...]]) -> None:
+        """Sets the chunks before the next one, of which there are fewer at the start of an epoch."""
+        chunks = [tuple((part[0], part[3]) for part in parts) for parts in earlier]
+        self._window: collections.deque[tuple[_Chunk, ...]] = collections.deque(chunks, maxlen=self._num_earlier)
+        if chunks:
+            self._fill_window(chunks[0])
+
+    def _fill_window(self, first: tuple[_Chunk, ...]) -> None:
+        """Fills the window with repetitions of the first chunk of the epoch.
+
+        All records begin with that chunk, so that no state and no gradient comes from the chunks before it. With them,
+        one compiled function serves all updates.
+        """
+        while len(self._window) < self._num_earlier:
+            self._window.appendleft(first)
 
     def carried(self) -> list[Array]:
         """Returns the state of all lanes of all replicas, from which `resume` goes on: float32[lanes, width] each.
@@ -107,28 +110,26 @@ class StatefulUpdate(Update):
 
     def __call__(self, parts: tuple[Any, ...], scale: float | tf.Tensor = 1.0, stop_request: float = 0.0) -> Sums:
         """Updates the weights, carries the state on, and returns the sums of the new chunks."""
-        compiled = self._functions(len(self._window))
-        sums, carried = compiled.update(
+        if not self._window:
+            self._fill_window(tuple((part[0], part[3]) for part in parts))
+        sums, carried = self._compiled.update(
             self._with_window(parts), tf.convert_to_tensor(scale), tf.constant(stop_request)
         )
         self._window.append(tuple((part[0], part[3]) for part in parts))
-        if len(self._window) == self._backprop_chunks:
-            self._window.popleft()
-            local = zip(*(self._replicas.strategy.experimental_local_results(each) for each in carried), strict=True)
-            self._states = [list(state) for state in local]
+        local = zip(*(self._replicas.strategy.experimental_local_results(each) for each in carried), strict=True)
+        self._states = [list(state) for state in local]
         return Sums(*sums)
 
     def gradients(self, parts: tuple[Any, ...]) -> tuple[Sums, list[tf.Tensor]]:
         """Returns the sums and the gradients of chunks (features, label, weight) after as many earlier ones as there
         may be, with the same features; changes no weight and no state."""
-        num_earlier = self._backprop_chunks - 1
         full = []
         for features, label, weight in parts:
             rows = tf.size(features["length"])
             chunk = features, tf.zeros([rows], tf.bool)
             state = [tf.zeros([rows, width]) for width in self._widths]
-            full.append((features, label, weight, chunk[1], (chunk,) * num_earlier, state))
-        sums, gradients, _ = self._functions(num_earlier).gradients(tuple(full), tf.constant(1.0), tf.constant(0.0))
+            full.append((features, label, weight, chunk[1], (chunk,) * self._num_earlier, state))
+        sums, gradients, _ = self._compiled.gradients(tuple(full), tf.constant(1.0), tf.constant(0.0))
         return self._on_first_replica(sums), gradients
 
     def _with_window(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:

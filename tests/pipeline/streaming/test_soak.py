@@ -182,7 +182,8 @@ def test_memory_and_open_files_of_a_stream_stay_flat(tmp_path):
     grown = {name: middle(last, name) - middle(first, name) for name in ("memory", "workers_memory", "files")}
     # The keys of published ids take 8 bytes each, up to --dedup_memory.
     keys = ENTRY_BYTES * (middle(last, "records") - middle(first, "records")) / 2**20
-    assert grown["memory"] <= 1.5 * keys + 0.1 * middle(first, "memory") + 10
+    # To merge them takes as much again.
+    assert grown["memory"] <= 2 * keys + 0.1 * middle(first, "memory") + 10
     assert grown["workers_memory"] <= 0.1 * middle(first, "workers_memory") + 10
     assert grown["files"] <= 2
 

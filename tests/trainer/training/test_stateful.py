@@ -78,8 +78,8 @@ def gradients_of(kind, config, by_epoch=True):
     return [total.numpy() for total in gather.sums], loss, weight, records
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("kind", kinds(["regression", "step_class", "next_word"]))
+@pytest.mark.parametrize("pooling", datasets.some(["last", "mean"], ["mean"]))
+@pytest.mark.parametrize("kind", kinds(["regression"]))
 def test_a_chunk_longer_than_all_records_gives_the_gradient_of_window(kind, pooling):
     if pooling != "last" and kind.startswith(("step_", "next_")):
         pytest.skip("labels per step have no pooling")
@@ -91,7 +91,7 @@ def test_a_chunk_longer_than_all_records_gives_the_gradient_of_window(kind, pool
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * max(1, np.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("kind", kinds(["class", "next_word"]))
+@pytest.mark.parametrize("kind", kinds([]))
 def test_with_enough_chunks_back_the_gradient_is_that_of_whole_records(kind):
     """Each update reads all chunks of its records again, and the weights stay as they are."""
     config = TrainConfig(units=(4,))
@@ -114,8 +114,8 @@ def test_the_label_of_a_record_has_a_weight_of_one_over_its_chunks(every_chunk):
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_steps", [1, 5, 100])
-@pytest.mark.parametrize("kind", kinds(["class", "step_regression", "next_word"]))
+@pytest.mark.parametrize("chunk_steps", datasets.some([1, 5, 100], [5]))
+@pytest.mark.parametrize("kind", kinds(["class", "next_word"]))
 def test_chunks_are_measured_as_whole_records(kind, chunk_steps):
     """Lanes whose records end at different updates: each gives the outputs of its record alone."""
     config = TrainConfig(units=(4, 3), pooling="last" if kind.startswith(("step_", "next_")) else "max")
@@ -144,8 +144,8 @@ def uninterrupted(**values):
 @pytest.mark.parametrize(
     ("values", "at"),
     datasets.some(
-        [({}, (0, 0)), ({}, (0, 7)), ({}, (1, 3)), ({"backprop_chunks": 3}, (0, 1)), ({"backprop_chunks": 3}, (1, 9))],
-        [({}, (0, 7)), ({"backprop_chunks": 3}, (1, 9))],
+        [({}, (0, 0)), ({}, (0, 7)), ({}, (1, 3)), ({"backprop_chunks": 3}, (0, 1)), ({"backprop_chunks": 2}, (1, 9))],
+        [({"backprop_chunks": 2}, (1, 9))],
         unpack=True,
     ),
 )
@@ -159,7 +159,7 @@ def test_a_run_that_is_interrupted_at_any_update_trains_to_the_same_bits(tmp_pat
 
 
 def test_metrics_count_the_records_that_end_in_an_update():
-    folder, _ = uninterrupted()
+    folder, _ = uninterrupted(backprop_chunks=2)
     lines = lines_of(folder / "run")
     records = opened("class").split("train").records
     for epoch in (1, 2):
