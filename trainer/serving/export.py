@@ -33,6 +33,9 @@ def export(
 ) -> dict[str, Any]:
     """Writes OUTPUT/saved_model, OUTPUT/model.keras and OUTPUT/export.json.
 
+    The SavedModel has the signatures `serving_default` for features, `serialized` for Examples and, unless the model is
+    bidirectional, `streaming` for the next steps of records and a state (see `make_signatures`).
+
     OUTPUT/manifest.json describes the dataset of the run. OUTPUT/statistics.json has the statistics of the run, and
     lists the files of its vocabularies in OUTPUT/vocabulary.
 

@@ -28,6 +28,7 @@ from pipeline.schema.schema import Schema
 from trainer.data.target import make_target
 from trainer.model.build import build_model
 from trainer.serving import signatures
+from trainer.serving.export import summarize
 from trainer.serving.export_check import _call_streaming
 from trainer.serving.golden_records import load_golden
 from trainer.serving.signatures import input_names, make_signatures
@@ -73,9 +74,11 @@ def test_streaming_gives_the_golden_outputs_in_chunks_unless_the_model_is_bidire
         assert streaming.keys() == {"unavailable"}
         assert streaming["unavailable"].startswith("The model is bidirectional: it reads each record from its end, too")
         assert set(loaded(kind).signatures) == {"serving_default", "serialized"}
+        assert "  streaming        none: a bidirectional model " in summarize(about | {"differences": {"all": 0.0}})
         return
     state = [f"state_lstm_0_{part}" for part in ("output", "cell")]
     assert streaming["state"] == {name: {"dtype": "float32", "shape": ["batch", 4]} for name in state}
+    assert "; takes and returns 2 state tensors\n" in summarize(about | {"differences": {"all": 0.0}})
     assert streaming["inputs"] == [*(entry["name"] for entry in about["inputs"].values()), *state]
     assert streaming["outputs"] == [output["name"], *(["length"] if "time" in output["shape"] else []), *state]
     golden = load_golden(str(made_of(kind) / "golden.npz"))
