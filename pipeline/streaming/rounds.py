@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from typing import Any
 
 from pipeline.beam.prepare import PrepareOptions, announce_windows
+from pipeline.beam.workers import start_workers
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
@@ -320,7 +322,11 @@ class _Stream:
         if surplus <= max(_MAX_SHARDS, 2 * self._surplus_left) or self._stop.requested:
             return
         shared = self._options.prepare
-        done = compact(self._output, min_share=_MIN_SHARE, retain=shared.retain, lock_timeout=shared.lock_timeout)
+        more: dict[str, Any] = {"retain": shared.retain, "lock_timeout": shared.lock_timeout}
+        # In a process of its own: what it allocates for large shards would stay with this process.
+        with start_workers(1, "pipeline.writing.compact") as pool:
+            assert pool is not None
+            done = pool.submit(functools.partial(compact, min_share=_MIN_SHARE, **more), self._output).result()
         if manifest.windows is not None:
             self._surplus_left = count_surplus(done.manifest.splits)
         if done.generations:
