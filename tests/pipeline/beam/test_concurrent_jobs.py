@@ -100,6 +100,7 @@ def check_winners(place, statuses, lines, read_records):
 
 
 @pytest.mark.parametrize(AT_ONCE, [(2, 1), *PROOFS])
+@pytest.mark.proof
 def test_of_jobs_that_create_a_dataset_exactly_one_publishes(place, read_records, number, rounds):
     chance = random.Random(number)
     for _ in range(rounds):

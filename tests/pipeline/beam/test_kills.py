@@ -196,6 +196,7 @@ def test_the_next_run_removes_the_folder_of_a_killed_run(tmp_path):
     assert unlisted(tmp_path / "dataset") == []
 
 
+@pytest.mark.proof
 def test_a_kill_while_it_publishes_leaves_the_old_dataset_or_the_new_one(make_place):
     kill_and_check(make_place, "replace", [PUBLISHING], num_bytes=1e6)
 

@@ -131,6 +131,7 @@ def test_parts_are_files_of_a_run(tmp_path):
     refuse_foreign_files(str(tmp_path))
 
 
+@pytest.mark.proof
 def test_a_run_on_an_object_store_that_is_interrupted_has_the_metrics_of_one_on_a_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "_WRITE_SECONDS", 0)
     monkeypatch.setattr(metrics_log, "_FIRST_SECONDS", math.inf)

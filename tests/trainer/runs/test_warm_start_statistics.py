@@ -152,7 +152,7 @@ def test_the_next_string_has_the_number_of_the_run_in_training_and_validation(tm
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("is_compared", datasets.some([False, True], [False]))
+@pytest.mark.parametrize("is_compared", datasets.some([False, True], []))
 def test_a_run_resumes_with_its_statistics_after_its_source_was_deleted(tmp_path, capsys, is_compared):
     copy, path = shutil.copytree(source(), tmp_path / "source"), dataset("shifted").path
     config = change(CONFIG, dropout=0.2, checkpoint_updates=1, warm_start=str(copy))

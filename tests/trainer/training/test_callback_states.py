@@ -45,6 +45,7 @@ def through_json(states):
     return State.model_validate_json(State(callbacks=states).model_dump_json()).callbacks
 
 
+@pytest.mark.proof
 def test_a_resumed_run_equals_an_uninterrupted_one_with_callbacks(tmp_path, capsys):
     """With this min_delta no epoch is better than the first, so the learning rate falls after the third."""
     start_tensorflow()

@@ -106,6 +106,7 @@ def test_a_run_on_an_older_commit_is_that_of_its_records(place):
     assert (found["commit"], found["weights_sha256"]) == (1, undisturbed()[1]["weights_sha256"])
 
 
+@pytest.mark.proof
 def test_a_run_resumes_on_its_commit(place):
     with pytest.raises(Interrupted):
         train("dataset", "run", CONFIG, callbacks=[InterruptAt(0)])
