@@ -382,17 +382,24 @@ def test_a_run_that_follows_a_stream_and_is_killed_trains_as_one_without_a_kill(
 
 
 class Arrivals(threading.Thread):
-    """Lets 100,000 records arrive in three minutes: lines of a file that is rotated, or messages of four partitions."""
+    """Lets 100,000 records arrive: lines of a file that is rotated, or messages of four partitions.
 
-    records, part, seconds = 100_000, 200, 0.36
+    Attributes:
+        quota: Number of records that may have arrived.
+    """
+
+    records, part, seconds = 100_000, 100, 0.1
 
     def __init__(self, broker):
         super().__init__()
-        self.broker, self.number, self.is_cancelled = broker, 0, False
+        self.broker, self.number, self.quota, self.is_cancelled = broker, 0, 0, False
 
     def run(self):
         chance = random.Random(1)
         while self.number < self.records and not self.is_cancelled:
+            if self.number >= self.quota:
+                time.sleep(self.seconds)
+                continue
             lines = list(texts(self.number, self.number + self.part))
             if self.broker is not None:
                 self.broker.send("t", lines, partition=chance.randrange(4))
@@ -435,6 +442,7 @@ def test_thirty_kills_of_a_stream_that_a_killed_run_follows(tmp_path, monkeypatc
         try:
             for kill in range(30):
                 process = start(*stream)
+                arrivals.quota = (kill + 1) * arrivals.records // 30
                 before, begin = newest(), time.monotonic()
                 # Every second run is killed at any moment, also before it has begun, and the others after a commit.
                 while not kill % 2 and newest() == before and time.monotonic() < begin + cluster.PATIENCE:
