@@ -1,13 +1,13 @@
 """Up to where each file was read, and what the newest rounds rejected: all of it from the commits of the dataset."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.format.sources import SourceRow, SourcesFile, read_sources, rows_of
 from pipeline.format.summary import GenerationSummary
 from pipeline.writing.commit_log import read_summaries
 from pipeline.writing.job import Recent
-from pipeline.writing.publish import STREAM_RECORDS
+from pipeline.writing.publish import take_recent
 
 
 class Position(NamedTuple):
@@ -73,9 +73,7 @@ class Positions:
         summaries = read_summaries(self._output, new)
         for summary in summaries:
             self._add(row for block in read_sources(self._output, summary.sources) for row in rows_of(block))
-            rejected = summary.rejected.total
-            recent = Recent(sum(split.records for split in summary.splits.values()) + rejected, rejected)
-            self._known[summary.generation] = _Known(summary.sources, recent)
+            self._known[summary.generation] = _Known(summary.sources, Recent.of(summary))
         return summaries
 
     @property
@@ -114,13 +112,5 @@ class Positions:
         return sorted(self._parts.get((path, rewrites), ()), key=lambda row: row.start or 0)
 
     def recent(self) -> tuple[Recent, ...]:
-        """Returns what the newest rounds read, the newest first, until they have STREAM_RECORDS records."""
-        return tuple(self._take_recent())
-
-    def _take_recent(self) -> Iterator[Recent]:
-        total = 0
-        for known in reversed(self._known.values()):
-            if total >= STREAM_RECORDS:
-                return
-            total += known.recent.records
-            yield known.recent
+        """Returns what the newest rounds read, the newest first, as far as `take_recent` takes them."""
+        return take_recent(known.recent for known in reversed(self._known.values()))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, LeftOut, Rejects
+from pipeline.format.summary import NO_LEFT_OUT, NO_REJECTS, GenerationSummary, LeftOut, Rejects
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.writing.base import Base, Mode
@@ -29,6 +29,12 @@ class Recent(NamedTuple):
 
     records: int
     rejected: int
+
+    @classmethod
+    def of(cls, summary: GenerationSummary) -> "Recent":
+        """Returns the numbers of the round that wrote a generation."""
+        rejected = summary.rejected.total
+        return cls(sum(split.records for split in summary.splits.values()) + rejected, rejected)
 
 
 class DatasetJob(NamedTuple):

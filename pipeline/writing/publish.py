@@ -32,6 +32,18 @@ DEFAULT_MAX_REJECTED = 0.01
 STREAM_RECORDS = 1000
 
 
+def take_recent(newest_first: Iterable[Recent]) -> tuple[Recent, ...]:
+    """Returns the first of some rounds, until they have STREAM_RECORDS records. Takes no more of them."""
+    found: list[Recent] = []
+    total = 0
+    for recent in newest_first:
+        found.append(recent)
+        total += recent.records
+        if total >= STREAM_RECORDS:
+            break
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Publisher:
     """Publishes one generation.

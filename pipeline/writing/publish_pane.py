@@ -20,7 +20,7 @@ from pipeline.writing.job import Recent
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.open_base import open_base
 from pipeline.writing.paths import new_generation, rejects_path, runs_folder
-from pipeline.writing.publish import STREAM_RECORDS, Publisher, discard_generation
+from pipeline.writing.publish import Publisher, discard_generation, take_recent
 from pipeline.writing.rejects import write_rejects
 from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import choose_num_shards, merge_into_shards
@@ -159,16 +159,10 @@ class PanePublisher:
 
 
 def _read_recent(output: str, digests: Mapping[str, str]) -> Sequence[Recent]:
-    """Returns what the newest generations hold, the newest first, until they have STREAM_RECORDS records.
+    """Returns what the newest generations hold, as far as `take_recent` takes them. Reads no other summary.
 
     Args:
         digests: The generations of the dataset, the oldest first, and the SHA-256 of their summaries.
     """
-    found: list[Recent] = []
-    for generation, sha256 in reversed(list(digests.items())):
-        if sum(recent.records for recent in found) >= STREAM_RECORDS:
-            break
-        (summary,) = read_summaries(output, {generation: sha256})
-        records, rejected = sum(split.records for split in summary.splits.values()), summary.rejected.total
-        found.append(Recent(records + rejected, rejected))
-    return found
+    newest = reversed(list(digests.items()))
+    return take_recent(Recent.of(*read_summaries(output, dict([each]))) for each in newest)

@@ -107,3 +107,16 @@ class Kill(Faults):
 
     def __init__(self, *, first, after=None):
         super().__init__((*ALL, "rmdir", "rmtree"), errno.EIO, first=first, lasting=True, after=after)
+
+
+class KillAt(Kill):
+    """Stops a process at the first call with a name whose path has a part."""
+
+    def __init__(self, name, part):
+        super().__init__(first=0)
+        self._at = name, part
+
+    def before_call(self, name, path):
+        if not self._first and name == self._at[0] and path and self._at[1] in path:
+            self._first = self.calls + 1
+        super().before_call(name, path)

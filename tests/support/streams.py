@@ -27,8 +27,12 @@ def record(number: int, **fields: Any) -> dict[str, Any]:
     return {"id": f"id-{number}", "x": x, "word": words, "y": "ab"[number % 2]} | fields
 
 
+def values(numbers: Iterable[int], **fields: Any) -> list[str]:
+    return [json.dumps(record(number, **fields)) for number in numbers]
+
+
 def lines(numbers: Iterable[int], **fields: Any) -> str:
-    return "".join(json.dumps(record(number, **fields)) + "\n" for number in numbers)
+    return "".join(f"{value}\n" for value in values(numbers, **fields))
 
 
 class Place:

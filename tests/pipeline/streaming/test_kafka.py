@@ -8,7 +8,7 @@ import streams
 from datasets import call
 from kafka import MockBroker, TopicPlace
 from prepare_jobs import load, read_whole
-from streams import record
+from streams import record, values
 
 from pipeline.errors import NothingNew, TryAgain, UserError
 from pipeline.streaming import kafka, kafka_client, rounds, take_messages
@@ -28,20 +28,6 @@ def broker():
 def place(tmp_path, broker):
     broker.make_topic("clicks", 2)
     return TopicPlace(tmp_path, broker.servers, "clicks")
-
-
-@pytest.fixture
-def ids(read_records):
-    def read(place):
-        return sorted(
-            int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)
-        )
-
-    return read
-
-
-def values(numbers, **fields):
-    return [json.dumps(record(number, **fields)) for number in numbers]
 
 
 def ends(place):

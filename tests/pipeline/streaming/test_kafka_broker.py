@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import subprocess
@@ -16,7 +15,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from kafka import PASSWORD, RealBroker, TopicPlace, kill_again_and_again
 from paths import ROOT
 from prepare_jobs import read_whole
-from streams import record
+from streams import values
 
 from pipeline.errors import NothingNew, UserError
 
@@ -37,20 +36,6 @@ def make_place(tmp_path, broker, request):
         return TopicPlace(tmp_path, broker.servers, topic)
 
     return make
-
-
-@pytest.fixture
-def ids(read_records):
-    def read(place):
-        return sorted(
-            int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)
-        )
-
-    return read
-
-
-def values(numbers, **fields):
-    return [json.dumps(record(number, **fields)) for number in numbers]
 
 
 # A segment of a log has at least a megabyte.

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -12,20 +11,16 @@ import threading
 import time
 
 import pytest
-from file_faults import Kill, watch_file_system
+from file_faults import Kill, KillAt, watch_file_system
 from kafka import MockBroker, TopicPlace, kill_again_and_again
 from prepare_jobs import age_marks, load, read_whole
-from streams import record
+from streams import values
 
 from pipeline.errors import NothingNew
 from pipeline.streaming import kafka_client, rounds
 from pipeline.streaming.kafka_client import KafkaClient
 from pipeline.streaming.kafka_errors import BrokerAway
 from pipeline.writing.clean import clean
-
-
-def values(numbers):
-    return [json.dumps(record(number)) for number in numbers]
 
 
 @pytest.fixture
@@ -41,16 +36,6 @@ def place(tmp_path, broker):
 
 
 @pytest.fixture
-def ids(read_records):
-    def read(place):
-        return sorted(
-            int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)
-        )
-
-    return read
-
-
-@pytest.fixture
 def begun(place, broker):
     broker.send("clicks", values(range(10)))
     place.once()
@@ -58,19 +43,6 @@ def begun(place, broker):
     broker.send("clicks", [*values(range(10, 20)), "{}"])
     broker.send("clicks", values(range(20, 30)), partition=1)
     return place
-
-
-class KillAt(Kill):
-    """Stops a process at the first call with a name whose path has a part."""
-
-    def __init__(self, name, part):
-        super().__init__(first=0)
-        self._at = name, part
-
-    def before_call(self, name, path):
-        if not self._first and name == self._at[0] and path and self._at[1] in path:
-            self._first = self.calls + 1
-        super().before_call(name, path)
 
 
 def run_with(place, fault):

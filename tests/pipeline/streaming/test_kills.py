@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from file_faults import Kill, watch_file_system
+from file_faults import Kill, KillAt, watch_file_system
 from paths import ROOT
 from prepare_jobs import age_marks, load, read_whole
 from streams import Place, lines
@@ -66,19 +66,6 @@ def check(place, read_records):
     read_whole(place.dataset)
     with open(place.logs / "a.jsonl", "r+b") as file:
         file.truncate(len(lines(range(10)) + lines(range(20, 30))) + 5)
-
-
-class KillAt(Kill):
-    """Stops a process at the first call with a name whose path has a part."""
-
-    def __init__(self, name, part):
-        super().__init__(first=0)
-        self._at = name, part
-
-    def before_call(self, name, path):
-        if not self._first and name == self._at[0] and path and self._at[1] in path:
-            self._first = self.calls + 1
-        super().before_call(name, path)
 
 
 @pytest.mark.parametrize(

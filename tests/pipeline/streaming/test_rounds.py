@@ -32,16 +32,6 @@ def place(tmp_path, monkeypatch):
     return Place(tmp_path)
 
 
-@pytest.fixture
-def ids(read_records):
-    def read(place):
-        return sorted(
-            int(bytes(example["id"][0]).decode().removeprefix("id-")) for example in read_records(place.dataset)
-        )
-
-    return read
-
-
 def operation(place, number):
     path = commit_path(number)
     return Commit.parse((place.dataset / path).read_bytes(), origin=path).operation
