@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.schema.record import Array
 from trainer.batching.cut import Ints, check_limits
 from trainer.batching.plan import Plan
+from trainer.batching.random_bits import random_bits
 from trainer.batching.window import ShardLengths
 from trainer.config import STATEFUL, TrainConfig
 
@@ -202,11 +203,11 @@ def make_stateful_plan(
     lengths = np.concatenate([np.zeros(0, np.int64), *(shard.num_steps for shard in shards)]).astype(np.int64)
     lanes = min(lanes, len(lengths))
     chunks = _chunks_of(lengths, chunk_steps)
-    lane = _assign(chunks, lanes, _random(len(lengths), seed, epoch, _TIES))
+    lane = _assign(chunks, lanes, random_bits(len(lengths), seed, epoch, _TIES))
     load = np.bincount(lane, chunks, minlength=lanes).astype(np.int64)
     rank = np.empty(lanes, np.int64)
     rank[np.argsort(-load, kind="stable")] = np.arange(lanes)
-    order = np.lexsort((_random(len(lengths), seed, epoch, _ORDER), rank[lane]))
+    order = np.lexsort((random_bits(len(lengths), seed, epoch, _ORDER), rank[lane]))
     lane_first = np.concatenate([[0], np.cumsum(np.bincount(rank[lane], minlength=lanes))]).astype(np.int64)
     before = np.concatenate([[0], np.cumsum(chunks[order])]).astype(np.int64)
     begin = before[:-1] - np.repeat(before[lane_first[:-1]], np.diff(lane_first))
@@ -241,8 +242,3 @@ def _assign(chunks: Ints, lanes: int, random: Array) -> Ints:
         found[record] = lane
         heapq.heapreplace(loads, (load + size, lane))
     return found
-
-
-def _random(count: int, *key: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    # NumPy promises the same raw bits in all versions, but not the same permutations.
-    return np.asarray(np.random.PCG64(np.random.SeedSequence(key)).random_raw(count), np.uint64)

@@ -26,6 +26,7 @@ from trainer.batching.cut import (
     round_up,
 )
 from trainer.batching.plan import Plan
+from trainer.batching.random_bits import random_bits
 
 # Maximum number of batches in a window. The share of padding is about 2 ÷ this number. Measured on log-normal lengths
 # around 24 with a tail to 400, useful share compared with one sort of all records: 128 batches per window 98.4 %,
@@ -232,7 +233,7 @@ def make_window_plan(
     count = np.diff(np.append(first, len(order)))
     # A batch is yielded during the turn of its own window or the first quarter of the next turn, so a reader holds
     # little more than one window.
-    sequence = np.argsort(window + 1.25 * _unit(_random(len(first), seed, epoch, _ORDER)), kind="stable")
+    sequence = np.argsort(window + 1.25 * _unit(random_bits(len(first), seed, epoch, _ORDER)), kind="stable")
     return WindowPlan(
         batch_steps=batch_steps,
         batch_size=batch_size,
@@ -286,7 +287,7 @@ def _block_order(sizes: Sequence[int], num_bytes: int, window_records: int, seed
     begins = [np.arange(end - size, end, block) for end, size in zip(ends.tolist(), sizes, strict=True)]
     stops = [np.append(begin[1:], end) for begin, end in zip(begins, ends.tolist(), strict=True) if len(begin)]
     begin, stop = np.concatenate(begins), np.concatenate(stops)
-    shuffled = np.argsort(_random(len(begin), seed, epoch, _BLOCKS), kind="stable")
+    shuffled = np.argsort(random_bits(len(begin), seed, epoch, _BLOCKS), kind="stable")
     begin, size = begin[shuffled], (stop - begin)[shuffled]
     return np.repeat(begin - (np.cumsum(size) - size), size) + np.arange(total)
 
@@ -303,7 +304,7 @@ def _cut_windows(
     for window in range(num_windows):
         begin = window * window_records
         rows = order[begin : begin + window_records]  # a view, so that `order` changes
-        random = _random(len(rows) + 1, seed, epoch, _WINDOW, window)
+        random = random_bits(len(rows) + 1, seed, epoch, _WINDOW, window)
         rows[:] = rows[_sort(lengths[rows], random[1:])]
         cuts.append(begin + cut_sorted(lengths[rows], limits, first_share=_unit(random[:1])[0]))
     return np.concatenate(cuts), np.repeat(np.arange(num_windows), [len(cut) for cut in cuts[1:]])
@@ -326,12 +327,6 @@ def _sort(lengths: Array, random: Array) -> Ints:
     random_part = (random & np.uint64((1 << _RANDOM_BITS) - 1)) << np.uint64(_POSITION_BITS)
     keys = np.sort(length_part | random_part | np.arange(len(lengths), dtype=np.uint64))[::-1]
     return (keys & np.uint64(_MAX_WINDOW_RECORDS - 1)).astype(np.int64)
-
-
-def _random(count: int, *key: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    # NumPy promises the same raw bits in all versions, but not the same permutations.
-    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
-    return np.asarray(bits, np.uint64)
 
 
 def _unit(random: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
