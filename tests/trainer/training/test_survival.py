@@ -47,7 +47,8 @@ from trainer.training.update import Update, make_optimizer
 UPDATES = 13  # of an epoch
 EVERY = 3  # updates between checkpoints
 CONFIG = TrainConfig(units=(4,), batch_size=5, dropout=0.3, learning_rate=0.01, checkpoint_updates=EVERY)
-FLAGS = ["--units", 4, "--batch_size", 5, "--dropout", 0.3, "--learning_rate", 0.01, "--checkpoint_updates", EVERY]
+# Records of several chunks: most updates are in the middle of some.
+STATEFUL = change(CONFIG, batch_size=None, batching="stateful", chunk_steps=3, lanes=5, backprop_chunks=2)
 DURING_A_SAVE = ["before a save", "data written", "index written", "state written", "state named", "index removed"]
 DURING_A_SAVE += ["after a save"]
 
@@ -71,14 +72,15 @@ def dataset():
 
 
 @functools.cache
-def uninterrupted(epochs):
+def uninterrupted(epochs, config=CONFIG):
     """Returns (folder, result) of an uninterrupted run."""
     folder = datasets.new_folder() / "run"
-    return folder, train(dataset(), folder, change(CONFIG, epochs=epochs))
+    return folder, train(dataset(), folder, change(config, epochs=epochs))
 
 
-def command(run, epochs):
-    return ["train", dataset(), "--output", run, "--epochs", epochs, *FLAGS]
+def command(run, epochs, config=CONFIG):
+    values = config.model_dump(exclude_defaults=True) | {"units": config.units[0], "epochs": epochs}
+    return ["train", dataset(), "--output", run, *(word for name in values for word in (f"--{name}", values[name]))]
 
 
 def saved_update(run):
@@ -107,9 +109,9 @@ def resumed_at(lines):
     return found[0] if found else None
 
 
-def assert_equal_to_uninterrupted(run, epochs):
+def assert_equal_to_uninterrupted(run, epochs, config=CONFIG):
     """Checks that the run has the result and the lines of an uninterrupted run."""
-    whole, result = uninterrupted(epochs)
+    whole, result = uninterrupted(epochs, config)
     found = json.loads((run / "result.json").read_text())
     assert (found["weights_sha256"], found["best_weights_sha256"]) == (
         result["weights_sha256"],
@@ -130,7 +132,7 @@ def leftovers(run):
     return found
 
 
-def kill_and_resume(tmp_path, epochs, kills):
+def kill_and_resume(tmp_path, epochs, kills, config=CONFIG):
     """Kills a run at each spot in turn, then resumes it to its end.
 
     The number of an "update" counts from the last checkpoint. The number of a "moment" is the seconds since the process
@@ -139,7 +141,7 @@ def kill_and_resume(tmp_path, epochs, kills):
     run, output, saved = tmp_path / "run", tmp_path / "output", None
     for spot, number in kills:
         if spot in ("moment", "start"):
-            child = children.lengthwise(output, *command(run, epochs), pause=0.05)
+            child = children.lengthwise(output, *command(run, epochs, config), pause=0.05)
             if spot == "moment":
                 folder = str(run / "checkpoints" / "last")
                 latest = tf.train.latest_checkpoint(folder)
@@ -148,7 +150,7 @@ def kill_and_resume(tmp_path, epochs, kills):
             child.send(signal.SIGKILL)
         else:
             number += (saved or 0) if spot == "update" else 0
-            child = children.lengthwise(output, *command(run, epochs), spot=spot, number=number)
+            child = children.lengthwise(output, *command(run, epochs, config), spot=spot, number=number)
         assert child.wait() == -signal.SIGKILL, (spot, number, child.lines)
         resumed, before = resumed_at(child.lines), saved
         # Some are killed before they report it.
@@ -160,11 +162,11 @@ def kill_and_resume(tmp_path, epochs, kills):
         print(f"{spot} {number}: began at {resumed}, saved {saved}, written {written}, left {sorted(leftovers(run))}")
         # The lock file of the killed process is still there, and stops no other process.
         assert spot == "start" or json.loads((run / LOCK).read_text())["pid"] == child.pid
-    child = children.lengthwise(output, *command(run, epochs))
+    child = children.lengthwise(output, *command(run, epochs, config))
     assert child.wait() == 0, child.lines
     assert resumed_at(child.lines) == saved > 0 and not (run / LOCK).exists()
     assert leftovers(run) == []
-    assert_equal_to_uninterrupted(run, epochs)
+    assert_equal_to_uninterrupted(run, epochs, config)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +177,22 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills):
     kill_and_resume(tmp_path, 2, kills)
 
 
+def test_a_stateful_run_that_is_killed_within_records_resumes_to_the_same_bits(tmp_path):
+    plan = plan_next_epoch(open_dataset(dataset()), STATEFUL, State())
+    within_a_record = next(itertools.islice(plan.chunks(), EVERY, None))  # the chunks of the first update that is lost
+    assert not within_a_record.ends.all() and within_a_record.first.any()
+    kill_and_resume(tmp_path, 2, [("update", EVERY + 1), ("index written", 2), ("end of an epoch", 1)], STATEFUL)
+
+
 @pytest.mark.proof
-def test_a_run_that_is_killed_twenty_times_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, STATEFUL], ids=["window", "stateful"])
+def test_a_run_that_is_killed_twenty_times_resumes_to_the_same_bits(tmp_path, config):
     chance = random.Random(0)
     kills = [(spot, chance.randint(1, 2)) for spot in DURING_A_SAVE] + [("end of an epoch", 1)] * 3
     kills += [("update", chance.randint(1, 6)) for _ in range(3)] + [("validation", 1), ("half a line", 2)]
     kills += [("file renamed", 2)] + [("moment", chance.uniform(0, 0.6)) for _ in range(2)]
     chance.shuffle(kills)
-    kill_and_resume(tmp_path, 12, [("moment", 0.3), *kills, ("start", chance.uniform(0, 3))])
+    kill_and_resume(tmp_path, 12, [("moment", 0.3), *kills, ("start", chance.uniform(0, 3))], config)
 
 
 def checkpoints_and_variables(run_path):
