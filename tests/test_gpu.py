@@ -25,17 +25,39 @@ def test_on_a_gpu(gpu, check, tmp_path):
     print(json.dumps(check(tmp_path)))
 
 
-def test_a_trace_for_a_gpu_has_cudnns_kernel_in_each_layer_and_direction(monkeypatch):
-    """As far as that goes without a GPU: the graph is built, but not run."""
+@pytest.fixture
+def seems_to_have_a_gpu(monkeypatch):
+    """Lets Keras build graphs for a GPU, which are not run."""
     import tensorflow as tf
 
     real = tf.config.list_logical_devices
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["GPU:0"] if kind == "GPU" else real(kind))
+
+
+def test_a_trace_for_a_gpu_has_cudnns_kernel_in_each_layer_and_direction(seems_to_have_a_gpu):
     for name, options in gpu_programs.MODELS.items():
         _, update = gpu_programs._make_update(name)
         found = gpu_programs.count_cudnn(update._compiled.update.get_concrete_function())
         num_layers = len(options["units"]) * (2 if options.get("bidirectional") else 1)
         assert found == {"CudnnRNNV3": num_layers, "CudnnRNNBackpropV3": num_layers}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_trace_of_chunks_for_a_gpu_has_cudnns_kernel_too(seems_to_have_a_gpu, cell):
+    """With a state in and out, in an update of two chunks without a mask, and where a mask keeps padding out of it."""
+    import tensorflow as tf
+
+    from trainer.model.chunks import chunk_model, find_stack
+
+    options = {"units": (4, 3, 2), "cell": cell, "pooling": "max"}
+    model, schema, make_update = gpu_programs.make_model(options, backprop_chunks=2)
+    found = gpu_programs.count_cudnn(make_update()._compiled.update.get_concrete_function())
+    assert found == {"CudnnRNNV3": 2 * 3, "CudnnRNNBackpropV3": 2 * 3}
+    features = {name: tf.TensorSpec(part.shape, part.dtype) for name, part in model.input.items()}
+    state = [tf.TensorSpec([None, width], tf.float32) for width in find_stack(model).state_widths]
+    reader = chunk_model(model, schema)
+    traced = tf.function(lambda features, state: reader((features, state))).get_concrete_function(features, state)
+    assert gpu_programs.count_cudnn(traced) == {"CudnnRNNV3": 3}
 
 
 @pytest.mark.proof

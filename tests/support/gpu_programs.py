@@ -245,23 +245,33 @@ def _measure(update: Any, epochs: Iterator[Any], seconds: float) -> tuple[float,
 
 def _make_update(name: str) -> tuple[Any, Any]:
     """Returns a model with fixed weights and its update, for 8 numbers per step and 3 classes."""
+    model, _, make_update = make_model(MODELS[name])
+    return model, make_update()
+
+
+def make_model(options: dict[str, Any], backprop_chunks: int | None = None) -> tuple[Any, Any, Callable[[], Any]]:
+    """Returns a model with fixed weights, its schema, and a function that makes its update.
+
+    Args:
+        options: Keys of the configuration.
+        backprop_chunks: Makes the update of batching `stateful`, whose gradient goes back through so many chunks.
+    """
     import tensorflow as tf
 
     from pipeline.schema.schema import Schema
     from trainer.config import TrainConfig
     from trainer.devices.replicas import find_replicas
     from trainer.model.build import build_model
+    from trainer.training.stateful_update import StatefulUpdate
     from trainer.training.update import Update, make_optimizer
 
     schema = Schema.parse(
         f"id: id\nsteps: {{x: {{dtype: float32, shape: [{NUM_FEATURES}]}}}}\n"
         "label: {name: y, kind: class, classes: [a, b, c]}\nsplits: {train: 1}\n"
     )
-    config, replicas = TrainConfig(**MODELS[name]), find_replicas("one")
+    config = TrainConfig(**options)
     model, random = build_model(schema, {}, config), np.random.default_rng(0)
     model.set_weights([random.normal(scale=0.1, size=weight.shape) for weight in model.weights])
-    optimizer = make_optimizer(config)
-    optimizer.build(model.trainable_variables)
     spec = (
         {
             "x": tf.TensorSpec([None, None, NUM_FEATURES], tf.float32),
@@ -270,7 +280,16 @@ def _make_update(name: str) -> tuple[Any, Any]:
         tf.TensorSpec([None], tf.int64),
         tf.TensorSpec([None], tf.float32),
     )
-    return model, Update(model, optimizer, kind="class", element_spec=spec, by_epoch=False, replicas=replicas)
+
+    def make_update() -> Any:
+        optimizer = make_optimizer(config)
+        optimizer.build(model.trainable_variables)
+        values = {"kind": "class", "element_spec": spec, "by_epoch": False, "replicas": find_replicas("one")}
+        if backprop_chunks is None:
+            return Update(model, optimizer, **values)
+        return StatefulUpdate(model, optimizer, schema=schema, backprop_chunks=backprop_chunks, **values)
+
+    return model, schema, make_update
 
 
 def _ragged_batch(random: np.random.Generator) -> Any:

@@ -32,6 +32,7 @@ from trainer.devices.signals import StopSignal
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.evaluation.evaluate import evaluate
 from trainer.model.build import build_model, head_model
+from trainer.model.chunks import find_stack
 from trainer.model.losses import compute_losses
 from trainer.reading.batches import batches, planned_batches
 from trainer.runs.checkpoints import Checkpoints
@@ -739,7 +740,11 @@ def test_probing_memory_changes_nothing_in_the_run(tmp_path):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_no_configuration_rules_out_the_cudnn_kernel(cell, bidirectional, dropout):
     config = TrainConfig(units=(3, 2), cell=cell, bidirectional=bidirectional, dropout=dropout)
-    assert cudnn_obstacles(build_model(open_dataset(dataset()).schema, {}, config)) == []
+    model = build_model(open_dataset(dataset()).schema, {}, config)
+    assert cudnn_obstacles(model) == []
+    last = find_stack(model).layers[-1]
+    last.use_cudnn = False
+    assert cudnn_obstacles(model) == [f"{last.name} has use_cudnn False"]
 
 
 @pytest.mark.parametrize(
