@@ -6,10 +6,11 @@ numbers in the shape of the schema stays a list. `records.py` then parses it val
 
 import contextlib
 import itertools
+import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -32,18 +33,26 @@ _QUOTE, _OPENING = ord('"'), b"[{"
 _local = threading.local()
 
 
-def read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
+# A list of a line: its field, and the positions of "[" and "]".
+LargeList: TypeAlias = tuple[str, int, int]
+
+
+def read_object(
+    line: bytes | bytearray, steps: Mapping[str, Feature], lists: Sequence[LargeList] | None = None
+) -> dict[str, Any] | None:
     """Parses a line as `orjson.loads` does, except that step features of numbers become arrays.
 
     Args:
         steps: The step features by name.
+        lists: What `find_large_lists` found, if it was called.
 
     Returns:
         The record by field. A step feature that fits the schema is float64[num_steps, *shape] for the dtype float32
         (float32 in a large record), and int64[num_steps, *shape] for the dtype int64. None if the line is not an
         object with unique keys, or has a number that simdjson does not read: the slow parser has to decide then.
     """
-    return _read_object(line, steps) if len(line) <= _LARGE_BYTES else _read_large(line, steps)
+    lists = find_large_lists(line, steps) if lists is None else lists
+    return _read_large(line, steps, lists) if lists else _read_object(line, steps)
 
 
 def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
@@ -64,31 +73,63 @@ def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[
         return None
 
 
-def _read_large(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
+def _read_large(
+    line: bytes | bytearray, steps: Mapping[str, Feature], lists: Sequence[LargeList]
+) -> dict[str, Any] | None:
     """Does the same as `_read_object` in little more memory than the line and its numbers take.
 
     A parser needs several times the memory of the line. So this function parses each large list of numbers in pieces,
     and the rest of the line with empty lists in their places. If the rest is valid JSON, and each piece is valid JSON
     between brackets, then the whole line is valid JSON.
     """
-    rest, end, found = [], 0, {}
-    for name, start, stop in _find_lists(line):
-        feature = steps.get(name)
-        if feature is None or feature.dtype not in _BUFFER_TYPES or stop - start <= _LARGE_BYTES // 4:
-            continue
-        array = _read_pieces(line, start, stop, feature)
+    found = {}
+    for name, start, stop in lists:
+        array = _read_pieces(line, start, stop, steps[name])
         if array is None:
             return None
         found[name] = array
-        rest.append(bytes(line[end : start + 1]))
-        end = stop
-    rest.append(bytes(line[end:]))
-    record = _read_object(b"".join(rest), steps)
+    record = _read_object(empty_lists(line, lists), steps)
     # If keys are duplicates, or a list has no key, then the rest is not a record either.
     return None if record is None else record | found
 
 
-def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
+def find_large_lists(line: bytes | bytearray, steps: Mapping[str, Feature]) -> list[LargeList]:
+    """Returns the list of each step feature of numbers that is read in pieces; none if the line is not large."""
+    if len(line) <= _LARGE_BYTES:
+        return []
+    return [
+        (name, start, stop)
+        for name, start, stop in _find_lists(line)
+        if name in steps and steps[name].dtype in _BUFFER_TYPES and stop - start > _LARGE_BYTES // 4
+    ]
+
+
+def empty_lists(line: bytes | bytearray, lists: Iterable[LargeList]) -> bytes:
+    """Returns a line with empty lists in place of those of `find_large_lists`."""
+    parts, end = [], 0
+    for _, start, stop in lists:
+        parts.append(bytes(line[end : start + 1]))
+        end = stop
+    return b"".join([*parts, bytes(line[end:])])
+
+
+def cut_list(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Iterator[bytes]:
+    """Yields the steps of a list of numbers in pieces of about _PIECE_BYTES, without the commas in between.
+
+    Args:
+        start, stop: The positions of the brackets.
+    """
+    # The comma between two steps follows the brackets that close a row; without a shape it is any comma.
+    comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
+    begin = start + 1
+    while begin <= stop:
+        match = comma.search(line, begin + _PIECE_BYTES, stop)
+        end = match.end() - 1 if match else stop
+        yield bytes(line[begin:end])
+        begin = end + 1
+
+
+def _find_lists(line: bytes | bytearray) -> Iterator[LargeList]:
     """Yields (key, position of "[", position of "]") for each top-level list, if the line is a valid object."""
     depth, start, key = 0, 0, b""
     for token in _TOKENS.finditer(line):
@@ -106,31 +147,33 @@ def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
 
 
 def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Array | None:
-    """Returns the numbers of the list whose brackets are at `start` and `stop`; None if it is not such an array."""
-    # The comma between two steps follows the brackets that close a row; without a shape it is any comma.
-    comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
-    pieces, begin = [], start + 1
-    while begin <= stop:
-        match = comma.search(line, begin + _PIECE_BYTES, stop)
-        end = match.end() - 1 if match else stop
-        record = _read_object(b'{"":[%b]}' % bytes(line[begin:end]), {"": feature})
+    """Returns the numbers of the list whose brackets are at `start` and `stop`; None if it is not such an array.
+
+    The array is read-only, so that nothing needs a copy of it.
+    """
+    dtype = np.float32 if feature.dtype == "float32" else np.int64
+    joined = np.empty((_count_steps(line, start, stop, feature.shape), *feature.shape), dtype)
+    place = 0
+    for piece in cut_list(line, start, stop, feature):
+        record = _read_object(b'{"":[%b]}' % piece, {"": feature})
         array = None if record is None else record[""]
-        if not isinstance(array, np.ndarray) or not len(array):
+        if not isinstance(array, np.ndarray) or not 0 < len(array) <= len(joined) - place:
             return None
-        if feature.dtype == "float32":
-            with np.errstate(over="ignore"):
-                array = array.astype(np.float32)
-            if not np.isfinite(array).all():
-                return None
-        pieces.append(array)
-        begin = end + 1
-    joined = np.empty((sum(map(len, pieces)), *feature.shape), pieces[0].dtype)
-    place = len(joined)
-    while pieces:  # frees each piece once it is copied
-        piece = pieces.pop()
-        place -= len(piece)
-        joined[place : place + len(piece)] = piece
-    return joined
+        part = joined[place : place + len(array)]
+        with np.errstate(over="ignore"):
+            part[:] = array
+        if feature.dtype == "float32" and not np.isfinite(part).all():
+            return None
+        place += len(array)
+    joined.flags.writeable = False
+    return joined if place == len(joined) else None
+
+
+def _count_steps(line: bytes | bytearray, start: int, stop: int, shape: tuple[int, ...]) -> int:
+    """Returns the number of steps of the list of numbers whose brackets are at `start` and `stop`."""
+    if not shape:
+        return line.count(b",", start, stop) + 1
+    return line.count(b"[", start + 1, stop) // sum(math.prod(shape[:depth]) for depth in range(len(shape)))
 
 
 def count_keys(line: bytes | bytearray) -> int:

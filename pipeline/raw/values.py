@@ -88,14 +88,16 @@ def _convert_array(array: Array, feature: Feature, nan_is_missing: bool) -> Arra
     if array.ndim == 0 or array.shape[1:] != feature.shape:
         return None
     if feature.dtype == "float32" and array.dtype in (np.float64, np.float32):
+        # An array that nothing can change, as one of a large record, is not copied.
+        is_constant = array.base is None and not array.flags.writeable
         with np.errstate(over="ignore"):  # the result is not finite then
-            numbers = array.astype(np.float32)
+            numbers = array.astype(np.float32, copy=not is_constant)
         if np.isfinite(numbers).all():
             return numbers
         if not (nan_is_missing and feature.allows_nulls) or np.isinf(numbers).any():
             return None
-        numbers[np.isnan(numbers)] = np.nan  # a NaN has a sign and other bits, which must not be stored
-        return numbers
+        # A NaN has a sign and other bits, which must not be stored.
+        return np.where(np.isnan(numbers), np.float32(np.nan), numbers)
     if feature.dtype == "int64" and array.dtype == np.int64:
         assert feature.num_values is not None
         fits = not array.size or (array.min() >= 0 and array.max() < feature.num_values)

@@ -17,6 +17,7 @@ from pipeline.raw import records
 from pipeline.raw.json_arrays import read_object
 from pipeline.raw.records import parse_line
 from pipeline.raw.rejects import Origin, RecordError
+from pipeline.raw.values import parse_steps
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 
@@ -83,7 +84,15 @@ def outcome(line, schema):
 def slow_outcome(line, schema):
     """Returns the outcome without the fast parser."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "read_object", lambda line, steps: None)
+        patch.setattr(records, "read_object", lambda line, steps, lists=None: None)
+        return outcome(line, schema)
+
+
+def outcome_in_pieces(line, schema):
+    """Returns the outcome with the sizes of a large line and of a piece reduced to a few bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "_LARGE_BYTES", 16)
+        patch.setattr(arrays, "_PIECE_BYTES", 5)
         return outcome(line, schema)
 
 
@@ -93,11 +102,8 @@ def same_outcome(line, schema):
     assert outcome(line, schema) == expected
     assert outcome(bytearray(line), schema) == expected
     check_object(line, schema)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "_LARGE_BYTES", 16)
-        patch.setattr(arrays, "_PIECE_BYTES", 5)
-        assert outcome(line, schema) == expected
-        assert outcome(bytearray(line), schema) == expected
+    assert outcome_in_pieces(line, schema) == expected
+    assert outcome_in_pieces(bytearray(line), schema) == expected
     with contextlib.suppress(UnicodeDecodeError):
         text = line.decode()
         assert outcome(text, schema) == slow_outcome(text, schema)
@@ -259,6 +265,17 @@ def test_a_large_record_is_read_in_pieces(monkeypatch):
     assert (found["x"] == np.array(record["x"], np.float32)).all() and found["x"].dtype == np.float32
     assert found["page"].tolist() == record["page"]
     assert found["z"].tolist() == GOOD["z"]
+
+
+def test_the_array_of_a_large_record_is_not_copied(monkeypatch):
+    monkeypatch.setattr(arrays, "_LARGE_BYTES", 64)
+    found = read_object(json.dumps(GOOD).encode(), SCHEMA.steps)["x"]
+    assert parse_steps(found, "x", SCHEMA.steps["x"]) is found and not found.flags.writeable
+    # One that a caller could change is copied.
+    found = found.copy()
+    assert not np.shares_memory(parse_steps(found, "x", SCHEMA.steps["x"]), found)
+    found.flags.writeable = False
+    assert not np.shares_memory(parse_steps(found[:1], "x", SCHEMA.steps["x"]), found)
 
 
 @st.composite
