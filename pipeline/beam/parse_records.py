@@ -34,6 +34,8 @@ class ParseRecords(beam.PTransform):
         limits: Largest record. A larger record is rejected as `too_large`. `ReadLines` needs the same limits.
         stop: When to end the job because the first records of a file are all rejected. By default, never.
         windows: The windows of the dataset to write, for which each record needs an event time. By default it has none.
+        keep_lines: False removes the lines of a batch from memory as they are parsed. Use it if no other step reads the
+            output of `ReadLines`.
     """
 
     schema: Schema
@@ -42,10 +44,11 @@ class ParseRecords(beam.PTransform):
     limits: Limits = LIMITS
     stop: EarlyStop | None = None
     windows: EventWindows | None = None
+    keep_lines: bool = True
 
     def expand(self, records: Any) -> Any:
         options = {"labelled": self.labelled, "limits": self.limits, "windows": self.windows}
-        parse = _Parse(self.schema, options, keep_raw=self.keep_raw, stop=self.stop)
+        parse = _Parse(self.schema, options, self.keep_raw, self.stop, self.keep_lines)
         outputs = records | "Parse" >> beam.ParDo(parse).with_outputs(REJECTS, main="sequences")
         return {"sequences": outputs["sequences"], "rejects": outputs[REJECTS]}
 
@@ -57,11 +60,14 @@ class _Parse(beam.DoFn):
         options: Keyword arguments of `parse_record`.
     """
 
-    def __init__(self, schema: Schema, options: dict[str, Any], *, keep_raw: bool, stop: EarlyStop | None) -> None:
+    def __init__(
+        self, schema: Schema, options: dict[str, Any], keep_raw: bool, stop: EarlyStop | None, keep_lines: bool
+    ) -> None:
         self._schema = schema
         self._options = options
         self._keep_raw = keep_raw
         self._stop = stop
+        self._keep_lines = keep_lines
         self._parsed = Metrics.counter("lengthwise", "records_parsed")
         self._rejected = Metrics.counter("lengthwise", "records_rejected")
 
@@ -83,7 +89,7 @@ class _Parse(beam.DoFn):
     def _parse(self, element: Any) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
         if isinstance(element, LineBatch):
             # Several steps may get the same element, and `parse_lines` removes the lines.
-            batch = element._replace(lines=list(element.lines))
+            batch = element._replace(lines=list(element.lines)) if self._keep_lines else element
             results = parse_lines(batch, self._schema, keep_raw=self._keep_raw, **self._options)
             yield from self._first_records.watch(batch, results)
         elif not isinstance(element, str | bytes) or element.strip():

@@ -122,7 +122,12 @@ def predict(
     limits = Limits(max_record_bytes, max_record_steps)
     read = pipeline | "ReadLines" >> ReadLines(files, limits)
     parse = ParseRecords(
-        predictor.schema, keep_raw=keep_raw, labelled=False, limits=limits, stop=stop_early(files, max_rejected)
+        predictor.schema,
+        keep_raw=keep_raw,
+        labelled=False,
+        limits=limits,
+        stop=stop_early(files, max_rejected),
+        keep_lines=False,
     )
     parsed = read["lines"] | "ParseRecords" >> parse
     predict_records = _PredictRecords(predictor, run, batch_steps, publisher.staging, chunks)
