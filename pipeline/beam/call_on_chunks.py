@@ -58,6 +58,7 @@ class CallOnChunks(beam.DoFn):
             else:
                 # These lines are in memory already, so a call takes fewer bytes of them.
                 yield from self._add(item, item.num_bytes * CHUNK_BYTES // COMPRESSED_BATCH_BYTES)
+            del item  # may be most of the memory of this process
 
     def _add(self, item: Chunk | LineBatch | MessageChunk | RejectsChunk, num_bytes: int) -> Iterator[Any]:
         """Adds an item to the batch. Small files share a batch, so that there are fewer calls than files."""
@@ -65,11 +66,17 @@ class CallOnChunks(beam.DoFn):
             yield from self._call()
         self._batch.append(item)
         self._batch_bytes += num_bytes
+        del item
+        if self._batch_bytes >= CHUNK_BYTES:
+            yield from self._call()
 
     def _call(self) -> Iterator[Any]:
+        held = sum(item.num_bytes for item in self._batch if isinstance(item, LineBatch))
+        for result in self._calls.make_room(held):
+            yield from self.outputs(result)
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         if batch:
-            for result in self._calls.call(self._function, batch, **self._options):
+            for result in self._calls.call_with(held, self._function, batch, **self._options):
                 yield from self.outputs(result)
 
     def finish_bundle(self) -> Iterator[Any]:

@@ -42,6 +42,11 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
+# A line of this size, in bytes, is sent to a process as it is.
+_LARGE_BYTES = 2**20
+# Input of calls that have not ended, in bytes: one call may have more.
+_HELD_BYTES = 64 * 2**20
+
 
 class WorkerPool:
     """Processes that run functions, each one function at a time.
@@ -74,7 +79,7 @@ class WorkerPool:
         The future raises what the function raised, with the traceback in the worker as its cause, or a UserError if
         the worker process ended.
         """
-        return self._threads.submit(self._call, function, arguments)
+        return self._threads.submit(self._call, [function, arguments])
 
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
         """Yields the results of a module-level function for values, in order. Takes a few values ahead at most."""
@@ -83,10 +88,10 @@ class WorkerPool:
             yield from calls.call(function, value)
         yield from calls.finish()
 
-    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def _call(self, call: list[Any]) -> Any:
         worker = self._idle.get()
         try:
-            return worker.call(function, arguments)
+            return worker.call(call)
         finally:
             self._idle.put(worker)
 
@@ -133,9 +138,15 @@ class _Worker:
                 env=_ENVIRONMENT | os.environ,
             )
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def call(self, call: list[Any]) -> Any:
+        """Calls a function in the process and returns its result.
+
+        Args:
+            call: The function and its arguments. The list is empty once they are sent, as they may be large.
+        """
         try:
-            self._connection.send((function, arguments))
+            _send(self._connection, call)
+            call.clear()
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise UserError(self._explain_end()) from None
@@ -161,6 +172,30 @@ class _Worker:
         return f"A process of this job {how}{hint}. Nothing was published."
 
 
+def _send(connection: Connection, value: Any) -> None:
+    """Sends a value to a process that calls `_receive`. Large arrays of bytes in it are not copied to a pickle."""
+    large: list[pickle.PickleBuffer] = []
+
+    def is_small(buffer: pickle.PickleBuffer) -> bool:
+        if isinstance(memoryview(buffer).obj, bytearray) and buffer.raw().nbytes >= _LARGE_BYTES:
+            large.append(buffer)
+            return False
+        return True
+
+    data = pickle.dumps(value, protocol=5, buffer_callback=is_small)
+    connection.send_bytes(pickle.dumps(len(large)))
+    connection.send_bytes(data)
+    for buffer in large:
+        connection.send_bytes(buffer)
+
+
+def _receive(connection: Connection) -> Any:
+    """Returns the next value that `_send` sent."""
+    count = pickle.loads(connection.recv_bytes())
+    data = connection.recv_bytes()
+    return pickle.loads(data, buffers=[connection.recv_bytes() for _ in range(count)])
+
+
 @contextlib.contextmanager
 def _block_signals() -> Iterator[None]:
     """Lets a process that the block starts never receive SIGINT and SIGTERM, also while it starts.
@@ -179,26 +214,44 @@ class PendingCalls:
 
     def __init__(self, pool: WorkerPool | None) -> None:
         self._pool = pool
-        self._futures: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        # The calls that have not given their results yet, and the bytes of their input.
+        self._futures: collections.deque[tuple[concurrent.futures.Future[Any], int]] = collections.deque()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
         """Calls a function and yields the results that are ready now, in the order of their calls."""
+        yield from self.make_room(0)
+        yield from self.call_with(0, function, *arguments, **options)
+
+    def make_room(self, num_bytes: int) -> Iterator[Any]:
+        """Yields results until one more call with this number of bytes of input may begin."""
+        if self._pool is None:
+            return
+        # One call more than workers waits in the queue. This is enough to keep the workers busy.
+        while len(self._futures) > self._pool.num_workers or (
+            self._futures and num_bytes + sum(held for _, held in self._futures) > _HELD_BYTES
+        ):
+            yield self._futures.popleft()[0].result()
+
+    def call_with(self, num_bytes: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+        """Calls a function after `make_room`, and yields its result if there is no pool.
+
+        Args:
+            num_bytes: Bytes of the input in memory.
+        """
         if self._pool is None:
             yield function(*arguments, **options)
-            return
-        self._futures.append(self._pool.submit(functools.partial(function, **options), *arguments))
-        # One call more than workers waits in the queue. This is enough to keep the workers busy.
-        while len(self._futures) > self._pool.num_workers + 1:
-            yield self._futures.popleft().result()
+        else:
+            future = self._pool.submit(functools.partial(function, **options), *arguments)
+            self._futures.append((future, num_bytes))
 
     def finish(self) -> Iterator[Any]:
         """Yields the results of the remaining calls."""
         while self._futures:
-            yield self._futures.popleft().result()
+            yield self._futures.popleft()[0].result()
 
     def abandon(self) -> None:
         """Drops the remaining calls, after those that run have ended."""
-        concurrent.futures.wait([future for future in self._futures if not future.cancel()])
+        concurrent.futures.wait([future for future, _ in self._futures if not future.cancel()])
         self._futures.clear()
 
 
@@ -229,7 +282,7 @@ def serve(module: str, handle: str) -> None:
     gc.set_threshold(100_000, 50, 1_000)
     with Connection(int(handle)) as connection, contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            function, arguments = connection.recv()
+            function, arguments = _receive(connection)
             connection.send_bytes(_call(function, arguments))
             del function, arguments
 

@@ -6,6 +6,7 @@ Another raw format is another file beside this one, with the same four steps.
 import collections
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
@@ -108,6 +109,12 @@ class LineBatch(NamedTuple):
     def num_bytes(self) -> int:
         """Approximate memory of the batch, in bytes."""
         return sum(map(len, self.lines)) + _LINE_BYTES * len(self.lines)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickles large lines as buffers, so that a process can get them without a copy in the pickle."""
+        as_buffer: Any = pickle.PickleBuffer if protocol >= 5 else lambda line: line
+        lines = [as_buffer(line) if type(line) is bytearray else line for line in self.lines]
+        return LineBatch, tuple(self._replace(lines=lines))
 
 
 def split_file(file: RawFile) -> Iterator[Chunk]:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import gzip
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -15,17 +16,18 @@ import time
 import traceback
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
-from pipeline.beam import call_on_chunks
+from pipeline.beam import call_on_chunks, workers
 from pipeline.beam import prepare as prepare_module
 from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
 from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
 from pipeline.files import read_bytes
-from pipeline.raw import json_lines
+from pipeline.raw import json_lines, line_splitter
 from pipeline.raw.find_files import find_all_files
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
@@ -144,6 +146,14 @@ def contents(folder):
 def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(call_on_chunks, "COMPRESSED_BATCH_BYTES", 10_000)
+    # Some lines are large: longer than a block, sent as they are, and held one at a time.
+    for module, name, value in (
+        (json_lines, "BLOCK_BYTES", 64),
+        (line_splitter, "BLOCK_BYTES", 64),
+        (workers, "_LARGE_BYTES", 64),
+        (workers, "_HELD_BYTES", 15_000),
+    ):
+        monkeypatch.setattr(module, name, value)
     rows = [json.dumps({"id": n % 1900, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(2000)]
     rows[::97] = ["no json", "", '{"id": 1}'] * 7
     raw = "\n".join(rows).encode()
@@ -202,6 +212,42 @@ def test_calls_in_a_pool_give_all_results_in_order(pool):
     results = [result for n in range(9) for result in calls.call(int, f"{n}", base=16)]
     assert results == list(range(9 - pool.num_workers - 1))
     assert results + list(calls.finish()) == list(range(9))
+
+
+def test_calls_wait_until_the_input_of_those_that_have_not_ended_is_small_enough(pool, monkeypatch):
+    monkeypatch.setattr(workers, "_HELD_BYTES", 100)
+    calls = PendingCalls(pool)
+
+    def call(number, num_bytes):
+        found = list(calls.make_room(num_bytes))
+        assert list(calls.call_with(num_bytes, abs, number)) == []
+        return found
+
+    assert call(0, 60) == [] and call(1, 40) == []
+    assert call(2, 10) == [0]  # 40 + 10 bytes
+    assert call(3, 900) == [1, 2]  # one call may have more
+    assert call(4, 1) == [3]
+    assert list(calls.finish()) == [4]
+
+
+def test_large_lines_reach_a_worker_with_all_other_values(monkeypatch):
+    monkeypatch.setattr(workers, "_LARGE_BYTES", 1000)
+    lines = [bytearray(b"a" * 1000), b"b" * 1000, bytearray(b"c"), bytearray(b"d" * 2000)]
+    batch = json_lines.LineBatch("raw", 0, [1, 2, 3, 4], [0, 1, 2, 3], lines, [b""] * 4, 9)
+    pickled = pickle.dumps([batch, np.arange(1000)], 5)
+    for sent in (
+        [batch, np.arange(1000)],
+        pickle.loads(pickled),
+        pickle.loads(pickle.dumps([batch, np.arange(1000)], 4)),
+    ):
+        one, other = multiprocessing.Pipe()
+        with one, other, concurrent.futures.ThreadPoolExecutor(1) as thread:
+            copied = thread.submit(workers._receive, other)
+            workers._send(one, sent)
+            found, numbers = copied.result()
+        assert type(found) is json_lines.LineBatch and found == batch
+        numbers += 1  # an array can still be changed
+        assert numbers.tolist() == list(range(1, 1001))
 
 
 def test_a_job_that_ends_keeps_the_workers_of_another_job_in_the_same_process(tmp_path, monkeypatch):
