@@ -1,7 +1,7 @@
 """The configuration of a training run: the keys of train.yaml, which are also flags of `lengthwise train`."""
 
 import argparse
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 
@@ -34,6 +34,8 @@ def _parse_duration(value: Any) -> Any:
 # Seconds. A file or a flag may also have a number and a unit, for example 60s.
 Duration = Annotated[float, pydantic.BeforeValidator(_parse_duration), pydantic.Field(ge=0)]
 
+# How a dataset with records in parts is read.
+Parts: TypeAlias = Literal["whole", "independent"]
 # Keys that only `stateful` has, and their defaults.
 _OF_STATEFUL = {
     "chunk_steps": None,
@@ -132,6 +134,13 @@ class TrainConfig(Document):
             "chunk, for comparison."
         ),
     ] = "record"
+    parts: Annotated[
+        Parts,
+        pydantic.Field(
+            description="For a dataset that stores long records in parts (over_length: parts): independent reads each "
+            "part as a record of its own, for comparison. Only batching stateful reads whole records from their parts."
+        ),
+    ] = "whole"
     units: Annotated[
         tuple[Positive, ...], pydantic.Field(min_length=1, description="Number of units of each recurrent layer.")
     ] = (100, 100)

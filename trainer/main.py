@@ -94,6 +94,7 @@ def evaluate(arguments: list[str]) -> None:
     add_commit_flag(parser)
     _add_checkpoint(parser)
     _add_chunk_steps(parser)
+    _add_parts(parser, "as the run was trained")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
     start_tensorflow()
@@ -103,7 +104,7 @@ def evaluate(arguments: list[str]) -> None:
 
     with explain_tensorflow_errors(values["dataset"]):
         dataset = open_dataset(values["dataset"], commit=values["commit"])
-        options = {name: values[name] for name in ("split", "checkpoint", "chunk_steps")}
+        options = {name: values[name] for name in ("split", "checkpoint", "chunk_steps", "parts")}
         evaluation = run(values["run"], dataset, **options)
     if values["json"]:
         print(json.dumps(evaluation))
@@ -198,32 +199,38 @@ def plan(arguments: list[str]) -> None:
     from trainer.batching.stateful import make_stateful_plan
     from trainer.config import BATCHING_METHODS
     from trainer.data.dataset import open_dataset
+    from trainer.data.parts import choose_parts, has_parts
     from trainer.data.select_windows import select_newest
     from trainer.report import print_plans
 
-    dataset = open_dataset(values["dataset"], commit=values["commit"])
+    dataset = choose_parts(open_dataset(values["dataset"], commit=values["commit"]), values["parts"] or "whole")
     dataset = select_newest(dataset, values["split"], values["newest"])
     limits = {name: values[name] for name in ("batch_steps", "batch_size")}
     options = {way: ("pad_to_multiple",) for way in ("window", "bucket")} | {"pad": ("pad_length", "truncate")}
+    split = values["split"]
+    # Whole records cannot be read from their parts, except by `stateful`.
+    methods = () if has_parts(dataset, split) else BATCHING_METHODS
     try:
         plans: list[Plan] = [
             plan_epoch(
                 dataset,
-                values["split"],
+                split,
                 batching=way,
                 **limits,
                 **{name: values[name] for name in options.get(way, ())},
             )
-            for way in BATCHING_METHODS
+            for way in methods
         ]
         chunks = {name: values[name] for name in ("chunk_steps", "lanes")}
-        plans.append(make_stateful_plan(dataset.indexes(values["split"]), **chunks))
+        plans.append(make_stateful_plan(dataset.lengths(split), **chunks))
     except ValueError as error:  # a record is longer than --pad_length
         raise UserError(str(error)) from None
+    parts = dataset.split(split).parts
     if values["json"]:
-        print(json.dumps({plan.batching: plan.to_dict() for plan in plans}))
+        more = {} if parts is None else {"parts": parts}
+        print(json.dumps({plan.batching: plan.to_dict() | more for plan in plans}))
     else:
-        print_plans(plans, values["dataset"], values["split"])
+        print_plans(plans, values["dataset"], split, parts=parts)
 
 
 def _make_plan_parser() -> FlagParser:
@@ -271,6 +278,7 @@ def _make_plan_parser() -> FlagParser:
     parser.add_argument(
         "--lanes", type=positive, metavar="N", help="records that `stateful` reads at the same time; default: 64"
     )
+    _add_parts(parser, "whole, which only `stateful` can read")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -280,6 +288,18 @@ def _add_checkpoint(parser: FlagParser) -> None:
         "--checkpoint",
         choices=("best", "last"),
         help="checkpoint to use; default: the best by validation loss, or the last without a validation split",
+    )
+
+
+def _add_parts(parser: FlagParser, default: str) -> None:
+    from trainer.config import Parts
+
+    parser.add_argument(
+        "--parts",
+        choices=typing.get_args(Parts),
+        default=None,
+        help="for a dataset that stores long records in parts: whole, or independent, where each part is a record of "
+        f"its own; default: {default}",
     )
 
 

@@ -36,12 +36,17 @@ _WORST_CLASSES = 10
 _WORST_PAIRS = 10
 
 
-def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
-    """Prints a table with one row for each plan."""
+def print_plans(plans: Sequence[Plan], dataset: str, split: str, *, parts: int | None = None) -> None:
+    """Prints a table with one row for each plan.
+
+    Args:
+        parts: Number of parts in which the records are stored; None if the dataset stores no parts.
+    """
     columns = ("batching", "budget", "batches", "padded steps", "useful", "largest batch", "shapes")
     with buffered_console() as console:
         records, steps = counted(plans[0].records, "record"), counted(plans[0].steps, "step")
-        console.print(f"{dataset}: an epoch of {split}, {records}, {steps}")
+        stored = "" if parts is None else f", stored as {counted(parts, 'part')}"
+        console.print(f"{dataset}: an epoch of {split}, {records}, {steps}{stored}", soft_wrap=True)
         print_table(console, "Batching methods", columns, map(_plan_row, plans))
         console.print(
             "\nbudget and padded steps: time steps, including padding; useful: the share of steps that are not padding"
@@ -49,6 +54,11 @@ def print_plans(plans: Sequence[Plan], dataset: str, split: str) -> None:
         for plan in plans:
             if isinstance(plan, StatefulPlan):
                 console.print(_describe_lanes(plan))
+        if len(plans) == 1:
+            console.print(
+                "The other batching methods cannot read records that are stored in parts. --parts independent plans "
+                "them with each part as a record of its own."
+            )
         largest = [(plan, math.prod(plan.largest_batch)) for plan in plans]
         beyond = [steps for plan, steps in largest if plan.batch_steps is not None and steps > plan.batch_steps]
         if beyond:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.schema.record import Array, ParsedRecord, Values
-from pipeline.schema.schema import Schema
+from pipeline.schema.record import Array, ParsedRecord, Values, missing_values
+from pipeline.schema.schema import NEXT_STEP, Schema
 
 # Tags of length-delimited fields: the number of the field, shifted left by 3 bits, plus wire type 2.
 _FIELD_1 = b"\x0a"
@@ -44,6 +44,9 @@ def encode_record(record: ParsedRecord, schema: Schema) -> bytes:
         if record.label is None:
             raise ValueError(f"Record {record.id!r} has no label, but the schema has one: {schema.label.name}.")
         features[schema.label.name] = record.label
+    if schema.stores_next_step:
+        # No step follows. `pipeline.format.parts` replaces this value in all parts but the last.
+        features[NEXT_STEP] = missing_values(schema.steps[str(schema.label.next_of)])
     return encode_example(features)
 
 

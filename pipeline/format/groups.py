@@ -67,7 +67,7 @@ def _find_record(group: str, dataset: str, shards: Iterable[Shard]) -> str | Non
     for shard in shards:
         try:
             with open_read(join(dataset, shard.index_path)) as file:
-                reader = IndexReader(file, records=shard.records, shard_bytes=shard.bytes, columns=columns)
+                reader = IndexReader(file, rows=shard.examples, shard_bytes=shard.bytes, columns=columns)
                 for number in range(reader.num_row_groups):
                     rows = reader.read(number, columns)
                     place = pc.index(rows[GROUP], group).as_py()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.format.models import Shard
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.schema.labels import Label, class_name
-from pipeline.schema.record import named_classes
+from pipeline.schema.record import Array, named_classes
 
 KEY = "key"
 # The columns of the index of a shard that has a window.
@@ -44,19 +44,22 @@ _STRING_BYTES, _FILE_BYTES = 4096, 16 * 2**20
 
 
 def index_schema(label: Label, *, with_key: bool = True, with_window: bool = False) -> pa.Schema:
-    """Returns the columns of an index.
+    """Returns the columns of an index, which has a row for each Example: a record, or a part of a long one.
 
-    offset: Where the record's frame begins, in bytes.
-    num_bytes: Size of the record's data. The next frame begins at offset + FRAME_BYTES + num_bytes.
-    num_steps: Length of the record.
+    offset: Where the frame begins, in bytes.
+    num_bytes: Size of the data. The next frame begins at offset + FRAME_BYTES + num_bytes.
+    num_steps: Number of steps of the record or part.
     id: Id of the record.
-    label: Class, list of classes, probabilities or number, by the kind of the label; null for labels per step.
-    part, num_parts: Always 0 and 1: each record is complete.
+    label: Class, list of classes, probabilities or number, by the kind of the label; null for labels per step. The
+        parts of a record repeat it, and all other columns but the first three and `num_labels`.
+    part, num_parts: Number of the part, from 0, and number of parts of the record. 0 and 1 for a complete record. The
+        parts of a record follow one another.
     group: Value of the schema's group field; null if the schema has no group.
     source: Path of the raw file; null if it is unknown.
     key: The `key_number` of the record's order key, ascending. Format version 1 has no such column.
     event_time: Event time of the record in microseconds since 1970, in UTC; only in a shard with a window.
-    num_labels: Number of labelled steps, or 1 for a label per record; only in a shard with a window.
+    num_labels: Number of labelled steps; for a label per record, 1 in the first part and 0 in the others. Only in a
+        shard with a window.
 
     Args:
         with_key: False for the columns of format version 1.
@@ -99,28 +102,52 @@ def build_index(
     groups: Any,
     sources: Any,
     keys: Any,
+    num_parts: Array | None = None,
     event_times: Any = None,
     num_labels: Any = None,
 ) -> pa.Table:
     """Returns the index of a file whose records follow one another from its start.
 
     Args:
-        num_bytes, num_steps, ids, groups, sources, keys: Columns of the index: Arrow arrays, or values that convert to
-            them.
-        event_times, num_labels: The same, for a shard that has a window.
+        num_bytes, num_steps: Columns of the index, with a value for each part of each record: Arrow arrays, or values
+            that convert to them.
+        num_labels: The same, for a shard that has a window.
+        ids, groups, sources, keys: Columns of the index, with a value for each record.
+        event_times: The same, for a shard that has a window.
         labels: The result of `index_label` for each record.
+        num_parts: int[records], the number of parts of each record. By default, each record is complete.
     """
+    num_parts = np.ones(len(ids), np.int32) if num_parts is None else num_parts
     sizes = np.asarray(num_bytes, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes + FRAME_BYTES)[:-1]]) if len(sizes) else sizes
-    parts = np.zeros(len(ids), np.int32), np.ones(len(ids), np.int32)
-    columns = [offsets, sizes, num_steps, ids, labels, *parts, groups, sources, keys]
-    columns += [] if event_times is None else [event_times, num_labels]
+    parts = number_parts(num_parts)
+    of_record = {"id": ids, "label": labels, "group": groups, "source": sources, KEY: keys}
+    of_part = {"offset": offsets, "num_bytes": sizes, "num_steps": num_steps, "part": parts[0], "num_parts": parts[1]}
+    if event_times is not None:
+        of_record[EVENT_TIME], of_part[NUM_LABELS] = event_times, num_labels
     schema = index_schema(label, with_window=event_times is not None)
-    arrays = [
-        column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
+    arrays = []
+    for field in schema:
+        column = of_part[field.name] if field.name in of_part else of_record[field.name]
+        array = column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
+        if field.name in of_record and len(ids) < len(sizes):
+            array = array.take(pa.array(np.repeat(np.arange(len(ids)), num_parts)))
+        arrays.append(array)
     return pa.table(arrays, schema)
+
+
+def number_parts(num_parts: Array) -> tuple[Array, Array]:
+    """Returns the columns `part` and `num_parts`: int32[parts] each.
+
+    Args:
+        num_parts: int[records], the number of parts of each record.
+
+    >>> [column.tolist() for column in number_parts(np.array([2, 1]))]
+    [[0, 1, 0], [2, 2, 1]]
+    """
+    ends = np.cumsum(num_parts)
+    part = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - num_parts, num_parts)
+    return part.astype(np.int32), np.repeat(num_parts, num_parts).astype(np.int32)
 
 
 def serialize_index(table: pa.Table) -> bytes:
@@ -146,10 +173,10 @@ def read_index(data: bytes, shard: Shard, columns: list[str] | None = None) -> p
 
     Raises:
         ValueError: The bytes are not a Parquet file, a column of an index is missing or has another type, there is not
-            one row for each record of the shard, or the rows are too large for this shard.
+            one row for each Example of the shard, or the rows are too large for this shard.
     """
     try:
-        reader = IndexReader(io.BytesIO(data), records=shard.records, shard_bytes=shard.bytes, columns=columns)
+        reader = IndexReader(io.BytesIO(data), rows=shard.examples, shard_bytes=shard.bytes, columns=columns)
         return pa.concat_tables([reader.read(number, columns) for number in range(reader.num_row_groups)])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file: {error}") from None
@@ -161,7 +188,7 @@ class IndexReader:
     A small file can claim, or compress, any number of rows and bytes. So both are compared with the manifest.
 
     Args:
-        records: Number of records of the shard.
+        rows: Number of Examples of the shard, which are its records or their parts.
         shard_bytes: Size of the shard's TFRecord file.
         columns: The columns that will be read; None for all.
 
@@ -170,22 +197,22 @@ class IndexReader:
         has_keys: Whether there is a column of keys. Format version 1 has none.
 
     Raises:
-        ValueError: A column of an index is missing or has another type, there is not one row for each record, or the
+        ValueError: A column of an index is missing or has another type, there is not one row for each Example, or the
             rows are too large. `read` raises this error too.
         pyarrow.ArrowException, OSError: The file is not a Parquet file.
     """
 
-    def __init__(self, source: IO[bytes], *, records: int, shard_bytes: int, columns: list[str] | None = None) -> None:
+    def __init__(self, source: IO[bytes], *, rows: int, shard_bytes: int, columns: list[str] | None = None) -> None:
         parquet = pq.ParquetFile(source)
         # `metadata.schema` would be a cycle of references, which stays in memory until the garbage is collected.
         metadata, fields = parquet.metadata, parquet.schema_arrow
         _check_columns(fields)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        for rows in (metadata.num_rows, sum(group.num_rows for group in groups)):
-            if rows != records:
-                raise ValueError(f"has {rows:,} rows, but the manifest says {records:,} records")
+        for found in (metadata.num_rows, sum(group.num_rows for group in groups)):
+            if found != rows:
+                raise ValueError(f"has {found:,} rows, but the manifest says {rows:,} records or parts of records")
         # The ids and labels of the index are in the shard too, where the name of a class takes a byte.
-        self._limit = 16 * shard_bytes + _STRING_BYTES * records + _FILE_BYTES
+        self._limit = 16 * shard_bytes + _STRING_BYTES * rows + _FILE_BYTES
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         self._check_size(
             sum(

@@ -68,6 +68,9 @@ def _find_wrong_names(numbers: Numbers) -> Iterator[str]:
         yield f"splits are {sorted(numbers.splits)}, but the schema says {sorted(numbers.schema.split_names)}"
     places: list[tuple[str, Iterable[str], set[str]]] = [("vocabularies", numbers.vocabularies or (), in_vocabulary)]
     for name, split in numbers.splits.items():
+        counts = [split.parts, *(shard.parts for shard in split.shards)]
+        if not numbers.schema.stores_parts and any(count is not None for count in counts):
+            yield f"splits.{name} counts parts, but the schema has over_length: {numbers.schema.over_length}"
         places.append((f"splits.{name}.missing", split.missing, allows_nulls))
         places.append((f"splits.{name}.unknown", split.unknown, in_vocabulary))
     for place, found, expected in places:
@@ -113,6 +116,10 @@ def _check_sums(numbers: Numbers) -> Iterator[_Check]:
         yield _equal(f"{place}.records", split.records, sum(lengths.values()), "its length_counts")
         steps = sum(length * count for length, count in lengths.items())
         yield _equal(f"{place}.steps", split.steps, steps, "its length_counts")
+        if numbers.schema.stores_parts:
+            parts = sum(numbers.schema.count_parts(length) * count for length, count in lengths.items())
+            yield _equal(f"{place}.parts", split.parts or 0, parts, "its length_counts")
+            yield _equal(f"{place}.parts", split.parts or 0, sum(s.examples for s in split.shards), "its shards")
         if label.name is not None and label.kind in ONE_CLASS:
             labels = sum(split.label_counts.values())
             yield _equal(f"{place}.labels", split.labels, labels, "its label_counts")

@@ -87,6 +87,8 @@ class Shard(Model):
         sha256: SHA-256 of the TFRecord file.
         index_path: Path of the index, inside the dataset.
         index_sha256: SHA-256 of the index.
+        parts: Number of parts of all records, each of which is an Example. None if each record is one Example because
+            the schema stores no parts.
         window: Start of the window that the event times of all records are in, in seconds since 1970. None for a shard
             without a window.
         oldest, newest: The event times of the oldest and the newest record, in microseconds since 1970.
@@ -99,15 +101,25 @@ class Shard(Model):
     sha256: Sha256
     index_path: InsidePath
     index_sha256: Sha256
+    parts: Annotated[Count | None, UNLESS_NONE] = None
     window: Annotated[int | None, UNLESS_NONE] = None
     oldest: Annotated[int | None, UNLESS_NONE] = None
     newest: Annotated[int | None, UNLESS_NONE] = None
+
+    @property
+    def examples(self) -> int:
+        """Number of Examples in the file, and of rows in the index."""
+        return self.records if self.parts is None else self.parts
 
 
 class Split(Model):
     """The shards of one split, and exact counts of their contents."""
 
     records: Count
+    parts: Annotated[Count | None, UNLESS_NONE] = pydantic.Field(
+        None,
+        description="Number of parts of all records, each of which is an Example; None if the schema has no parts.",
+    )
     steps: Count
     labels: Count = pydantic.Field(description="Number of labelled records, or of labelled steps for labels per step.")
     truncated: Count = pydantic.Field(description="Number of records that were shortened to max_length.")

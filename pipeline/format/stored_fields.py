@@ -5,7 +5,7 @@ import math
 
 from pipeline.schema.labels import MULTILABEL, REGRESSION
 from pipeline.schema.record import NO_LABEL
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import NEXT_STEP, Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StoredField:
 
 
 def stored_fields(schema: Schema, *, labelled: bool = True) -> list[StoredField]:
-    """Returns all fields of an Example except the id: features, label (if `labelled`), and length."""
+    """Returns all fields of an Example except the id: features, label and NEXT_STEP (if `labelled`), and length."""
     fields = [
         StoredField(
             name, feature.dtype, tuple(feature.shape), name in schema.steps, "" if feature.dtype == "string" else 0
@@ -45,4 +45,7 @@ def stored_fields(schema: Schema, *, labelled: bool = True) -> list[StoredField]
         shape = (len(label.classes),) if label.kind in ("distribution", *MULTILABEL) else ()
         padding = math.nan if label.kind in REGRESSION else NO_LABEL
         fields.append(StoredField(label.name, "float32" if floats else "int64", shape, label.per_step, padding))
+    if labelled and schema.stores_next_step:
+        feature = schema.steps[str(label.next_of)]
+        fields.append(StoredField(NEXT_STEP, feature.dtype, tuple(feature.shape), per_step=False))
     return [*fields, StoredField("length", "int64", (), per_step=False)]

@@ -106,6 +106,7 @@ def add_splits(schema: Schema, parts: Sequence[Split], unknown: dict[str, int]) 
     labels = add_counts(part.label_counts for part in parts)
     return Split(
         records=sum(part.records for part in parts),
+        parts=sum(shard.examples for part in parts for shard in part.shards) if schema.stores_parts else None,
         steps=sum(part.steps for part in parts),
         labels=sum(part.labels for part in parts),
         truncated=sum(part.truncated for part in parts),

@@ -2,7 +2,7 @@
 
 import collections
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
@@ -39,6 +39,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         "generations": list(manifest.generations),
         "seed": manifest.seed,
         "records": sum(split.records for split in splits.values()),
+        **_parts(splits.values()),
         "steps": sum(split.steps for split in splits.values()),
         "copies": sum(split.copies for split in splits.values()),
         "lengths": length_range(_all_lengths(manifest)),
@@ -55,6 +56,12 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _parts(splits: Iterable[Split]) -> dict[str, int]:
+    """Returns the number of parts of the records under the key "parts", or nothing if the schema stores none."""
+    parts = [split.parts for split in splits if split.parts is not None]
+    return {"parts": sum(parts)} if parts else {}
+
+
 def _summarize_feature(manifest: Manifest, name: str, feature: Feature) -> dict[str, Any]:
     summary = feature.model_dump(mode="json", exclude_none=True, by_alias=True) | _statistics(manifest, name)
     vocabulary = manifest.vocabularies.get(name)
@@ -67,6 +74,7 @@ def _summarize_split(split: Split, schema: Schema) -> dict[str, Any]:
         gaps[gap.kind][gap.feature] = {"count": gap.number, "share": gap.number / max(gap.total, 1)}
     return {
         "records": split.records,
+        **_parts([split]),
         "steps": split.steps,
         "lengths": length_range(split.length_counts),
         "labels": split.labels,
@@ -126,7 +134,7 @@ def print_summary(manifest: Manifest, output: str) -> None:
     truncated = sum(split.truncated for split in manifest.splits.values())
     if truncated:
         print(f"{counted(truncated, 'record')} cut to {counted(manifest.record_schema.max_length or 0, 'step')}")
-    for line in _describe_copies(manifest):
+    for line in [*_describe_parts(manifest), *_describe_copies(manifest)]:
         print(line)
     print(_describe_rejects(manifest, output))
     if len(manifest.generations) >= _MANY_GENERATIONS:
@@ -163,6 +171,15 @@ def _describe_rule(schema: Schema) -> str:
     if isinstance(splits, SplitFromField):
         return f"The field {splits.field} of a record names its split.{moved}"
     return f"The input of its raw file (--train, --validation or --test) names the split of a record.{moved}"
+
+
+def _describe_parts(manifest: Manifest) -> Iterator[str]:
+    """Yields a line if the schema stores long records in parts."""
+    parts = _parts(manifest.splits.values())
+    if parts:
+        limit = counted(manifest.record_schema.max_length or 0, "step")
+        by_split = ", ".join(f"{split.parts:,} in {name}" for name, split in manifest.splits.items() if split.parts)
+        yield f"stored as {counted(parts['parts'], 'part')} of at most {limit}" + (f": {by_split}" if by_split else "")
 
 
 def _describe_copies(manifest: Manifest) -> Iterator[str]:
@@ -202,7 +219,7 @@ def _print_all(console: Console, manifest: Manifest, dataset: str) -> None:
     console.print(_describe_generations(manifest, dataset), soft_wrap=True)
     print_table(console, "Splits", _SPLIT_COLUMNS, _split_rows(manifest.splits))
     console.print(_describe_rule(manifest.record_schema), soft_wrap=True)
-    for line in _describe_copies(manifest):
+    for line in [*_describe_parts(manifest), *_describe_copies(manifest)]:
         console.print(line, soft_wrap=True)
     print_windows(console, manifest)
     print_table(console, "Lengths", ("steps", "records", ""), _length_rows(lengths, console))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.format.models import FeatureStatistics, Split
+from pipeline.format.parts import count_labels
 from pipeline.format.statistics import ColumnSums
 from pipeline.format.sums import SQUARES_UNIT, SUM_UNIT, FeatureSums, format_number, merge_sums
 from pipeline.schema.labels import class_name
-from pipeline.schema.record import ParsedRecord, Values, is_missing, named_classes, num_labels
+from pipeline.schema.record import Values, is_missing, named_classes
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.copies import is_numbered_copy
 
@@ -61,6 +62,8 @@ class RecordCounter:
     def __init__(self, schema: Schema, *, with_sums: bool, count_strings: Callable[[str, list[bytes]], None]) -> None:
         self.schema = schema
         self._lengths: collections.Counter[int] = collections.Counter()
+        # Steps of the last record, of which more parts may follow.
+        self._length = 0
         self._labels = self._copies = 0
         self._classes: collections.Counter[int] = collections.Counter()
         self._missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
@@ -69,24 +72,43 @@ class RecordCounter:
         widths = schema.statistics_widths if with_sums else {}
         self._columns = {name: (width, ColumnSums(width)) for name, width in widths.items()}
 
-    def add(self, example: dict[str, Values], num_steps: int) -> None:
-        """Counts a decoded Example that passed `check_example`."""
-        self._lengths[num_steps] += 1
-        self._copies += is_numbered_copy(bytes(example["id"][0]).decode(), self.schema)
-        self._labels += count_labels(example, num_steps, self.schema)
+    def add(self, example: dict[str, Values], num_steps: int, *, part: int = 0) -> None:
+        """Counts a decoded Example that passed `check_example`.
+
+        Args:
+            part: Number of the part, which follows the parts before it. What the parts of a record repeat is counted in
+                the first one.
+        """
+        if part == 0:
+            self._end_record()
+            self._copies += is_numbered_copy(bytes(example["id"][0]).decode(), self.schema)
+        self._length += num_steps
+        self._labels += count_labels(example, num_steps, self.schema, is_first=part == 0)
         name = self.schema.label.name
-        label = None if name is None else np.asarray(example[name])
-        if label is not None:
-            self._classes.update(named_classes(label, self.schema.label).tolist())
+        if name is not None and self._counts(name, part):
+            self._classes.update(named_classes(np.asarray(example[name]), self.schema.label).tolist())
         for name in self._missing:
-            self._missing[name] += int(is_missing(example[name]).sum())
+            if self._counts(name, part):
+                self._missing[name] += int(is_missing(example[name]).sum())
         for name in self._in_vocabulary:
-            self._count_strings(name, list(example[name]))
+            if self._counts(name, part):
+                self._count_strings(name, list(example[name]))
         for name, (width, column) in self._columns.items():
-            column.add(np.asarray(example[name]).reshape(-1, width))
+            if self._counts(name, part):
+                column.add(np.asarray(example[name]).reshape(-1, width))
+
+    def _counts(self, name: str, part: int) -> bool:
+        """Whether the values of a field are counted in this part."""
+        return part == 0 or self.schema.is_per_step(name)
+
+    def _end_record(self) -> None:
+        if self._length:
+            self._lengths[self._length] += 1
+        self._length = 0
 
     def counts(self) -> Counts:
         """Returns the counts of the records that were added."""
+        self._end_record()
         classes = self.schema.label.classes
         sums = {name: column.sums() for name, (_, column) in self._columns.items()}
         return Counts(
@@ -97,13 +119,6 @@ class RecordCounter:
             sums={name: total for name, total in sums.items() if total is not None},
             copies=self._copies,
         )
-
-
-def count_labels(example: dict[str, Values], num_steps: int, schema: Schema) -> int:
-    """Returns the number of labelled steps of a decoded Example, or 1 if there is one label per record."""
-    name = schema.label.name
-    label = None if name is None else np.asarray(example[name])
-    return num_labels(ParsedRecord("", num_steps, example, label), schema)
 
 
 def compare_split(name: str, found: Counts, split: Split, schema: Schema) -> Iterator[str]:

@@ -8,11 +8,12 @@ import numpy as np
 from pipeline.format.index import EVENT_TIME, KEY
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import TRAIN, Shard
+from pipeline.format.stored_fields import stored_fields
 from pipeline.inspection.verify_log import Sources
 from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
-from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values
-from pipeline.schema.schema import NamedSplits, Schema
+from pipeline.schema.record import MISSING_INTEGER, MISSING_STRING, NO_LABEL, Values, is_missing
+from pipeline.schema.schema import NEXT_STEP, NamedSplits, Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import first_id, split_copy_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, key_number, order_key
@@ -28,7 +29,7 @@ def check_example(example: dict[str, Values], schema: Schema) -> int:
         ValueError: Names the feature, the value found and the value expected.
     """
     label = schema.label
-    names = sorted([*schema.features, *([] if label.name is None else [label.name]), "length", "id"])
+    names = sorted([field.name for field in stored_fields(schema)] + ["id"])
     if sorted(example) != names:
         raise ValueError(f"has the features {sorted(example)}, expected {names}")
     _check_values("length", example["length"], "int64", 1)
@@ -45,6 +46,12 @@ def check_example(example: dict[str, Values], schema: Schema) -> int:
     elif label.kind == "step_multilabel":
         assert label.next_of is not None
         _check_allowed(label.next_of, example[label.next_of], (0, 1), "0 or 1 for a multilabel next_of")
+    if schema.stores_next_step:
+        feature = schema.steps[str(label.next_of)]
+        # Missing in the last part, so that a feature that allows no missing value has one here.
+        if not is_missing(example[NEXT_STEP]).all():
+            _check_feature(NEXT_STEP, example[NEXT_STEP], feature, feature.width)
+        _check_values(NEXT_STEP, example[NEXT_STEP], feature.dtype, feature.width)
     return num_steps
 
 

@@ -37,6 +37,7 @@ class Report:
     Attributes:
         faults: At most one fault of each shard and index, because a first fault may cause others.
         records, steps, shards, bytes: Totals of the shards without fault.
+        parts: Parts of these records, each of which is an Example; None if the dataset stores no parts.
         notes: What is not as it should be, but harms nobody.
     """
 
@@ -45,6 +46,7 @@ class Report:
     steps: int = 0
     shards: int = 0
     bytes: int = 0
+    parts: int | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def files(self) -> set[str]:
@@ -52,7 +54,10 @@ class Report:
         return {fault.file for fault in self.faults}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.parts is None:
+            del values["parts"]
+        return values
 
 
 def print_report(report: Report, dataset: str) -> None:
@@ -62,7 +67,9 @@ def print_report(report: Report, dataset: str) -> None:
     for fault in report.faults:
         place = "" if fault.offset is None else f", offset {fault.offset}"
         print(f"{join(dataset, fault.file)}{place}: {fault.message}", file=sys.stderr)
-    counts = (report.records, "record"), (report.steps, "step"), (report.shards, "shard"), (report.bytes, "byte")
+    counts = [(report.records, "record"), (report.steps, "step"), (report.shards, "shard"), (report.bytes, "byte")]
+    if report.parts is not None:
+        counts.insert(1, (report.parts, "part"))
     checked = ", ".join(counted(number, noun) for number, noun in counts)
     if report.faults:
         print(

@@ -11,8 +11,10 @@ from pipeline.files import join, open_read, size
 from pipeline.format.examples import decode_example
 from pipeline.format.index import NUM_LABELS, index_label, index_schema, read_index
 from pipeline.format.models import Shard
+from pipeline.format.parts import count_labels
 from pipeline.format.tfrecord import MAX_DATA_BYTES, walk
-from pipeline.inspection.verify_counts import RecordCounter, count_labels
+from pipeline.inspection.verify_counts import RecordCounter
+from pipeline.inspection.verify_parts import PartCheck
 from pipeline.inspection.verify_records import KeyCheck, OriginCheck, TimeCheck, check_example
 from pipeline.inspection.verify_report import (
     FaultError,
@@ -54,6 +56,8 @@ def verify_shard(
         complete = index is not None
     if complete:
         report.records += shard.records
+        if shard.parts is not None:
+            report.parts = (report.parts or 0) + shard.parts
         report.steps += shard.steps
         report.shards += 1
         report.bytes += shard.bytes
@@ -87,7 +91,8 @@ def _check_shard(
     """Reads a shard once and compares each record with its row of the index. Raises a FaultError at the first fault."""
     check_exists(path)
     rows = None if index is None else _iterate_rows(index)
-    records = steps = end = 0
+    parts = PartCheck(counter.schema)
+    examples = steps = end = 0
     with open_read(path) as file:
         hashing = HashingReader(file)
         for record in walk(hashing, num_bytes=size(path), max_data_bytes=_largest_record(shard, index)):
@@ -95,27 +100,36 @@ def _check_shard(
             try:
                 example = decode_example(record.data)
                 num_steps = check_example(example, counter.schema)
+                part = parts.add(example, num_steps)
                 if rows is not None:
                     found = _expected_row(example, counter.schema, record.offset, len(record.data), num_steps)
+                    found["part"] = part
                     if shard.window is not None:
-                        found[NUM_LABELS] = count_labels(example, num_steps, counter.schema)
+                        found[NUM_LABELS] = count_labels(example, num_steps, counter.schema, is_first=part == 0)
                     row = next(rows, None)
                     if row is None:
                         raise ValueError(f"the index has no row for this record, with the id {found['id']!r}")
                     _compare_rows(found, row)
-                    origins.check(row)
-                    keys.check(row)
-                    times.check(row)
+                    parts.check_row(row)
+                    if part == 0:
+                        origins.check(row)
+                        keys.check(row)
+                        times.check(row)
             except ValueError as error:
                 raise FaultError(record.offset, str(error)) from None
-            counter.add(example, num_steps)
-            progress.add_records(1)
+            counter.add(example, num_steps, part=part)
+            progress.add_records(part == 0)
             progress.add_bytes(end - record.offset)
-            records, steps = records + 1, steps + num_steps
-    if records != shard.records:
-        raise FaultError(
-            end, f"the file ends after {counted(records, 'record')}, but the manifest says {shard.records:,}"
-        )
+            examples, steps = examples + 1, steps + num_steps
+    try:
+        parts.finish()
+    except ValueError as error:
+        raise FaultError(end, str(error)) from None
+    for found_number, expected, what in ((parts.records, shard.records, "record"), (examples, shard.examples, "part")):
+        if found_number != expected:
+            raise FaultError(
+                end, f"the file ends after {counted(found_number, what)}, but the manifest says {expected:,}"
+            )
     if end != shard.bytes:
         raise FaultError(end, f"the file ends here, but the manifest says that it has {shard.bytes:,} bytes")
     if steps != shard.steps:
@@ -151,8 +165,6 @@ def _expected_row(example: dict[str, Values], schema: Schema, offset: int, num_b
         "num_steps": num_steps,
         "id": record_id,
         "label": index_label(label, schema.label),
-        "part": 0,
-        "num_parts": 1,
     }
 
 

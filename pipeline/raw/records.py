@@ -123,7 +123,7 @@ def _parse_fields(
         parsed.context[name] = parse_context(value, field, feature, nan_is_missing=nan_is_missing)
     if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
         _check_zeros_and_ones(features[schema.label.next_of], fields[schema.label.next_of])
-    if schema.max_length is not None and num_steps > schema.max_length:
+    if schema.max_length is not None and num_steps > schema.max_length and not schema.stores_parts:
         _truncate(parsed, schema)
     if labelled and schema.group is not None:
         parsed.group = _parse_group(record, schema.group)

@@ -18,7 +18,8 @@ def find_difference(new: Schema, old: Schema, *, may_widen: bool) -> str | None:
             the same bytes, split and order in both. These keys may differ then, and no others:
 
             - `max_length` may be larger or absent, and `over_length` may be any, if the old schema rejects longer
-              records. (If it truncates them, a stored record may have lost steps.)
+              records. (If it truncates them, a stored record may have lost steps. If it stores parts, their size must
+              stay the same. With `next_of`, an Example of a schema that stores parts has one more field.)
             - `missing` may change from `reject` to `fill` or `indicator`.
             - `nan_is_missing` may change to true.
             - `num_values` of an int64 feature may be larger. (Strings are hashed into it when they are read.)
@@ -79,6 +80,8 @@ def _undo_widening(mine: dict[str, Any], theirs: dict[str, Any], new: Schema, ol
 
 def _accepts_longer(new: Schema, old: Schema) -> bool:
     if old.max_length is None or old.over_length != "reject":
+        return False
+    if new.stores_next_step:
         return False
     return new.max_length is None or new.max_length >= old.max_length
 

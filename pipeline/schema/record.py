@@ -5,8 +5,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pipeline.schema.features import Feature
 from pipeline.schema.labels import MULTILABEL, ONE_CLASS, Label
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import NEXT_STEP, Schema
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -58,12 +59,23 @@ def num_labels(record: ParsedRecord, schema: Schema) -> int:
     label = record.label
     if schema.label.next_of is not None:
         missing = is_missing(record.features[schema.label.next_of]).reshape(record.num_steps, -1)
-        return int((~missing[1:].any(axis=1)).sum())
+        following = record.features.get(NEXT_STEP)  # of a part
+        in_next_part = following is not None and not is_missing(following).any()
+        return int((~missing[1:].any(axis=1)).sum()) + in_next_part
     if not schema.label.per_step:
         return 1
     assert label is not None
     rows = label.reshape(record.num_steps, -1)[:, 0]
     return int((np.isfinite(rows) if rows.dtype.kind == "f" else rows != NO_LABEL).sum())
+
+
+def missing_values(feature: Feature) -> Values:
+    """Returns the stored values of one step (or record) that is missing: dtype[width], or a list of width strings."""
+    if feature.dtype == "string":
+        return [MISSING_STRING] * feature.width
+    if feature.dtype == "float32":
+        return np.full(feature.width, np.nan, np.float32)
+    return np.full(feature.width, MISSING_INTEGER, np.int64)
 
 
 def is_missing(values: Values) -> Array:

@@ -12,10 +12,15 @@ import pydantic
 from pipeline.errors import show
 from pipeline.schema.features import Feature, PositiveInt
 from pipeline.schema.labels import REGRESSION, Label, resolve_next_of
-from pipeline.yaml_document import PLANNED, Document, error_with_path, parse_yaml, validate
+from pipeline.yaml_document import Document, error_with_path, parse_yaml, validate
 
 # Names of the fields that every example has besides its features.
 RESERVED_NAMES = ("length", "id")
+# The value of `over_length` that stores a long record as several Examples, its parts.
+PARTS = "parts"
+# The field of an Example with the value that the `next_of` feature has at the first step of the next part. No field of
+# a schema that stores parts may have this name.
+NEXT_STEP = "next_step"
 # Values that the field of `splits: {from: field}` may have, and the names of inputs. The trainer reads splits by these
 # names.
 VALIDATION = "validation"
@@ -87,9 +92,10 @@ class Schema(Document):
         "May also be given in splits.",
     )
     max_length: PositiveInt | None = pydantic.Field(None, description="Maximum number of steps.")
-    over_length: Literal["reject", "truncate_head", "truncate_tail"] = pydantic.Field(
+    over_length: Literal["reject", "truncate_head", "truncate_tail", "parts"] = pydantic.Field(
         "reject",
-        description="A record longer than max_length is rejected, or loses its first (head) or last (tail) steps.",
+        description="A record longer than max_length is rejected, or loses its first (head) or last (tail) steps, or "
+        "is stored in parts of max_length steps, which batching stateful reads one after the other.",
     )
     nan_is_missing: pydantic.StrictBool | None = pydantic.Field(
         None,
@@ -142,13 +148,6 @@ class Schema(Document):
                     raise ValueError(f"{name}: expected a share between 0 and 1, not {share!r}")
         return splits
 
-    @pydantic.field_validator("over_length", mode="before")
-    @classmethod
-    def _refuse_planned(cls, over_length: Any) -> Any:
-        if over_length == "chunk":
-            raise ValueError(PLANNED)
-        return over_length
-
     @pydantic.field_validator("nan_is_missing", mode="after")
     @classmethod
     def _omit_default(cls, nan_is_missing: bool | None) -> bool | None:
@@ -163,6 +162,8 @@ class Schema(Document):
                 "nan_is_missing: true: has no effect, because no float32 feature allows missing values; give one of "
                 "them missing: fill or missing: indicator, or remove nan_is_missing"
             )
+        if self.stores_parts and self.max_length is None:
+            raise ValueError("over_length: parts: needs max_length, the number of steps of a part; add it")
         self._check_names()
         self._check_splits()
         return self
@@ -183,6 +184,10 @@ class Schema(Document):
         shared = self.steps.keys() & self.context.keys()
         if shared:
             raise ValueError(f"context.{min(shared)}: is also a step feature; expected a unique name")
+        if self.stores_next_step and NEXT_STEP in self.features:
+            raise ValueError(
+                f"{NEXT_STEP}: this name is reserved with over_length: parts and next_of; expected another"
+            )
         if self.label.name in RESERVED_NAMES:
             raise ValueError(f"label.name: {self.label.name!r} is reserved; expected any other name")
         for part, features in (("step", self.steps), ("context", self.context)):
@@ -263,6 +268,20 @@ class Schema(Document):
         uses = collections.Counter([*self.raw_fields.values(), self.id, self.group, split, label])
         fields = ((self.raw_fields[name], feature) for name, feature in self.steps.items())
         return {field: feature for field, feature in fields if uses[field] == 1}
+
+    @property
+    def stores_parts(self) -> bool:
+        """Whether a record that is longer than `max_length` is stored as several Examples, its parts."""
+        return self.over_length == PARTS
+
+    @property
+    def stores_next_step(self) -> bool:
+        """Whether an Example has the field NEXT_STEP: the label of the last step of a part."""
+        return self.stores_parts and self.label.next_of is not None
+
+    def count_parts(self, num_steps: int) -> int:
+        """Returns the number of Examples of a record."""
+        return -(-num_steps // (self.max_length or 1)) if self.stores_parts else 1
 
     @property
     def checks_groups(self) -> bool:

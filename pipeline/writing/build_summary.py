@@ -63,6 +63,7 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary]) -> Split:
     labels = add_counts(s.label_counts for s in shards)
     return Split(
         records=records,
+        parts=sum(s.shard.examples for s in shards) if schema.stores_parts else None,
         steps=sum(s.shard.steps for s in shards),
         labels=sum(s.labels for s in shards),
         truncated=sum(s.truncated for s in shards),

@@ -77,7 +77,7 @@ def merge_shards(
             continue
         paths = shard_paths(generation, split, number, num_shards=num_shards, window=window)
         shard = _write_shard(output, *paths, slices, seed=seed, empty=empty, copies=copies)
-        yield shard.model_copy(update={"window": window})
+        yield shard.model_copy(update={"window": window} | ({} if schema.stores_parts else {"parts": None}))
 
 
 def _read_slice(output: str, shard: Shard, first: int, end: int) -> _Slice:
@@ -134,7 +134,8 @@ def _write_shard(
         file.write(index)
     return Shard(
         path=path,
-        records=len(rows),
+        records=int((rows["part"].to_numpy() == 0).sum()),
+        parts=len(rows),
         steps=int(rows["num_steps"].to_numpy().sum()),
         bytes=int(ends[-1]) if len(rows) else 0,
         sha256=digest.hexdigest(),

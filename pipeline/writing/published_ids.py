@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError, quote
 from pipeline.files import file_sha256, join, open_read
@@ -33,7 +34,7 @@ class PublishedShard(NamedTuple):
         generation, split: Where the shard belongs.
         index_path: Path of its index, with the folder of the dataset.
         index_sha256: SHA-256 of its index.
-        records: Number of records.
+        rows: Number of rows of its index: records, or their parts.
         bytes: Size of its TFRecord file.
         first, end: The key numbers of its records are in [first, end).
         window: Start of its window, in seconds since 1970. None without one.
@@ -43,7 +44,7 @@ class PublishedShard(NamedTuple):
     split: str
     index_path: str
     index_sha256: str
-    records: int
+    rows: int
     bytes: int
     first: int
     end: int
@@ -63,7 +64,7 @@ def list_published(dataset: str, splits: Mapping[str, Split]) -> tuple[Published
             split=name,
             index_path=join(dataset, shard.index_path),
             index_sha256=shard.index_sha256,
-            records=shard.records,
+            rows=shard.examples,
             bytes=shard.bytes,
             first=first,
             end=end,
@@ -273,6 +274,9 @@ def _read_common(shard: PublishedShard, keys: Array, select: SelectIds | None) -
             rows = np.flatnonzero(np.cumsum(edges[0] - edges[1]))
             if len(rows):
                 names = reader.read(number, ["id"])["id"].take(pa.array(rows))
+                # The parts of a record have the same id and follow one another.
+                is_other = np.append(True, pc.not_equal(names[1:], names[:-1]))
+                rows, names = rows[is_other], names.filter(pa.array(is_other))
                 if select is not None:
                     places = select(names)
                     rows, names = rows[places], names.take(pa.array(places))
@@ -282,9 +286,10 @@ def _read_common(shard: PublishedShard, keys: Array, select: SelectIds | None) -
 
 
 def read_keys(shard: PublishedShard) -> Array:
-    """Returns uint64[records], the keys of an index."""
+    """Returns uint64[keys], the keys of an index, each once."""
     with _open_index(shard) as reader:
-        return np.concatenate([_read_group(reader, number) for number in range(reader.num_row_groups)])
+        keys = np.concatenate([_read_group(reader, number) for number in range(reader.num_row_groups)])
+    return keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
 
 
 def _read_group(reader: IndexReader, number: int) -> Array:
@@ -304,7 +309,7 @@ def _open_index(shard: PublishedShard) -> Iterator[IndexReader]:
     try:
         _check_digest(shard.index_path, shard.index_sha256)
         with open_read(shard.index_path) as file:
-            reader = IndexReader(file, records=shard.records, shard_bytes=shard.bytes, columns=[KEY, "id"])
+            reader = IndexReader(file, rows=shard.rows, shard_bytes=shard.bytes, columns=[KEY, "id"])
             if not reader.has_keys:
                 raise ValueError("has no column key, since its dataset has format version 1")
             yield reader

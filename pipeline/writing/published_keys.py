@@ -81,10 +81,10 @@ class PublishedKeys:
 
     def _choose(self, shards: Sequence[PublishedShard]) -> Iterable[PublishedShard]:
         """Returns the shards whose keys are kept in memory."""
-        if len(shards) <= _MAX_SHARDS and sum(shard.records for shard in shards) <= self._max_entries:
+        if len(shards) <= _MAX_SHARDS and sum(shard.rows for shard in shards) <= self._max_entries:
             return shards
-        ordered = sorted(shards, key=lambda shard: (shard.records, shard.index_path))
-        ends = np.cumsum([shard.records for shard in ordered])
+        ordered = sorted(shards, key=lambda shard: (shard.rows, shard.index_path))
+        ends = np.cumsum([shard.rows for shard in ordered])
         return ordered[: min(_MAX_SHARDS, int(np.searchsorted(ends, self._max_entries, side="right")))]
 
 

@@ -15,6 +15,7 @@ from pipeline.format.count_strings import StringCounter
 from pipeline.format.groups import GROUP
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
+from pipeline.format.parts import Part, divide
 from pipeline.format.statistics import ColumnSums
 from pipeline.format.sums import PackedSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
@@ -241,10 +242,11 @@ class _OpenShard:
         self._schema, self._split, self._number, self._window, self._file = schema, split, number, window, file
         self._path, self._index_path, self._statistics = path, index_path, statistics
         self._digest = hashlib.sha256()
-        # The records that are not written yet, a part of a block.
-        self._block: list[bytes] = []
+        # The records that are not written yet, a part of a block, each as one Example.
+        self._block: list[Part] = []
         self.waiting_bytes = 0
-        self._sizes: list[int] = []
+        # int64[examples, 3], the bytes, steps and labels of the Examples that are written, by block.
+        self._sizes = [np.zeros((0, 3), np.int64)]
         self._rows = [_select_index_columns(COLUMNS.empty_table())]
 
     def add(self, rows: pa.Table, examples: list[bytes]) -> None:
@@ -254,21 +256,26 @@ class _OpenShard:
             rows: The columns of _INDEX_COLUMNS.
         """
         self._rows.append(rows)
-        self._sizes += map(len, examples)
-        for example in examples:
-            self._block.append(example)
-            self.waiting_bytes += len(example)
+        counts = (rows[name].to_pylist() for name in ("num_steps", "num_labels"))
+        for record in map(Part._make, zip(examples, *counts, strict=True)):
+            self._block.append(record)
+            self.waiting_bytes += len(record.example)
             if len(self._block) == _BLOCK_RECORDS or self.waiting_bytes >= _BLOCK_BYTES:
                 self.flush()
 
     def flush(self) -> None:
         """Writes the records that `add` holds back until a block is full."""
         if self._block:
-            framed = b"".join(frames(self._block))
+            records, self._block, self.waiting_bytes = self._block, [], 0
+            framed = _frame(records)
+            # Counts and statistics are those of whole records.
+            self._statistics.add(framed, [record.example for record in records])
+            if any(self._schema.count_parts(record.num_steps) > 1 for record in records):
+                records = [part for record in records for part in divide(record, self._schema)]
+                framed = _frame(records)
+            self._sizes.append(np.array([(len(part.example), *part[1:]) for part in records], np.int64))
             self._digest.update(framed)
             self._file.write(framed)
-            self._statistics.add(framed, self._block)
-            self._block, self.waiting_bytes = [], 0
 
     def finish(self, output: str, strings: dict[str, str], groups: str | None) -> ShardSummary:
         """Writes the index, after the TFRecord file was closed.
@@ -276,37 +283,41 @@ class _OpenShard:
         Args:
             strings, groups: The attributes of ShardSummary.
         """
-        statistics, rows, sizes = self._statistics, pa.concat_tables(self._rows), self._sizes
+        statistics, rows = self._statistics, pa.concat_tables(self._rows)
+        num_bytes, part_steps, part_labels = np.concatenate(self._sizes).T
         has_window = self._window is not None
+        num_steps = rows["num_steps"].to_numpy()
+        num_parts = np.array([self._schema.count_parts(steps) for steps in num_steps.tolist()], np.int32)
         index = serialize_index(
             build_index(
                 self._schema.label,
-                num_bytes=sizes,
-                num_steps=rows["num_steps"],
+                num_bytes=num_bytes,
+                num_steps=part_steps,
                 ids=rows["id"],
                 labels=statistics.labels,
                 groups=rows["group"],
                 sources=rows["path"],
                 keys=rows["key"],
                 event_times=rows["event_time"] if has_window else None,
-                num_labels=rows["num_labels"] if has_window else None,
+                num_labels=part_labels if has_window else None,
+                num_parts=num_parts,
             )
         )
         with replace(join(output, self._index_path)) as file:
             file.write(index)
-        num_steps = rows["num_steps"].to_numpy()
         lengths, counts = np.unique(num_steps, return_counts=True)
         return ShardSummary(
             split=self._split,
             number=self._number,
             shard=Shard(
                 path=self._path,
-                records=len(sizes),
+                records=len(rows),
                 steps=int(num_steps.sum()),
-                bytes=sum(sizes) + FRAME_BYTES * len(sizes),
+                bytes=int(num_bytes.sum()) + FRAME_BYTES * len(num_bytes),
                 sha256=self._digest.hexdigest(),
                 index_path=self._index_path,
                 index_sha256=hashlib.sha256(index).hexdigest(),
+                parts=len(num_bytes) if self._schema.stores_parts else None,
                 window=self._window,
                 oldest=pc.min(rows["event_time"]).as_py() if has_window else None,
                 newest=pc.max(rows["event_time"]).as_py() if has_window else None,
@@ -321,6 +332,11 @@ class _OpenShard:
             copies=count_copies(rows["id"]) if numbers_copies(self._schema) else 0,
             groups=groups,
         )
+
+
+def _frame(records: Iterable[Part]) -> bytes:
+    """Returns the frames of records, joined."""
+    return b"".join(frames([record.example for record in records]))
 
 
 def _select_index_columns(rows: pa.Table) -> pa.Table:

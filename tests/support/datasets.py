@@ -129,12 +129,16 @@ def every_feature_records(lengths: Sequence[int], *, split: str, kind: str, seed
 
 
 @functools.cache
-def of_every_feature(kind: str) -> Made:
-    """Returns a dataset as `of_kind` does, but with the features of EVERY_FEATURE."""
+def of_every_feature(kind: str, more: str = "") -> Made:
+    """Returns a dataset as `of_kind` does, but with the features of EVERY_FEATURE.
+
+    Args:
+        more: Further lines of the schema.
+    """
     random, records = np.random.default_rng(6), []
     for split, count in (("train", 40), ("validation", 20), ("test", 30)):
         records += every_feature_records(random.integers(1, 13, count).tolist(), split=split, kind=kind)
-    schema = f"id: id{EVERY_FEATURE}label: {(LABELS | NEXT_LABELS)[kind]}\nsplits: {{from: split}}\n"
+    schema = f"id: id{EVERY_FEATURE}label: {(LABELS | NEXT_LABELS)[kind]}\nsplits: {{from: split}}\n{more}"
     return make(new_folder(), records, schema)
 
 

@@ -284,7 +284,8 @@ def make_model(options: dict[str, Any], backprop_chunks: int | None = None) -> t
     def make_update() -> Any:
         optimizer = make_optimizer(config)
         optimizer.build(model.trainable_variables)
-        values = {"kind": "class", "element_spec": spec, "by_epoch": False, "replicas": find_replicas("one")}
+        values: dict[str, Any] = {"kind": "class", "element_spec": spec, "by_epoch": False}
+        values["replicas"] = find_replicas("one")
         if backprop_chunks is None:
             return Update(model, optimizer, **values)
         return StatefulUpdate(model, optimizer, schema=schema, backprop_chunks=backprop_chunks, **values)

@@ -48,6 +48,7 @@ STATEFUL_VALUES = {
     "backprop_chunks": ("3", 3),
     "label_every_chunk": ("", True),
     "reset_state": ("chunk", "chunk"),
+    "parts": ("independent", "independent"),
 }
 
 

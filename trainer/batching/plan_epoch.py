@@ -5,8 +5,9 @@ from typing import Any, Literal
 from trainer.batching.bucket import check_pad_arguments, make_bucket_plan
 from trainer.batching.plan import Plan
 from trainer.batching.window import make_window_plan
-from trainer.config import Batching
+from trainer.config import Batching, Parts
 from trainer.data.dataset import Dataset
+from trainer.data.parts import check_whole, choose_parts
 from trainer.data.select_windows import Windows, select_windows
 
 
@@ -24,6 +25,7 @@ def plan_epoch(
     epoch: int = 0,
     num_readers: int = 1,
     windows: Windows | None = None,
+    parts: Parts = "whole",
 ) -> Plan:
     """Returns the plan of an epoch: the number and the shapes of the batches that `batches` yields.
 
@@ -41,10 +43,12 @@ def plan_epoch(
         the split; with `windows`, in its selected shards.
 
     Raises:
-        UserError: The split does not exist, its indexes are not those that the manifest lists, or no window is
-            selected.
+        UserError: The split does not exist, its indexes are not those that the manifest lists, no window is selected,
+            or a record is stored in parts and `parts` is not `independent`.
         ValueError: An argument is wrong. The message has its name, its value and what was expected.
     """
+    dataset = choose_parts(dataset, parts)
+    check_whole(dataset, split, batching)
     if windows is not None:
         dataset = select_windows(dataset, split, windows)
     limits: dict[str, Any] = {"batch_steps": batch_steps, "batch_size": batch_size, "pad_to_multiple": pad_to_multiple}

@@ -11,7 +11,7 @@ random order. The plan needs only the lengths, so it knows the whole epoch befor
 
 import dataclasses
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from pipeline.schema.record import Array
 from trainer.batching.cut import Ints, check_limits
 from trainer.batching.plan import Plan
 from trainer.batching.random_bits import random_bits
-from trainer.batching.window import ShardLengths
 from trainer.config import STATEFUL, TrainConfig
 
 DEFAULT_CHUNK_STEPS, DEFAULT_LANES = 100, 64
@@ -178,7 +177,7 @@ def _fill(chunks: Chunks, rows: int) -> Chunks:
 
 
 def make_stateful_plan(
-    shards: Sequence[ShardLengths],
+    lengths: Array,
     *,
     chunk_steps: int | None = None,
     lanes: int | None = None,
@@ -189,7 +188,7 @@ def make_stateful_plan(
     """Returns the plan of an epoch. The same arguments give the same plan.
 
     Args:
-        shards: The shards of the split, in the order of the manifest.
+        lengths: int[records], steps of each record, in the order of the split.
         chunk_steps: Largest number of steps of a chunk. Default: 100.
         lanes: Number of rows of a batch, over all readers. Default: 64. There are no more lanes than records.
         num_readers: Number of readers that share the lanes.
@@ -200,7 +199,7 @@ def make_stateful_plan(
     """
     check_limits(chunk_steps=chunk_steps, lanes=lanes, num_readers=num_readers)
     chunk_steps, lanes = chunk_steps or DEFAULT_CHUNK_STEPS, lanes or DEFAULT_LANES
-    lengths = np.concatenate([np.zeros(0, np.int64), *(shard.num_steps for shard in shards)]).astype(np.int64)
+    lengths = lengths.astype(np.int64)
     lanes = min(lanes, len(lengths))
     chunks = _chunks_of(lengths, chunk_steps)
     lane = _assign(chunks, lanes, random_bits(len(lengths), seed, epoch, _TIES))

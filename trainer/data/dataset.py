@@ -14,9 +14,18 @@ from pipeline.format.history import view_of
 from pipeline.format.manifest import FILE_NAME, MAX_BYTES, Manifest
 from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
+from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_file
-from trainer.data.shard_index import ShardIndex, check_headers, check_size, forget_shards, read_shard_index, read_table
+from trainer.data.shard_index import (
+    ShardIndex,
+    check_headers,
+    check_size,
+    forget_shards,
+    join_parts,
+    read_shard_index,
+    read_table,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +68,16 @@ class Dataset:
     def index(self, name: str) -> pa.Table:
         """Returns the indexes of the shards of a split as one table, with one row per record in the split's order.
 
-        The columns of shards with a window (`event_time`, `num_labels`) are null in the rows of those without.
+        The columns of shards with a window (`event_time`, `num_labels`) are null in the rows of those without. The row
+        of a record in parts has the sums of their `num_bytes`, `num_steps` and `num_labels`.
 
         Raises:
             UserError: An index is missing, or is not the one that the manifest lists.
         """
-        tables = [read_table(self.path, shard) for shard in self.split(name).shards]
+        tables = [
+            read_table(self.path, shard) if shard.parts is None else join_parts(read_table(self.path, shard))
+            for shard in self.split(name).shards
+        ]
         return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
     def indexes(self, name: str) -> list[ShardIndex]:
@@ -75,6 +88,14 @@ class Dataset:
         """
         counts = self.split(name).length_counts
         return list(_read_indexes(self.path, tuple(self._filled_shards(name)), tuple(sorted(counts.items()))))
+
+    def lengths(self, name: str) -> Array:
+        """Returns the steps of each record of a split: int64[records].
+
+        Raises:
+            UserError: An index is missing, or is not the one that the manifest lists.
+        """
+        return np.concatenate([np.zeros(0, np.int64), *(index.lengths for index in self.indexes(name))])
 
     def size_checked_indexes(self, name: str) -> list[ShardIndex]:
         """Returns `indexes`, after a check that each shard's file exists and has its size.
@@ -158,7 +179,7 @@ def _read_indexes(
     """Returns the indexes of shards, after a check that their lengths are those that the manifest counts."""
     found = tuple(read_shard_index(folder, shard) for shard in shards)
     lengths, counts = np.unique(
-        np.concatenate([np.zeros(0, np.int32), *(index.num_steps for index in found)]), return_counts=True
+        np.concatenate([np.zeros(0, np.int32), *(index.lengths for index in found)]), return_counts=True
     )
     if tuple(zip(lengths.tolist(), counts.tolist(), strict=True)) != length_counts:
         raise damage_error(folder, "the lengths in the indexes are not those that the manifest counts")

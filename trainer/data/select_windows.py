@@ -155,6 +155,7 @@ def _count(dataset: Dataset, shards: Iterable[Shard]) -> Split:
     parts = [count_shard(dataset.path, shard, per_step=dataset.schema.label.per_step) for shard in shards]
     return Split(
         records=sum(shard.records for shard in shards),
+        parts=sum(shard.examples for shard in shards) if any(shard.parts is not None for shard in shards) else None,
         steps=sum(shard.steps for shard in shards),
         labels=sum(labels for labels, _ in parts),
         truncated=0,

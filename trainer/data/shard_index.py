@@ -21,31 +21,45 @@ _BLOCK_RECORDS = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """The sizes of the records of a shard, in its order.
+    """The sizes of the Examples of a shard, in its order. Each is a record, or a part of a long one.
 
     Attributes:
         path: The shard's file.
-        num_bytes: int64[records], bytes of each serialized record.
-        num_steps: int32[records], steps of each record.
+        num_bytes: int64[examples], bytes of each Example.
+        num_steps: int32[examples], steps of each Example.
+        first: int64[records], the position of the first part of each record. None if each Example is a record.
     """
 
     path: str
     num_bytes: Array
     num_steps: Array
+    first: Array | None = None
+
+    @functools.cached_property
+    def lengths(self) -> Array:
+        """int[records]: steps of each record."""
+        return self.num_steps if self.first is None else np.add.reduceat(self.num_steps, self.first, dtype=np.int64)
+
+    def examples_of(self, record: int) -> range:
+        """Returns the positions of the Examples of a record."""
+        if self.first is None:
+            return range(record, record + 1)
+        ends = (*self.first[record + 1 : record + 2].tolist(), len(self.num_steps))
+        return range(int(self.first[record]), ends[0])
 
     @functools.cached_property
     def offset(self) -> Array:
-        """int64[records + 1]: where the frame of each record begins, and where the file ends."""
+        """int64[examples + 1]: where the frame of each Example begins, and where the file ends."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.num_bytes + FRAME_BYTES)])
 
     def read(self, records: Array) -> tuple[bytes, Array, Array]:
-        """Reads records and checks their frames.
+        """Reads Examples and checks their frames.
 
         Args:
-            records: int64[records], positions in the shard, ascending.
+            records: int64[examples], positions in the shard, ascending.
 
         Returns:
-            Bytes, and where the payload of each record begins and ends in them: int64[records] each.
+            Bytes, and where the payload of each Example begins and ends in them: int64[examples] each.
 
         Raises:
             UserError: The records cannot be read, or are not those that were written.
@@ -87,6 +101,18 @@ def read_table(folder: str, shard: Shard, columns: list[str] | None = None) -> p
         raise damage_error(folder, f"{shard.index_path} {error}") from None
 
 
+def join_parts(rows: pa.Table) -> pa.Table:
+    """Returns the rows of an index with one row for each record: that of its first part, with the sums of all parts."""
+    first = np.flatnonzero(rows["part"].to_numpy() == 0)
+    records = rows.take(pa.array(first))
+    for name in ("num_bytes", "num_steps", NUM_LABELS):
+        place = rows.schema.get_field_index(name)
+        if place >= 0 and len(first):
+            sums = np.add.reduceat(rows[name].to_numpy(), first, dtype=np.int64)
+            records = records.set_column(place, pa.field(name, pa.int64()), pa.array(sums))
+    return records
+
+
 # The index of a shard is read once per process. If the file changes later, the checksums of the records show it.
 @functools.lru_cache(maxsize=1 << 16)
 def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
@@ -95,14 +121,22 @@ def read_shard_index(folder: str, shard: Shard) -> ShardIndex:
     Raises:
         UserError: The index is missing, or is not the one that the manifest lists.
     """
-    table = read_table(folder, shard, ["offset", "num_bytes", "num_steps"])
-    offset, num_bytes, num_steps = (np.array(table[name]) for name in ("offset", "num_bytes", "num_steps"))
+    names = ["offset", "num_bytes", "num_steps"]
+    table = read_table(folder, shard, names if shard.parts is None else [*names, "part"])
+    offset, num_bytes, num_steps = (np.array(table[name]) for name in names)
+    first = None if shard.parts is None else np.flatnonzero(table["part"].to_numpy() == 0)
     # Arrow would keep ten times the memory of these columns.
     del table
     pa.default_memory_pool().release_unused()
-    index = ShardIndex(f"{folder}/{shard.path}", num_bytes, num_steps)
-    adjacent = len(offset) == shard.records and (offset == index.offset[:-1]).all()
-    if not adjacent or index.offset[-1] != shard.bytes or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0:
+    index = ShardIndex(f"{folder}/{shard.path}", num_bytes, num_steps, first)
+    adjacent = len(offset) == shard.examples and (offset == index.offset[:-1]).all()
+    complete = first is None or (len(first) == shard.records and first[:1].sum() == 0)
+    if (
+        not adjacent
+        or not complete
+        or index.offset[-1] != shard.bytes
+        or min(index.num_steps.min() - 1, index.num_bytes.min()) < 0
+    ):
         raise damage_error(folder, f"{shard.index_path} does not match the manifest's entry of {shard.path}")
     return index
 
@@ -118,7 +152,7 @@ def count_shard(folder: str, shard: Shard, *, per_step: bool) -> tuple[int, dict
     Raises:
         UserError: The index is missing, or is not the one that the manifest lists.
     """
-    lengths, counts = np.unique(read_shard_index(folder, shard).num_steps, return_counts=True)
+    lengths, counts = np.unique(read_shard_index(folder, shard).lengths, return_counts=True)
     labels = shard.records
     if per_step:
         labels = int(read_table(folder, shard, [NUM_LABELS])[NUM_LABELS].to_numpy().sum())
@@ -142,8 +176,8 @@ def check_headers(folder: str, shard: Shard) -> None:
     """Raises a UserError if the header of a record has another length than the index."""
     index = read_shard_index(folder, shard)
     with open_file(index.path) as file:
-        for start in range(0, shard.records, _BLOCK_RECORDS):
-            offsets = index.offset[start : min(start + _BLOCK_RECORDS, shard.records)]
+        for start in range(0, shard.examples, _BLOCK_RECORDS):
+            offsets = index.offset[start : min(start + _BLOCK_RECORDS, shard.examples)]
             claimed = np.frombuffer(b"".join(_headers(file, offsets)), "<u8")
             wrong = np.flatnonzero(claimed != index.num_bytes[start : start + _BLOCK_RECORDS].astype(np.uint64))
             if len(wrong):

@@ -14,7 +14,9 @@ from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, check_limits
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.stateful import chunk_options, make_stateful_plan
+from trainer.config import Parts
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.parts import choose_parts
 from trainer.data.target import Vocabularies, make_target
 from trainer.devices.tensorflow_errors import explain_out_of_memory
 from trainer.devices.tensorflow_setup import allow_tf32
@@ -137,7 +139,7 @@ class Evaluator:
         assert self._chunk_steps is not None
         dataset = self._dataset
         lanes = max(1, DEFAULT_BATCH_STEPS // self._chunk_steps)
-        plan = make_stateful_plan(dataset.indexes(split), chunk_steps=self._chunk_steps, lanes=lanes)
+        plan = make_stateful_plan(dataset.lengths(split), chunk_steps=self._chunk_steps, lanes=lanes)
         reader = ChunkReader(dataset, split, vocabularies=self._vocabularies)
         state = [tf.zeros((plan.lanes, width)) for width in find_stack(self._model).state_widths]
         for batch in reader.batches(plan):
@@ -177,6 +179,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str | None = None,
     chunk_steps: int | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on a split, writes RUN/evaluation-<split>.json and returns its contents.
 
@@ -199,6 +202,7 @@ def evaluate(
         chunk_steps: Reads records in chunks of this number of steps and carries the state from chunk to chunk, so that
             memory does not depend on the length of records. The metrics are those of whole records. By default, the
             `chunk_steps` of a run that was trained with batching `stateful`; other runs read whole records.
+        parts: `independent` reads each part of a record as a record of its own. By default, as the run was trained.
 
     Raises:
         UserError: There is no run or no dataset, the split has no record, or the data does not fit the model; or
@@ -206,13 +210,14 @@ def evaluate(
         ValueError: chunk_steps is below 1.
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint, chunk_steps)
+    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint, chunk_steps, parts)
 
 
 def _evaluate(
-    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunk_steps: int | None
+    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunk_steps: int | None, parts: Parts | None
 ) -> dict[str, Any]:
     config, trained_on, own = run.config(), run.manifest(), run.own_statistics()
+    dataset = choose_parts(dataset, parts or config.parts)
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} has no record. Splits with records: {_sizes(dataset)}.")

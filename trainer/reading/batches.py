@@ -9,8 +9,9 @@ from trainer.batching.bucket import BucketPlan
 from trainer.batching.plan import Plan
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.window import WindowPlan
-from trainer.config import Batching
+from trainer.config import Batching, Parts
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.parts import choose_parts
 from trainer.data.select_windows import Windows, select_windows
 from trainer.data.target import Vocabularies
 from trainer.reading.tf_data_reader import bucket_batches
@@ -37,6 +38,7 @@ def batches(
     num_readers: int = 1,
     vocabularies: Vocabularies | None = None,
     windows: Windows | None = None,
+    parts: Parts = "whole",
 ) -> tf.data.Dataset:
     """Returns one epoch of a split as a tf.data.Dataset of (features, label, weight).
 
@@ -81,10 +83,13 @@ def batches(
         windows: Reads only the windows of event time that overlap a range: (start, end), without the end, each as
             seconds since 1970, a datetime, a string in ISO 8601 or None for no limit; or a duration such as "7d" that
             ends with the newest event time of the dataset. A window is read as a whole.
+        parts: For a dataset that stores long records in parts (`over_length: parts`): `independent` reads each part as
+            a record of its own. The label of the last step of a part is still the first step of the next part, if the
+            label is the next value of a feature.
 
     Raises:
-        UserError: The dataset or the split does not exist, a file is not the one that the manifest lists, or no window
-            is selected.
+        UserError: The dataset or the split does not exist, a file is not the one that the manifest lists, no window is
+            selected, or a record is stored in parts and `parts` is not `independent`.
         ValueError: An argument is wrong. The message has its name, its value and what was expected.
     """
     if num_readers < 1:
@@ -92,6 +97,7 @@ def batches(
     if not 0 <= reader_index < num_readers:
         raise ValueError(f"reader_index is {reader_index}, expected 0 to num_readers - 1, which is {num_readers - 1}.")
     dataset = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    dataset = choose_parts(dataset, parts)
     if windows is not None:
         dataset = select_windows(dataset, split, windows)
     plan = plan_epoch(

@@ -1,5 +1,6 @@
 """Reads the chunks of a stateful plan: of each record, the values of the next steps."""
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -7,16 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from pipeline.format.examples import decode_example
 from pipeline.format.stored_fields import StoredField, stored_fields
 from pipeline.schema.record import Array
+from pipeline.schema.schema import NEXT_STEP
 from trainer.batching.stateful import Chunks, StatefulPlan
 from trainer.data.dataset import Dataset
-from trainer.data.labels import label_and_weight, make_label_lookup
+from trainer.data.labels import make_label_lookup, split_label
 from trainer.data.target import Vocabularies
-
-# The stored values of a record by field: [steps, *shape], or [*shape] per record.
-_Record = dict[str, Array]
+from trainer.reading.long_record import LongRecord, Values
 
 
 class ChunkBatch(NamedTuple):
@@ -38,7 +37,7 @@ class ChunkBatch(NamedTuple):
 
 
 class ChunkReader:
-    """Reads the chunks of a split. Memory holds one record for each lane.
+    """Reads the chunks of a split. Memory holds, for each lane, the part that is read of one record.
 
     Args:
         label_every_chunk: Whether the label of a record has a weight in each of its chunks: 1 ÷ their number.
@@ -48,10 +47,14 @@ class ChunkReader:
         self, dataset: Dataset, split: str, *, vocabularies: Vocabularies, label_every_chunk: bool = False
     ) -> None:
         self._schema, self._label_every_chunk = dataset.schema, label_every_chunk
-        self._fields = [field for field in stored_fields(self._schema) if field.name != "length"]
+        self._fields = [field for field in stored_fields(self._schema) if field.name not in ("length", NEXT_STEP)]
+        next_of = self._schema.label.next_of
+        if next_of is not None:
+            (field,) = (field for field in self._fields if field.name == next_of)
+            self._fields.append(dataclasses.replace(field, name=NEXT_STEP, per_step=False))
         self._lookup = make_label_lookup(self._schema, vocabularies)
         self._shards = dataset.size_checked_indexes(split)
-        self._first_row = np.cumsum([0, *(len(shard.num_steps) for shard in self._shards)])
+        self._first_record = np.cumsum([0, *(len(shard.lengths) for shard in self._shards)])
 
     def batches(self, plan: StatefulPlan, *, first_batch: int = 0, reader_index: int = 0) -> Iterator[ChunkBatch]:
         """Yields the chunks of a plan from `first_batch` on. The next ones are read while the caller works.
@@ -67,42 +70,33 @@ class ChunkReader:
                 yield batch
 
     def _read(self, plan: StatefulPlan, first_batch: int, reader_index: int) -> Iterator[ChunkBatch]:
-        records: dict[int, _Record] = {}
+        records: dict[int, LongRecord] = {}
         times = plan.times()
         for number, chunks in enumerate(plan.chunks(first_batch, reader_index), first_batch):
             rows = chunks.record.tolist()
-            records = {row: records[row] if row in records else self._load(row) for row in rows if row >= 0}
+            records = {row: records.get(row) or self._open(row) for row in rows if row >= 0}
+            places = zip(rows, chunks.first.tolist(), chunks.length.tolist(), strict=True)
+            read = [records[row].read(first, length) if row >= 0 else None for row, first, length in places]
             num_chunks = -(-plan.lengths[chunks.record] // plan.chunk_steps)
-            yield self._make_batch(chunks, [records.get(row) for row in rows], int(times[number]), num_chunks)
+            yield self._make_batch(chunks, read, int(times[number]), num_chunks)
 
-    def _load(self, row: int) -> _Record:
-        """Reads a record of the split."""
-        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        shard, place = self._shards[number], row - int(self._first_row[number])
-        data, begin, end = shard.read(np.array([place]))
-        try:
-            values = decode_example(data[begin[0] : end[0]])
-            steps = int(shard.num_steps[place])
-            return {field.name: _shaped(values[field.name], field, steps) for field in self._fields}
-        except (ValueError, KeyError) as error:
-            raise shard.damage_error(f"record {place}: {error}") from None
+    def _open(self, row: int) -> LongRecord:
+        """Returns a record of the split, of which nothing is read yet."""
+        number = int(np.searchsorted(self._first_record, row, side="right")) - 1
+        return LongRecord(self._shards[number], row - int(self._first_record[number]), self._schema)
 
-    def _make_batch(self, chunks: Chunks, records: list[_Record | None], time: int, num_chunks: Array) -> ChunkBatch:
-        schema, next_of = self._schema, self._schema.label.next_of
-        values = {field.name: self._join(field, chunks, records, time) for field in self._fields}
+    def _make_batch(self, chunks: Chunks, read: list[Values | None], time: int, num_chunks: Array) -> ChunkBatch:
+        """Returns the batch of an update.
+
+        Args:
+            read: The values of each row; None for a filler row.
+            time: Number of steps to pad to.
+            num_chunks: int64[rows], chunks of the record of each row.
+        """
+        schema = self._schema
+        values = {field.name: tf.constant(_join(field, read, time)) for field in self._fields}
         length = tf.constant(chunks.length, tf.int32)
-        features = {name: tf.constant(values[name]) for name in schema.features} | {"length": length}
-        if next_of is None:
-            label, weight = label_and_weight(
-                tf.constant(values[str(schema.label.name)]), features, schema, self._lookup
-            )
-        else:
-            # The last label of a chunk is the first step of the next one.
-            (field,) = (field for field in self._fields if field.name == next_of)
-            further = self._join(field, chunks, records, time + 1, extra=1)
-            known = tf.constant(chunks.length + (~chunks.ends & (chunks.record >= 0)), tf.int32)
-            some = {next_of: tf.constant(further), "length": known}
-            label, weight = (value[:, :time] for value in label_and_weight(None, some, schema, self._lookup))
+        features, label, weight = split_label(values, length, schema, self._lookup)
         is_real = chunks.record >= 0
         if schema.label.per_step:
             weight *= tf.cast(tf.sequence_mask(length, time) & is_real[:, None], tf.float32)
@@ -111,33 +105,15 @@ class ChunkReader:
             weight *= tf.constant(share, tf.float32)
         return ChunkBatch(features, label, weight, tf.constant((chunks.first == 0) | ~is_real), chunks)
 
-    def _join(
-        self, field: StoredField, chunks: Chunks, records: list[_Record | None], time: int, extra: int = 0
-    ) -> Array:
-        """Returns the values of a field for all rows; for a step field, those of the chunks and `extra` more steps."""
-        dtype: Any = object if field.dtype == "string" else field.dtype
-        blank: Any = b"" if field.dtype == "string" else field.padding if field.per_step else 0
-        joined = np.full(
-            (len(records), time, *field.shape) if field.per_step else (len(records), *field.shape), blank, dtype
-        )
-        for row, (record, first, length) in enumerate(
-            zip(records, chunks.first.tolist(), chunks.length.tolist(), strict=True)
-        ):
-            if record is None:
-                continue
-            if field.per_step:
-                part = record[field.name][first : first + length + extra]
-                joined[row, : len(part)] = part
-            else:
-                joined[row] = record[field.name][()]  # a value without axes, not an array of one
-        return joined
 
-
-def _shaped(values: Any, field: StoredField, steps: int) -> Array:
-    """Returns the flat values of an Example in the shape of a field."""
-    if field.dtype == "string":
-        flat = np.empty(len(values), object)
-        flat[:] = values
-    else:
-        flat = np.asarray(values)
-    return flat.reshape((steps, *field.shape) if field.per_step else field.shape)
+def _join(field: StoredField, read: list[Values | None], time: int) -> Array:
+    """Returns the values of a field for all rows: [rows, time, *shape], or [rows, *shape] per record."""
+    dtype: Any = object if field.dtype == "string" else field.dtype
+    blank: Any = b"" if field.dtype == "string" else field.padding if field.per_step else 0
+    joined = np.full((len(read), time, *field.shape) if field.per_step else (len(read), *field.shape), blank, dtype)
+    for row, values in enumerate(read):
+        if values is not None and field.per_step:
+            joined[row, : len(values[field.name])] = values[field.name]
+        elif values is not None:
+            joined[row] = values[field.name][()]  # a value without axes, not an array of one
+    return joined

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.schema.schema import Schema
+from pipeline.schema.schema import NEXT_STEP, Schema
 from trainer.batching.bucket import BucketPlan
 from trainer.data.dataset import Dataset
-from trainer.data.examples import Values, parse_examples
+from trainer.data.examples import MISSING, Values, parse_examples
 from trainer.data.labels import make_label_lookup, split_label
 from trainer.data.lookup import LookupFn
 from trainer.data.padding import pad_steps
@@ -83,6 +83,11 @@ def parse_batch(
     if plan.truncate is not None:
         for name in filter(schema.is_per_step, values):
             values[name] = _truncate(values[name], length, longest, plan.truncate)
+        if NEXT_STEP in values and plan.truncate == "tail":
+            # The step that follows is one of those that are cut off, as it is for a complete record.
+            is_cut = tf.reshape(length > longest, [-1] + [1] * (values[NEXT_STEP].shape.rank - 1))
+            missing = tf.constant(MISSING[schema.steps[str(schema.label.next_of)].dtype], values[NEXT_STEP].dtype)
+            values[NEXT_STEP] = tf.where(is_cut, missing, values[NEXT_STEP])
         length = tf.minimum(length, longest)
     return split_label(pad_steps(values, _pad_length(tf.reduce_max(length), plan), schema), length, schema, lookup)
 

@@ -15,6 +15,7 @@ from trainer.batching.stateful import make_stateful_plan
 from trainer.config import STATEFUL, TrainConfig
 from trainer.data.dataset import Dataset
 from trainer.data.newer_commits import PinnedCommit, has_files
+from trainer.data.parts import choose_parts
 from trainer.data.select_windows import describe_selection, select_newest
 from trainer.devices.replicas import Replicas
 from trainer.devices.signals import Preempted, StopSignal
@@ -63,8 +64,9 @@ class EpochSource:
         note: Callable[[str], None],
     ) -> None:
         self._run, self._config, self._replicas, self._stop, self._note = run, config, replicas, stop, note
-        self._whole = Dataset(dataset.path, run.manifest()) if config.follow else dataset
-        self.dataset = self._whole if config.follow else select_newest(dataset, TRAIN, config.newest)
+        self._opened = Dataset(dataset.path, run.manifest()) if config.follow else dataset
+        self._whole = choose_parts(self._opened, config.parts)
+        self.dataset = self._whole if config.follow else select_newest(self._whole, TRAIN, config.newest)
         self._followed = FollowedDataset(dataset.path, run, config, replicas, note) if config.follow else None
         self._planned: tuple[Any, Plan] | None = None
         self._total: tuple[Dataset, float] | None = None
@@ -72,7 +74,7 @@ class EpochSource:
     @property
     def validation(self) -> Dataset:
         """The dataset whose validation split is measured after each epoch."""
-        return self.dataset if self._followed is None else self._run.validation()
+        return self.dataset if self._followed is None else choose_parts(self._run.validation(), self._config.parts)
 
     def start(self, state: State) -> None:
         """With `follow`, opens the commit of the epoch under way; before an epoch, the newest one.
@@ -106,14 +108,15 @@ class EpochSource:
         found = self._followed.next(check_stop)
         if found is None:
             return False
-        if found is not self._whole:
+        if found is not self._opened:
             self._take(found)
             self._planned = None
         return True
 
     def _take(self, dataset: Dataset) -> None:
         """Lets the next epoch read a commit, or its newest windows."""
-        self._whole, self.dataset = dataset, select_newest(dataset, TRAIN, self._config.newest)
+        self._opened, self._whole = dataset, choose_parts(dataset, self._config.parts)
+        self.dataset = select_newest(self._whole, TRAIN, self._config.newest)
 
     def has_epoch(self, state: State) -> bool:
         """Returns whether `epochs` allows an epoch after those that are complete."""
@@ -186,7 +189,7 @@ def plan_next_epoch(dataset: Dataset, config: TrainConfig, state: State) -> Plan
     """
     if config.batching == STATEFUL:
         chunks = config.model_dump(include={"chunk_steps", "lanes", "seed"})
-        return make_stateful_plan(dataset.indexes(TRAIN), epoch=state.epoch + 1, **chunks)
+        return make_stateful_plan(dataset.lengths(TRAIN), epoch=state.epoch + 1, **chunks)
     keys = {"batching", "batch_steps", "batch_size", "pad_to_multiple", "pad_length", "truncate", "seed"}
     limits = config.model_dump(include=keys)
     if state.batch:  # An epoch that has started keeps its limits.

@@ -16,6 +16,7 @@ from pipeline.schema.schema import VALIDATION
 from trainer.config import TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.newer_commits import PinnedCommit
+from trainer.data.parts import choose_parts
 from trainer.data.select_windows import select_newest
 from trainer.data.target import make_target
 from trainer.devices.replicas import TF_CONFIG, Replicas, find_replicas
@@ -94,7 +95,7 @@ def train(
         dataset = _open_on_chief(dataset, run, commit, replicas, config, overwrite=overwrite)
     if config.follow:
         PinnedCommit.of(dataset.manifest, origin=dataset.path)  # raises if the format has no commits
-    selected = select_newest(dataset, TRAIN, config.newest)
+    selected = select_newest(choose_parts(dataset, config.parts), TRAIN, config.newest)
     if not selected.split(TRAIN).labels:
         raise UserError(f"{dataset.path}: the split {TRAIN!r} has no label, so there is nothing to train on.")
     check_config(config, make_target(dataset.schema, dataset.vocabularies()))

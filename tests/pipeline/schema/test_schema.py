@@ -60,7 +60,11 @@ def next_of(text: str, more: str = "") -> str:
         (GOOD + "max_length: 0", "max_length: 0: should be greater than or equal to 1."),
         (GOOD + "max_length: 1_000", 'max_length: "1_000": should be a valid integer.'),
         (GOOD + "format: csv", "format: \"csv\": should be 'jsonl'."),
-        (GOOD + "over_length: cut", "over_length: \"cut\": should be 'reject', 'truncate_head' or 'truncate_tail'."),
+        (
+            GOOD + "over_length: cut",
+            "over_length: \"cut\": should be 'reject', 'truncate_head', 'truncate_tail' or 'parts'.",
+        ),
+        (GOOD + "over_length: parts", "over_length: parts: needs max_length, the number of steps of a part; add it."),
         (GOOD + "id: 3", "id: 3: should be a valid string."),
         ("steps: {}\nlabel: {name: y, kind: regression}", "steps: expected at least one feature."),
         ("label: {name: y, kind: regression}", "steps: this key is missing."),
@@ -270,8 +274,10 @@ def next_of(text: str, more: str = "") -> str:
         (next_of("float32"), 'steps.x: "float32": should be keys and values: {key: value}.'),
         (next_of("{dtype: float32, shape: 3}"), "steps.x.shape: 3: should be a list: [a, b]."),
         (next_of("{dtype: [1]}"), "steps.x.dtype: [1]: should be 'float32', 'int64' or 'string'."),
-        # planned
-        (GOOD + "over_length: chunk", 'over_length: "chunk": is planned, but this version does not have it yet.'),
+        (
+            "steps: {next_step: {dtype: float32}}\nlabel: {next_of: next_step}\nmax_length: 2\nover_length: parts",
+            "next_step: this name is reserved with over_length: parts and next_of; expected another.",
+        ),
     ],
 )
 def test_a_wrong_schema_is_an_error_with_key_value_and_what_was_expected(text, message):

@@ -37,7 +37,7 @@ def test_each_id_of_a_stream_is_kept_once(tmp_path, monkeypatch, read_records, d
         nonlocal left_out
         found = narrow(self, shards, keys)
         left_out += len(shards) - len(found)
-        kept.append((self.num_bytes, 8 * sum(shard.records for shard in shards)))
+        kept.append((self.num_bytes, 8 * sum(shard.rows for shard in shards)))
         return found
 
     monkeypatch.setattr(PublishedKeys, "narrow", watch)

@@ -321,7 +321,7 @@ def other_bytes(path, shard):
 
 
 def other_records(path, shard):
-    return shard._replace(records=4), "has 3 rows, but the manifest says 4 records"
+    return shard._replace(rows=4), "has 3 rows, but the manifest says 4 records"
 
 
 def rewrite(path, shard, table):

@@ -20,7 +20,7 @@ def test_the_command_prints_the_plans_of_plan_epoch(dataset, capsys):
         method: plan_epoch(opened, "train", batching=method, pad_to_multiple=multiple.get(method, 1), **limits)
         for method in BATCHING_METHODS
     }
-    plans["stateful"] = make_stateful_plan(opened.indexes("train"))
+    plans["stateful"] = make_stateful_plan(opened.lengths("train"))
     assert printed == {method: plan.to_dict() for method, plan in plans.items()}
     assert printed["exact"]["useful_share"] == 1.0
     assert printed["window"]["largest_batch"]["steps"] % 4 == printed["bucket"]["largest_batch"]["steps"] % 4 == 0
@@ -32,7 +32,7 @@ def test_the_command_prints_the_plans_of_plan_epoch(dataset, capsys):
     said = "\nA record longer than the budget is a batch of its own: here up to 40 steps.\n"
     assert capsys.readouterr().out.endswith(said)
     assert lengthwise.main(["plan", dataset, "--chunk_steps", "5", "--lanes", "140"]) == 0
-    plan = make_stateful_plan(opened.indexes("train"), chunk_steps=5, lanes=140)
+    plan = make_stateful_plan(opened.lengths("train"), chunk_steps=5, lanes=140)
     assert 0 < plan.bound < 1
     said = (
         f"stateful: {plan.lanes} lanes with chunks of at most 5 steps. Lanes that all read until the last update have"

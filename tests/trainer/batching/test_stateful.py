@@ -1,7 +1,5 @@
 """The plan of `stateful` equals a simulation of lanes, lane by lane and update by update."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,15 +8,8 @@ from hypothesis import strategies as st
 from trainer.batching.stateful import make_stateful_plan
 
 
-@dataclasses.dataclass
-class Shard:
-    num_steps: np.ndarray
-    num_bytes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-
-
 def plan_of(lengths, **options):
-    lengths = np.array(lengths, np.int32)
-    return make_stateful_plan([Shard(lengths[: len(lengths) // 3]), Shard(lengths[len(lengths) // 3 :])], **options)
+    return make_stateful_plan(np.array(lengths, np.int32), **options)
 
 
 def simulate(plan):

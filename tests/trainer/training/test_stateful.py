@@ -105,7 +105,7 @@ def test_with_enough_chunks_back_the_gradient_is_that_of_whole_records(kind):
 @pytest.mark.parametrize("every_chunk", [False, True])
 def test_the_label_of_a_record_has_a_weight_of_one_over_its_chunks(every_chunk):
     dataset = opened("class")
-    plan = make_stateful_plan(dataset.indexes("train"), chunk_steps=4, lanes=6)
+    plan = make_stateful_plan(dataset.lengths("train"), chunk_steps=4, lanes=6)
     reader = ChunkReader(dataset, "train", vocabularies=dataset.vocabularies(), label_every_chunk=every_chunk)
     weights = np.zeros(plan.records)
     for batch in reader.batches(plan):
