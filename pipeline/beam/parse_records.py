@@ -8,9 +8,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from pipeline.raw.content_id import canonical_json
 from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import LineBatch, parse_lines
-from pipeline.raw.records import LIMITS, Limits, canonical_json, parse_line, parse_record
+from pipeline.raw.records import LIMITS, Limits, parse_line, parse_record
 from pipeline.raw.rejects import Origin, RecordError, Reject
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema

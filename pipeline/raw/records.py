@@ -1,15 +1,13 @@
 """Parses one raw record against the schema, or rejects it with a reason."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
 from pipeline.errors import counted, quote, show
-from pipeline.raw.json_arrays import read_object
+from pipeline.raw.content_id import content_id, large_content_id
+from pipeline.raw.json_arrays import find_large_lists, read_object
 from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
@@ -54,10 +52,18 @@ def parse_line(
     if len(line) > limits.record_bytes:
         # The reader truncates such a line, so its full size is unknown.
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the maximum")
-    # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
-    record: Any = read_object(line, schema.array_steps) if schema.id is not None and not isinstance(line, str) else None
+    record: Any = None
+    record_id = None
+    if not isinstance(line, str):
+        steps = schema.array_steps
+        lists = find_large_lists(line, steps)
+        # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
+        if schema.id is not None or lists:
+            record = read_object(line, steps, lists)
+        if schema.id is None and record is not None:
+            record_id = large_content_id(line, lists, steps)
     record = load_json(line) if record is None else record
-    return parse_record(record, schema, labelled=labelled, limits=limits, windows=windows)
+    return _parse(record, record_id, schema, labelled, limits, windows)
 
 
 def parse_record(
@@ -78,9 +84,20 @@ def parse_record(
     Raises:
         RecordError: As for `parse_line`.
     """
+    return _parse(record, None, schema, labelled, limits, windows)
+
+
+def _parse(
+    record: Any,
+    record_id: str | None,
+    schema: Schema,
+    labelled: bool,
+    limits: Limits,
+    windows: EventWindows | None,
+) -> ParsedRecord:
     if not isinstance(record, Mapping):
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
-    record_id = _parse_id(record, schema)
+    record_id = _parse_id(record, schema) if record_id is None else record_id
     try:
         parsed = _parse_fields(record, record_id, schema, labelled, limits)
         if windows is not None:
@@ -142,47 +159,12 @@ def _check_zeros_and_ones(values: Values, name: str) -> None:
 
 def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
     if schema.id is None:
-        return hashlib.sha256(canonical_json(record)).hexdigest()[:32]
+        return content_id(record)
     if schema.id not in record:
         raise RecordError(
             "bad_id", f"{schema.id}: this field is missing; expected a string or an integer of up to 64 bits"
         )
     return _parse_key(record[schema.id], schema.id, "bad_id")
-
-
-def canonical_json(record: Any) -> bytes:
-    """Returns the record as JSON in a form that depends only on its values: sorted keys, no white space.
-
-    Raises:
-        RecordError: `not_json`: the record is nested too deeply.
-    """
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    try:
-        return orjson.dumps(record, option=options, default=_jsonable)
-    except TypeError as error:
-        # Only Python's own encoder writes large integers and lone surrogates. Its depth limit depends on the caller's
-        # stack, and so on the runner, while orjson's limit is constant. So orjson decides about the depth.
-        if "ecursion" in str(error):
-            raise RecordError("not_json", "nested deeper than 254 levels") from None
-    try:
-        return json.dumps(_with_string_keys(record), sort_keys=True, default=_jsonable).encode()
-    except (RecursionError, ValueError):  # ValueError: it contains itself
-        raise RecordError("not_json", "nested too deeply") from None
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    as_json = to_python(value)
-    # `repr` of an array would omit most of its values.
-    return repr(value) if as_json is value else as_json
-
-
-def _with_string_keys(value: Any) -> Any:
-    """Returns `value` with string keys. Python's encoder sorts keys before it converts them; orjson sorts after."""
-    if isinstance(value, Mapping):
-        return {str(key): _with_string_keys(inner) for key, inner in value.items()}
-    return [_with_string_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parse_key(value: Any, name: str, reason: Reason) -> str:
