@@ -7,6 +7,7 @@ Wire format: https://protobuf.dev/programming-guides/encoding; messages: tensorf
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 _SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
 # An array of this size is not copied before it is joined with the rest of the Example.
 _LARGE_BYTES = 2**20
-# Numbers that are encoded at the same time, which takes 80 bytes of memory for each number.
-_MAX_VARINTS = 2**16
+# Numbers that are encoded, and bytes that are decoded, at the same time, which takes 80 bytes of memory for each.
+_MAX_VARINTS, _MAX_SEPTETS = 2**16, 2**18
 
 
 def encode_record(record: ParsedRecord, schema: Schema) -> bytes:
@@ -176,9 +177,17 @@ def _encode_numbers(value: Array) -> tuple[bytes, bytes | memoryview]:
 
 def _decode_value(kind: int, message: memoryview) -> Values:
     if kind == 1:
-        return [bytes(item) for _, item in _fields(message, {1})]
+        return decode_strings(message)
     ((_, packed),) = _fields(message, {1})
     return np.frombuffer(packed, "<f4") if kind == 2 else decode_varints(packed)
+
+
+def decode_strings(data: bytes | memoryview) -> list[bytes]:
+    """Returns the strings of a list. Raises a ValueError if the bytes are not such a list."""
+    try:
+        return [bytes(item) for _, item in _fields(memoryview(data), {1})]
+    except IndexError:
+        raise ValueError("a string is cut off") from None
 
 
 def encode_varints(values: Array) -> bytes:
@@ -209,6 +218,8 @@ def decode_varints(data: bytes | memoryview) -> Array:
     septets = np.frombuffer(data, np.uint8)
     if not len(septets):
         return np.zeros(0, np.int64)
+    if len(septets) > _MAX_SEPTETS:
+        return np.concatenate([decode_varints(part.data) for part in _cut_varints(septets)])
     if septets.max() < 128:  # one byte a number: labels, lengths, small categories
         return septets.astype(np.int64)
     ends = np.flatnonzero(septets < 128)
@@ -220,6 +231,20 @@ def decode_varints(data: bytes | memoryview) -> Array:
         raise ValueError("a number is longer than ten bytes")
     shifted = (septets & 127).astype(np.uint64) << (positions * 7).astype(np.uint64)
     return np.bitwise_or.reduceat(shifted, starts).view(np.int64)
+
+
+def _cut_varints(septets: Array) -> Iterator[Array]:
+    """Yields whole varints in blocks of at most _MAX_SEPTETS bytes."""
+    start = 0
+    while start < len(septets):
+        stop = min(start + _MAX_SEPTETS, len(septets))
+        if stop < len(septets):
+            ends = np.flatnonzero(septets[start:stop] < 128)
+            if not len(ends):
+                raise ValueError("a number is longer than ten bytes")
+            stop = start + int(ends[-1]) + 1
+        yield septets[start:stop]
+        start = stop
 
 
 @functools.cache

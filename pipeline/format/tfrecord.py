@@ -11,7 +11,7 @@ Source: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format
 import dataclasses
 import functools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import google_crc32c
@@ -22,6 +22,8 @@ from pipeline.schema.record import Array
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 FRAME_BYTES = HEADER_BYTES + FOOTER_BYTES
+# Bytes of a large frame that are in memory at once.
+_BLOCK_BYTES = 2**20
 # Size of the largest Example that a reader can parse: a protobuf message is smaller than 2 GiB.
 MAX_DATA_BYTES = 2**31 - 1
 
@@ -91,6 +93,25 @@ def check_frames(data: bytes, begin: Array, num_bytes: Array) -> None:
     value = google_crc32c.value
     crc = np.array([value(data[a:b]) for a, b in zip(first.tolist(), end.tolist(), strict=True)], np.int64)
     _raise_at_first(begin, _gather(view, end, "<u4") != _masked(crc), "the CRC of the data does not match")
+
+
+def check_large_frame(read: Callable[[int, int], bytes], num_bytes: int) -> None:
+    """Checks one frame as `check_frames` does, in blocks of 1 MiB.
+
+    Args:
+        read: Reads bytes of the frame: (position of the first one, their number). Returns fewer if the file ends.
+        num_bytes: The number of bytes inside the frame, as the index gives it.
+
+    Raises:
+        CorruptRecord: The frame is damaged or has another length. `offset` is 0.
+    """
+    if read(0, HEADER_BYTES) != _header(num_bytes):
+        raise CorruptRecord(0, "its length differs from the index, or the CRC of the length does not match")
+    crc, end = 0, HEADER_BYTES + num_bytes
+    for start in range(HEADER_BYTES, end, _BLOCK_BYTES):
+        crc = google_crc32c.extend(crc, read(start, min(_BLOCK_BYTES, end - start)))
+    if read(end, FOOTER_BYTES) != _CRC.pack(_masked(crc)):
+        raise CorruptRecord(0, "the CRC of the data does not match")
 
 
 def _masked(crc: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
@@ -11,7 +11,14 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.format.index import NUM_LABELS, read_index
 from pipeline.format.models import Shard
-from pipeline.format.tfrecord import FOOTER_BYTES, FRAME_BYTES, HEADER_BYTES, CorruptRecord, check_frames
+from pipeline.format.tfrecord import (
+    FOOTER_BYTES,
+    FRAME_BYTES,
+    HEADER_BYTES,
+    CorruptRecord,
+    check_frames,
+    check_large_frame,
+)
 from pipeline.schema.record import Array
 from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_ranges, reason
 
@@ -82,6 +89,28 @@ class ShardIndex:
             at = offset[np.searchsorted(begin, error.offset)]
             raise self.damage_error(f"record at offset {at}: {error.message}") from None
         return data, begin + HEADER_BYTES, stop - FOOTER_BYTES
+
+    def open_example(self, position: int) -> Callable[[int, int], bytes]:
+        """Returns a function that reads bytes of a large Example: (position of the first one, their number).
+
+        The frame is checked once, in blocks.
+
+        Raises:
+            UserError: The Example cannot be read, or is not the one that was written. The function raises it too.
+        """
+        offset, num_bytes = int(self.offset[position]), int(self.num_bytes[position])
+
+        def read(first: int, number: int) -> bytes:
+            try:
+                return read_ranges(self.path, [(offset + first, offset + first + number)])
+            except read_errors(self.path) as error:
+                raise self.damage_error(f"cannot be read: {reason(error)}") from None
+
+        try:
+            check_large_frame(read, num_bytes)
+        except CorruptRecord as error:
+            raise self.damage_error(f"record at offset {offset}: {error.message}") from None
+        return lambda first, number: read(HEADER_BYTES + first, min(number, num_bytes - first))
 
     def damage_error(self, problem: str) -> UserError:
         """Returns the error to raise if the shard is not the file that was written."""

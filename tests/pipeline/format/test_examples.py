@@ -87,6 +87,16 @@ def test_a_varint_of_more_than_ten_bytes_is_refused():
         decode_varints(b"\x80" * 10 + b"\x01")
 
 
+def test_many_varints_are_decoded_in_blocks(monkeypatch):
+    values = np.random.default_rng(0).integers(-300, 2**40, 200)
+    monkeypatch.setattr(examples, "_MAX_SEPTETS", 11)
+    assert decode_varints(encode_varints(values)).tolist() == values.tolist()
+    with pytest.raises(ValueError, match="cut off"):
+        decode_varints(encode_varints(values) + b"\x80")
+    with pytest.raises(ValueError, match="longer than ten bytes"):
+        decode_varints(encode_varints(values) + b"\x80" * 11 + b"\x01")
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, bool, object])
 def test_an_array_of_another_dtype_is_refused(dtype):
     with pytest.raises(TypeError, match=f"cannot hold an array of dtype {np.dtype(dtype)}"):

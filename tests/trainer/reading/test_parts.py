@@ -57,7 +57,7 @@ def test_no_part_is_in_memory_that_is_not_read(monkeypatch):
     load, live = long_record.LongRecord._load, []
 
     def count(self, part):
-        live.append((self, len(self._parts)))
+        live.append(part)
         return load(self, part)
 
     monkeypatch.setattr(long_record.LongRecord, "_load", count)
@@ -65,7 +65,7 @@ def test_no_part_is_in_memory_that_is_not_read(monkeypatch):
 
     def check(self, first, length):
         values = read(self, first, length)
-        assert len(self._parts) <= 2  # a chunk of 3 steps begins in one part and ends in the next
+        assert len(self._loaded) <= 2  # a chunk of 3 steps begins in one part and ends in the next
         return values
 
     monkeypatch.setattr(long_record.LongRecord, "read", check)
@@ -138,6 +138,29 @@ def test_independent_parts_are_read_as_records_of_their_own(method):
     labels = sum(sum(weights) for _, weights, _ in key)
     whole = open_dataset(made.path).split("train")
     assert labels == whole.labels == choose_parts(dataset, "independent").split("train").labels
+
+
+@pytest.mark.parametrize("truncate", ["head", "tail"])
+def test_a_truncated_part_has_the_label_of_its_last_step_unless_the_next_step_is_cut_off(truncate, tmp_path):
+    schema = (
+        "id: id\nsteps: {n: {dtype: int64, num_values: 99}}\ncontext: {size: {dtype: int64, num_values: 99}}\n"
+        f"label: {{next_of: n}}\nsplits: {{train: 1}}\n{PARTS}"
+    )
+    sizes = [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 24]
+    made = datasets.make(tmp_path, [{"id": f"{size}", "n": [*range(size)], "size": size} for size in sizes], schema)
+    options = {"batching": "pad", "pad_length": 3, "truncate": truncate, "parts": "independent"}
+    parts = set()
+    for features, label, weight in batches(made.path, "train", **options):
+        for row, (size, length) in enumerate(zip(features["size"], features["length"].numpy().tolist(), strict=True)):
+            steps = features["n"].numpy()[row, :length].tolist()
+            begin, last = steps[0] // SIZE * SIZE, steps[-1]
+            is_cut = truncate == "tail" and min(begin + SIZE, int(size)) > last + 1
+            known = [1.0] * (length - 1) + [float(last + 1 < size and not is_cut)]
+            assert weight.numpy()[row, :length].tolist() == known
+            targets = label.numpy()[row, :length][np.array(known) > 0].tolist()
+            assert targets == [step + 1 for step, each in zip(steps, known, strict=True) if each]
+            parts.add((int(size), begin))
+    assert parts == {(size, begin) for size in sizes for begin in range(0, size, SIZE)}
 
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
@@ -215,3 +238,26 @@ def test_the_commands_read_parts(capsys, tmp_path):
     )
     status, _, lines = call(capsys, "train", made.path, "--output", tmp_path / "run")
     assert status == 1 and "batching window reads whole records" in lines[-1]
+
+
+@pytest.mark.parametrize("kind", datasets.some(KINDS, ["step_multilabel", "next_word"]))
+@pytest.mark.parametrize("more", ["", PARTS])
+def test_a_large_example_is_read_in_slices(monkeypatch, kind, more):
+    made = datasets.of_every_feature(kind, more)
+    expected = chunks_of(made.path, chunk_steps=4, lanes=7)
+    monkeypatch.setattr(long_record, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(long_record, "_SLICE_BYTES", 150)
+    found = chunks_of(made.path, chunk_steps=4, lanes=7)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_flipped_bit_in_a_large_example_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(long_record, "_LARGE_BYTES", 0)
+    folder = datasets.copy(in_parts("class"), tmp_path)
+    (shard, *_) = open_dataset(folder).split("train").shards
+    data = bytearray((tmp_path / "copy" / shard.path).read_bytes())
+    data[100] ^= 1
+    (tmp_path / "copy" / shard.path).write_bytes(data)
+    with pytest.raises(UserError, match=r"record at offset 0: the CRC of the data does not match"):
+        chunks_of(folder, chunk_steps=4, lanes=7)
