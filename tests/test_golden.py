@@ -18,6 +18,9 @@ from paths that are the same on every machine. Those of version 2 were made with
         lengthwise prepare /tmp/golden/windows/$part.jsonl --schema /tmp/golden/windows/schema.yaml --append \
             --num_shards 1 --window 1d --event_time at --output tests/golden/version_2/windows
     done
+    mkdir -p /tmp/golden/parts && cp tests/golden/every_kind/raw.jsonl tests/golden/parts/schema.yaml /tmp/golden/parts/
+    lengthwise prepare /tmp/golden/parts/raw.jsonl --schema /tmp/golden/parts/schema.yaml --num_shards 1 \
+        --output tests/golden/version_2/parts
 """
 
 import dataclasses
@@ -239,6 +242,31 @@ def test_golden_records_of_every_kind_hold_the_values_of_the_raw_file(kind):
 def test_preparing_the_raw_file_of_every_kind_again_gives_the_same_dataset(tmp_path, kind):
     again = prepare_again(EVERY / f"{kind}.yaml", tmp_path / kind, num_shards=1)
     check_same(again, tmp_path / kind, read_manifest(str(EVERY / kind)), EVERY / kind)
+
+
+def test_the_golden_dataset_in_parts_is_read_and_made_again(tmp_path):
+    golden = GOLDEN / "version_2" / "parts"
+    report = verify(str(golden))
+    assert (report.faults, report.records, report.parts) == ([], 8, 13)
+    manifest = read_manifest(str(golden))
+    options = {"schema": str(GOLDEN / "parts" / "schema.yaml"), "output": str(tmp_path / "parts"), "num_shards": 1}
+    again = prepare(PrepareOptions(raw=(str(EVERY / "raw.jsonl"),), **options))
+    assert again.fingerprint == manifest.fingerprint
+    assert again.splits.keys() == manifest.splits.keys()
+    for name, split in manifest.splits.items():
+        assert again.splits[name].model_dump(exclude={"shards"}) == split.model_dump(exclude={"shards"})
+    words = {str(raw["id"]): raw["word"] for raw in read_raw(EVERY)}
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            rows = read_index((golden / shard.index_path).read_bytes(), shard).to_pylist()
+            with open(golden / shard.path, "rb") as file:
+                examples = [decode_example(record.data) for record in walk(file, num_bytes=shard.bytes)]
+            for row, example in zip(rows, examples, strict=True):
+                whole = [b"\xff" if word is None else word.encode() for word in words[row["id"]]]
+                first = 2 * row["part"]
+                assert row["num_parts"] == -(-len(whole) // 2)
+                assert example["word"] == whole[first : first + 2]
+                assert example["next_step"] == (whole[first + 2 : first + 3] or [b"\xff"])
 
 
 def test_the_golden_dataset_has_vocabularies_groups_missing_and_unknown_values():
