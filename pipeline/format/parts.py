@@ -1,6 +1,6 @@
 """Divides a record that is longer than `max_length` into parts. Each part is an Example of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,20 @@ def divide(record: Part, schema: Schema) -> Iterator[Part]:
             name = str(schema.label.next_of)
             part[NEXT_STEP] = values[name][stop * widths[name] : (stop + 1) * widths[name]]
         yield Part(encode_example(part), stop - first, count_labels(part, stop - first, schema, is_first=not first))
+
+
+def cut_blocks(parts: Iterable[Part], num_bytes: int) -> Iterator[list[Part]]:
+    """Yields parts in blocks that end at this number of bytes of Examples, or with the last part."""
+    block: list[Part] = []
+    size = 0
+    for part in parts:
+        block.append(part)
+        size += len(part.example)
+        if size >= num_bytes:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def count_labels(example: dict[str, Values], num_steps: int, schema: Schema, *, is_first: bool = True) -> int:

@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,19 +54,20 @@ class ShardStatistics:
         self._in_vocabulary = schema.vocabulary_sizes
         self._count_strings = count_strings
 
-    def add(self, framed: bytes, records: list[bytes]) -> None:
+    def add(self, records: list[bytes], framed: Sequence[bytes]) -> None:
         """Adds a block of records.
 
         Args:
-            framed: The frames of the records, joined.
             records: The serialized Example of each record.
+            framed: The frames of the records, joined; or the three pieces of the frame of a single large record.
         """
         if self._has_strings:
             columns = _decode_with_strings(records)
         else:
             sizes = np.array([len(record) for record in records])
-            end = np.cumsum(sizes + FRAME_BYTES) - FOOTER_BYTES
-            columns = decode_columns(framed, end - sizes, end, self._fields)
+            is_joined = len(framed) == 1
+            data, end = (framed[0], np.cumsum(sizes + FRAME_BYTES) - FOOTER_BYTES) if is_joined else (framed[1], sizes)
+            columns = decode_columns(data, end - sizes, end, self._fields)
         self._add_labels(columns, len(records))
         for name in self.missing:
             self.missing[name] += int(is_missing(columns[name][0]).sum())

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pipeline.format.count_strings import StringCounter
 from pipeline.format.groups import GROUP
 from pipeline.format.index import build_index, serialize_index
 from pipeline.format.models import TRAIN, Shard
-from pipeline.format.parts import Part, divide
+from pipeline.format.parts import Part, cut_blocks, divide
 from pipeline.format.statistics import ColumnSums
 from pipeline.format.sums import PackedSums
 from pipeline.format.tfrecord import FRAME_BYTES, frames
@@ -267,15 +267,24 @@ class _OpenShard:
         """Writes the records that `add` holds back until a block is full."""
         if self._block:
             records, self._block, self.waiting_bytes = self._block, [], 0
-            framed = _frame(records)
+            examples = [record.example for record in records]
+            framed = _frame(examples)
             # Counts and statistics are those of whole records.
-            self._statistics.add(framed, [record.example for record in records])
+            self._statistics.add(examples, framed)
             if any(self._schema.count_parts(record.num_steps) > 1 for record in records):
-                records = [part for record in records for part in divide(record, self._schema)]
-                framed = _frame(records)
-            self._sizes.append(np.array([(len(part.example), *part[1:]) for part in records], np.int64))
-            self._digest.update(framed)
-            self._file.write(framed)
+                del framed, examples  # may be large
+                for parts in cut_blocks(
+                    (part for record in records for part in divide(record, self._schema)), _BLOCK_BYTES
+                ):
+                    self._write(parts, _frame([part.example for part in parts]))
+            else:
+                self._write(records, framed)
+
+    def _write(self, parts: list[Part], framed: Sequence[bytes]) -> None:
+        self._sizes.append(np.array([(len(part.example), *part[1:]) for part in parts], np.int64))
+        for data in framed:
+            self._digest.update(data)
+            self._file.write(data)
 
     def finish(self, output: str, strings: dict[str, str], groups: str | None) -> ShardSummary:
         """Writes the index, after the TFRecord file was closed.
@@ -334,9 +343,10 @@ class _OpenShard:
         )
 
 
-def _frame(records: Iterable[Part]) -> bytes:
-    """Returns the frames of records, joined."""
-    return b"".join(frames([record.example for record in records]))
+def _frame(examples: list[bytes]) -> list[bytes]:
+    """Returns the frames of Examples, joined; of a single large one, the three pieces of its frame."""
+    pieces = frames(examples)
+    return pieces if len(examples) == 1 and len(examples[0]) >= _BLOCK_BYTES else [b"".join(pieces)]
 
 
 def _select_index_columns(rows: pa.Table) -> pa.Table:
