@@ -20,6 +20,7 @@ from pipeline.schema.compatibility import find_difference
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.writing.compact import compact
+from pipeline.writing.published_ids import find_common_ids, list_published, read_keys
 
 SCHEMA = """\
 id: id
@@ -276,3 +277,15 @@ def test_verify_finds_wrong_counts_of_parts(run_prepare, write_raw, tmp_path):
     edit_manifest(tmp_path / "dataset", edit("splits", "train", "parts", by=1))
     with pytest.raises(UserError, match="splits.train.parts is .*, but its length_counts say "):
         verify(str(tmp_path / "dataset"))
+
+
+def test_an_id_that_two_datasets_hold_is_found_once(run_prepare, write_raw, tmp_path):
+    """A record in parts has several rows in an index, with the same key and id."""
+    published = []
+    for name, records in (("first", RECORDS[:25]), ("second", RECORDS[15:])):
+        manifest = run_prepare(write_raw(records), schema=SCHEMA + PARTS, output=name, num_shards=2, plain=True)
+        published.append(list_published(str(tmp_path / name), manifest.splits))
+    common = [record_id for record_id, *_ in find_common_ids(*published)]
+    assert sorted(common) == sorted(record["id"] for record in RECORDS[15:25])
+    keys = np.concatenate([read_keys(shard) for shard in published[0]])
+    assert len(np.unique(keys)) == len(keys) == 25
