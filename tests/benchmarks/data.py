@@ -8,7 +8,7 @@ job, so that a benchmark of reading does not wait for it. Files are kept and use
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import orjson
@@ -64,12 +64,18 @@ def write_raw(path: pathlib.Path, num_features: int, num_records: int) -> None:
 def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:
     """Makes a Lengthwise dataset if it does not exist, and returns its folder."""
     path = folder / f"dataset-{num_features}-{num_records}"
+    write_dataset(path, num_features, records(num_features, num_records))
+    return path
+
+
+def write_dataset(path: pathlib.Path, num_features: int, found: Iterable[tuple[str, np.ndarray, str]]) -> None:
+    """Makes a Lengthwise dataset of (id, float32[steps, num_features], label) if it does not exist."""
     if (path / "manifest.json").exists():
-        return path
+        return
     print(f"making {path}", file=sys.stderr, flush=True)
     schema, generation = Schema.parse(schema_text(num_features)), new_generation()
     shards: list[list[EncodedRecord]] = [[] for _ in range(NUM_SHARDS)]
-    for key, x, label in records(num_features, num_records):
+    for key, x, label in found:
         sequence = ParsedRecord(
             id=key, num_steps=len(x), features={"x": x.ravel()}, label=np.array([CLASSES.index(label)])
         )
@@ -83,7 +89,6 @@ def make_dataset(folder: pathlib.Path, num_features: int, num_records: int) -> p
     ]
     sources = list_sources([], output=str(path), generation=generation)
     Publisher(schema, str(path), generation, Base("replace")).publish(written, [], [sources])
-    return path
 
 
 def make_sequence_examples(folder: pathlib.Path, num_features: int, num_records: int) -> pathlib.Path:

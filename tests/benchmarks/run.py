@@ -18,7 +18,18 @@ from chart import draw
 from measure import Row, describe_machine, print_table
 
 HERE = pathlib.Path(__file__).parent
-BENCHMARKS = ("reading", "planning", "training", "loop", "workers", "prepare", "streaming", "predict", "growth")
+BENCHMARKS = (
+    "reading",
+    "planning",
+    "training",
+    "loop",
+    "stateful",
+    "workers",
+    "prepare",
+    "streaming",
+    "predict",
+    "growth",
+)
 
 
 def main() -> None:
