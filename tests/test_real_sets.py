@@ -1,26 +1,11 @@
 """Published data sets reach their known accuracy, from raw files, through the command line."""
 
-import json
-
 import pytest
 import real_sets
-
-from lengthwise import main
+from real_sets import measure
 
 SEEDS = (0, 1, 2)
 SLOTS = ["--bidirectional", "--batch_steps", "800", "--dropout", "0.3", "--optimizer", "adam"]
-
-
-def measure(folder, flags=(), *, seed=0, prepare=()):
-    """Trains with these flags on raw.jsonl and schema.yaml; returns (evaluation of the test split, result)."""
-    dataset, run = str(folder / "dataset"), str(folder / f"run-{seed}")
-    if not (folder / "dataset").exists():
-        raw, schema = str(folder / "raw.jsonl"), str(folder / "schema.yaml")
-        assert main(["prepare", raw, "--schema", schema, "--output", dataset, *prepare]) == 0
-    assert main(["train", dataset, "--output", run, "--seed", str(seed), *flags]) == 0
-    assert main(["evaluate", run, dataset]) == 0
-    evaluation = json.loads((folder / f"run-{seed}" / "evaluation-test.json").read_text())
-    return evaluation, json.loads((folder / f"run-{seed}" / "result.json").read_text())
 
 
 def mean_of(metric, folder, flags=()):

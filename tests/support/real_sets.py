@@ -1,8 +1,9 @@
-"""Converts published data sets from the files of their authors into raw records and a schema."""
+"""Converts published data sets from the files of their authors into raw records and a schema, and trains on them."""
 
 import collections
 import csv
 import datetime
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,8 @@ import pathlib
 
 import numpy as np
 import pytest
+
+from lengthwise import main
 
 # The folder of the data sets, one folder for each. They are not part of this project.
 FOLDER = pathlib.Path(os.environ.get("LENGTHWISE_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data"))
@@ -178,6 +181,48 @@ label: {next_of: notes, kind: multilabel}
 splits: {from: split}
 """,
     )
+
+
+# Train records of Tiny Shakespeare, and the share of the text that they hold.
+SHAKESPEARE_RECORDS, SHAKESPEARE_TRAIN = 64, 0.9
+
+
+def tiny_shakespeare(output):
+    """Writes raw.jsonl and schema.yaml of Tiny Shakespeare: a character per step; the label is the next character.
+
+    The first 90 % of the text are 64 consecutive train records of nearly equal length. The rest, which the model reads
+    from left to right, is one validation record.
+    """
+    text = (FOLDER / "tiny_shakespeare/input.txt").read_text()
+    size = round(len(text) * SHAKESPEARE_TRAIN)
+    edges = [number * size // SHAKESPEARE_RECORDS for number in range(SHAKESPEARE_RECORDS + 1)]
+    records = [
+        {"id": f"train-{number:02}", "split": "train", "char": list(text[first:stop])}
+        for number, (first, stop) in enumerate(itertools.pairwise(edges))
+    ]
+    records.append({"id": "validation", "split": "validation", "char": list(text[size:])})
+    return _write(
+        output,
+        records,
+        """
+id: id
+steps: {char: {dtype: string, vocabulary: 100}}
+label: {next_of: char}
+splits: {from: split}
+""",
+    )
+
+
+def measure(folder, flags=(), *, seed=0, prepare=(), name="run"):
+    """Trains with these flags on raw.jsonl and schema.yaml; returns (evaluation of the test split, result)."""
+    dataset, run = str(folder / "dataset"), folder / f"{name}-{seed}"
+    if not (folder / "dataset").exists():
+        raw, schema = str(folder / "raw.jsonl"), str(folder / "schema.yaml")
+        assert main(["prepare", raw, "--schema", schema, "--output", dataset, *prepare]) == 0
+    assert main(["train", dataset, "--output", str(run), "--seed", str(seed), *flags]) == 0
+    assert main(["evaluate", str(run), dataset]) == 0
+    evaluation = json.loads((run / "evaluation-test.json").read_text())
+    return evaluation, json.loads((run / "result.json").read_text())
 
 
 def _write(output, records, schema):
