@@ -62,7 +62,7 @@ class _Parse(beam.DoFn):
     """
 
     def __init__(
-        self, schema: Schema, options: dict[str, Any], keep_raw: bool, stop: EarlyStop | None, keep_lines: bool
+        self, schema: Schema, options: dict[str, Any], keep_raw: bool, stop: EarlyStop | None, keep_lines: bool = True
     ) -> None:
         self._schema = schema
         self._options = options
