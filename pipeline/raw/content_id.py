@@ -11,7 +11,6 @@ from pipeline.raw.json_arrays import LargeList, cut_list, empty_lists
 from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import RecordError
 from pipeline.raw.values import to_python
-from pipeline.schema.features import Feature
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -25,29 +24,28 @@ def content_id(record: Any) -> str:
     return _shorten(hashlib.sha256(canonical_json(record)))
 
 
-def large_content_id(line: bytes | bytearray, lists: Iterable[LargeList], steps: Mapping[str, Feature]) -> str:
+def large_content_id(line: bytes | bytearray, lists: Iterable[LargeList]) -> str:
     """Returns the `content_id` of the record in a line, without holding the values of its large lists.
 
     Args:
         line: Valid JSON, an object with unique keys.
         lists: What `find_large_lists` found.
-        steps: The step features by field.
 
     Raises:
         RecordError: As for `content_id`.
     """
     digest = hashlib.sha256()
     rest = load_json(empty_lists(line, lists))
-    places = {name: (start, stop) for name, start, stop in lists}
+    large = {found.name: found for found in lists}
     # The keys are sorted as `orjson` sorts them, by code points.
     for number, name in enumerate(sorted(rest)):
         entry = canonical_json({name: rest[name]})[1:-1]
         digest.update(b"," if number else b"{")
-        if name not in places:
+        if name not in large:
             digest.update(entry)
             continue
         digest.update(entry[:-1])
-        for count, piece in enumerate(cut_list(line, *places[name], steps[name])):
+        for count, piece in enumerate(cut_list(line, large[name])):
             digest.update(b"," if count else b"")
             digest.update(orjson.dumps(orjson.loads(b"[%b]" % piece))[1:-1])
         digest.update(b"]")

@@ -10,7 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -33,8 +33,19 @@ _QUOTE, _OPENING = ord('"'), b"[{"
 _local = threading.local()
 
 
-# A list of a line: its field, and the positions of "[" and "]".
-LargeList: TypeAlias = tuple[str, int, int]
+class LargeList(NamedTuple):
+    """A list in a line that is read in pieces.
+
+    Attributes:
+        name: Its field.
+        start, stop: The positions of its brackets.
+        depth: How many lists are around a value of one of its steps.
+    """
+
+    name: str
+    start: int
+    stop: int
+    depth: int
 
 
 def read_object(
@@ -83,53 +94,59 @@ def _read_large(
     between brackets, then the whole line is valid JSON.
     """
     found = {}
-    for name, start, stop in lists:
-        array = _read_pieces(line, start, stop, steps[name])
-        if array is None:
-            return None
-        found[name] = array
+    for large in lists:
+        if large.name in steps:
+            array = _read_pieces(line, large, steps[large.name])
+            if array is None:
+                return None
+            found[large.name] = array
     record = _read_object(empty_lists(line, lists), steps)
     # If keys are duplicates, or a list has no key, then the rest is not a record either.
     return None if record is None else record | found
 
 
-def find_large_lists(line: bytes | bytearray, steps: Mapping[str, Feature]) -> list[LargeList]:
-    """Returns the list of each step feature of numbers that is read in pieces; none if the line is not large."""
+def find_large_lists(
+    line: bytes | bytearray, steps: Mapping[str, Feature], others: Mapping[str, int] | None = None
+) -> list[LargeList]:
+    """Returns the lists that are read in pieces; none if the line is not large.
+
+    Args:
+        steps: The step features by field. Those of numbers are read in pieces.
+        others: The depth of the lists of further fields. `read_object` reads an empty list in the place of each.
+    """
     if len(line) <= _LARGE_BYTES:
         return []
+    depths = {name: len(feature.shape) for name, feature in steps.items() if feature.dtype in _BUFFER_TYPES}
+    depths |= others or {}
     return [
-        (name, start, stop)
+        LargeList(name, start, stop, depths[name])
         for name, start, stop in _find_lists(line)
-        if name in steps and steps[name].dtype in _BUFFER_TYPES and stop - start > _LARGE_BYTES // 4
+        if name in depths and stop - start > _LARGE_BYTES // 4
     ]
 
 
 def empty_lists(line: bytes | bytearray, lists: Iterable[LargeList]) -> bytes:
     """Returns a line with empty lists in place of those of `find_large_lists`."""
     parts, end = [], 0
-    for _, start, stop in lists:
-        parts.append(bytes(line[end : start + 1]))
-        end = stop
+    for large in lists:
+        parts.append(bytes(line[end : large.start + 1]))
+        end = large.stop
     return b"".join([*parts, bytes(line[end:])])
 
 
-def cut_list(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Iterator[bytes]:
-    """Yields the steps of a list of numbers in pieces of about _PIECE_BYTES, without the commas in between.
-
-    Args:
-        start, stop: The positions of the brackets.
-    """
-    # The comma between two steps follows the brackets that close a row; without a shape it is any comma.
-    comma = re.compile(rb"\s*".join([rb"\]"] * len(feature.shape) + [b","]))
-    begin = start + 1
-    while begin <= stop:
-        match = comma.search(line, begin + _PIECE_BYTES, stop)
-        end = match.end() - 1 if match else stop
+def cut_list(line: bytes | bytearray, large: LargeList) -> Iterator[bytes]:
+    """Yields the steps of a list in pieces of about _PIECE_BYTES, without the commas in between."""
+    # The comma between two steps follows the brackets that close a row; without rows it is any comma.
+    comma = re.compile(rb"\s*".join([rb"\]"] * large.depth + [b","]))
+    begin = large.start + 1
+    while begin <= large.stop:
+        match = comma.search(line, begin + _PIECE_BYTES, large.stop)
+        end = match.end() - 1 if match else large.stop
         yield bytes(line[begin:end])
         begin = end + 1
 
 
-def _find_lists(line: bytes | bytearray) -> Iterator[LargeList]:
+def _find_lists(line: bytes | bytearray) -> Iterator[tuple[str, int, int]]:
     """Yields (key, position of "[", position of "]") for each top-level list, if the line is a valid object."""
     depth, start, key = 0, 0, b""
     for token in _TOKENS.finditer(line):
@@ -146,15 +163,15 @@ def _find_lists(line: bytes | bytearray) -> Iterator[LargeList]:
                     yield orjson.loads(key), start, token.start()
 
 
-def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Feature) -> Array | None:
-    """Returns the numbers of the list whose brackets are at `start` and `stop`; None if it is not such an array.
+def _read_pieces(line: bytes | bytearray, large: LargeList, feature: Feature) -> Array | None:
+    """Returns the numbers of a list; None if it is not an array that fits the feature.
 
     The array is read-only, so that nothing needs a copy of it.
     """
     dtype = np.float32 if feature.dtype == "float32" else np.int64
-    joined = np.empty((_count_steps(line, start, stop, feature.shape), *feature.shape), dtype)
+    joined = np.empty((_count_steps(line, large, feature.shape), *feature.shape), dtype)
     place = 0
-    for piece in cut_list(line, start, stop, feature):
+    for piece in cut_list(line, large):
         record = _read_object(b'{"":[%b]}' % piece, {"": feature})
         array = None if record is None else record[""]
         if not isinstance(array, np.ndarray) or not 0 < len(array) <= len(joined) - place:
@@ -169,11 +186,11 @@ def _read_pieces(line: bytes | bytearray, start: int, stop: int, feature: Featur
     return joined if place == len(joined) else None
 
 
-def _count_steps(line: bytes | bytearray, start: int, stop: int, shape: tuple[int, ...]) -> int:
-    """Returns the number of steps of the list of numbers whose brackets are at `start` and `stop`."""
+def _count_steps(line: bytes | bytearray, large: LargeList, shape: tuple[int, ...]) -> int:
+    """Returns the number of steps of a list of numbers."""
     if not shape:
-        return line.count(b",", start, stop) + 1
-    return line.count(b"[", start + 1, stop) // sum(math.prod(shape[:depth]) for depth in range(len(shape)))
+        return line.count(b",", large.start, large.stop) + 1
+    return line.count(b"[", large.start + 1, large.stop) // sum(math.prod(shape[:depth]) for depth in range(len(shape)))
 
 
 def count_keys(line: bytes | bytearray) -> int:

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from pipeline.errors import counted, quote, show
 from pipeline.raw.content_id import content_id, large_content_id
-from pipeline.raw.json_arrays import find_large_lists, read_object
+from pipeline.raw.json_arrays import LargeList, cut_list, find_large_lists, read_object
 from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
-from pipeline.schema.record import ParsedRecord, Values
+from pipeline.schema.record import Array, ParsedRecord, Values
 from pipeline.schema.schema import FIELD_SPLITS, Schema, SplitFromField
 from pipeline.schema.windows import EventTimeError, EventWindows, parse_event_time
 
@@ -53,17 +54,37 @@ def parse_line(
         # The reader truncates such a line, so its full size is unknown.
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the maximum")
     record: Any = None
-    record_id = None
+    record_id = label = None
     if not isinstance(line, str):
         steps = schema.array_steps
-        lists = find_large_lists(line, steps)
+        is_label = labelled and not (windows is not None and windows.field in schema.large_labels)
+        lists = find_large_lists(line, steps, schema.large_labels if is_label else None)
         # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
         if schema.id is not None or lists:
             record = read_object(line, steps, lists)
+        for large in lists:
+            if large.name not in steps and record is not None:
+                label = _read_label(line, large, schema)
+                record = None if label is None else record
         if schema.id is None and record is not None:
-            record_id = large_content_id(line, lists, steps)
-    record = load_json(line) if record is None else record
-    return _parse(record, record_id, schema, labelled, limits, windows)
+            record_id = large_content_id(line, lists)
+    if record is None:
+        record, label = load_json(line), None
+    return _parse(record, record_id, label, schema, labelled, limits, windows)
+
+
+def _read_label(line: bytes | bytearray, large: LargeList, schema: Schema) -> Array | None:
+    """Returns the label per step of a large record; None if the slow parser has to find the fault."""
+    parts = []
+    try:
+        for piece in cut_list(line, large):
+            values = orjson.loads(b"[%b]" % piece)
+            if not values:  # two commas without a value in between, or no step
+                return None
+            parts.append(parse_label(values, schema.label, nan_is_missing=bool(schema.nan_is_missing)))
+    except (orjson.JSONDecodeError, RecordError):
+        return None
+    return np.concatenate(parts)
 
 
 def parse_record(
@@ -84,12 +105,13 @@ def parse_record(
     Raises:
         RecordError: As for `parse_line`.
     """
-    return _parse(record, None, schema, labelled, limits, windows)
+    return _parse(record, None, None, schema, labelled, limits, windows)
 
 
 def _parse(
     record: Any,
     record_id: str | None,
+    label: Array | None,
     schema: Schema,
     labelled: bool,
     limits: Limits,
@@ -99,7 +121,7 @@ def _parse(
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
     record_id = _parse_id(record, schema) if record_id is None else record_id
     try:
-        parsed = _parse_fields(record, record_id, schema, labelled, limits)
+        parsed = _parse_fields(record, record_id, label, schema, labelled, limits)
         if windows is not None:
             parsed.event_time = _parse_time(record, windows)
         return parsed
@@ -109,7 +131,12 @@ def _parse(
 
 
 def _parse_fields(
-    record: Mapping[str, Any], record_id: str, schema: Schema, labelled: bool, limits: Limits
+    record: Mapping[str, Any],
+    record_id: str,
+    label: Array | None,
+    schema: Schema,
+    labelled: bool,
+    limits: Limits,
 ) -> ParsedRecord:
     fields = schema.raw_fields
     nan_is_missing = bool(schema.nan_is_missing)
@@ -123,14 +150,13 @@ def _parse_fields(
     }
     label_field = schema.label.field if labelled and schema.label.name is not None else None
     if label_field is not None and schema.label.per_step:
-        lengths[label_field] = len(as_list(_field(record, label_field), label_field))
+        lengths[label_field] = len(as_list(_field(record, label_field), label_field) if label is None else label)
     num_steps = _common_length(lengths)
     if num_steps > limits.record_steps:
         raise RecordError(
             "too_large", f"the record has {counted(num_steps, 'step')}, expected at most {limits.record_steps:,}"
         )
-    label = None
-    if label_field is not None:
+    if label_field is not None and label is None:
         label = parse_label(_field(record, label_field), schema.label, nan_is_missing=nan_is_missing)
     parsed = ParsedRecord(record_id, num_steps, features, label)
     for name, feature in schema.context.items():

@@ -11,7 +11,7 @@ import pydantic
 
 from pipeline.errors import show
 from pipeline.schema.features import Feature, PositiveInt
-from pipeline.schema.labels import REGRESSION, Label, resolve_next_of
+from pipeline.schema.labels import MULTILABEL, REGRESSION, Label, resolve_next_of
 from pipeline.yaml_document import Document, error_with_path, parse_yaml, validate
 
 # Names of the fields that every example has besides its features.
@@ -263,11 +263,26 @@ class Schema(Document):
     @functools.cached_property  # read for every record
     def array_steps(self) -> dict[str, Feature]:
         """The step features that may be parsed as arrays, by field: all whose field has no other use."""
+        fields = ((self.raw_fields[name], feature) for name, feature in self.steps.items())
+        return {field: feature for field, feature in fields if self._uses[field] == 1}
+
+    @functools.cached_property  # read for every record
+    def large_labels(self) -> dict[str, int]:
+        """The field of a label per step that may be parsed in pieces, with the depth of its lists; or nothing.
+
+        Its classes are known, and its field has no other use.
+        """
+        label = self.label
+        if label.name is None or not label.per_step or label.is_open or self._uses[label.field] > 1:
+            return {}
+        return {label.field: int(label.kind in MULTILABEL)}
+
+    @functools.cached_property
+    def _uses(self) -> collections.Counter[str | None]:
+        """How many features, labels and keys read each field of a raw record."""
         split = self.splits.field if isinstance(self.splits, SplitFromField) else None
         label = self.label.field if self.label.name is not None else None
-        uses = collections.Counter([*self.raw_fields.values(), self.id, self.group, split, label])
-        fields = ((self.raw_fields[name], feature) for name, feature in self.steps.items())
-        return {field: feature for field, feature in fields if uses[field] == 1}
+        return collections.Counter([*self.raw_fields.values(), self.id, self.group, split, label])
 
     @property
     def stores_parts(self) -> bool:

@@ -302,6 +302,40 @@ def test_a_large_record_has_the_same_hash_as_its_id(line):
     same_outcome(line.encode(), without_id(ROWS))
 
 
+LABELS_PER_STEP = {
+    "kind: step_class, classes: [a, 'b,c', 7, true]": ['"a"', '"b,c"', "7", "true", "null"],
+    "kind: step_regression": ["1", "-2.50", "1e3", "null", "123456789012345678901234567890"],
+    "kind: step_multilabel, classes: [a, 'b],c', 7]": ['["a"]', '[ "b],c",7 ]', "[]", "null", '["a", "a"]'],
+}
+# What a label may have instead of its last value.
+FAULTS = ["", "1,", '"d"', "{}", "[[1]]", "NaN", "1e999", '"\\ud800"', "1]", '"', "]"]
+
+
+@pytest.mark.parametrize("kind", LABELS_PER_STEP)
+@pytest.mark.parametrize("nan_is_missing", ["", "nan_is_missing: true\n"])
+def test_a_label_per_step_of_a_large_record_is_read_in_pieces(kind, nan_is_missing, monkeypatch):
+    schema = Schema.parse(
+        f"id: id\nsteps: {{n: {{dtype: float32, missing: fill}}}}\nlabel: {{name: y, {kind}}}\n{nan_is_missing}"
+    )
+    read = []
+    monkeypatch.setattr(
+        records, "_read_label", lambda *given, real=records._read_label: read.append(real(*given)) or read[-1]
+    )
+    values = LABELS_PER_STEP[kind]
+    for label in (values, values[:1] * 9, *([*values[:1], fault] for fault in FAULTS)):
+        for separator in (",", " , "):
+            numbers = ",".join(["1"] * len(label))
+            for text in (
+                f'"y":[{separator.join(label)}],"n":[{numbers}]',
+                f'"n":[{numbers}],"y":[{separator.join(label)} ]',
+            ):
+                line = f'{{"id":"r",{text},"z":[1, 2, 3, 4, 5]}}'.encode()
+                same_outcome(line, schema)
+                same_outcome(line, without_id(schema))
+    # A label whose values contain what looks like the end of a step is left to the slow parser.
+    assert any(label is not None for label in read)
+
+
 @st.composite
 def schemas_and_records_of_all_kinds(draw):
     """Draws a schema and a record that fits it, with the other keys of a schema: max_length, group, splits, next_of."""
