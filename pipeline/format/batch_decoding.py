@@ -22,6 +22,8 @@ _FIELD_1, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 _MAX_VARINT_BYTES = 5
 # If records have at most this number of bytes on average, NumPy indices for single bytes are faster than slices.
 _FEW_BYTES = 16
+# The numbers of a single record of this size, in bytes, are not copied.
+_LARGE_BYTES = 2**20
 
 
 class UnexpectedLayout(ValueError):
@@ -147,7 +149,7 @@ def _numbers(field: StoredField, data: bytes, start: Array, stop: Array, counts:
     return _decode(field, joined)
 
 
-def _counts(field: StoredField, joined: bytes, num_bytes: Array) -> Array:
+def _counts(field: StoredField, joined: bytes | memoryview, num_bytes: Array) -> Array:
     """Returns int64[records], the count of numbers in the bytes of each record.
 
     Args:
@@ -162,12 +164,14 @@ def _counts(field: StoredField, joined: bytes, num_bytes: Array) -> Array:
     return np.diff(ends[np.concatenate([[0], np.cumsum(num_bytes)])])
 
 
-def _decode(field: StoredField, joined: bytes) -> Array:
+def _decode(field: StoredField, joined: bytes | memoryview) -> Array:
     return np.frombuffer(joined, "<f4") if field.dtype == "float32" else decode_varints(joined)
 
 
-def _join(data: bytes, start: Array, stop: Array) -> bytes:
+def _join(data: bytes, start: Array, stop: Array) -> bytes | memoryview:
     sizes = stop - start
+    if len(sizes) == 1 and sizes[0] >= _LARGE_BYTES:
+        return memoryview(data)[start[0] : stop[0]]
     if sizes.sum() > _FEW_BYTES * len(sizes):
         view = memoryview(data)
         return b"".join([view[a:b] for a, b in zip(start.tolist(), stop.tolist(), strict=True)])

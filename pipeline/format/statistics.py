@@ -15,6 +15,8 @@ from pipeline.schema.record import Array
 _TERMS, _LANES, _CHUNK_VALUES = 64, 512, 64 * 512
 # Fewer values than this wait for more.
 _MIN_VALUES = 4096
+# As many values are not joined with those that wait.
+_MANY_VALUES = 2**20
 # A limb is a multiple of 2**k and at most 2**(k + 47), so that the sum of 64 limbs is at most 2**(k + 53). What remains
 # for the next limb is at most half of 2**k. The first k is a multiple of 8, so that a few different k occur.
 _LIMB_BITS, _ROUND_TO = 47, 8
@@ -57,7 +59,11 @@ class ColumnSums:
             self._waiting.append(rows.copy())
             self._num_waiting += len(rows)
             return
-        if self._waiting:
+        if self._waiting and rows.size >= _MANY_VALUES:  # which are not copied
+            missing = -self._num_waiting % self._groups
+            self._add(np.concatenate([*self._waiting, rows[:missing]]), self._groups)
+            rows = rows[missing:]
+        elif self._waiting:
             rows = np.concatenate([*self._waiting, rows])
         num_rows = len(rows) // self._groups * self._groups
         self._add(rows[:num_rows], self._groups)

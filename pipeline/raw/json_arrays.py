@@ -22,7 +22,7 @@ from pipeline.schema.record import Array
 _BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
 
 # A line above the first size is read in pieces of about the second size, in bytes.
-_LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**20
+_LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**17
 # With more names than this, the time that simdjson's lookups take would be most of the time of the line.
 _MANY_NAMES = 256
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)

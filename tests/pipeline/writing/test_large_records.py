@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from prepare_jobs import contents, read_whole
 
+from pipeline.format import batch_decoding, statistics
 from pipeline.raw.find_files import find_files
 from pipeline.raw.json_lines import split_file
 from pipeline.schema.schema import Schema
@@ -18,13 +19,18 @@ STEPS = 100_000
 FLOAT_BYTES = STEPS * 8 * 4
 
 
+@pytest.mark.parametrize("kind", ["class", "step_class", "step_regression"])
 @pytest.mark.parametrize("more", ["", "max_length: 7\nover_length: parts\n"])
-def test_records_larger_than_a_block_are_written_as_others(more, tmp_path, monkeypatch):
-    records = datasets.random_records([3, 30, 1, 14, 200] * 9, kind="class")
-    schema = datasets.schema_text("class") + more
+def test_records_larger_than_a_block_are_written_as_others(kind, more, tmp_path, monkeypatch):
+    records = datasets.random_records([3, 30, 1, 14, 2000] * 9, kind=kind)
+    schema = datasets.schema_text(kind) + more
     found = []
-    for block_bytes in (2**20, 300):
-        monkeypatch.setattr(shards, "_BLOCK_BYTES", block_bytes)
+    for is_large in (False, True):
+        if is_large:
+            monkeypatch.setattr(shards, "_BLOCK_BYTES", 300)
+            monkeypatch.setattr(batch_decoding, "_LARGE_BYTES", 100)
+            monkeypatch.setattr(statistics, "_MIN_VALUES", 8)
+            monkeypatch.setattr(statistics, "_MANY_VALUES", 1024)
         made = datasets.make(tmp_path, records, schema)  # each time from the same raw file
         found.append((contents(made.path), read_whole(made.path).fingerprint))
         shutil.rmtree(made.path)
