@@ -49,6 +49,8 @@ _MAX_WORKERS = 2
 _ATTEMPTS = 4
 # Bytes of the first file that are parsed to estimate the size of the output.
 _SAMPLE_BYTES = 2**18
+# TFRecords of fewer bytes are in few runs, which are all merged at once.
+_FEW_RUNS_BYTES = 2**28
 # More free space than this number of times the input is enough for any input, also a compressed one.
 _AMPLE = 3000
 # Smallest ratio of decompressed to compressed size that is assumed.
@@ -308,7 +310,8 @@ def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
 def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:
     """Raises a UserError if the disk of a local output has less free space than the job is estimated to need.
 
-    Every record is written twice, to a sorted run and to its shard. An input that cannot be estimated passes.
+    Every record is written twice, to a sorted run and to its shard, and once more if there are many runs, which are
+    merged into larger ones. An input that cannot be estimated passes.
     """
     if not is_local(output):
         return
@@ -318,11 +321,14 @@ def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> N
     free = shutil.disk_usage(folder).free
     if free >= _AMPLE * sum(file.num_bytes for file in files):
         return
-    needed = 2 * _estimate_bytes(files, schema)
+    num_bytes = _estimate_bytes(files, schema)
+    copies = 2 if num_bytes < _FEW_RUNS_BYTES else 3
+    needed = copies * num_bytes
     if needed > free:
         raise UserError(
             f"{output}: the job needs about {needed / 1e6:,.0f} MB there, but {free / 1e6:,.0f} MB are free. "
-            "Free some space, or choose another --output. (Half of it is for sorting and is freed at the end.)"
+            f"Free some space, or choose another --output. (All but 1 / {copies} of it is for sorting and is freed at "
+            "the end.)"
         )
 
 

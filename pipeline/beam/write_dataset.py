@@ -23,11 +23,13 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.chunk_runs import ChunkBuffer
-from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle
+from pipeline.shuffle.record_runs import RunBuffer
+from pipeline.shuffle.reduce_runs import group_runs, merge_group
 from pipeline.shuffle.reject_runs import RejectBuffer
-from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.shuffle.runs import Run
 from pipeline.writing.base import choose_mode
-from pipeline.writing.job import DatasetJob, begin_job
+from pipeline.writing.job import DatasetJob, JobFiles, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.publish_pane import PanePublisher
@@ -150,7 +152,13 @@ class WriteDataset(beam.PTransform):
             A PCollection of one Manifest.
         """
         pipeline = runs.pipeline
-        all_runs = beam.pvalue.AsList(runs)
+        all_runs = beam.pvalue.AsList(
+            pipeline
+            | "OnceForRuns" >> beam.Create([None], reshuffle=False)
+            | "GroupRuns" >> beam.FlatMap(lambda _, runs: group_runs(runs), beam.pvalue.AsList(runs))
+            | "SpreadGroups" >> beam.Reshuffle()
+            | "MergeGroups" >> beam.ParDo(_MergeGroups(pool), files)
+        )
         write = beam.ParDo(_WriteShards(self.schema, pool), all_runs, job)
         written = (
             pipeline
@@ -232,6 +240,22 @@ class _WriteRuns(beam.DoFn):
     def finish_bundle(self) -> Iterator[Any]:
         if self._buffer is not None:
             yield from map(GlobalWindows.windowed_value, self._buffer.flush())
+
+
+class _MergeGroups(beam.DoFn):
+    """Merges groups of runs, so that a merge can keep all of them open: list[Run] -> Run."""
+
+    def __init__(self, pool: WorkerPool | None) -> None:
+        self._pool = pool
+
+    def start_bundle(self) -> None:
+        self._calls = PendingCalls(self._pool)
+
+    def process(self, runs: list[Run], files: JobFiles) -> Iterator[Run]:
+        yield from [runs[0]] if len(runs) == 1 else self._calls.call(merge_group, runs, files.folder, RECORDS)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from map(GlobalWindows.windowed_value, self._calls.finish())
 
 
 def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:

@@ -7,16 +7,16 @@ import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.format.examples import encode_record
 from pipeline.format.models import TRAIN
 from pipeline.raw.rejects import Origin
-from pipeline.schema.record import Array, ParsedRecord, num_labels
+from pipeline.schema.record import ParsedRecord, num_labels
 from pipeline.schema.schema import NamedSplits, Schema, SplitFromField
 from pipeline.shuffle.copies import first_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, order_key
+from pipeline.shuffle.sorted_rows import KEY_COLUMN, Block, RowKind
 
 
 class EncodedRecord(NamedTuple):
@@ -48,18 +48,6 @@ class EncodedRecord(NamedTuple):
     event_time: int | None = None
 
 
-class Block(NamedTuple):
-    """Encoded records sorted by `sort_key`.
-
-    Attributes:
-        rows: A table with the columns COLUMNS, one row for each record.
-        examples: The serialized Examples, one for each record.
-    """
-
-    rows: pa.Table
-    examples: list[bytes]
-
-
 # The fields of an EncodedRecord without its Example, and the fields of its origin. Columns are found by their names.
 COLUMNS = pa.schema(
     [
@@ -70,7 +58,7 @@ COLUMNS = pa.schema(
         ("sha256", pa.binary()),
         ("raw", pa.binary()),
         ("input_split", pa.string()),
-        ("key", pa.binary(16)),
+        KEY_COLUMN,
         ("digest", pa.binary(32)),
         ("id", pa.string()),
         ("group", pa.string()),
@@ -133,8 +121,16 @@ def sort_key(record: EncodedRecord) -> tuple[Any, ...]:
     return record.key, record.id, *content, origin.path or "", origin.byte_offset, origin.sha256, record.group or ""
 
 
+def _sort_keys(rows: pa.Table) -> list[tuple[Any, ...]]:
+    return list(map(sort_key, from_rows(rows)))
+
+
+# Encoded records as rows, whose payloads are their Examples.
+RECORDS = RowKind(COLUMNS, _sort_keys)
+
+
 def to_block(records: Iterable[EncodedRecord]) -> Block:
-    """Sorts records into a block."""
+    """Sorts records into a block of RECORDS."""
     ordered = sorted(records, key=operator.attrgetter("key"))
     # Few records share a key, and to build the whole sort key of every record is the slowest step of this function.
     if any(a.key == b.key for a, b in itertools.pairwise(ordered)):
@@ -157,10 +153,3 @@ def from_rows(rows: pa.Table) -> list[EncodedRecord]:
     columns["example"] = itertools.repeat(b"", len(rows))
     values = zip(*(columns[name] for name in EncodedRecord._fields), strict=True)
     return list(map(EncodedRecord._make, values))
-
-
-def key_numbers(keys: pa.ChunkedArray) -> Array:
-    """Returns uint64[keys, 2] that sorts as the keys do: the `key_number` of each key, and its last 8 bytes."""
-    array = keys.combine_chunks()
-    numbers = np.frombuffer(array.buffers()[1], ">u8").astype(np.uint64)
-    return numbers.reshape(-1, 2)[array.offset : array.offset + len(array)]

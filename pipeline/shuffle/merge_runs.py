@@ -1,7 +1,9 @@
-"""Merges a range of keys from any number of sorted runs: the second half of an external sort."""
+"""Merges a range of keys from sorted runs: the second half of an external sort."""
 
 import contextlib
+import functools
 import heapq
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,108 +12,117 @@ import pyarrow as pa
 
 from pipeline.files import open_read
 from pipeline.schema.record import Array
-from pipeline.shuffle.encoded_records import Block, EncodedRecord, from_rows, key_numbers, sort_key, to_block
 from pipeline.shuffle.hashing import END_NUMBER, key_number
-from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING, ROWS_PER_BLOCK, RUN_COLUMNS, Run
+from pipeline.shuffle.runs import PAYLOADS_ENDING, ROWS_ENDING, ROWS_PER_BLOCK, Run
+from pipeline.shuffle.sorted_rows import Block, RowKind, key_numbers
 
-# A merge sorts about this number of records, or this number of bytes of Examples, at a time. It also returns at most
-# this number of bytes of Examples in one block, or one record.
-_MERGED_RECORDS, _MERGED_BYTES = 16_384, 4 * 2**20
-# Records of one run that exist as Python objects in a merge record by record.
-_FEW_RECORDS = 32
-# A merge keeps both files of at most this number of runs open. Some systems allow a process 256 open files.
-_MAX_OPEN = 64
+# A merge sorts about this number of rows, or this number of bytes of payloads, at a time. It also returns at most this
+# number of bytes of payloads in one block, or one row.
+_MERGED_ROWS, _MERGED_BYTES = 16_384, 4 * 2**20
+# Rows of one run that have a sort key in a merge row by row.
+_FEW_ROWS = 32
+# The most runs of a merge, both files of which are open. Some systems allow a process 256 open files. `reduce_runs`
+# gives so few runs.
+MAX_RUNS = 64
 
 
-def merge_runs(runs: Sequence[Run], first: int, end: int) -> Iterator[Block]:
-    """Yields the records of all runs whose `key_number` is in [first, end), sorted by `sort_key`, in blocks."""
+def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iterator[Block]:
+    """Yields the rows of at most MAX_RUNS runs whose `key_number` is in [first, end), in the order of their kind."""
+    if len(runs) > MAX_RUNS:
+        raise ValueError(f"expected at most {MAX_RUNS} runs, not {len(runs):,}: reduce_runs makes larger ones")
+    if not runs:
+        return
     with contextlib.ExitStack() as files:
-        keep_open = len(runs) <= _MAX_OPEN
-        readers = [files.enter_context(contextlib.closing(_RunReader(run, keep_open))) for run in sorted(runs)]
+        readers = [files.enter_context(contextlib.closing(_RunReader(run, kind))) for run in sorted(runs, key=_path)]
         for reader in readers:
             reader.skip_to(first)
         for stop in _cut_range(runs, first, end):
-            if sum(reader.estimate(stop) for reader in readers) > 4 * _MERGED_RECORDS:
+            if sum(reader.estimate(stop) for reader in readers) > 4 * _MERGED_ROWS:
                 # Keys are spread evenly, except that duplicates share a key.
-                yield from _merge_record_by_record(readers, stop)
+                yield from _merge_row_by_row(readers, stop, kind)
             else:
-                yield from _read_examples(readers, *_merge_rows([reader.take(stop) for reader in readers]))
+                yield from _read_payloads(readers, *_merge_rows([reader.take(stop) for reader in readers], kind), kind)
+
+
+def _path(run: Run) -> str:
+    return run.path
 
 
 def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
-    """Yields the ends of parts of [first, end) that hold about _MERGED_RECORDS records or _MERGED_BYTES bytes each."""
+    """Yields the ends of parts of [first, end) that hold about _MERGED_ROWS rows or _MERGED_BYTES bytes each."""
     share = (end - first) / END_NUMBER
     wanted = max(
-        sum(run.records for run in runs) * share / _MERGED_RECORDS,
-        sum(sum(run.split_bytes.values()) for run in runs) * share / _MERGED_BYTES,
+        sum(run.num_rows for run in runs) * share / _MERGED_ROWS,
+        sum(run.num_bytes for run in runs) * share / _MERGED_BYTES,
     )
     parts = max(1, round(wanted))
     for part in range(1, parts + 1):
         yield first + (end - first) * part // parts
 
 
-def _merge_rows(tables: list[pa.Table]) -> tuple[pa.Table, Array]:
+def _merge_rows(tables: list[pa.Table], kind: RowKind) -> tuple[pa.Table, Array]:
     """Merges rows of runs by sorting them.
 
     Args:
         tables: Rows of each run.
 
     Returns:
-        All rows sorted by `sort_key`, and int64[rows], the position in `tables` that each row came from.
+        All rows in their order, and int64[rows], the position in `tables` that each row came from.
     """
-    rows = pa.concat_tables(tables) if tables else RUN_COLUMNS.empty_table()
     which = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    keys = key_numbers(rows["key"])
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    keys = keys[order]
-    shared = np.append(False, (keys[1:] == keys[:-1]).all(axis=1))
-    shared[:-1] |= shared[1:]
-    places = np.flatnonzero(shared)
-    if len(places):
-        # Only the order of records that share a key depends on more than the key.
-        sort_keys = [sort_key(record) for record in from_rows(rows.take(pa.array(order[places])))]
-        order[places] = order[places][sorted(range(len(places)), key=sort_keys.__getitem__)]
+    rows = pa.concat_tables(tables)
+    order = kind.order(rows)
     return rows.take(pa.array(order)), which[order]
 
 
-def _merge_record_by_record(readers: "list[_RunReader]", stop: int) -> Iterator[Block]:
+def _merge_row_by_row(readers: "list[_RunReader]", stop: int, kind: RowKind) -> Iterator[Block]:
     """Merges the rows before `stop` in bounded memory, however many share a key. Several times slower than sorting."""
-    rows = heapq.merge(*(reader.records(stop) for reader in readers), key=lambda row: sort_key(row[0]))
-    block: list[EncodedRecord] = []
+    merged = heapq.merge(*(reader.sorted_rows(stop) for reader in readers), key=operator.itemgetter(0))
+    found: list[tuple[pa.Table, int, _RunReader]] = []
     num_bytes = 0
-    for record, reader, offset, size in rows:
-        block.append(record._replace(example=reader.read_examples(offset, size)))
-        num_bytes += size
-        if len(block) >= _MERGED_RECORDS or num_bytes >= _MERGED_BYTES:
-            yield to_block(block)
-            block, num_bytes = [], 0
-    if block:
-        yield to_block(block)
+    for _, table, place, reader in merged:
+        found.append((table, place, reader))
+        num_bytes += table["num_bytes"][place].as_py()
+        if len(found) >= _MERGED_ROWS or num_bytes >= _MERGED_BYTES:
+            yield from _read_payloads(readers, *_take_rows(found, readers), kind)
+            found, num_bytes = [], 0
+    if found:
+        yield from _read_payloads(readers, *_take_rows(found, readers), kind)
 
 
-def _read_examples(readers: "list[_RunReader]", rows: pa.Table, which: Array) -> Iterator[Block]:
-    """Yields sorted rows together with their Examples, at most _MERGED_BYTES of Examples (or one record) at a time.
+def _take_rows(found: "list[tuple[pa.Table, int, _RunReader]]", readers: "list[_RunReader]") -> tuple[pa.Table, Array]:
+    """Returns rows of several tables as one table, and int64[rows], the position of each row's reader."""
+    tables = list({id(table): table for table, _, _ in found}.values())
+    first = dict(zip(map(id, tables), np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
+    rows = pa.concat_tables(tables).take(pa.array([first[id(table)] + place for table, place, _ in found]))
+    position = {id(reader): number for number, reader in enumerate(readers)}
+    return rows, np.array([position[id(reader)] for _, _, reader in found])
+
+
+def _read_payloads(readers: "list[_RunReader]", rows: pa.Table, which: Array, kind: RowKind) -> Iterator[Block]:
+    """Yields sorted rows together with their payloads, at most _MERGED_BYTES of payloads (or one row) at a time.
 
     Args:
         which: int64[rows], the position in `readers` of each row's run.
     """
     sizes, offsets = rows["num_bytes"].to_numpy(), rows["offset"].to_numpy()
+    rows = rows.select(kind.columns.names)
     ends = np.cumsum(sizes)
     start = 0
     while start < len(sizes):
         limit = ends[start] - sizes[start] + _MERGED_BYTES
         stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        examples: list[bytes] = [b""] * (stop - start)
+        payloads: list[bytes] = [b""] * (stop - start)
         for number in np.unique(which[start:stop]).tolist():
-            # The Examples of one run lie in the same order in its file, one directly after the other.
+            # The payloads of one run lie in the same order in its file, one directly after the other.
             places = np.flatnonzero(which[start:stop] == number)
             begin, size = offsets[start + places], sizes[start + places]
-            data = readers[number].read_examples(int(begin[0]), int(size.sum()))
+            data = readers[number].read_payloads(int(begin[0]), int(size.sum()))
             inside = (begin - begin[0]).tolist()
             for place, a, b in zip(places.tolist(), inside, size.tolist(), strict=True):
-                examples[place] = data[a : a + b]
+                payloads[place] = data[a : a + b]
             del data  # may be most of the memory of a merge
-        yield Block(rows[start:stop], examples)
+        yield Block(rows[start:stop], payloads)
         start = stop
 
 
@@ -120,7 +131,6 @@ def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
 
     Reads no other column.
     """
-    options = pa.ipc.IpcReadOptions(included_fields=[RUN_COLUMNS.get_field_index("key")])
     found = [np.zeros(0, np.uint64)]
     for run in runs:
         starts = _block_numbers(run)
@@ -128,6 +138,7 @@ def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
         blocks = range(max(0, count_less(starts, first) - 1), count_less(starts, end))
         if blocks:
             with open_read(f"{run.path}{ROWS_ENDING}") as file:
+                options = pa.ipc.IpcReadOptions(included_fields=[pa.ipc.open_file(file).schema.get_field_index("key")])
                 table = pa.ipc.open_file(file, options=options)
                 rows = pa.Table.from_batches([table.get_batch(block) for block in blocks])
                 numbers = key_numbers(rows["key"])[:, 0]
@@ -136,17 +147,16 @@ def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
 
 
 class _RunReader:
-    """Reads the rows of a run once, in their order, and the Examples of any of them."""
+    """Reads the rows of a run once, in their order, and the payloads of any of them. Both files stay open."""
 
-    def __init__(self, run: Run, keep_open: bool) -> None:
-        self._path = run.path
-        self._keep_open = keep_open
+    def __init__(self, run: Run, kind: RowKind) -> None:
+        self._path, self._kind = run.path, kind
         self._files = contextlib.ExitStack()
         self._open: dict[str, Any] = {}
         self._block_numbers = _block_numbers(run)
         self._next_block = 0
         # The rows of the block before `_next_block` that were not read yet.
-        self._rows = RUN_COLUMNS.empty_table()
+        self._rows = kind.columns.empty_table()
 
     def close(self) -> None:
         self._files.close()
@@ -166,23 +176,21 @@ class _RunReader:
 
     def take(self, stop: int) -> pa.Table:
         """Returns the next rows, those whose key number is less than `stop`."""
-        parts = list(self._parts(stop))
-        return pa.concat_tables(parts) if parts else RUN_COLUMNS.empty_table()
+        return pa.concat_tables([self._table.schema.empty_table(), *self._parts(stop)])
 
-    def records(self, stop: int) -> "Iterator[tuple[EncodedRecord, _RunReader, int, int]]":
-        """Yields the same rows as `take`, one by one: (record, self, offset and bytes of its Example)."""
+    def sorted_rows(self, stop: int) -> "Iterator[tuple[Any, pa.Table, int, _RunReader]]":
+        """Yields the same rows as `take`, one by one: (sort key, table with the row, its place in the table, self)."""
         for part in self._parts(stop):
-            # Few at a time: they are Python objects, and hundreds of runs may be merged.
-            for some in (part[start : start + _FEW_RECORDS] for start in range(0, len(part), _FEW_RECORDS)):
-                places = zip(some["offset"].to_pylist(), some["num_bytes"].to_pylist(), strict=True)
-                for record, (offset, size) in zip(from_rows(some), places, strict=True):
-                    yield record, self, offset, size
+            # Few at a time: sort keys are Python objects.
+            for some in (part[start : start + _FEW_ROWS] for start in range(0, len(part), _FEW_ROWS)):
+                for place, key in enumerate(self._kind.sort_keys(some)):
+                    yield key, some, place, self
 
-    def read_examples(self, offset: int, num_bytes: int) -> bytes:
-        """Returns the bytes of one Example, or of several that follow one another."""
-        with self._file(EXAMPLES_ENDING) as file:
-            file.seek(offset)
-            data: bytes = file.read(num_bytes)
+    def read_payloads(self, offset: int, num_bytes: int) -> bytes:
+        """Returns the payload of one row, or those of several that follow one another."""
+        file = self._file(PAYLOADS_ENDING)
+        file.seek(offset)
+        data: bytes = file.read(num_bytes)
         return data
 
     def _parts(self, stop: int) -> Iterator[pa.Table]:
@@ -203,20 +211,18 @@ class _RunReader:
         return part
 
     def _read_block(self) -> None:
-        with self._file(ROWS_ENDING) as file:
-            self._rows = pa.Table.from_batches([pa.ipc.open_file(file).get_batch(self._next_block)])
+        self._rows = pa.Table.from_batches([self._table.get_batch(self._next_block)])
         self._next_block += 1
 
-    @contextlib.contextmanager
-    def _file(self, ending: str) -> Iterator[Any]:
-        """Opens one of the two files. It stays open until `close` if `keep_open` is set."""
-        if not self._keep_open:
-            with open_read(f"{self._path}{ending}") as file:
-                yield file
-            return
+    @functools.cached_property
+    def _table(self) -> pa.ipc.RecordBatchFileReader:
+        return pa.ipc.open_file(self._file(ROWS_ENDING))
+
+    def _file(self, ending: str) -> Any:
+        """Returns one of the two files, which is open until `close`."""
         if ending not in self._open:
             self._open[ending] = self._files.enter_context(open_read(f"{self._path}{ending}"))
-        yield self._open[ending]
+        return self._open[ending]
 
 
 def _block_numbers(run: Run) -> Array:

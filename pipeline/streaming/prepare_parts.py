@@ -21,8 +21,10 @@ from pipeline.raw.records import Limits
 from pipeline.raw.spooled_messages import MessageChunk, split_input
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer, ChunkRun
+from pipeline.shuffle.encoded_records import RECORDS
 from pipeline.shuffle.hashing import END_NUMBER
 from pipeline.shuffle.merge_runs import read_key_numbers
+from pipeline.shuffle.reduce_runs import reduce_runs
 from pipeline.shuffle.runs import Run
 from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.writing.commit_log import find_published
@@ -202,6 +204,7 @@ class _Round:
     def _merge(self, runs: list[Run]) -> list[WrittenShards]:
         """Merges sorted runs into shards."""
         output, generation, folder = self._job.files
+        runs = reduce_runs(runs, folder, RECORDS, call=self._call)
         num_shards = self._options.num_shards or choose_num_shards(runs)
         published, windows = self._job.base.published, self._job.base.windows
         if published:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pipeline.format.examples import replace_id
 from pipeline.shuffle.copies import copy_id, is_hash
-from pipeline.shuffle.encoded_records import Block, key_numbers
+from pipeline.shuffle.sorted_rows import Block, key_numbers
 from pipeline.writing.published_ids import PublishedIds
 
 
@@ -42,7 +42,7 @@ def _rename(block: Block, ids: list[str], changed: dict[int, str]) -> Block:
         ids: The ids of the block. They are changed in place.
         changed: The new ids, by place.
     """
-    examples = list(block.examples)
+    examples = list(block.payloads)
     for place, record_id in changed.items():
         ids[place], examples[place] = record_id, replace_id(examples[place], record_id)
     number = block.rows.schema.get_field_index("id")

@@ -15,7 +15,7 @@ from pipeline.raw.spooled_messages import SPOOL_ENDING
 from pipeline.schema.windows import format_time
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
-from pipeline.shuffle.runs import EXAMPLES_ENDING, ROWS_ENDING
+from pipeline.shuffle.runs import PAYLOADS_ENDING, ROWS_ENDING
 
 # The folders of a dataset that hold the files of its generations.
 FOLDERS = ("data", "rejected", "vocabulary")
@@ -58,7 +58,7 @@ CLASSES_ENDING = ".classes"
 PARTS_ENDING = ".parts"
 _ENDINGS = (
     ROWS_ENDING,
-    EXAMPLES_ENDING,
+    PAYLOADS_ENDING,
     REJECT_RUN_ENDING,
     CHUNK_RUN_ENDING,
     COUNTS_RUN_ENDING,

@@ -11,9 +11,11 @@ from pipeline.format.manifest import Manifest
 from pipeline.raw.rejects import Reject
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
-from pipeline.shuffle.encoded_records import EncodedRecord
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord
+from pipeline.shuffle.record_runs import RunBuffer
+from pipeline.shuffle.reduce_runs import reduce_runs
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun
-from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.shuffle.runs import Run
 from pipeline.writing.base import Base
 from pipeline.writing.commit_log import find_pane, find_published, read_summaries
 from pipeline.writing.job import Recent
@@ -134,7 +136,8 @@ class PanePublisher:
         writer = ShardWriter(self.schema, self.output, generation, base.published, base.windows)
         folder = runs_folder(self.output, generation)
         num_shards = self.num_shards or choose_num_shards(pane.runs)
-        parts = [merge_into_shards(n, num_shards, pane.runs, writer, folder=folder) for n in range(num_shards)]
+        runs = reduce_runs(pane.runs, folder, RECORDS)
+        parts = [merge_into_shards(n, num_shards, runs, writer, folder=folder) for n in range(num_shards)]
         reject_runs = [*pane.reject_runs, *(run for part in parts for run in part.reject_runs)]
         rejects = write_rejects(reject_runs, [], output=self.output, generation=generation)
         sources = list_sources([], output=self.output, generation=generation)

@@ -22,9 +22,10 @@ from pipeline.format.models import Split
 from pipeline.raw.rejects import Reject
 from pipeline.schema.record import Array
 from pipeline.shuffle.copies import first_of_each, is_hash, last_numbers, last_of_each, split_copy_id
-from pipeline.shuffle.encoded_records import Block, from_rows, key_numbers
+from pipeline.shuffle.encoded_records import from_rows
 from pipeline.shuffle.hashing import range_of
 from pipeline.shuffle.merge_runs import count_less
+from pipeline.shuffle.sorted_rows import Block, key_numbers
 
 
 class PublishedShard(NamedTuple):
@@ -233,7 +234,7 @@ def reject_published(
                 )
                 reject(Reject("duplicate_id", message, record.id, record.origin))
             kept = np.delete(np.arange(len(block.rows)), list(found))
-            block = Block(block.rows.take(pa.array(kept)), [block.examples[place] for place in kept.tolist()])
+            block = Block(block.rows.take(pa.array(kept)), [block.payloads[place] for place in kept.tolist()])
         yield block
 
 

@@ -24,7 +24,8 @@ from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.copies import count_copies, numbers_copies
-from pipeline.shuffle.encoded_records import COLUMNS, Block, EncodedRecord, from_rows, key_numbers
+from pipeline.shuffle.encoded_records import COLUMNS, EncodedRecord, from_rows
+from pipeline.shuffle.sorted_rows import Block, key_numbers
 from pipeline.writing.many_files import ManyFiles, Writer, call_in_threads
 from pipeline.writing.paths import runs_folder, shard_paths
 from pipeline.writing.published_ids import PublishedShard
@@ -174,7 +175,7 @@ class ShardWriter:
         for start, end in zip(starts, [*starts[1:], len(rows)], strict=False):
             split = splits.dictionary[int(of_split[start])].as_py()
             window = None if self.windows is None else int(windows[start])
-            examples = [block.examples[place] for place in places[start:end].tolist()]
+            examples = [block.payloads[place] for place in places[start:end].tolist()]
             yield (split, window), rows[start:end], examples
 
 

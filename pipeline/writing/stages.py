@@ -18,11 +18,13 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import last_of_each, numbers_copies
-from pipeline.shuffle.encoded_records import Block, encode_for_shuffle
+from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle
 from pipeline.shuffle.hashing import shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
+from pipeline.shuffle.record_runs import RunBuffer
 from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWriter
-from pipeline.shuffle.runs import Run, RunBuffer
+from pipeline.shuffle.runs import Run
+from pipeline.shuffle.sorted_rows import Block
 from pipeline.writing.number_copies import number_copies
 from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects
 from pipeline.writing.published_ids import find_published, reject_published
@@ -140,12 +142,13 @@ def choose_num_shards(runs: Iterable[Run]) -> int:
     The shards of one number are written together. So that they fit into the memory of a worker, and so that there is
     work for several, those of all windows have at most _MAX_SHARDS_BYTES in the largest split.
     """
-    by_split, by_window = collections.Counter[str](), collections.Counter[tuple[str, int]]()
+    by_split, by_window = collections.Counter[str](), collections.Counter[tuple[str, int | None]]()
     for run in runs:
-        by_split.update(run.split_bytes)
-        by_window.update(run.window_bytes)
+        by_window.update(run.totals)
+        for (split, _), num_bytes in run.totals.items():
+            by_split[split] += num_bytes
     total = max(by_split.values(), default=0)
-    if not by_window:
+    if all(window is None for _, window in by_window):
         return max(1, round(total / SHARD_BYTES))
     return max(1, round(max(by_window.values()) / SHARD_BYTES), math.ceil(total / _MAX_SHARDS_BYTES))
 
@@ -159,6 +162,7 @@ def merge_into_shards(
     Without an id in the schema, equal records are kept and numbered instead.
 
     Args:
+        runs: The result of `reduce_runs`.
         folder: Folder for the runs of rejected duplicates.
     """
     reject_runs: list[RejectRun] = []
@@ -168,7 +172,7 @@ def merge_into_shards(
         reject_runs.extend(buffer.add(duplicate))
 
     keys = shard_range(number, num_shards=num_shards)
-    blocks = _report_progress(merge_runs(runs, *keys))
+    blocks = _report_progress(merge_runs(runs, *keys, RECORDS))
     copies, published = numbers_copies(writer.schema), None
     if writer.published:
         new_keys = read_key_numbers(runs, *keys)
@@ -184,4 +188,4 @@ def _report_progress(blocks: Iterable[Block]) -> Iterator[Block]:
     """Yields the same blocks. Adds the records of each block to the progress line after it is consumed."""
     for block in blocks:
         yield block
-        progress.add_written(len(block.examples))
+        progress.add_written(len(block.payloads))

@@ -13,6 +13,8 @@ from pipeline.raw.records import Limits
 from pipeline.raw.spooled_messages import split_input
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
+from pipeline.shuffle.encoded_records import RECORDS
+from pipeline.shuffle.reduce_runs import reduce_runs
 from pipeline.writing.base import choose_mode
 from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.open_base import take_inputs
@@ -45,9 +47,8 @@ def run_job(options: PrepareOptions, schema: Schema, raw: Sequence[RawFile], job
     parsed = parse_into_runs(chunks, schema, **place, **more)
     writer = ShardWriter(schema, files.output, files.generation, base.published, base.windows)
     num_shards = options.num_shards or 1
-    written = [
-        merge_into_shards(number, num_shards, parsed.runs, writer, folder=files.folder) for number in range(num_shards)
-    ]
+    runs = reduce_runs(parsed.runs, files.folder, RECORDS)
+    written = [merge_into_shards(number, num_shards, runs, writer, folder=files.folder) for number in range(num_shards)]
     buffer = ChunkBuffer(files.folder)
     chunk_runs = [run for chunk in parsed.chunks for run in buffer.add(chunk)] + buffer.flush()
     reject_runs = parsed.reject_runs + [run for shards in written for run in shards.reject_runs]

@@ -181,3 +181,12 @@ def prepare_measured(folder, *arguments, seconds=1200):
             time.sleep(0.05)
         stderr.seek(0)
         return process.returncode, without_progress(stderr.read().splitlines()), peak, time.monotonic() - begin
+
+
+def make_many_runs(monkeypatch):
+    """Lets jobs in this process write runs of few records, and merge few of them at once."""
+    from pipeline.shuffle import merge_runs, record_runs, reduce_runs
+
+    monkeypatch.setattr(record_runs, "BUFFER_RECORDS", 11)
+    for module in (merge_runs, reduce_runs):
+        monkeypatch.setattr(module, "MAX_RUNS", 3)

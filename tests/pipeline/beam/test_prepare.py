@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 from paths import ROOT
-from prepare_jobs import listed_files, load, snapshot
+from prepare_jobs import listed_files, load, make_many_runs, snapshot
 
 from pipeline.errors import UserError
 from pipeline.format.index import read_index
@@ -103,6 +103,15 @@ def test_the_index_has_the_group_and_the_raw_file_of_each_record(write_raw, run_
     run_prepare(*files.values(), schema=TINY, overwrite=True)
     found = {i: (row["group"], row["source"]) for i, row in read_indexes(tmp_path / "dataset").items()}
     assert found == {row["id"]: (None, files[name]) for name in rows for row in rows[name]}
+
+
+def test_a_job_with_many_runs_makes_the_same_dataset(write_raw, run_prepare, monkeypatch):
+    raw = write_raw([tiny(n, who=n % 7) for n in range(200)] + [tiny(3)])
+    options = {"schema": TINY, "num_shards": 2, "max_rejected": 0.1}
+    whole = run_prepare(raw, output="whole", **options)
+    make_many_runs(monkeypatch)
+    many = run_prepare(raw, **options)
+    assert (many.fingerprint, many.rejected.by_reason) == (whole.fingerprint, {"duplicate_id": 1})
 
 
 def test_a_sequence_from_no_file_has_no_source_and_needs_its_group(tmp_path):

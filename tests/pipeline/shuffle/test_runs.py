@@ -7,21 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.shuffle.merge_runs
+import pipeline.shuffle.reduce_runs
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
-from pipeline.shuffle.encoded_records import EncodedRecord, from_rows, sort_key
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, from_rows, sort_key
 from pipeline.shuffle.hashing import choose_shard, key_number, order_key, shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
-from pipeline.shuffle.runs import write_run
+from pipeline.shuffle.record_runs import write_record_run
+from pipeline.shuffle.reduce_runs import reduce_runs
 
 
 def merge(runs, first, end):
     """Returns the merged records, with their Examples."""
     return [
         row._replace(example=example)
-        for block in merge_runs(runs, first, end)
-        for row, example in zip(from_rows(block.rows), block.examples, strict=True)
+        for block in merge_runs(runs, first, end, RECORDS)
+        for row, example in zip(from_rows(block.rows), block.payloads, strict=True)
     ]
 
 
@@ -55,17 +57,20 @@ def encoded_records(draw):
 
 # With 1, more than 4 records in a part are merged record by record.
 @pytest.mark.parametrize("merged_records", [1, 5])
-@settings(max_examples=settings.default.max_examples // 4)
-@given(parts=st.lists(st.lists(encoded_records(), max_size=20), max_size=4), num_shards=st.integers(1, 5))
+@settings(max_examples=settings.default.max_examples // 8)
+@given(parts=st.lists(st.lists(encoded_records(), max_size=12), max_size=7), num_shards=st.integers(1, 5))
 def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
     folder = str(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.shuffle.runs, "ROWS_PER_BLOCK", 3)
         patch.setattr(pipeline.shuffle.merge_runs, "ROWS_PER_BLOCK", 3)
-        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_RECORDS", merged_records)
+        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_ROWS", merged_records)
         patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_BYTES", 30)
-        patch.setattr(pipeline.shuffle.merge_runs, "_MAX_OPEN", 2)
-        runs = [write_run(part, folder) for part in parts]
+        patch.setattr(pipeline.shuffle.merge_runs, "MAX_RUNS", 2)
+        patch.setattr(pipeline.shuffle.reduce_runs, "MAX_RUNS", 2)
+        written = [write_record_run(part, folder) for part in parts]
+        runs = reduce_runs(written, folder, RECORDS)
+        assert len(runs) <= 2
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
         numbers = [read_key_numbers(runs, *shard_range(n, num_shards=num_shards)).tolist() for n in range(num_shards)]
     everything = sorted((record for part in parts for record in part), key=sort_key)
@@ -77,9 +82,9 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         assert numbers[number] == sorted({key_number(record.key) for record in found})
     sizes = collections.Counter()
     for run in runs:
-        sizes.update(run.split_bytes)
+        sizes.update(run.totals)
     for split in ("train", "test"):
-        assert sizes[split] == sum(len(frame(record.example)) for record in everything if record.split == split)
+        assert sizes[split, None] == sum(len(frame(record.example)) for record in everything if record.split == split)
 
 
 def test_a_run_that_cannot_be_written_leaves_no_partial_file(tmp_path):
@@ -87,10 +92,10 @@ def test_a_run_that_cannot_be_written_leaves_no_partial_file(tmp_path):
         bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc"
     )
     with pytest.raises(OverflowError):
-        write_run([record._replace(num_steps=2**80)], str(tmp_path))
+        write_record_run([record._replace(num_steps=2**80)], str(tmp_path))
     assert not list(tmp_path.glob("*.rows"))
     with pytest.raises(FileExistsError):
-        run = write_run([record], str(tmp_path))
+        run = write_record_run([record], str(tmp_path))
         with pipeline.shuffle.runs.create(f"{run.path}.rows"):
             pass
     assert merge([run], 0, 2**64) == [record]

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from paths import ROOT
-from prepare_jobs import load, read_whole
+from prepare_jobs import load, make_many_runs, read_whole
 from streams import Place, lines
 
 from pipeline.errors import UserError
@@ -60,6 +60,7 @@ def run_rounds(tmp_path, beam_options, **options):
 def test_processes_and_pieces_of_chunks_give_what_beam_gives(tmp_path, monkeypatch):
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", 5000)
     with_beam = run_rounds(tmp_path, {"runner": "FnApiRunner"})
+    make_many_runs(monkeypatch)
     assert run_rounds(tmp_path, {}) == with_beam
     monkeypatch.setattr(prepare_parts, "COMPRESSED_BATCH_BYTES", 1000)
     monkeypatch.setattr(prepare_parts, "_MIN_CALL_BYTES", 700)

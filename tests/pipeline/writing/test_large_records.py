@@ -59,7 +59,7 @@ def peak():
 def test_memory_holds_a_line_and_its_numbers_once(schema, raw, tmp_path, monkeypatch, peak):
     """And then its numbers and its Example. The parsers hold a small piece of the line besides."""
     monkeypatch.setattr("pipeline.raw.json_arrays._PIECE_BYTES", 2**16)
-    monkeypatch.setattr("pipeline.shuffle.runs.BUFFER_BYTES", 2**20)
+    monkeypatch.setattr("pipeline.shuffle.record_runs.BUFFER_BYTES", 2**20)
     line_bytes = raw.stat().st_size / 2
     chunks = list(split_file(find_files([str(raw)])[0]))
     parsed = stages.parse_into_runs(chunks, Schema.parse(schema), seed=0, folder=str(tmp_path), keep_raw=False)

@@ -36,7 +36,7 @@ from pipeline.shuffle.copies import (
 )
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.hashing import choose_split, order_key
-from pipeline.shuffle.runs import write_run
+from pipeline.shuffle.record_runs import write_record_run
 from pipeline.writing.compact import compact
 from pipeline.writing.publish import Publisher
 from pipeline.writing.shards import ShardWriter
@@ -114,7 +114,7 @@ def test_any_order_files_and_commits_give_the_same_bytes(tmp_path_factory, commi
     records = [record for files in commits for file in files for record in file]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.format.index, "_ROW_GROUP_ROWS", 3)
-        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_RECORDS", data.draw(st.sampled_from([1, 100])))
+        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_ROWS", data.draw(st.sampled_from([1, 100])))
         parts = [[folder.write(file) for file in files] for files in commits]
         for files in data.draw(st.permutations(parts)):
             folder.prepare(files, append=True, num_shards=data.draw(st.integers(1, 3)))
@@ -213,7 +213,7 @@ def test_records_of_a_program_with_ids_of_their_own_are_still_duplicates(folder)
     ids = ["a", "a", HASH, f"{HASH}-7", "a-2"]
     rows = [ParsedRecord(name, 1, {"x": values}, values) for name in ids]
     origin = Origin(None, 0, 0, 0, b"", None)
-    run = write_run([encode_for_shuffle(row, origin, schema, seed=0) for row in rows], str(folder.path))
+    run = write_record_run([encode_for_shuffle(row, origin, schema, seed=0) for row in rows], str(folder.path))
     written = merge_into_shards(0, 1, [run], ShardWriter(schema, str(folder.path), "new"), folder=str(folder.path))
     (summary,) = written.shards
     index = read_index((folder.path / summary.shard.index_path).read_bytes(), summary.shard)

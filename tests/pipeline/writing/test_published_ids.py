@@ -28,7 +28,7 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.hashing import key_number, order_key, shard_range
-from pipeline.shuffle.runs import write_run
+from pipeline.shuffle.record_runs import write_record_run
 from pipeline.writing import published_ids
 from pipeline.writing.published_ids import find_common_ids, find_published, list_published
 from pipeline.writing.shards import ShardWriter
@@ -173,7 +173,7 @@ def test_every_new_record_with_a_published_id_is_rejected(tmp_path_factory, gene
         patch.setattr(pipeline.writing.stages.RejectBuffer, "add", lambda self, reject: rejects.append(reject) or [])
         runs, number = [], 0
         for part in parts:
-            runs.append(write_run([encode(i, number + k) for k, i in enumerate(part)], str(folder)))
+            runs.append(write_record_run([encode(i, number + k) for k, i in enumerate(part)], str(folder)))
             number += len(part)
         written = [
             shard.shard

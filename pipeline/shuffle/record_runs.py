@@ -1,0 +1,68 @@
+"""Buffers encoded records, and writes them to sorted runs that count the bytes of their splits and windows."""
+
+import collections
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.schema.windows import EventWindows, missing_time
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, to_block
+from pipeline.shuffle.runs import Run, new_run
+
+# A buffer writes a run when it holds this number of bytes, or this number of records.
+BUFFER_BYTES, BUFFER_RECORDS = 16 * 2**20, 16_384
+
+
+def write_record_run(records: Iterable[EncodedRecord], folder: str, windows: EventWindows | None = None) -> Run:
+    """Sorts records and writes them to a new run in `folder`.
+
+    Args:
+        windows: The windows of the dataset, if it has any.
+
+    Returns:
+        A run. Its `totals` are the bytes in TFRecord files of each (split, start of the window or None).
+    """
+    block = to_block(records)
+    with new_run(folder, RECORDS) as writer:
+        writer.add(block)
+    sizes = np.array([len(example) + FRAME_BYTES for example in block.payloads], np.int64)
+    return writer.run(_add_up(block.rows, sizes, windows))
+
+
+def _add_up(
+    rows: pa.Table, sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", windows: EventWindows | None
+) -> dict[tuple[str, int | None], int]:
+    splits = rows["split"].to_pylist()
+    starts = [None] * len(splits) if windows is None else map(windows.start_of, rows["event_time"].to_pylist())
+    totals = collections.Counter[tuple[str, int | None]]()
+    for place, num_bytes in zip(zip(splits, starts, strict=True), sizes.tolist(), strict=True):
+        totals[place] += num_bytes
+    return dict(totals)
+
+
+class RunBuffer:
+    """Buffers encoded records in any order, and writes a run to a folder when the buffer is full."""
+
+    def __init__(self, folder: str, windows: EventWindows | None = None) -> None:
+        self._folder, self._windows = folder, windows
+        self._records: list[EncodedRecord] = []
+        self._num_bytes = 0
+
+    def add(self, record: EncodedRecord) -> list[Run]:
+        """Adds a record. Returns the run that was written if the buffer was full, else an empty list.
+
+        Raises:
+            ValueError: The dataset has windows, but the record has no event time.
+        """
+        if self._windows is not None and record.event_time is None:
+            raise missing_time(record.id, self._windows)
+        self._records.append(record)
+        self._num_bytes += len(record.example) + len(record.origin.raw or b"")
+        return self.flush() if self._num_bytes >= BUFFER_BYTES or len(self._records) >= BUFFER_RECORDS else []
+
+    def flush(self) -> list[Run]:
+        """Writes the buffered records. Returns their run, or an empty list if there are none."""
+        records, self._records, self._num_bytes = self._records, [], 0
+        return [write_record_run(records, self._folder, self._windows)] if records else []
