@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.beam.begin_run import begin_run
@@ -25,7 +26,7 @@ from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle
 from pipeline.shuffle.record_runs import RunBuffer
-from pipeline.shuffle.reduce_runs import group_runs, merge_group
+from pipeline.shuffle.reduce_runs import group_runs, merge_group, reduce_runs
 from pipeline.shuffle.reject_runs import RejectBuffer
 from pipeline.shuffle.runs import Run
 from pipeline.writing.base import choose_mode
@@ -37,6 +38,9 @@ from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
 from pipeline.writing.shards import ShardSummary, ShardWriter
 from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
+
+# The tag of an output of runs.
+RUNS = "runs"
 
 
 @dataclasses.dataclass
@@ -152,18 +156,24 @@ class WriteDataset(beam.PTransform):
             A PCollection of one Manifest.
         """
         pipeline = runs.pipeline
-        all_runs = beam.pvalue.AsList(
-            pipeline
-            | "OnceForRuns" >> beam.Create([None], reshuffle=False)
-            | "GroupRuns" >> beam.FlatMap(lambda _, runs: group_runs(runs), beam.pvalue.AsList(runs))
-            | "SpreadGroups" >> beam.Reshuffle()
-            | "MergeGroups" >> beam.ParDo(_MergeGroups(pool), files)
-        )
-        write = beam.ParDo(_WriteShards(self.schema, pool), all_runs, job)
-        written = (
+        if not isinstance(pipeline.runner, FnApiRunner):  # which has the pool, and which a shuffle takes 0.1 s
+            runs = (
+                pipeline
+                | "OnceForRuns" >> beam.Create([None], reshuffle=False)
+                | "GroupRuns" >> beam.FlatMap(lambda _, runs: group_runs(runs), beam.pvalue.AsList(runs))
+                | "SpreadGroups" >> beam.Reshuffle()
+                | "MergeGroups" >> beam.Map(lambda group, files: merge_group(group, files.folder, RECORDS), files)
+            )
+        planned = (
             pipeline
             | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
-            | "Shards" >> beam.FlatMap(_number_shards, all_runs)
+            | "Shards"
+            >> beam.ParDo(_PlanShards(pool), beam.pvalue.AsList(runs), files).with_outputs(RUNS, main="numbers")
+        )
+        all_runs = beam.pvalue.AsList(copy_output(planned[RUNS], "Reduced"))
+        write = beam.ParDo(_WriteShards(self.schema, pool), all_runs, job)
+        written = (
+            planned["numbers"]
             | "SpreadShards" >> beam.Reshuffle()
             | "WriteShards" >> write.with_outputs(REJECT_RUNS, main="shards")
         )
@@ -242,26 +252,27 @@ class _WriteRuns(beam.DoFn):
             yield from map(GlobalWindows.windowed_value, self._buffer.flush())
 
 
-class _MergeGroups(beam.DoFn):
-    """Merges groups of runs, so that a merge can keep all of them open: list[Run] -> Run."""
+class _PlanShards(beam.DoFn):
+    """Merges runs until few enough are left for a merge to keep all of them open, and numbers the shards.
+
+    The number of shards of a split or None -> (shard number, number of shards) of each shard, and under a tag each Run.
+    """
 
     def __init__(self, pool: WorkerPool | None) -> None:
         self._pool = pool
 
-    def start_bundle(self) -> None:
-        self._calls = PendingCalls(self._pool)
+    def process(self, num_shards: int | None, runs: list[Run], files: JobFiles) -> Iterator[Any]:
+        calls = PendingCalls(self._pool)
 
-    def process(self, runs: list[Run], files: JobFiles) -> Iterator[Run]:
-        yield from [runs[0]] if len(runs) == 1 else self._calls.call(merge_group, runs, files.folder, RECORDS)
+        def call(function: Callable[[list[Run]], Run], groups: list[list[Run]]) -> Iterator[Run]:
+            for group in groups:
+                yield from calls.call(function, group)
+            yield from calls.finish()
 
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._calls.finish())
-
-
-def _number_shards(num_shards: int | None, runs: list[Run]) -> Iterator[tuple[int, int]]:
-    """Yields (shard number, number of shards) for each shard of a split."""
-    num_shards = choose_num_shards(runs) if num_shards is None else num_shards
-    return ((number, num_shards) for number in range(num_shards))
+        for run in reduce_runs(runs, files.folder, RECORDS, call=call):
+            yield beam.pvalue.TaggedOutput(RUNS, run)
+        num_shards = choose_num_shards(runs) if num_shards is None else num_shards
+        yield from ((number, num_shards) for number in range(num_shards))
 
 
 class _WriteShards(beam.DoFn):

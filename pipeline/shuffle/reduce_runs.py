@@ -63,7 +63,10 @@ def reduce_runs(runs: Sequence[Run], folder: str, kind: RowKind, *, call: Call =
         folder: Folder for the larger runs.
         call: Calls a function for each group and returns the results, as `map` does; for example in several processes.
     """
-    return list(call(functools.partial(merge_group, folder=folder, kind=kind), group_runs(runs)))
+    groups = group_runs(runs)
+    alone = [group[0] for group in groups if len(group) == 1]
+    several = [group for group in groups if len(group) > 1]
+    return alone + list(call(functools.partial(merge_group, folder=folder, kind=kind), several))
 
 
 def _remove(paths: Iterable[str]) -> None:
