@@ -63,6 +63,6 @@ def test_memory_holds_a_line_and_its_numbers_once(schema, raw, tmp_path, monkeyp
     line_bytes = raw.stat().st_size / 2
     chunks = list(split_file(find_files([str(raw)])[0]))
     parsed = stages.parse_into_runs(chunks, Schema.parse(schema), seed=0, folder=str(tmp_path), keep_raw=False)
-    assert parsed.parsed == 2 and sum(run.records for run in parsed.runs) == 2
+    assert parsed.parsed == 2 and sum(run.num_rows for run in parsed.runs) == 2
     # A line that grows has space for an eighth more.
     assert peak() < max(1.15 * line_bytes + FLOAT_BYTES, 2 * FLOAT_BYTES) + 2**21
