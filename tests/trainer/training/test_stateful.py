@@ -195,7 +195,7 @@ def remembered_bits(chunk_steps):
         (50, {"label_every_chunk": True}, True),
         (50, {"label_every_chunk": True, "reset_state": "chunk"}, False),
         (50, {}, False),  # a gradient of one chunk never reaches the pulse
-        # A gradient of six chunks does. Over 300 steps of an LSTM it vanishes, also in whole records; over 60, not yet.
+        # A gradient of six chunks does, over 60 steps. Over 300 steps it did not in 8 epochs, nor in whole records in 20.
         (10, {}, False),
         (10, {"backprop_chunks": 6}, True),
     ],
