@@ -137,9 +137,12 @@ class Evaluator:
     def _measure_chunks(self, split: str) -> Iterator["_Measured"]:
         """Yields the measures of chunks of several records, each of which is read in a lane."""
         assert self._chunk_steps is not None
-        dataset = self._dataset
-        lanes = max(1, DEFAULT_BATCH_STEPS // self._chunk_steps)
-        plan = make_stateful_plan(dataset.lengths(split), chunk_steps=self._chunk_steps, lanes=lanes)
+        dataset, chunk_steps = self._dataset, self._chunk_steps
+        lanes = max(1, DEFAULT_BATCH_STEPS // chunk_steps)
+        if self._reset_state == "record":
+            # Longer chunks change no result. With few records, a batch has few rows and takes as long for fewer steps.
+            chunk_steps = max(chunk_steps, DEFAULT_BATCH_STEPS // max(1, min(lanes, dataset.split(split).records)))
+        plan = make_stateful_plan(dataset.lengths(split), chunk_steps=chunk_steps, lanes=lanes)
         reader = ChunkReader(dataset, split, vocabularies=self._vocabularies)
         state = [tf.zeros((plan.lanes, width)) for width in find_stack(self._model).state_widths]
         for batch in reader.batches(plan):

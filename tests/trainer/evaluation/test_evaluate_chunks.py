@@ -49,7 +49,8 @@ def chunks_used(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", datasets.some(KINDS, ["next_word"]))
-def test_the_evaluation_is_that_of_whole_records(kind, capsys, chunks_used):
+def test_the_evaluation_is_that_of_whole_records(kind, capsys, chunks_used, monkeypatch):
+    monkeypatch.setattr(module, "DEFAULT_BATCH_STEPS", 30)  # six lanes
     dataset, run = datasets.of_every_feature(kind).path, export_runs.run_of(kind)
     expected = evaluate(run, dataset)
     status, out, _ = datasets.call(capsys, "evaluate", run, dataset, "--chunk_steps", 5, "--json")
