@@ -197,7 +197,7 @@ def remembered_bits(chunk_steps):
         (50, {"label_every_chunk": True}, True),
         (50, {"label_every_chunk": True, "reset_state": "chunk"}, False),
         (50, {}, False),  # a gradient of one chunk never reaches the pulse
-        # A gradient of six chunks does, over 60 steps. Over 300 steps, neither it nor whole records learned in 8 epochs.
+        # A gradient of six chunks does, over 60 steps. Over 300 steps, neither it nor whole records learn in 8 epochs.
         (10, {}, False),
         (10, {"backprop_chunks": 6}, True),
     ],
