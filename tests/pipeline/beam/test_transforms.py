@@ -49,6 +49,18 @@ def write(elements, schema, output, **options):
         _ = pipeline | beam.Create(elements) | ParseRecords(schema) | WriteDataset(schema, str(output), **options)
 
 
+@pytest.mark.parametrize("keep_lines", [True, False])
+def test_the_lines_of_a_batch_are_kept_unless_no_other_step_reads_them(keep_lines, schema, tmp_path, records):
+    (tmp_path / "raw").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (chunk,) = split_file(RawFile(str(tmp_path / "raw"), os.path.getsize(tmp_path / "raw")))
+    batch = next(read_chunk(chunk))
+    step = _Parse(schema, {}, False, None, keep_lines)
+    step.start_bundle()
+    (parsed,) = step.process(batch)
+    assert [sequence.id for sequence, _ in parsed] == [record["id"] for record in records]
+    assert len(batch.lines) == (len(records) if keep_lines else 0)
+
+
 def test_records_from_a_pipeline_give_the_dataset_that_prepare_makes(dataset, records, schema, tmp_path):
     def as_arrays(record):
         # Values as a pipeline may have them: a list of arrays, an array, a list of lists.

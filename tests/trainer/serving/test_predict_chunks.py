@@ -1,6 +1,7 @@
 """`predict --chunk_steps` writes the predictions of whole records, whatever the way in which the run was trained."""
 
 import json
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -69,6 +70,22 @@ CASES = [(kind, *limits) for kind in KINDS for limits in LIMITS]
 def test_predictions_in_chunks_are_those_of_whole_records(kind, batch_steps, chunk_steps):
     predictor, records, expected = whole(kind)
     check_same(read_all(predictor, records, batch_steps, chunk_steps), expected)
+
+
+def test_memory_holds_a_record_and_a_chunk_besides(monkeypatch):
+    """That of Python and NumPy, with outputs of each step in a file."""
+    monkeypatch.setattr(step_lines, "_MEMORY_BYTES", 2**12)
+    predictor = load_predictor(run_of("next_word"))
+    (raw,) = datasets.every_feature_records([1], split="test", kind="next_word")
+    chunks = ChunkPredictor(predictor, chunk_steps=200)
+    for steps in (200, 10_000):  # the first traces the model
+        longer = {name: raw[name] * steps for name in predictor.schema.steps}
+        record = parse_record(raw | longer, predictor.schema, labelled=False)
+        tracemalloc.start()
+        chunks([record]).close()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < sum(values.nbytes for values in record.features.values() if isinstance(values, np.ndarray)) / 2
 
 
 @pytest.mark.parametrize("kind", datasets.some(KINDS, ["next_word"]))
