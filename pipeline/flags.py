@@ -168,20 +168,23 @@ def duration(text: str) -> float:
     return seconds
 
 
-_UNIT_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_SIZE = re.compile(r"([0-9]+)([KMG]?)")
+_UNIT_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE = re.compile(r"([0-9]+)([KMG]?|[KMG]B)")
 
 
 def size(text: str) -> int:
-    """Converts the text of a flag to bytes: an integer, and none or one of the units K, M and G, powers of 1,024.
+    """Converts the text of a flag to bytes: an integer, and none or one of the units K, M and G, or KB, MB and GB.
 
-    >>> size("256M"), size("0")
-    (268435456, 0)
+    As in other commands, the units without B are powers of 1,024, and the others are powers of 1,000.
+
+    >>> size("256M"), size("600MB"), size("0")
+    (268435456, 600000000, 0)
     """
     match = _SIZE.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text} is not a size, expected an integer and none or one of the units K, M and G, for example 256M"
+            f"{text} is not a size, expected an integer and none or one of the units K, M, G, KB, MB and GB, for "
+            "example 256M"
         )
     return int(match[1]) * _UNIT_BYTES[match[2]]
 

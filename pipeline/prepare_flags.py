@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from pipeline.beam.memory_budget import check_memory
 from pipeline.beam.options import parse_with_beam
+from pipeline.errors import UserError
 from pipeline.flags import FlagParser, add_commit_flags, add_limit_flags, duration, fraction, natural, positive, size
 
 # The largest window: ten years.
@@ -95,8 +97,16 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
     parser.add_argument(
         "--processes",
         type=natural,
-        help="number of additional processes that parse and write, up to 150 MB each; default: one per core, at most "
-        "2, and none if the input is small or Beam has its own workers",
+        help="number of additional processes that parse and write; default: one per core within --memory, and none if "
+        "the input is small or Beam has its own workers",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="maximum memory of all processes together, for example 1500M or 2G: about 300 MB for this one, and 150 MB "
+        "for each of --processes; Beam's own workers do not count; default: half of the free memory, at least 600MB, "
+        "and 600MB on two cores or fewer",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     _add_window_flags(parser)
@@ -110,6 +120,10 @@ def parse_prepare(arguments: list[str]) -> PrepareFlags:
         _check_stream(parser, values, of_stream)
     else:
         _check_inputs(parser, values)
+    try:
+        check_memory(values["processes"], values["memory"])
+    except UserError as error:
+        parser.error(f"argument --memory: {error}")
     values["windows"] = _take_windows(parser, values)
     values |= {name: tuple(values[name]) for name in ("raw", "replay", "train", "validation", "test")}
     return PrepareFlags(values, of_stream if is_stream else None, as_json, beam_options)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.beam.memory_budget import check_memory, count_workers
 from pipeline.beam.options import runs_in_this_process
-from pipeline.beam.workers import WorkerPool, count_cores, start_workers
+from pipeline.beam.workers import WorkerPool, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
 from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
@@ -43,8 +44,8 @@ from pipeline.writing.retention import DEFAULT_RETAIN
 
 # Smaller inputs are done before worker processes have started.
 _SMALL_BYTES = 16 * 2**20
-# A process holds 150 MB, and 250 MB with the largest records. Use --processes for more of them.
-_MAX_WORKERS = 2
+# Beside the first two, there is a worker for each so many bytes of input: less is done before it has started.
+_BYTES_PER_WORKER = 16 * 2**20
 # How often a job is done before it gives up because others added the same records meanwhile.
 _ATTEMPTS = 4
 # Bytes of the first file that are parsed to estimate the size of the output.
@@ -71,7 +72,11 @@ class PrepareOptions:
             `add` adds all records of the file. Only for `append`.
         max_record_bytes: Largest raw record in bytes. A larger record is rejected as `too_large`.
         max_record_steps: Largest number of steps of a record. A longer record is rejected as `too_large`.
-        processes: Number of worker processes that parse and write. 0 does all work in this process. None chooses.
+        processes: Number of worker processes that parse and write. 0 does all work in this process. None starts one per
+            core within `memory`, and none if the input is small or Beam has its own workers.
+        memory: Bytes that all processes of the job may take together: about 300 MB for this process, and 150 MB for
+            each worker process. None is half of the free memory, at least 600 MB, and 600 MB on two cores or fewer.
+            Beam's own workers do not count.
         windows: The windows to label the shards with. None takes those of the dataset that is added to, if it has any.
     """
 
@@ -91,10 +96,15 @@ class PrepareOptions:
     max_record_bytes: int = LIMITS.record_bytes
     max_record_steps: int = LIMITS.record_steps
     processes: int | None = None
+    memory: int | None = None
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     windows: EventWindows | None = None
+
+    def __post_init__(self) -> None:
+        """Raises a UserError if `memory` is too small for `processes`."""
+        check_memory(self.processes, self.memory)
 
     @property
     def inputs(self) -> RawFiles:
@@ -296,15 +306,16 @@ def _start_workers(
     options: PrepareOptions, total_bytes: int, beam_options: dict[str, Any]
 ) -> contextlib.AbstractContextManager[WorkerPool | None]:
     """Starts the processes that parse and write."""
-    num_workers = _count_workers(total_bytes, beam_options) if options.processes is None else options.processes
-    return start_workers(num_workers, "pipeline.writing.stages")
+    return start_workers(_count_workers(options, total_bytes, beam_options), "pipeline.writing.stages")
 
 
-def _count_workers(total_bytes: int, beam_options: dict[str, Any]) -> int:
-    """Returns the number of processes to start: 0 if Beam starts its own or the input is small, else one per core."""
+def _count_workers(options: PrepareOptions, total_bytes: int, beam_options: dict[str, Any]) -> int:
+    """Returns the number of processes to start: by default 0 if Beam starts its own or the input is small."""
+    if options.processes is not None:
+        return options.processes
     if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
         return 0
-    return min(count_cores(), _MAX_WORKERS)
+    return min(count_workers(None, options.memory), max(2, total_bytes // _BYTES_PER_WORKER))
 
 
 def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:

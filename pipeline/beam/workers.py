@@ -255,11 +255,6 @@ class PendingCalls:
         self._futures.clear()
 
 
-def count_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def start_workers(num_workers: int, module: str) -> Iterator[WorkerPool | None]:
     """Yields a pool that is closed after the block, or None if `num_workers` is 0."""

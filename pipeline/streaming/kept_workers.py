@@ -1,30 +1,28 @@
 """The worker processes of a stream, which stay from round to round."""
 
-from pipeline.beam.workers import WorkerPool, count_cores
+from pipeline.beam.memory_budget import count_workers
+from pipeline.beam.workers import WorkerPool
 
 # A smaller round is done in this process before workers have started.
 _SMALL_BYTES = 4 * 2**20
-# A process holds 150 MB, and 250 MB with the largest records. Use --processes for more of them.
-_MAX_WORKERS = 2
 
 
 class KeptWorkers:
     """Starts worker processes in the first round that is large enough for them, and keeps them until `close`.
 
     Args:
-        processes: Number of processes. 0 does all work in this process. None chooses.
+        processes, memory: See `count_workers`, also for the error.
     """
 
-    def __init__(self, processes: int | None = None) -> None:
-        self._processes = processes
+    def __init__(self, processes: int | None = None, memory: int | None = None) -> None:
+        self._processes, self._memory = processes, memory
         self._pool: WorkerPool | None = None
 
     def get(self, num_bytes: int) -> WorkerPool | None:
         """Returns the processes for a round with this number of raw bytes. None: do it in this process."""
         if self._pool is None:
-            processes = self._processes
-            if processes is None:
-                processes = min(count_cores(), _MAX_WORKERS) if num_bytes >= _SMALL_BYTES else 0
+            is_small = self._processes is None and num_bytes < _SMALL_BYTES
+            processes = 0 if is_small else count_workers(self._processes, self._memory)
             if processes:
                 self._pool = WorkerPool(processes, "pipeline.writing.stages")
         return self._pool

@@ -118,7 +118,8 @@ class _Stream:
         self._source = self._open_source()
         refuse_output(shared.raw, [], self._output, is_written=is_of_dataset)
         self._positions = Positions(self._output)
-        self._kept = Kept(KeptWorkers(shared.processes), PublishedKeys(options.dedup_memory), SummaryCache())
+        workers = KeptWorkers(shared.processes, shared.memory)
+        self._kept = Kept(workers, PublishedKeys(options.dedup_memory), SummaryCache())
         self._refresh = Refresh(self._output, 0.0 if options.once else options.refresh)
         self._base: Base | None = None
         self._manifest: Manifest | None = None

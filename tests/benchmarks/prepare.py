@@ -22,7 +22,7 @@ from typing import Any
 from data import CLASSES, schema_text, write_raw
 from measure import Row, alternate, command_line, compare, peak_of_all_processes, print_rows, run_command, run_program
 
-from pipeline.beam.workers import count_cores
+from pipeline.beam.memory_budget import count_cores
 from pipeline.format.examples import encode_record
 from pipeline.format.tfrecord import frame
 from pipeline.raw.records import parse_line

@@ -6,7 +6,7 @@ import doctest
 import pytest
 
 from pipeline import flags
-from pipeline.flags import FlagParser, duration
+from pipeline.flags import FlagParser, duration, size
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,21 @@ def test_a_wrong_duration_is_reported_with_its_flag(capsys):
         "lengthwise clean: argument --retain: 90 is not a duration, expected a number and a unit, for example 90s, "
         "30m, 24h or 7d, or 0\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("0", 0), ("7", 7), ("2K", 2048), ("1500M", 1_572_864_000), ("2G", 2**31), ("3KB", 3000), ("600MB", 6 * 10**8)]
+    + [("2GB", 2 * 10**9)],
+)
+def test_a_size_is_an_integer_and_a_unit(text, num_bytes):
+    assert size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-1", "1m", "1MiB", "1B", "1 M", "1T", "٣M"])
+def test_any_other_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size, expected an integer and none or one of"):
+        size(text)
 
 
 def test_the_examples_in_docstrings_are_correct():

@@ -1,6 +1,7 @@
 """Worker processes return, raise and count what a call in this process does, and none is left behind."""
 
 import concurrent.futures
+import dataclasses
 import gzip
 import json
 import multiprocessing
@@ -171,13 +172,14 @@ def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compresse
     assert {"not_json", "missing_field", "duplicate_id"} == set(found[0][1]["rejected"]["by_reason"])
 
 
-def test_a_large_job_in_this_process_has_a_worker_for_each_core_but_at_most_two(monkeypatch):
-    monkeypatch.setattr("pipeline.beam.prepare.count_cores", lambda: 2)
-    assert _count_workers(2**30, {}) == _count_workers(2**30, {"runner": "DirectRunner"}) == 2
-    assert _count_workers(2**20, {}) == 0
-    assert _count_workers(2**30, {"direct_num_workers": 2}) == _count_workers(2**30, {"runner": "FlinkRunner"}) == 0
-    monkeypatch.setattr("pipeline.beam.prepare.count_cores", lambda: 64)
-    assert _count_workers(2**30, {}) == 2
+def test_a_large_job_in_this_process_has_a_worker_for_each_core_if_it_has_work_for_them(monkeypatch):
+    monkeypatch.setattr("pipeline.beam.memory_budget.count_cores", lambda: 64)
+    options = PrepareOptions(("raw",), "schema.yaml", "out", memory=1500 * 10**6)
+    assert _count_workers(options, 2**30, {}) == _count_workers(options, 2**30, {"runner": "DirectRunner"}) == 8
+    assert [_count_workers(options, megabytes * 2**20, {}) for megabytes in (1, 16, 40, 64, 1000)] == [0, 2, 2, 4, 8]
+    for of_beam in ({"direct_num_workers": 2}, {"runner": "FlinkRunner"}):
+        assert _count_workers(options, 2**30, of_beam) == 0
+        assert _count_workers(dataclasses.replace(options, processes=3), 1, of_beam) == 3
 
 
 def test_a_failed_job_leaves_no_file_that_a_worker_was_still_writing(tmp_path, monkeypatch):
