@@ -43,6 +43,7 @@ from pipeline.writing.publish import DEFAULT_MAX_REJECTED
 from trainer.batching.cut import check_limits
 from trainer.batching.stateful import chunk_options
 from trainer.data.target import Target
+from trainer.devices.large_blocks import return_large_blocks
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
 from trainer.model.chunks import check_forward
@@ -108,6 +109,7 @@ def predict(
     chunks = chunk_options(predictor.config, chunk_steps)
     if chunks["chunk_steps"] is not None:
         check_forward(predictor.model)
+        return_large_blocks()  # a record may be large, and the tensors of a chunk are small
     model = {"run": run, "checkpoint": predictor.checkpoint, "weights_sha256": predictor.weights_sha256}
     publisher = PredictionsPublisher(output, new_generation(), max_rejected, overwrite, model)
     publisher.check_output()
@@ -295,6 +297,7 @@ class _PredictChunks(beam.DoFn):
         self._shared = Shared()
 
     def setup(self) -> None:
+        return_large_blocks()
         # The threads of a worker share the model.
         self._predictor = self._shared.acquire(lambda: ChunkPredictor(self._handler.load_model(), **self._chunks))
 
