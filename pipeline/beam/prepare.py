@@ -19,6 +19,7 @@ from pipeline.files import absolute, is_local
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
 from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.raw.estimate_size import estimate_memory
 from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import RawFile, RawFiles, describe_left_out, find_all_files
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
@@ -158,7 +159,7 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
     if not schema.label.is_open:
         check_free_space(files, schema, output)
     total_bytes = sum(file.num_bytes for file in (*files, *replay.files))
-    with _start_workers(options, total_bytes, beam_options) as pool:
+    with _start_workers(options, (*files, *replay.files), beam_options) as pool:
         if schema.label.is_open:
             schema = _find_classes(files, schema, output, base, options, pool, beam_options)
             check_free_space(files, schema, output)
@@ -189,7 +190,7 @@ def prepare_parts_with_beam(
     check_kinds([file for file in files if file.spool is None and not file.start])
     check_free_space(files, schema, job.files.output)
     total_bytes = sum(file.num_bytes for file in files)
-    with _start_workers(options, total_bytes, beam_options) as pool:
+    with _start_workers(options, files, beam_options) as pool:
         return _run_job(options, schema, files, total_bytes, job, Replay(), pool, beam_options, announce)
 
 
@@ -303,19 +304,21 @@ def _run_job(
 
 
 def _start_workers(
-    options: PrepareOptions, total_bytes: int, beam_options: dict[str, Any]
+    options: PrepareOptions, files: Sequence[RawFile], beam_options: dict[str, Any]
 ) -> contextlib.AbstractContextManager[WorkerPool | None]:
     """Starts the processes that parse and write."""
-    return start_workers(_count_workers(options, total_bytes, beam_options), "pipeline.writing.stages")
+    return start_workers(_count_workers(options, files, beam_options), "pipeline.writing.stages")
 
 
-def _count_workers(options: PrepareOptions, total_bytes: int, beam_options: dict[str, Any]) -> int:
+def _count_workers(options: PrepareOptions, files: Sequence[RawFile], beam_options: dict[str, Any]) -> int:
     """Returns the number of processes to start: by default 0 if Beam starts its own or the input is small."""
     if options.processes is not None:
         return options.processes
-    if total_bytes < _SMALL_BYTES or not runs_in_this_process(beam_options):
+    most = count_workers(None, options.memory)
+    if not most or not runs_in_this_process(beam_options):
         return 0
-    return min(count_workers(None, options.memory), max(2, total_bytes // _BYTES_PER_WORKER))
+    num_bytes = estimate_memory(files)
+    return 0 if num_bytes < _SMALL_BYTES else min(most, max(2, num_bytes // _BYTES_PER_WORKER))
 
 
 def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:

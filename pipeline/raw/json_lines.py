@@ -29,7 +29,7 @@ BATCH_BYTES = 2**20
 # The same for compressed files, where each batch is later written to a file of its own.
 COMPRESSED_BATCH_BYTES = 4 * 2**20
 # Memory in bytes that a line takes besides its own bytes: the Python object, the offset, the number and the digest.
-_LINE_BYTES = 200
+LINE_BYTES = 200
 
 
 class Chunk(NamedTuple):
@@ -108,7 +108,7 @@ class LineBatch(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Approximate memory of the batch, in bytes."""
-        return sum(map(len, self.lines)) + _LINE_BYTES * len(self.lines)
+        return sum(map(len, self.lines)) + LINE_BYTES * len(self.lines)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles large lines as buffers, so that a process can get them without a copy in the pickle."""
@@ -321,7 +321,7 @@ class _Batches:
                 numbers.append(self.num_lines - 1)
                 kept.append(line)
                 digests.append(sha256(line).digest())
-                self.size += len(line) + _LINE_BYTES
+                self.size += len(line) + LINE_BYTES
 
     def take(self) -> Iterator[LineBatch]:
         """Yields the batch, if it has lines, and begins the next."""

@@ -105,7 +105,7 @@ def prepare_parts(
     with file_errors(), mark_writer(output, generation, command="prepare"):
         try:
             with progress.report("prepare", total_bytes=num_bytes, second_pass=True):
-                return _Round(options, schema, job, kept, kept.workers.get(num_bytes)).run(files, num_bytes)
+                return _Round(options, schema, job, kept, kept.workers.get(files)).run(files, num_bytes)
         except BaseException as error:
             read_published = functools.partial(find_published, output, generation, after=job.base.number)
             check_unpublished(output, error, read_published)

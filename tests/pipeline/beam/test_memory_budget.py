@@ -9,6 +9,7 @@ from pipeline.beam.memory_budget import check_memory, count_cores, count_workers
 from pipeline.beam.prepare import PrepareOptions
 from pipeline.errors import UserError
 from pipeline.main import prepare
+from pipeline.raw.find_files import RawFile
 from pipeline.streaming.kept_workers import KeptWorkers
 
 MB, GB = 10**6, 10**9
@@ -101,10 +102,11 @@ def test_the_flags_are_checked_before_the_job(capsys, streaming):
 def test_a_stream_starts_workers_within_its_memory(machine, monkeypatch):
     machine(64, 64 * GB)
     monkeypatch.setattr("pipeline.streaming.kept_workers.WorkerPool", lambda number, _: number)
-    assert KeptWorkers(None, 1500 * MB).get(2**30) == 8
-    assert KeptWorkers(3, 1500 * MB).get(1) == 3
-    assert KeptWorkers(None, 1500 * MB).get(1) is None
-    assert KeptWorkers(None, 300 * MB).get(2**30) is None
+    small, large = ([RawFile("none", num_bytes)] for num_bytes in (1, 2**30))
+    assert KeptWorkers(None, 1500 * MB).get(large) == 8
+    assert KeptWorkers(3, 1500 * MB).get(small) == 3
+    assert KeptWorkers(None, 1500 * MB).get(small) is None
+    assert KeptWorkers(None, 300 * MB).get(large) is None
 
 
 def make_machine(folder, files):

@@ -24,12 +24,13 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from pipeline import progress
 from pipeline.beam import call_on_chunks, workers
 from pipeline.beam import prepare as prepare_module
-from pipeline.beam.prepare import PrepareOptions, _count_workers, prepare
+from pipeline.beam.prepare import PrepareOptions, _count_workers, _start_workers, prepare
 from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
 from pipeline.files import read_bytes
 from pipeline.raw import json_lines, line_splitter
-from pipeline.raw.find_files import find_all_files
+from pipeline.raw.find_files import RawFile, find_all_files
+from pipeline.streaming.kept_workers import KeptWorkers
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [2]}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 
@@ -175,11 +176,33 @@ def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compresse
 def test_a_large_job_in_this_process_has_a_worker_for_each_core_if_it_has_work_for_them(monkeypatch):
     monkeypatch.setattr("pipeline.beam.memory_budget.count_cores", lambda: 64)
     options = PrepareOptions(("raw",), "schema.yaml", "out", memory=1500 * 10**6)
-    assert _count_workers(options, 2**30, {}) == _count_workers(options, 2**30, {"runner": "DirectRunner"}) == 8
-    assert [_count_workers(options, megabytes * 2**20, {}) for megabytes in (1, 16, 40, 64, 1000)] == [0, 2, 2, 4, 8]
+    large = [RawFile("none", 2**29)] * 2
+    assert _count_workers(options, large, {}) == _count_workers(options, large, {"runner": "DirectRunner"}) == 8
+    for megabytes, expected in ((1, 0), (16, 2), (40, 2), (64, 4), (1000, 8)):
+        assert _count_workers(options, [RawFile("none", megabytes * 2**20)], {}) == expected
     for of_beam in ({"direct_num_workers": 2}, {"runner": "FlinkRunner"}):
-        assert _count_workers(options, 2**30, of_beam) == 0
-        assert _count_workers(dataclasses.replace(options, processes=3), 1, of_beam) == 3
+        assert _count_workers(options, large, of_beam) == 0
+        assert _count_workers(dataclasses.replace(options, processes=3), [], of_beam) == 3
+
+
+def test_a_small_compressed_file_of_many_records_is_done_by_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.beam.memory_budget.count_cores", lambda: 2)
+    rows = b"".join(b'{"id":%d,"x":[[1,2]],"y":"a"}\n' % n for n in range(80_000))
+    (tmp_path / "raw").write_bytes(gzip.compress(rows, 1))
+    (tmp_path / "plain").write_bytes(rows[: len(rows) // 2])
+    raw, plain = ([RawFile(f"{tmp_path}/{name}", (tmp_path / name).stat().st_size)] for name in ("raw", "plain"))
+    assert raw[0].num_bytes < plain[0].num_bytes
+    options = PrepareOptions(("raw",), "schema.yaml", "out")
+    assert (_count_workers(options, raw, {}), _count_workers(options, plain, {})) == (2, 0)
+    started = []
+    monkeypatch.setattr(prepare_module, "start_workers", lambda number, _: started.append(number))
+    _start_workers(options, raw, {})
+    assert started == [2]
+    assert KeptWorkers(None, 300 * 10**6).get(raw) is None
+    pool = KeptWorkers(None)
+    assert pool.get(plain) is None
+    assert pool.get(raw).num_workers == 2
+    pool.close()
 
 
 def test_a_failed_job_leaves_no_file_that_a_worker_was_still_writing(tmp_path, monkeypatch):
