@@ -88,7 +88,8 @@ def show(capsys):
 
 
 def prepare(folder, raw, schema="parts.yaml", output="data"):
-    return measure(folder, "prepare", raw, "--schema", schema, "--output", output, "--overwrite", *LIMIT)
+    command = ("prepare", raw, "--schema", schema, "--output", output, "--overwrite", "--memory", "600MB", *LIMIT)
+    return measure(folder, *command)
 
 
 @pytest.mark.proof
