@@ -62,8 +62,14 @@ def read_object(
         (float32 in a large record), and int64[num_steps, *shape] for the dtype int64. None if the line is not an
         object with unique keys, or has a number that simdjson does not read: the slow parser has to decide then.
     """
-    lists = find_large_lists(line, steps) if lists is None else lists
+    if lists is None and is_large(line):
+        lists = find_large_lists(line, steps)
     return _read_large(line, steps, lists) if lists else _read_object(line, steps)
+
+
+def is_large(line: bytes | bytearray) -> bool:
+    """Returns whether a line is so large that its long lists are read in pieces."""
+    return len(line) > _LARGE_BYTES
 
 
 def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[str, Any] | None:
@@ -114,7 +120,7 @@ def find_large_lists(
         steps: The step features by field. Those of numbers are read in pieces.
         others: The depth of the lists of further fields. `read_object` reads an empty list in the place of each.
     """
-    if len(line) <= _LARGE_BYTES:
+    if not is_large(line):
         return []
     depths = {name: len(feature.shape) for name, feature in steps.items() if feature.dtype in _BUFFER_TYPES}
     depths |= others or {}

@@ -8,7 +8,7 @@ import orjson
 
 from pipeline.errors import counted, quote, show
 from pipeline.raw.content_id import content_id, large_content_id
-from pipeline.raw.json_arrays import LargeList, cut_list, find_large_lists, read_object
+from pipeline.raw.json_arrays import LargeList, cut_list, find_large_lists, is_large, read_object
 from pipeline.raw.json_values import load_json
 from pipeline.raw.rejects import Reason, RecordError
 from pipeline.raw.values import as_list, parse_context, parse_label, parse_steps, to_python
@@ -55,22 +55,36 @@ def parse_line(
         raise RecordError("too_large", f"the record is larger than {limits.record_bytes:,} bytes, the maximum")
     record: Any = None
     record_id = label = None
-    if not isinstance(line, str):
-        steps = schema.array_steps
-        is_label = labelled and not (windows is not None and windows.field in schema.large_labels)
-        lists = find_large_lists(line, steps, schema.large_labels if is_label else None)
-        # An id that is a hash of the record is computed from the values as Python parses them, not from arrays.
-        if schema.id is not None or lists:
-            record = read_object(line, steps, lists)
-        for large in lists:
-            if large.name not in steps and record is not None:
-                label = _read_label(line, large, schema)
-                record = None if label is None else record
-        if schema.id is None and record is not None:
-            record_id = large_content_id(line, lists)
+    if isinstance(line, str):
+        pass
+    elif is_large(line):
+        record, record_id, label = _read_large(line, schema, labelled, windows)
+    elif schema.id is not None:  # else the id is a hash of the values as Python parses them, not as arrays
+        record = read_object(line, schema.array_steps)
     if record is None:
         record, label = load_json(line), None
     return _parse(record, record_id, label, schema, labelled, limits, windows)
+
+
+def _read_large(
+    line: bytes | bytearray, schema: Schema, labelled: bool, windows: EventWindows | None
+) -> tuple[dict[str, Any] | None, str | None, Array | None]:
+    """Returns the record of a large line, its id if that is a hash of it, and its label if that is read in pieces.
+
+    The record is None if the slow parser has to decide.
+    """
+    steps, label = schema.array_steps, None
+    is_label = labelled and not (windows is not None and windows.field in schema.large_labels)
+    lists = find_large_lists(line, steps, schema.large_labels if is_label else None)
+    if schema.id is None and not lists:
+        return None, None, None
+    record = read_object(line, steps, lists)
+    for large in lists:
+        if large.name not in steps and record is not None:
+            label = _read_label(line, large, schema)
+            record = None if label is None else record
+    record_id = large_content_id(line, lists) if schema.id is None and record is not None else None
+    return record, record_id, label
 
 
 def _read_label(line: bytes | bytearray, large: LargeList, schema: Schema) -> Array | None:
