@@ -1,11 +1,13 @@
 """Sorts rows of JSON through files: a buffer writes sorted runs, and a merge reads any number of them.
 
-Memory holds one buffer while runs are written, and one row of each of at most 64 runs while they are merged.
+Memory holds one buffer while runs are written, and one row of each of at most 64 runs while they are merged, fewer if
+their rows are large.
 """
 
 import contextlib
 import heapq
 import json
+import operator
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +22,24 @@ Value = TypeVar("Value")
 Row: TypeAlias = Any
 SortKey: TypeAlias = Callable[[Row], Any]
 
-# Values that a buffer sorts in memory.
-_BUFFER_VALUES = 32_768
+# A buffer writes a run when it holds this number of rows, or this number of bytes of them as JSON.
+_BUFFER_VALUES, _BUFFER_BYTES = 32_768, 8 * 2**20
 # Files that are merged at the same time. Some systems allow a process 256 open files.
 _MAX_OPEN = 64
+# Fewer are merged at the same time if their largest rows have more bytes than this together.
+_MAX_BYTES = 8 * 2**20
 
 
 class RowRun(NamedTuple):
-    """A file of sorted rows, one JSON value on each line."""
+    """A file of sorted rows, one JSON value on each line.
+
+    Attributes:
+        path: The file.
+        largest: Bytes of the largest row.
+    """
 
     path: str
+    largest: int
 
 
 class RowRunWriter:
@@ -39,6 +49,7 @@ class RowRunWriter:
         self._path = join(folder, f"{uuid.uuid4().hex}{ending}")
         self._files = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
+        self._largest = 0
 
     def __enter__(self) -> Self:
         return self
@@ -48,18 +59,24 @@ class RowRunWriter:
 
     def add_row(self, row: Row) -> None:
         """Writes the next row."""
+        self.add_line(_serialize(row))
+
+    def add_line(self, line: bytes) -> None:
+        """Writes the next row, which is serialized already."""
         if self._file is None:
             self._file = self._files.enter_context(create(self._path))
-        self._file.write(_serialize(row) + b"\n")
+        self._file.write(line)
+        self._file.write(b"\n")
+        self._largest = max(self._largest, len(line))
 
     @property
     def runs(self) -> list[RowRun]:
         """The run that was written; empty if there was no row."""
-        return [] if self._file is None else [RowRun(self._path)]
+        return [] if self._file is None else [RowRun(self._path, self._largest)]
 
 
 class RowBuffer(Generic[Value]):
-    """Buffers values in any order, and writes a run to a folder every 32,768 of them.
+    """Buffers values in any order, and writes a run to a folder when they are many, or large.
 
     Args:
         folder: Folder for the runs.
@@ -71,19 +88,25 @@ class RowBuffer(Generic[Value]):
     def __init__(self, folder: str, ending: str, to_row: Callable[[Value], Row], key: SortKey | None = None) -> None:
         self._folder, self._ending = folder, ending
         self._to_row, self._key = to_row, key
-        self._values: list[Value] = []
+        # The sort key of each row, and the row as JSON.
+        self._rows: list[tuple[Any, bytes]] = []
+        self._num_bytes = 0
 
     def add(self, value: Value) -> list[RowRun]:
         """Adds a value. Returns the run that was written if the buffer was full, else an empty list."""
-        self._values.append(value)
-        return self.flush() if len(self._values) >= _BUFFER_VALUES else []
+        row = self._to_row(value)
+        line = _serialize(row)
+        self._rows.append((row if self._key is None else self._key(row), line))
+        self._num_bytes += len(line)
+        return self.flush() if len(self._rows) >= _BUFFER_VALUES or self._num_bytes >= _BUFFER_BYTES else []
 
     def flush(self) -> list[RowRun]:
         """Writes the buffered values. Returns their run, or an empty list if there are none."""
-        values, self._values = self._values, []
+        rows, self._rows, self._num_bytes = self._rows, [], 0
+        rows.sort(key=operator.itemgetter(0))
         with RowRunWriter(self._folder, self._ending) as writer:
-            for row in sorted(map(self._to_row, values), key=self._key):
-                writer.add_row(row)
+            for _, line in rows:
+                writer.add_line(line)
         return writer.runs
 
 
@@ -118,16 +141,25 @@ def _merge_open(runs: Sequence[RowRun], key: SortKey | None) -> Iterator[Iterato
 
 def _reduce(runs: list[RowRun], key: SortKey | None) -> list[RowRun]:
     """Merges runs into larger ones, in passes, until all of them can be open at the same time."""
-    while len(runs) > _MAX_OPEN:
+    while len(groups := list(_group(runs))) > 1:
         larger = []
-        for start in range(0, len(runs), _MAX_OPEN):
-            folder, name = os.path.split(runs[start].path)
-            with (
-                _merge_open(runs[start : start + _MAX_OPEN], key) as rows,
-                RowRunWriter(folder, os.path.splitext(name)[1]) as writer,
-            ):
+        for group in groups:
+            folder, name = os.path.split(group[0].path)
+            with _merge_open(group, key) as rows, RowRunWriter(folder, os.path.splitext(name)[1]) as writer:
                 for row in rows:
                     writer.add_row(row)
             larger += writer.runs
         runs = larger
     return runs
+
+
+def _group(runs: Sequence[RowRun]) -> Iterator[list[RowRun]]:
+    """Yields runs that can be open at the same time: two at least, if there are two."""
+    group: list[RowRun] = []
+    for run in runs:
+        if len(group) == _MAX_OPEN or (len(group) > 1 and sum(each.largest for each in (*group, run)) > _MAX_BYTES):
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group

@@ -48,6 +48,25 @@ def test_any_number_of_runs_gives_all_rows_sorted(tmp_path, monkeypatch, open_fi
     assert max(open_files, default=0) <= 3
 
 
+def test_large_rows_are_sorted_in_smaller_runs_of_which_fewer_are_open(tmp_path, monkeypatch, open_files):
+    monkeypatch.setattr(row_runs, "_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(row_runs, "_MAX_BYTES", 1000)
+    values = random.Random(0).sample([str(n).zfill(n % 400) for n in range(1, 301)], 300)
+    buffer = RowBuffer(str(tmp_path), ".test", list)
+    runs, num_bytes = [], 0
+    for value in values:
+        num_bytes += len(value) * 4 + 1  # as JSON
+        written = buffer.add(value)
+        assert len(written) == (num_bytes >= 1000)
+        num_bytes *= not written
+        runs += written
+    runs += buffer.flush()
+    assert max(run.largest for run in runs) == max(len((tmp_path / run.path).read_bytes().split()[0]) for run in runs)
+    with merge_row_runs(runs) as rows:
+        assert list(rows) == sorted(map(list, values))
+    assert max(open_files) == 2
+
+
 def test_chunks_are_sorted_by_file_and_place_without_duplicates(tmp_path, open_files):
     chunks = [
         ChunkSummary(path, start, start + 1, 2, 3, bytes([start]) * 32)
