@@ -1,4 +1,7 @@
-"""Encoded records, which is the form in which records are sorted: an Example, its sort key and what a shard needs."""
+"""Encoded records, which is the form in which records are sorted: an Example, its sort key and what a shard needs.
+
+In runs, a kept raw line follows the Example in the payload, because a merge holds many rows, but few payloads.
+"""
 
 import dataclasses
 import hashlib
@@ -125,20 +128,58 @@ def _sort_keys(rows: pa.Table) -> list[tuple[Any, ...]]:
     return list(map(sort_key, from_rows(rows)))
 
 
-# Encoded records as rows, whose payloads are their Examples.
-RECORDS = RowKind(COLUMNS, _sort_keys)
+_RAW = COLUMNS.get_field_index("raw")
+# Encoded records as rows of runs. The payload is the Example, then the raw line, of `raw_bytes` (null: there is none).
+RECORDS = RowKind(COLUMNS.set(_RAW, pa.field("raw_bytes", pa.int64())), _sort_keys)
+
+
+def to_run_block(records: Iterable[EncodedRecord]) -> Block:
+    """Sorts records into a block of RECORDS."""
+    ordered = _sort(records)
+    raws = [record.origin.raw for record in ordered]
+    sizes = pa.array([None if raw is None else len(raw) for raw in raws], pa.int64())
+    rows = _to_rows([record._replace(origin=record.origin._replace(raw=None)) for record in ordered])
+    payloads = [record.example + raw if raw else record.example for record, raw in zip(ordered, raws, strict=True)]
+    return Block(rows.set_column(_RAW, "raw_bytes", sizes), payloads)
+
+
+def from_run_block(block: Block) -> Block:
+    """Returns the same records with the columns COLUMNS and with Examples as payloads. Empties the list of payloads."""
+    sizes = block.rows["raw_bytes"].to_pylist()
+    examples, raws = block.payloads, pa.nulls(len(sizes), pa.binary())
+    if block.rows["raw_bytes"].null_count < len(sizes):
+        examples, lines = [], []
+        block.payloads.reverse()
+        for size in sizes:
+            payload = block.payloads.pop()
+            end = len(payload) - (size or 0)
+            examples.append(payload[:end])
+            lines.append(None if size is None else payload[end:])
+            del payload  # may be large
+        raws = pa.array(lines, pa.binary())
+    return Block(block.rows.set_column(_RAW, "raw", raws), examples)
 
 
 def to_block(records: Iterable[EncodedRecord]) -> Block:
-    """Sorts records into a block of RECORDS."""
+    """Sorts records into a block with the columns COLUMNS, whose payloads are their Examples."""
+    ordered = _sort(records)
+    return Block(_to_rows(ordered), [record.example for record in ordered])
+
+
+def _sort(records: Iterable[EncodedRecord]) -> list[EncodedRecord]:
     ordered = sorted(records, key=operator.attrgetter("key"))
     # Few records share a key, and to build the whole sort key of every record is the slowest step of this function.
     if any(a.key == b.key for a, b in itertools.pairwise(ordered)):
         ordered.sort(key=sort_key)
-    columns = _transpose(EncodedRecord._fields, ordered)
+    return ordered
+
+
+def _to_rows(records: list[EncodedRecord]) -> pa.Table:
+    """Returns a table with the columns COLUMNS."""
+    columns = _transpose(EncodedRecord._fields, records)
     columns |= _transpose(Origin._fields, columns["origin"])
     arrays = [pa.array(columns[field.name], field.type) for field in COLUMNS]
-    return Block(pa.Table.from_arrays(arrays, schema=COLUMNS), [record.example for record in ordered])
+    return pa.Table.from_arrays(arrays, schema=COLUMNS)
 
 
 def _transpose(names: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
@@ -147,8 +188,12 @@ def _transpose(names: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> dict[
 
 
 def from_rows(rows: pa.Table) -> list[EncodedRecord]:
-    """Returns the records of a table with the columns COLUMNS. Their `example` is empty."""
-    columns: dict[str, Iterable[Any]] = {name: rows[name].to_pylist() for name in COLUMNS.names}
+    """Returns the records of a table with the columns COLUMNS, or those of RECORDS. Their `example` is empty.
+
+    Of RECORDS, the raw line is missing, too.
+    """
+    columns: dict[str, Iterable[Any]] = {"raw": itertools.repeat(None, len(rows))}
+    columns |= {name: rows[name].to_pylist() for name in COLUMNS.names if name in rows.column_names}
     columns["origin"] = map(Origin._make, zip(*(columns[name] for name in Origin._fields), strict=True))
     columns["example"] = itertools.repeat(b"", len(rows))
     values = zip(*(columns[name] for name in EncodedRecord._fields), strict=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.schema.windows import EventWindows, missing_time
-from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, to_block
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, to_run_block
 from pipeline.shuffle.runs import Run, new_run
 
 # A buffer writes a run when it holds this number of bytes, or this number of records.
@@ -24,10 +24,11 @@ def write_record_run(records: Iterable[EncodedRecord], folder: str, windows: Eve
     Returns:
         A run. Its `totals` are the bytes in TFRecord files of each (split, start of the window or None).
     """
-    block = to_block(records)
+    block = to_run_block(records)
     with new_run(folder, RECORDS) as writer:
         writer.add(block)
-    sizes = np.array([len(example) + FRAME_BYTES for example in block.payloads], np.int64)
+    raw_bytes = block.rows["raw_bytes"].fill_null(0).to_numpy()
+    sizes = np.array([len(payload) + FRAME_BYTES for payload in block.payloads], np.int64) - raw_bytes
     return writer.run(_add_up(block.rows, sizes, windows))
 
 

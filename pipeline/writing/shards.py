@@ -160,7 +160,7 @@ class ShardWriter:
     ) -> Iterator[tuple[tuple[str, int | None], pa.Table, list[bytes]]]:
         """Yields the records of a block that are kept by split and window, with the columns of _INDEX_COLUMNS."""
         places = np.flatnonzero(is_kept)
-        rows = block.rows.take(pa.array(places))
+        rows = block.rows.select([*_INDEX_COLUMNS, "split"]).take(pa.array(places))
         splits = rows["split"].combine_chunks().dictionary_encode()
         of_split, windows = splits.indices.to_numpy(), np.zeros(len(rows), np.int64)
         if self.windows is not None:

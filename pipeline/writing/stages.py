@@ -18,7 +18,7 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import last_of_each, numbers_copies
-from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle
+from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle, from_run_block
 from pipeline.shuffle.hashing import shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.record_runs import RunBuffer
@@ -172,7 +172,7 @@ def merge_into_shards(
         reject_runs.extend(buffer.add(duplicate))
 
     keys = shard_range(number, num_shards=num_shards)
-    blocks = _report_progress(merge_runs(runs, *keys, RECORDS))
+    blocks = _report_progress(map(from_run_block, merge_runs(runs, *keys, RECORDS)))
     copies, published = numbers_copies(writer.schema), None
     if writer.published:
         new_keys = read_key_numbers(runs, *keys)

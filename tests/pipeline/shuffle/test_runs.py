@@ -11,7 +11,7 @@ import pipeline.shuffle.reduce_runs
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
-from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, from_rows, sort_key
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, from_rows, from_run_block, sort_key
 from pipeline.shuffle.hashing import choose_shard, key_number, order_key, shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.record_runs import write_record_run
@@ -22,7 +22,7 @@ def merge(runs, first, end):
     """Returns the merged records, with their Examples."""
     return [
         row._replace(example=example)
-        for block in merge_runs(runs, first, end, RECORDS)
+        for block in map(from_run_block, merge_runs(runs, first, end, RECORDS))
         for row, example in zip(from_rows(block.rows), block.payloads, strict=True)
     ]
 
@@ -85,6 +85,31 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         sizes.update(run.totals)
     for split in ("train", "test"):
         assert sizes[split, None] == sum(len(frame(record.example)) for record in everything if record.split == split)
+
+
+def test_kept_raw_lines_are_not_in_the_rows_of_a_run(tmp_path):
+    records = [
+        EncodedRecord(
+            order_key(str(n), seed=0),
+            bytes(32),
+            Origin("/a", 0, n, n, b"", raw),
+            str(n),
+            None,
+            "train",
+            1,
+            1,
+            False,
+            b"ab",
+        )
+        for n, raw in enumerate([None, b"", b"line" * 10**5, None, b"xyz"] * 60)
+    ]
+    run = write_record_run(records, str(tmp_path))
+    assert (tmp_path / f"{run.path}.rows").stat().st_size < 10**5 < 24 * 10**6 < run.num_bytes
+    assert run.totals == {("train", None): sum(len(frame(record.example)) for record in records)}
+    blocks = list(merge_runs([run], 0, 2**64, RECORDS))
+    assert all(block.rows.nbytes < 10**5 for block in blocks)
+    assert max(sum(map(len, block.payloads)) for block in blocks) < 5 * 2**20
+    assert sorted(merge([run], 0, 2**64), key=lambda record: int(record.id)) == records
 
 
 def test_a_run_that_cannot_be_written_leaves_no_partial_file(tmp_path):
