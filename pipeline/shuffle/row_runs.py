@@ -95,7 +95,7 @@ class RowBuffer(Generic[Value]):
     def add(self, value: Value) -> list[RowRun]:
         """Adds a value. Returns the run that was written if the buffer was full, else an empty list."""
         row = self._to_row(value)
-        line = _serialize(row)
+        line = bytes(memoryview(_serialize(row)))  # a copy: orjson leaves an object that is several times larger
         self._rows.append((row if self._key is None else self._key(row), line))
         self._num_bytes += len(line)
         return self.flush() if len(self._rows) >= _BUFFER_VALUES or self._num_bytes >= _BUFFER_BYTES else []
