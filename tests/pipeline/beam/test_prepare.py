@@ -163,7 +163,7 @@ def test_a_null_is_rejected_with_a_hint_unless_the_schema_allows_it(write_raw, r
     "beam",
     [
         None,
-        {"direct_running_mode": "multi_processing", "direct_num_workers": 2},
+        pytest.param({"direct_running_mode": "multi_processing", "direct_num_workers": 2}, marks=pytest.mark.proof),
         pytest.param({"direct_running_mode": "multi_threading", "direct_num_workers": 2}, marks=pytest.mark.proof),
         {"direct_runner_bundle_repeat": 3},
         pytest.param({"runner": "BundleBasedDirectRunner"}, marks=pytest.mark.proof),

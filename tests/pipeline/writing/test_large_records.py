@@ -55,7 +55,9 @@ def peak():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("schema", [SCHEMA, SCHEMA.removeprefix("id: id\n")])
+@pytest.mark.parametrize(
+    "schema", [SCHEMA, pytest.param(SCHEMA.removeprefix("id: id\n"), marks=pytest.mark.proof)], ids=["id", "hash"]
+)
 def test_memory_holds_a_line_and_its_numbers_once(schema, raw, tmp_path, monkeypatch, peak):
     """And then its numbers and its Example. The parsers hold a small piece of the line besides."""
     monkeypatch.setattr("pipeline.raw.json_arrays._PIECE_BYTES", 2**16)

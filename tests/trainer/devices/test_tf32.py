@@ -29,6 +29,7 @@ def test_every_command_starts_without_tf32():
     assert not is_allowed()
 
 
+@pytest.mark.proof
 def test_training_evaluation_prediction_and_export_use_the_setting_of_the_run(tmp_path):
     path = datasets.of_kind("class").path
     config = {"units": (2,), "epochs": 0}

@@ -193,6 +193,7 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits_after_an_append_and_a_co
     assert epoch_lines("again")[-1]["train"]["records"] == open_dataset("dataset").split("train").records
 
 
+@pytest.mark.proof
 def test_a_run_without_epochs_waits_for_commits_and_ends_when_it_is_idle(place, capsys, monkeypatch):
     open_ended = change(CONFIG, epochs=None, idle=0)
     assert train("dataset", "run", open_ended)["epochs"] == 2
