@@ -32,11 +32,12 @@ from pipeline.shuffle.runs import Run
 from pipeline.writing.base import choose_mode
 from pipeline.writing.job import DatasetJob, JobFiles, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
+from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.publish_pane import PanePublisher
 from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardSummary, ShardWriter
+from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
 
 # The tag of an output of runs.

@@ -13,7 +13,7 @@ from pipeline.format.view import add_counts
 from pipeline.schema.labels import class_name
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
-from pipeline.writing.shards import ShardSummary
+from pipeline.writing.open_shard import ShardSummary
 
 
 def build_summary(

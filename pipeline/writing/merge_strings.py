@@ -8,8 +8,8 @@ from pipeline.format.models import CountsFile
 from pipeline.format.string_counts import read_counts, write_counts
 from pipeline.format.vocabulary import vocabulary_file_names
 from pipeline.schema.schema import Schema
+from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.paths import groups_path, runs_folder, strings_path
-from pipeline.writing.shards import ShardSummary
 
 
 def merge_strings(

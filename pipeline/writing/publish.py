@@ -20,10 +20,10 @@ from pipeline.writing.commit_log import Change, commit, find_published, write_su
 from pipeline.writing.job import Recent
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.merge_strings import merge_groups, merge_strings
+from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.paths import is_written_by_prepare, marker_path
 from pipeline.writing.rejects import RejectsFile, count_rejects, find_first
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardSummary
 from pipeline.writing.summary_cache import SummaryCache
 
 # Default of --max_rejected: the share of the records that may be rejected.

@@ -30,7 +30,6 @@ class ShardStatistics:
     """Statistics of the records of a shard, updated block by block.
 
     Attributes:
-        labels: The label of each record as the index stores it.
         label_counts: Number of labels of each class.
         missing: Number of missing values of each feature that allows nulls.
 
@@ -48,14 +47,13 @@ class ShardStatistics:
         self._has_strings = any(field.dtype == "string" for field in self._fields)
         self._class_names = [class_name(c) for c in schema.label.classes]
         self._widths, self._sums = schema.statistics_widths, sums
-        self.labels: list[Any] = []
         self.label_counts: collections.Counter[str] = collections.Counter()
         self.missing = {name: 0 for name, feature in schema.features.items() if feature.allows_nulls}
         self._in_vocabulary = schema.vocabulary_sizes
         self._count_strings = count_strings
 
-    def add(self, records: list[bytes], framed: Sequence[bytes]) -> None:
-        """Adds a block of records.
+    def add(self, records: list[bytes], framed: Sequence[bytes]) -> list[Any]:
+        """Adds a block of records, and returns the label of each as the index stores it.
 
         Args:
             records: The serialized Example of each record.
@@ -68,27 +66,25 @@ class ShardStatistics:
             is_joined = len(framed) == 1
             data, end = (framed[0], np.cumsum(sizes + FRAME_BYTES) - FOOTER_BYTES) if is_joined else (framed[1], sizes)
             columns = decode_columns(data, end - sizes, end, self._fields)
-        self._add_labels(columns, len(records))
         for name in self.missing:
             self.missing[name] += int(is_missing(columns[name][0]).sum())
         for name in self._in_vocabulary:
             self._count_strings(name, columns[name][0])
         for name, sums in self._sums.items():
             sums.add(columns[name][0].reshape(-1, self._widths[name]))
+        return self._count_labels(columns, len(records))
 
-    def _add_labels(self, columns: _Columns, num_records: int) -> None:
+    def _count_labels(self, columns: _Columns, num_records: int) -> list[Any]:
         label = self._label
         if label.name is None:
-            self.labels += [None] * num_records
-            return
+            return [None] * num_records
         values, counts = columns[label.name]
         classes, totals = np.unique(named_classes(values, label), return_counts=True)
         for position, total in zip(classes.tolist(), totals.tolist(), strict=True):
             self.label_counts[self._class_names[position]] += total
         if label.kind == "class":  # the same as `index_label`, for all records at once
-            self.labels += [self._class_names[position] for position in values.tolist()]
-        else:
-            self.labels += [index_label(part, label) for part in np.split(values, np.cumsum(counts)[:-1])]
+            return [self._class_names[position] for position in values.tolist()]
+        return [index_label(part, label) for part in np.split(values, np.cumsum(counts)[:-1])]
 
 
 def _decode_with_strings(records: list[bytes]) -> _Columns:

@@ -26,9 +26,10 @@ from pipeline.shuffle.reject_runs import RejectBuffer, RejectRun, RejectRunWrite
 from pipeline.shuffle.runs import Run
 from pipeline.shuffle.sorted_rows import Block
 from pipeline.writing.number_copies import number_copies
+from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.parse_rejects import RejectsChunk, parse_rejects
 from pipeline.writing.published_ids import find_published, reject_published
-from pipeline.writing.shards import SHARD_BYTES, ShardSummary, ShardWriter
+from pipeline.writing.shards import SHARD_BYTES, ShardWriter
 
 # Bytes of the shards of one split and number, in all windows together.
 _MAX_SHARDS_BYTES = 8 * SHARD_BYTES

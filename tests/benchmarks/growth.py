@@ -33,8 +33,9 @@ from pipeline.schema.schema import Schema
 from pipeline.writing.build_summary import build_summary
 from pipeline.writing.commit_log import recover, write_summary
 from pipeline.writing.job import JobFiles, name_files
+from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.paths import new_generation, sources_path
-from pipeline.writing.shards import ShardSummary, ShardWriter
+from pipeline.writing.shards import ShardWriter
 from pipeline.writing.stages import merge_into_shards, parse_into_runs
 from pipeline.writing.write_sources import list_sources
 

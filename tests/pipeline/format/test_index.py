@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from pipeline.format import index
-from pipeline.format.index import build_index, index_schema, read_index, serialize_index
+from pipeline.format.index import IndexWriter, build_index, index_schema, read_index, serialize_index
 from pipeline.format.models import Shard
+from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.schema.labels import Label
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -46,6 +47,28 @@ def table_of(rows, kind="class"):
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     names = ("num_bytes", "num_steps", "ids", "labels", "groups", "sources", "keys")
     return build_index(label_of(kind), **{name: list(values) for name, values in zip(names, columns, strict=True)})
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("rows_per_table", [1, 7, 10, 35, 100])
+def test_the_bytes_do_not_depend_on_how_the_rows_are_added(monkeypatch, kind, rows_per_table):
+    monkeypatch.setattr(index, "_ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr(index, "_MAX_TABLES", 4)
+    labels = {"class": "a", "multilabel": ["a", "a"], "distribution": [0.25, 0.75], "regression": 0.5}
+    for count in (0, 1, 9, 10, 11, 20, 33):
+        rows = [(n, 1, str(n), labels.get(kind), "g" * (n % 3) or None, f"/raw/{n % 2}", n) for n in range(count)]
+        whole, writer, start = table_of(rows, kind), IndexWriter(index_schema(label_of(kind))), 0
+        for first in range(0, count, rows_per_table):
+            part = rows[first : first + rows_per_table]
+            columns = table_of(part, kind)
+            places = columns["offset"].to_numpy() + start
+            writer.add(columns.set_column(0, "offset", pa.array(places)))
+            start += sum(num_bytes + FRAME_BYTES for num_bytes, *_ in part)
+        buffer = io.BytesIO()
+        options = {"use_dictionary": list(index._REPEATED), "compression": "zstd", "row_group_size": 10}
+        encoding = dict.fromkeys(index._ASCENDING, "DELTA_BINARY_PACKED")
+        pq.write_table(whole.combine_chunks(), buffer, column_encoding=encoding, **options)
+        assert writer.finish() == serialize_index(whole) == buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", LABELS)

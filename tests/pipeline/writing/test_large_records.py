@@ -12,7 +12,7 @@ from pipeline.format import batch_decoding, statistics
 from pipeline.raw.find_files import find_files
 from pipeline.raw.json_lines import split_file
 from pipeline.schema.schema import Schema
-from pipeline.writing import shards, stages
+from pipeline.writing import open_shard, stages
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32, shape: [8]}}\nlabel: {name: y, kind: class, classes: [a, b]}\n"
 STEPS = 100_000
@@ -27,7 +27,7 @@ def test_records_larger_than_a_block_are_written_as_others(kind, more, tmp_path,
     found = []
     for is_large in (False, True):
         if is_large:
-            monkeypatch.setattr(shards, "_BLOCK_BYTES", 300)
+            monkeypatch.setattr(open_shard, "_BLOCK_BYTES", 300)
             monkeypatch.setattr(batch_decoding, "_LARGE_BYTES", 100)
             monkeypatch.setattr(statistics, "_MIN_VALUES", 8)
             monkeypatch.setattr(statistics, "_MANY_VALUES", 1024)
