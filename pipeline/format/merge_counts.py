@@ -28,8 +28,9 @@ from pipeline.schema.record import Array
 COUNTS_RUN_ENDING = ".strings"
 # Files that are merged at the same time. Some systems allow a process 256 open files.
 _MAX_OPEN = 64
-# Fewer files are merged at the same time if their largest blocks have more bytes than this together.
-_MAX_BYTES = 64 * 2**20
+# Fewer files are merged at the same time if their largest blocks have more bytes than this together. Measured: a file
+# takes 4 MB, seven times its largest block, so that 38 files took 150 MB.
+_MAX_BYTES = 8 * 2**20
 # Rows that are sorted at the same time, at most.
 _MERGED_ROWS = 8 * BLOCK_STRINGS
 
