@@ -10,6 +10,7 @@ workers keep running after `kill -9` of their parent.
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -280,6 +281,7 @@ def serve(module: str, handle: str) -> None:
             function, arguments = _receive(connection)
             connection.send_bytes(_call(function, arguments))
             del function, arguments
+            _return_memory()
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
@@ -294,6 +296,15 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     except Exception:  # an error of another package may need other arguments than it keeps
         error = RuntimeError(f"{type(error).__qualname__}: {error}")
     return pickle.dumps(_Answer(None, error, text, progress.take_counts()))
+
+
+def _return_memory() -> None:
+    """Returns freed memory to the system, for the other processes.
+
+    Measured with 5 million strings and two workers: at most 506 MB in all processes instead of 545 MB.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _exit_with_parent() -> None:
