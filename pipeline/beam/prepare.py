@@ -3,37 +3,29 @@
 import contextlib
 import dataclasses
 import functools
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
-
-import numpy as np
 
 from pipeline.beam.memory_budget import check_memory, count_workers
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.workers import WorkerPool, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
-from pipeline.files import absolute, is_local
+from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
 from pipeline.format.summary import LeftOut
-from pipeline.format.tfrecord import FRAME_BYTES
 from pipeline.raw.estimate_size import estimate_memory
 from pipeline.raw.file_kind import check_kinds
 from pipeline.raw.find_files import RawFile, RawFiles, describe_left_out, find_all_files
-from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
-from pipeline.raw.rejects import Reject
-from pipeline.raw.spooled_messages import MessageChunk, read_messages, split_input
 from pipeline.schema.auto_classes import read_schema
 from pipeline.schema.schema import FIELD_SPLITS, Schema
 from pipeline.schema.windows import EventWindows
-from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.writing.base import Base, Mode, choose_mode
 from pipeline.writing.classify_inputs import classify_inputs, describe_taken
 from pipeline.writing.commit_log import find_published, read_summaries, recover_if_behind
+from pipeline.writing.free_space import check_free_space
 from pipeline.writing.job import DatasetJob, name_files
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.marker import mark_writer
@@ -49,14 +41,6 @@ _SMALL_BYTES = 16 * 2**20
 _BYTES_PER_WORKER = 16 * 2**20
 # How often a job is done before it gives up because others added the same records meanwhile.
 _ATTEMPTS = 4
-# Bytes of the first file that are parsed to estimate the size of the output.
-_SAMPLE_BYTES = 2**18
-# TFRecords of fewer bytes are in few runs, which are all merged at once.
-_FEW_RUNS_BYTES = 2**28
-# More free space than this number of times the input is enough for any input, also a compressed one.
-_AMPLE = 3000
-# Smallest ratio of decompressed to compressed size that is assumed.
-_COMPRESSION_RATIO = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,57 +303,3 @@ def _count_workers(options: PrepareOptions, files: Sequence[RawFile], beam_optio
         return 0
     num_bytes = estimate_memory(files)
     return 0 if num_bytes < _SMALL_BYTES else min(most, max(2, num_bytes // _BYTES_PER_WORKER))
-
-
-def check_free_space(files: Sequence[RawFile], schema: Schema, output: str) -> None:
-    """Raises a UserError if the disk of a local output has less free space than the job is estimated to need.
-
-    Every record is written twice, to a sorted run and to its shard, and once more if there are many runs, which are
-    merged into larger ones. An input that cannot be estimated passes.
-    """
-    if not is_local(output):
-        return
-    folder = output
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder).free
-    if free >= _AMPLE * sum(file.num_bytes for file in files):
-        return
-    num_bytes = _estimate_bytes(files, schema)
-    copies = 2 if num_bytes < _FEW_RUNS_BYTES else 3
-    needed = copies * num_bytes
-    if needed > free:
-        raise UserError(
-            f"{output}: the job needs about {needed / 1e6:,.0f} MB there, but {free / 1e6:,.0f} MB are free. "
-            f"Free some space, or choose another --output. (All but 1 / {copies} of it is for sorting and is freed at "
-            "the end.)"
-        )
-
-
-def _estimate_bytes(files: Sequence[RawFile], schema: Schema) -> float:
-    """Returns the estimated size of all TFRecords, from the first records of the first file that has any."""
-    for file in files:
-        chunk = next(split_input(file), None)
-        if chunk is None:
-            continue
-        lines, is_compressed = _first_lines(chunk), isinstance(chunk, Chunk) and chunk.compressed
-        if isinstance(lines, LineBatch):
-            raw_bytes = sum(map(len, lines.lines)) * (1 if not is_compressed else 1 / _COMPRESSION_RATIO)
-            limits = LIMITS._replace(record_bytes=_SAMPLE_BYTES)  # a larger record was cut when it was read
-            parsed = [result for result in parse_lines(lines, schema, limits=limits) if not isinstance(result, Reject)]
-            encoded = sum(len(encode_for_shuffle(*result, schema, seed=0).example) + FRAME_BYTES for result in parsed)
-            return sum(file.num_bytes for file in files) * encoded / raw_bytes
-    return 0.0
-
-
-def _first_lines(chunk: Chunk | MessageChunk) -> LineBatch | ChunkSummary:
-    """Returns about _SAMPLE_BYTES of the lines of a chunk, or its summary if it has none."""
-    if isinstance(chunk, Chunk):
-        if not chunk.compressed:
-            chunk = chunk._replace(stop=min(chunk.stop, chunk.start + _SAMPLE_BYTES))
-        return next(read_chunk(chunk, batch_bytes=_SAMPLE_BYTES, record_bytes=_SAMPLE_BYTES))
-    lines = next(read_messages(chunk._replace(blocks=chunk.blocks[:1]), record_bytes=_SAMPLE_BYTES))
-    if not isinstance(lines, LineBatch):
-        return lines
-    count = 1 + int(np.searchsorted(np.cumsum(list(map(len, lines.lines))), _SAMPLE_BYTES))
-    return LineBatch._make(part[:count] if isinstance(part, list) else part for part in lines)

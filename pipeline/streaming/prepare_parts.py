@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline import progress
-from pipeline.beam.prepare import PrepareOptions, check_free_space, prepare_parts_with_beam
+from pipeline.beam.prepare import PrepareOptions, prepare_parts_with_beam
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.errors import NothingNew, TryAgain, check_unpublished, file_errors
 from pipeline.format.manifest import Manifest
@@ -28,6 +28,7 @@ from pipeline.shuffle.reduce_runs import reduce_runs
 from pipeline.shuffle.runs import Run
 from pipeline.streaming.kept_workers import KeptWorkers
 from pipeline.writing.commit_log import find_published
+from pipeline.writing.free_space import check_free_space
 from pipeline.writing.job import DatasetJob
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.publish import Publisher, discard_generation

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from pipeline.beam.prepare import PrepareOptions, _estimate_bytes, check_free_space, prepare
+from pipeline.beam.prepare import PrepareOptions, prepare
 from pipeline.errors import UserError
 from pipeline.raw.find_files import find_files
 from pipeline.schema.schema import Schema
+from pipeline.writing.free_space import _estimate_bytes, check_free_space
 
 SCHEMA = "id: id\nsteps: {x: {dtype: float32}}\nlabel: {name: y, kind: regression}\n"
 Usage = collections.namedtuple("Usage", "total used free")
