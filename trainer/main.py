@@ -94,6 +94,12 @@ def evaluate(arguments: list[str]) -> None:
     add_commit_flag(parser)
     _add_checkpoint(parser)
     _add_chunk_steps(parser)
+    parser.add_argument(
+        "--reset_state",
+        choices=("record", "chunk"),
+        help="where the state is set to zero if records are read in chunks: at the start of each record, or of each "
+        "chunk, for comparison; default: as the run was trained",
+    )
     _add_parts(parser, "as the run was trained")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     values = parser.parse(arguments)
@@ -104,7 +110,7 @@ def evaluate(arguments: list[str]) -> None:
 
     with explain_tensorflow_errors(values["dataset"]):
         dataset = open_dataset(values["dataset"], commit=values["commit"])
-        options = {name: values[name] for name in ("split", "checkpoint", "chunk_steps", "parts")}
+        options = {name: values[name] for name in ("split", "checkpoint", "chunk_steps", "reset_state", "parts")}
         evaluation = run(values["run"], dataset, **options)
     if values["json"]:
         print(json.dumps(evaluation))

@@ -217,18 +217,18 @@ def _chunks_of(lengths: Ints, chunk_steps: int) -> Ints:
     return -(-lengths // chunk_steps)
 
 
-def chunk_options(config: TrainConfig, chunk_steps: int | None = None) -> dict[str, Any]:
+def chunk_options(
+    config: TrainConfig, chunk_steps: int | None = None, reset_state: str | None = None
+) -> dict[str, Any]:
     """Returns whether a run with this configuration reads chunks: {"chunk_steps": N or None, "reset_state": …}.
 
     Args:
         chunk_steps: Steps of a chunk. By default, those of the configuration if it reads chunks.
+        reset_state: `record` or `chunk`. By default, that of the configuration.
     """
-    if config.batching != STATEFUL:
-        return {"chunk_steps": chunk_steps, "reset_state": "record"}
-    return {
-        "chunk_steps": config.chunk_steps or DEFAULT_CHUNK_STEPS if chunk_steps is None else chunk_steps,
-        "reset_state": config.reset_state,
-    }
+    if config.batching == STATEFUL and chunk_steps is None:
+        chunk_steps = config.chunk_steps or DEFAULT_CHUNK_STEPS
+    return {"chunk_steps": chunk_steps, "reset_state": reset_state or config.reset_state}
 
 
 def _assign(chunks: Ints, lanes: int, random: Array) -> Ints:

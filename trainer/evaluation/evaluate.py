@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -182,6 +182,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str | None = None,
     chunk_steps: int | None = None,
+    reset_state: Literal["record", "chunk"] | None = None,
     parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on a split, writes RUN/evaluation-<split>.json and returns its contents.
@@ -205,19 +206,28 @@ def evaluate(
         chunk_steps: Reads records in chunks of this number of steps and carries the state from chunk to chunk, so that
             memory does not depend on the length of records. The metrics are those of whole records. By default, the
             `chunk_steps` of a run that was trained with batching `stateful`; other runs read whole records.
+        reset_state: Where the state is set to zero if records are read in chunks: at the start of each `record`, or of
+            each `chunk`, for comparison. By default, as the run was trained.
         parts: `independent` reads each part of a record as a record of its own. By default, as the run was trained.
 
     Raises:
         UserError: There is no run or no dataset, the split has no record, or the data does not fit the model; or
-            `chunk_steps` is given and the model is bidirectional.
+            `chunk_steps` is given and the model is bidirectional, or `reset_state` is `chunk` without chunks.
         ValueError: chunk_steps is below 1.
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    return _evaluate(Run(os.fspath(run).rstrip("/")), opened, split, checkpoint, chunk_steps, parts)
+    opened_run = Run(os.fspath(run).rstrip("/"))
+    chunks = chunk_options(opened_run.config(), chunk_steps, reset_state)
+    if reset_state == "chunk" and chunks["chunk_steps"] is None:
+        raise UserError(
+            f"{opened_run.path}: reset_state chunk sets the state to zero at each chunk, but the records of this run "
+            "are read whole. Give --chunk_steps too, or leave --reset_state out."
+        )
+    return _evaluate(opened_run, opened, split, checkpoint, chunks, parts)
 
 
 def _evaluate(
-    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunk_steps: int | None, parts: Parts | None
+    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunks: dict[str, Any], parts: Parts | None
 ) -> dict[str, Any]:
     config, trained_on, own = run.config(), run.manifest(), run.own_statistics()
     dataset = choose_parts(dataset, parts or config.parts)
@@ -228,7 +238,7 @@ def _evaluate(
     built_with: dict[str, Any] = {"statistics": own.statistics, "vocabularies": run.vocabularies()}
     model = build_model(trained_on.record_schema, config=config, **built_with)
     used = restore_weights(run, model, checkpoint)
-    evaluator = Evaluator(model, dataset, **built_with, **chunk_options(config, chunk_steps))
+    evaluator = Evaluator(model, dataset, **built_with, **chunks)
     baseline = make_baseline(evaluator.target, trained_on)
     breakdowns = break_down(dataset.index(split), num_classes=evaluator.target.size)
     lengths = WorseLengths(metric_names(evaluator.target)[0], breakdowns[0])

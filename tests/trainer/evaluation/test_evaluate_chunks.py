@@ -56,6 +56,13 @@ def test_the_evaluation_is_that_of_whole_records(kind, capsys, chunks_used, monk
     status, out, _ = datasets.call(capsys, "evaluate", run, dataset, "--chunk_steps", 5, "--json")
     assert status == 0 and chunks_used == [(None, "record"), (5, "record")]
     assert are_close(json.loads(out), expected)
+    # As a model that forgets all that is before the chunk.
+    arguments = ["evaluate", run, dataset, "--reset_state", "chunk", "--json"]
+    status, out, _ = datasets.call(capsys, *arguments, "--chunk_steps", 1)
+    assert status == 0 and chunks_used[-1] == (1, "chunk")
+    assert json.loads(out)["loss"] != pytest.approx(expected["loss"], rel=1e-5)
+    status, _, (line,) = datasets.call(capsys, *arguments)
+    assert status == 1 and "the records of this run are read whole. Give --chunk_steps too" in line
 
 
 @pytest.mark.proof
