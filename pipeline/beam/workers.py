@@ -249,6 +249,7 @@ class PendingCalls:
         """Yields the results of the remaining calls."""
         while self._futures:
             yield self._futures.popleft()[0].result()
+        _return_memory()
 
     def abandon(self) -> None:
         """Drops the remaining calls, after those that run have ended."""
@@ -299,7 +300,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
 
 
 def _return_memory() -> None:
-    """Returns freed memory to the system, for the other processes.
+    """Returns the freed memory of this process to the system, for the other processes.
 
     Measured with 5 million strings and two workers: at most 506 MB in all processes instead of 545 MB.
     """

@@ -158,7 +158,8 @@ def serialize_index(table: pa.Table) -> bytes:
     """Returns the bytes of an index file. Equal tables give equal bytes with the same version of pyarrow."""
     writer = IndexWriter(table.schema)
     writer.add(table)
-    return writer.finish()
+    data: bytes = writer.finish().to_pybytes()
+    return data
 
 
 class IndexWriter:
@@ -172,7 +173,7 @@ class IndexWriter:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._buffer = io.BytesIO()
+        self._buffer = pa.BufferOutputStream()
         self._file: pq.ParquetWriter | None = None
         # The rows that are not written yet.
         self._tables: list[pa.Table] = []
@@ -189,7 +190,7 @@ class IndexWriter:
                 self._write(rows[:full])
             self._tables, self._num_rows = [rows[full:]], len(rows) - full
 
-    def finish(self) -> bytes:
+    def finish(self) -> pa.Buffer:
         """Returns the bytes of the file. Nothing can be added any more."""
         if self._num_rows or self._file is None:
             self._write(self._join())

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from prepare_jobs import MOST_BYTES, PLAIN, prepare_measured
 
+STRINGS = PLAIN.replace("x: {dtype: float32, shape: [8]}", "w: {dtype: string, vocabulary: 10000}")
 ONE_SPLIT = PLAIN + "splits: {train: 1}\n"
 
 
@@ -55,7 +56,7 @@ def measure(tmp_path):
     def run(name, schema, *arguments):
         (tmp_path / "schema.yaml").write_text(schema)
         num_bytes = os.path.getsize(tmp_path / "raw")
-        status, stderr, peak, seconds = prepare_measured(tmp_path, *arguments)
+        status, stderr, peak, seconds = prepare_measured(tmp_path, "--memory", f"{MOST_BYTES / 1e6:.0f}MB", *arguments)
         print(f"\n{name:<44}{num_bytes / 1e6:>8,.0f} MB raw {peak / 1e6:>7,.0f} MB peak {seconds:>7.1f} s")
         return status, stderr, peak
 
@@ -111,7 +112,28 @@ def test_duplicates_of_a_few_ids_take_no_more_memory(tmp_path, measure, mean_len
 
 
 @pytest.mark.proof
-@pytest.mark.xfail(reason="674 MB with two workers: short records make hundreds of runs, and each holds rows in memory")
+@pytest.mark.parametrize("mean_length", [24, 250])
+@pytest.mark.parametrize("num_ids", [None, 7])
+def test_raw_lines_that_are_kept_take_no_more_memory(tmp_path, measure, num_ids, mean_length):
+    write_lines(tmp_path / "raw", 400e6, rendered(2000, mean_length), num_ids=num_ids)
+    kind = "duplicates" if num_ids else "records"
+    flags = ("--keep_raw", "--max_rejected", "1")
+    status, stderr, peak = measure(f"kept lines of {kind} around {mean_length} steps", PLAIN, *flags)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("flags", [(), ("--num_shards", "4"), ("--keep_raw",)])
+def test_millions_of_strings_take_no_more_memory(tmp_path, measure, flags):
+    with open(tmp_path / "raw", "wb") as file:
+        for number in range(100_000):
+            words = ["string-%012x" % ((50 * number + n) * 2654435761 % 2**40) for n in range(50)]
+            file.write(orjson.dumps({"id": str(number), "w": words, "y": "abc"[number % 3]}) + b"\n")
+    status, stderr, peak = measure("5,000,000 distinct strings", STRINGS, *flags)
+    assert (status, peak < MOST_BYTES) == (0, True), stderr
+
+
+@pytest.mark.proof
 def test_short_records_in_gzip_take_no_more_memory(tmp_path, measure):
     write_lines(tmp_path / "plain", 200e6, [b'"x":[[0,0,0,0,0,0,0,%d]],"y":"a"}\n' % n for n in range(1000)])
     with open(tmp_path / "plain", "rb") as plain, gzip.open(tmp_path / "raw", "wb", compresslevel=1) as file:
