@@ -173,6 +173,8 @@ class IndexWriter:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
+        self._source = schema.get_field_index("source")
+        self._waiting = schema.set(self._source, pa.field("source", pa.dictionary(pa.int32(), pa.string())))
         self._buffer = pa.BufferOutputStream()
         self._file: pq.ParquetWriter | None = None
         # The rows that are not written yet.
@@ -181,7 +183,8 @@ class IndexWriter:
 
     def add(self, table: pa.Table) -> None:
         """Adds the next rows of the index."""
-        self._tables.append(table)
+        # The path of the raw file would take most of the memory of the row of a short record.
+        self._tables.append(table.set_column(self._source, "source", table["source"].dictionary_encode()))
         self._num_rows += len(table)
         if self._num_rows >= _ROW_GROUP_ROWS or len(self._tables) >= _MAX_TABLES:
             rows = self._join()
@@ -200,7 +203,7 @@ class IndexWriter:
 
     def _join(self) -> pa.Table:
         # In one chunk: chunks decide where the pages of the file end.
-        return pa.concat_tables([self._schema.empty_table(), *self._tables]).combine_chunks()
+        return pa.concat_tables([self._waiting.empty_table(), *self._tables]).unify_dictionaries().combine_chunks()
 
     def _write(self, rows: pa.Table) -> None:
         if self._file is None:
@@ -211,6 +214,7 @@ class IndexWriter:
                 use_dictionary=list(_REPEATED),
                 column_encoding=dict.fromkeys(_ASCENDING, "DELTA_BINARY_PACKED"),
             )
+        rows = rows.set_column(self._source, "source", rows["source"].cast(pa.string()))
         self._file.write_table(rows, row_group_size=_ROW_GROUP_ROWS)
 
 

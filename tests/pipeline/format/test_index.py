@@ -56,7 +56,10 @@ def test_the_bytes_do_not_depend_on_how_the_rows_are_added(monkeypatch, kind, ro
     monkeypatch.setattr(index, "_MAX_TABLES", 4)
     labels = {"class": "a", "multilabel": ["a", "a"], "distribution": [0.25, 0.75], "regression": 0.5}
     for count in (0, 1, 9, 10, 11, 20, 33):
-        rows = [(n, 1, str(n), labels.get(kind), "g" * (n % 3) or None, f"/raw/{n % 2}", n) for n in range(count)]
+        rows = [
+            (n, 1, str(n), labels.get(kind), "g" * (n % 3) or None, f"/raw/{n % 2}" if n % 5 else None, n)
+            for n in range(count)
+        ]
         whole, writer, start = table_of(rows, kind), IndexWriter(index_schema(label_of(kind))), 0
         for first in range(0, count, rows_per_table):
             part = rows[first : first + rows_per_table]
