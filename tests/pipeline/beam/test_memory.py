@@ -134,7 +134,6 @@ def test_millions_of_strings_take_no_more_memory(tmp_path, measure, flags):
 
 
 @pytest.mark.proof
-@pytest.mark.xfail(reason="624 MB with two workers: each takes 200 MB while it writes a shard of 700,000 short records")
 def test_short_records_in_gzip_take_no_more_memory(tmp_path, measure):
     write_lines(tmp_path / "plain", 200e6, [b'"x":[[0,0,0,0,0,0,0,%d]],"y":"a"}\n' % n for n in range(1000)])
     with open(tmp_path / "plain", "rb") as plain, gzip.open(tmp_path / "raw", "wb", compresslevel=1) as file:
