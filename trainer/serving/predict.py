@@ -1,22 +1,21 @@
-"""Predicts raw records in bulk on Beam: lines -> sequences -> batches of similar length -> lines of predictions.
+"""Predicts raw records in bulk on Beam: lines -> sequences -> lines of predictions, in batches of similar length.
 
 Beam fuses all steps from the lines of a file to the written parts into one stage, so a record stays in memory only
 until its batch is predicted. Only the rejects, and a short description of each part, are gathered.
 """
 
+import collections
 import contextlib
 import dataclasses
-import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow as tf
-from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.utils.shared import Shared
 
 from pipeline.beam.parse_records import ParseRecords
@@ -52,9 +51,10 @@ from trainer.serving.duplicate_ids import describe_duplicates
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
 from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions
+from trainer.serving.step_lines import StepLines
 
-# Number of batches that the model gets at a time, to share them among the cores.
-_BATCHES_AT_A_TIME = 8
+# Batches that may wait for the model or for being written: about those of one full buffer of records.
+_PENDING_BATCHES = 64
 
 
 def predict(
@@ -176,154 +176,116 @@ class _PredictRecords(beam.PTransform):
         self._chunks = chunks
         self._schema, self._target = predictor.schema, predictor.target
         self._batch_steps = batch_steps or choose_batch_steps(predictor.schema, predictor.target)
-        self._handler = RunHandler(run, predictor.checkpoint, predictor.weights_sha256)
+        self._load = RunLoader(run, predictor.checkpoint, predictor.weights_sha256)
         self._folder = folder
 
     def expand(self, sequences: Any) -> Any:
-        if self._chunks["chunk_steps"] is not None:
-            read = _PredictChunks(
-                self._schema, self._target, self._batch_steps, self._handler, self._folder, self._chunks
-            )
-            return sequences | "PredictChunks" >> beam.ParDo(read)
-        return (
-            sequences
-            | "CutBatches" >> beam.ParDo(_CutBatches(self._schema, self._batch_steps))
-            | "Predict" >> RunInference(self._handler)
-            | "WriteParts" >> beam.ParDo(_WriteParts(self._target, self._folder))
-        )
+        predict = _Predict(self._schema, self._target, self._batch_steps, self._load, self._folder, self._chunks)
+        return sequences | "Predict" >> beam.ParDo(predict)
 
 
-class _CutBatches(beam.DoFn):
-    """Cuts records into batches: lists of (ParsedRecord, Origin) -> lists of ParsedRecord of similar length.
+@dataclasses.dataclass(frozen=True)
+class RunLoader:
+    """Loads the model of a run in a worker.
 
-    Beam has two transforms for this. `BatchElements(length_fn=…)` keeps state by key, which needs a shuffle.
-    `SortAndBatchElements` sorts a whole bundle, which in this process is all the data, with a budget of real steps
-    instead of padded steps. Measured on 150,000 records: it is as fast (99.3 % useful steps against 95.2 %), and needs
-    240 MB more, which grow with the data.
-    """
-
-    def __init__(self, schema: Schema, batch_steps: int) -> None:
-        self._schema = schema
-        self._batch_steps = batch_steps
-
-    def start_bundle(self) -> None:
-        self._buffer = BatchBuffer(self._schema, self._batch_steps)
-
-    def process(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[list[ParsedRecord]]:
-        for sequence, _ in element:
-            yield from self._buffer.add(sequence)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from map(in_global_window, self._buffer.flush())
-
-
-class RunHandler(ModelHandler[list[ParsedRecord], BatchOutputs, Predictor]):
-    """Loads the model of a run in a worker, and gives it batches of records.
-
-    Args:
+    Attributes:
         run: Folder of the run.
         checkpoint: `best` or `last`.
         weights_sha256: SHA-256 of the weights that all workers must find. A run that still trains saves other weights.
     """
 
-    def __init__(self, run: str, checkpoint: str, weights_sha256: str) -> None:
-        # An element is already a batch.
-        super().__init__(min_batch_size=_BATCHES_AT_A_TIME, max_batch_size=_BATCHES_AT_A_TIME)
-        self._run = run
-        self._checkpoint = checkpoint
-        self._weights_sha256 = weights_sha256
+    run: str
+    checkpoint: str
+    weights_sha256: str
 
-    def load_model(self) -> Predictor:
+    def load(self) -> Predictor:
         """Loads the model; raises a UserError if its weights have changed since the job started."""
         _start_tensorflow()
-        predictor = load_predictor(self._run, self._checkpoint)
-        if predictor.weights_sha256 != self._weights_sha256:
-            raise UserError(f"{self._run}: its weights changed while predictions were made. Run predict again.")
+        predictor = load_predictor(self.run, self.checkpoint)
+        if predictor.weights_sha256 != self.weights_sha256:
+            raise UserError(f"{self.run}: its weights changed while predictions were made. Run predict again.")
         return predictor
 
-    def run_inference(
-        self, batch: list[list[ParsedRecord]], model: Predictor, inference_args: Any = None
-    ) -> list[BatchOutputs]:
-        """Returns the outputs for each batch of records.
 
-        Batches run in parallel: the steps of one batch depend on each other, and two cores hardly speed up one step.
-        """
-        with self.explain_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            outputs = list(pool.map(model, batch))
-        return [
-            BatchOutputs(
-                [record.id for record in records], np.array([record.num_steps for record in records], np.int32), values
-            )
-            for records, values in zip(batch, outputs, strict=True)
-        ]
+class _Predict(beam.DoFn):
+    """Predicts records and writes the predictions: lists of (ParsedRecord, Origin) -> Part.
 
-    def explain_errors(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which errors of TensorFlow that the user can fix are UserErrors."""
-        return explain_tensorflow_errors(self._run)
-
-    def get_num_bytes(self, batch: Any) -> int:
-        """Returns 0. By default, Beam pickles every batch to measure its size."""
-        return 0
-
-
-class _WriteParts(beam.DoFn):
-    """Writes predictions to files: BatchOutputs -> Part."""
-
-    def __init__(self, target: Target, folder: str) -> None:
-        self._target = target
-        self._folder = folder
-
-    def start_bundle(self) -> None:
-        self._writer = PartWriter(self._target, self._folder)
-
-    def process(self, element: BatchOutputs) -> Iterator[Part]:
-        yield from self._writer.add(element)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from map(in_global_window, self._writer.flush())
-
-
-class _PredictChunks(beam.DoFn):
-    """Predicts records chunk by chunk and writes the predictions: lists of (ParsedRecord, Origin) -> Part.
+    Threads compute batches while this one goes on parsing: the steps of one batch depend on each other, so that two
+    cores hardly speed up one batch, and TensorFlow lets other threads run Python. (Beam's RunInference waits for the
+    model before the next records are parsed. Beam's transforms for batches do not suit either: `BatchElements` with
+    lengths keeps state by key, which needs a shuffle, and `SortAndBatchElements` sorts a whole bundle, which in this
+    process is all the data, with a budget of real steps instead of padded steps.)
 
     It also writes, because Beam would hold the outputs of a whole record between two steps.
     """
 
     def __init__(
-        self, schema: Schema, target: Target, batch_steps: int, handler: RunHandler, folder: str, chunks: dict[str, Any]
+        self,
+        schema: Schema,
+        target: Target,
+        batch_steps: int,
+        loader: RunLoader,
+        folder: str,
+        chunks: dict[str, Any],
     ) -> None:
         self._schema, self._target, self._batch_steps = schema, target, batch_steps
-        self._handler, self._folder, self._chunks = handler, folder, chunks
+        self._loader, self._folder, self._chunks = loader, folder, chunks
         self._shared = Shared()
 
     def setup(self) -> None:
-        return_large_blocks()
+        def load() -> Any:
+            predictor = self._loader.load()
+            return predictor if self._chunks["chunk_steps"] is None else ChunkPredictor(predictor, **self._chunks)
+
         # The threads of a worker share the model.
-        self._predictor = self._shared.acquire(lambda: ChunkPredictor(self._handler.load_model(), **self._chunks))
+        self._predictor = self._shared.acquire(load)
 
     def start_bundle(self) -> None:
         self._buffer = BatchBuffer(self._schema, self._batch_steps, self._chunks["chunk_steps"])
         self._writer = PartWriter(self._target, self._folder)
+        cores = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(cores)
+        # The batches that are not written yet, in order. In chunks, a batch may be most of the memory.
+        self._pending: collections.deque[Future[BatchOutputs | StepLines]] = collections.deque()
+        self._most = _PENDING_BATCHES if self._chunks["chunk_steps"] is None else cores
 
     def process(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[Part]:
-        for sequence, _ in element:
-            yield from self._predict(self._buffer.add(sequence))
+        for record, _ in element:
+            yield from self._predict(self._buffer.add(record))
 
     def finish_bundle(self) -> Iterator[Any]:
         yield from map(in_global_window, self._predict(self._buffer.flush()))
+        yield from map(in_global_window, self._write(leave=0))
         yield from map(in_global_window, self._writer.flush())
+        self._pool.shutdown()
+
+    def teardown(self) -> None:
+        if hasattr(self, "_pool"):  # after an error, batches may be pending
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _predict(self, batches: Iterator[list[ParsedRecord]]) -> Iterator[Part]:
-        cores = os.cpu_count() or 1
-        while some := list(itertools.islice(batches, cores)):
-            with self._handler.explain_errors(), ThreadPoolExecutor(cores) as pool:
-                found = list(pool.map(self._predictor, some))
-            for outputs in found:
-                if isinstance(outputs, BatchOutputs):
-                    yield from self._writer.add(outputs)
-                else:
-                    with contextlib.closing(outputs):
-                        yield from self._writer.add_lines(outputs)
+        for batch in batches:
+            yield from self._write(leave=self._most - 1)
+            self._pending.append(self._pool.submit(self._call, batch))
+
+    def _call(self, batch: list[ParsedRecord]) -> BatchOutputs | StepLines:
+        found = self._predictor(batch)
+        if not isinstance(found, np.ndarray):
+            return found
+        return BatchOutputs(
+            [record.id for record in batch], np.array([record.num_steps for record in batch], np.int32), found
+        )
+
+    def _write(self, *, leave: int) -> Iterator[Part]:
+        """Writes the oldest batches, until no more than `leave` are pending."""
+        while len(self._pending) > leave:
+            with explain_tensorflow_errors(self._loader.run):
+                outputs = self._pending.popleft().result()
+            if isinstance(outputs, BatchOutputs):
+                yield from self._writer.add(outputs)
+            else:
+                with contextlib.closing(outputs):
+                    yield from self._writer.add_lines(outputs)
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from trainer.runs.checkpoints import restore_weights
 from trainer.runs.run import Run
 from trainer.serving import predict as job
 from trainer.serving import predictions, predictor
-from trainer.serving.predict import RunHandler
+from trainer.serving.predict import RunLoader
 from trainer.training.train import train
 
 KINDS = list(datasets.LABELS)
@@ -268,6 +268,6 @@ def test_the_best_checkpoint_is_the_default(run_predict):
 
 def test_a_worker_that_finds_other_weights_fails(run_predict, monkeypatch):
     made, run = run_of("class")
-    monkeypatch.setattr(job, "RunHandler", lambda run, checkpoint, _: RunHandler(run, checkpoint, "0" * 64))
+    monkeypatch.setattr(job, "RunLoader", lambda run, checkpoint, _: RunLoader(run, checkpoint, "0" * 64))
     with pytest.raises(UserError, match=f"^{run}: its weights changed while predictions were made. Run predict again"):
         run_predict(run, made.of("test"))
