@@ -38,6 +38,7 @@ def records_by_split(folder, read_records):
     return {name: {bytes(example["id"][0]) for example in read_records(folder, name)} for name in load(folder).splits}
 
 
+@pytest.mark.proof
 def test_ten_appends_give_what_one_job_gives(append, run_prepare, write_raw, tmp_path, read_records):
     parts = [write_raw([record(n) for n in range(20 * k, 20 * k + 20)] + ["{"], f"raw/{k}.jsonl") for k in range(10)]
     for part in parts:
@@ -156,6 +157,7 @@ def test_the_seed_of_the_dataset_is_kept(append, run_prepare, write_raw, tmp_pat
     assert records_by_split(tmp_path / "dataset", read_records) == records_by_split(tmp_path / "whole", read_records)
 
 
+@pytest.mark.proof
 def test_what_another_job_appends_meanwhile_is_kept(append, write_raw, monkeypatch, tmp_path):
     """The second job is published on top of what was published after it began, or done again if both have a record."""
     append(write_raw([record(0)], "zero.jsonl"))

@@ -275,6 +275,7 @@ def test_large_lines_reach_a_worker_with_all_other_values(monkeypatch):
         assert numbers.tolist() == list(range(1, 1001))
 
 
+@pytest.mark.proof
 def test_a_job_that_ends_keeps_the_workers_of_another_job_in_the_same_process(tmp_path, monkeypatch):
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     rows = [json.dumps({"id": n, "x": [[n, 0.5]], "y": "ab"[n % 2]}) for n in range(20)]

@@ -111,6 +111,7 @@ def test_a_warm_start_predicts_the_same_bits_as_its_source(name, schema):
     assert Run(str(run)).manifest() == open_dataset(dataset(name, schema).path).manifest
 
 
+@pytest.mark.proof
 def test_evaluate_and_predict_use_the_statistics_of_the_run(tmp_path):
     run, made = started("shifted"), dataset("shifted")
     found, expected = evaluate(run, made.path), evaluate(source(), made.path)

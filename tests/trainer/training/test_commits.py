@@ -121,6 +121,7 @@ def test_a_run_resumes_on_its_commit(place):
         train("dataset", "run", CONFIG, commit=2)
 
 
+@pytest.mark.proof
 def test_a_commit_whose_files_were_removed_is_named(place, capsys):
     job("two.jsonl", overwrite=True)
     (generation,) = open_dataset("dataset", commit=1).manifest.generations

@@ -160,6 +160,7 @@ def test_a_run_that_is_interrupted_at_any_update_trains_to_the_same_bits(tmp_pat
     assert lines_of(tmp_path / "run") == lines_of(folder / "run")
 
 
+@pytest.mark.proof
 def test_metrics_count_the_records_that_end_in_an_update():
     folder, _ = uninterrupted(backprop_chunks=2)
     lines = lines_of(folder / "run")
