@@ -136,7 +136,7 @@ WORKERS = ("--processes", "2")
 @pytest.mark.parametrize(
     ("bytes_and_message", "num_bytes", "processes"),
     [
-        pytest.param(ZEROS, 2**28, (), id="a_quarter_of_the_zeros"),
+        pytest.param(ZEROS, 2**28, (), id="a_quarter_of_the_zeros", marks=pytest.mark.proof),
         pytest.param(ZEROS, 2**30, (), id="zeros", marks=pytest.mark.proof),
         pytest.param(ZEROS, 2**30, WORKERS, id="zeros-workers", marks=pytest.mark.proof),
         pytest.param(BLANK, 2**30, (), id="blank_lines", marks=pytest.mark.proof),

@@ -141,7 +141,7 @@ def test_an_export_has_the_statistics_and_vocabularies_of_the_run(tmp_path):
     assert (tmp_path / "export" / own.vocabularies["word"].path).read_bytes() == b"three\ntwo\none\n"
 
 
-@pytest.mark.parametrize("batching", datasets.some(["window", "bucket"], ["window"]))
+@pytest.mark.parametrize("batching", datasets.some(["window", "bucket"], []))
 def test_the_next_string_has_the_number_of_the_run_in_training_and_validation(tmp_path, batching):
     """The learning rate is so small that the weights stay as they are."""
     config = change(CONFIG, learning_rate=1e-30, batching=batching, warm_start=str(source(NEXT_WORD)))

@@ -160,6 +160,7 @@ def test_evaluate_refuses_weights_of_another_run(tmp_path, which):
     assert evaluate(run, path, checkpoint=which)["checkpoint"] == which
 
 
+@pytest.mark.proof
 def test_a_run_records_the_digest_of_its_best_weights_and_has_no_result_until_it_ends(tmp_path, monkeypatch):
     folder, path = tmp_path / "run", datasets.of_kind("class").path
     short, longer = change(SMALL, epochs=1), change(SMALL, epochs=4, learning_rate=SMALL.learning_rate)

@@ -172,6 +172,7 @@ def test_each_epoch_reads_the_commit_that_was_the_newest_at_its_start(place):
     assert [evaluate("run", each, split="validation")["dataset_changed"] for each in commits] == [True, False]
 
 
+@pytest.mark.proof
 def test_a_run_resumes_within_an_epoch_to_the_same_bits_after_an_append_and_a_compaction(place):
     shutil.rmtree("dataset")
     shutil.move("first", "dataset")
