@@ -33,7 +33,8 @@ def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iter
     if not runs:
         return
     with contextlib.ExitStack() as files:
-        readers = [files.enter_context(contextlib.closing(_RunReader(run, kind))) for run in sorted(runs, key=_path)]
+        ordered = sorted(runs, key=operator.attrgetter("path"))
+        readers = [files.enter_context(contextlib.closing(_RunReader(run, kind))) for run in ordered]
         for reader in readers:
             reader.skip_to(first)
         for stop in _cut_range(runs, first, end):
@@ -42,10 +43,6 @@ def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iter
                 yield from _merge_row_by_row(readers, stop, kind)
             else:
                 yield from _read_payloads(readers, *_merge_rows([reader.take(stop) for reader in readers], kind), kind)
-
-
-def _path(run: Run) -> str:
-    return run.path
 
 
 def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
@@ -126,11 +123,13 @@ def _read_payloads(readers: "list[_RunReader]", rows: pa.Table, which: Array, ki
         start = stop
 
 
-def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
+def read_key_numbers(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Array:
     """Returns uint64[keys], the key numbers in [first, end) of the records of all runs, ascending, each once.
 
     Reads no other column.
     """
+    # The columns of a run begin with those of its kind.
+    options = pa.ipc.IpcReadOptions(included_fields=[kind.columns.get_field_index("key")])
     found = [np.zeros(0, np.uint64)]
     for run in runs:
         starts = _block_numbers(run)
@@ -138,7 +137,6 @@ def read_key_numbers(runs: Sequence[Run], first: int, end: int) -> Array:
         blocks = range(max(0, count_less(starts, first) - 1), count_less(starts, end))
         if blocks:
             with open_read(f"{run.path}{ROWS_ENDING}") as file:
-                options = pa.ipc.IpcReadOptions(included_fields=[pa.ipc.open_file(file).schema.get_field_index("key")])
                 table = pa.ipc.open_file(file, options=options)
                 rows = pa.Table.from_batches([table.get_batch(block) for block in blocks])
                 numbers = key_numbers(rows["key"])[:, 0]

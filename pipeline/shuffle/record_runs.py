@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.format.tfrecord import FRAME_BYTES
+from pipeline.schema.record import Array
 from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, to_run_block
 from pipeline.shuffle.runs import Run, new_run
@@ -32,9 +33,8 @@ def write_record_run(records: Iterable[EncodedRecord], folder: str, windows: Eve
     return writer.run(_add_up(block.rows, sizes, windows))
 
 
-def _add_up(
-    rows: pa.Table, sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", windows: EventWindows | None
-) -> dict[tuple[str, int | None], int]:
+def _add_up(rows: pa.Table, sizes: Array, windows: EventWindows | None) -> dict[tuple[str, int | None], int]:
+    """Returns the sum of the sizes, int64[rows], of the rows of each split and window."""
     splits = rows["split"].to_pylist()
     starts = [None] * len(splits) if windows is None else map(windows.start_of, rows["event_time"].to_pylist())
     totals = collections.Counter[tuple[str, int | None]]()

@@ -63,6 +63,8 @@ def reduce_runs(runs: Sequence[Run], folder: str, kind: RowKind, *, call: Call =
         folder: Folder for the larger runs.
         call: Calls a function for each group and returns the results, as `map` does; for example in several processes.
     """
+    if len(runs) <= MAX_RUNS:
+        return list(runs)
     groups = group_runs(runs)
     alone = [group[0] for group in groups if len(group) == 1]
     several = [group for group in groups if len(group) > 1]

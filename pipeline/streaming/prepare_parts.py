@@ -209,7 +209,7 @@ class _Round:
         num_shards = self._options.num_shards or choose_num_shards(runs)
         published, windows = self._job.base.published, self._job.base.windows
         if published:
-            published = self._kept.keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER))
+            published = self._kept.keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER, RECORDS))
         writer = ShardWriter(self._schema, output, generation, published, windows)
         merge = functools.partial(merge_into_shards, num_shards=num_shards, runs=runs, writer=writer, folder=folder)
         return list(self._call(merge, range(num_shards)))

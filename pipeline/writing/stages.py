@@ -176,7 +176,7 @@ def merge_into_shards(
     blocks = _report_progress(map(from_run_block, merge_runs(runs, *keys, RECORDS)))
     copies, published = numbers_copies(writer.schema), None
     if writer.published:
-        new_keys = read_key_numbers(runs, *keys)
+        new_keys = read_key_numbers(runs, *keys, RECORDS)
         published = find_published(writer.published, new_keys, last_of_each if copies else None)
         blocks = reject_published(blocks, published, reject, copies=copies)
     if copies:

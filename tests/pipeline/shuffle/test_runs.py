@@ -72,7 +72,8 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         runs = reduce_runs(written, folder, RECORDS)
         assert len(runs) <= 2
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
-        numbers = [read_key_numbers(runs, *shard_range(n, num_shards=num_shards)).tolist() for n in range(num_shards)]
+        ranges = [shard_range(n, num_shards=num_shards) for n in range(num_shards)]
+        numbers = [read_key_numbers(runs, *keys, RECORDS).tolist() for keys in ranges]
     everything = sorted((record for part in parts for record in part), key=sort_key)
     # Records with equal sort keys may come in any order.
     assert [sort_key(record) for found in merged for record in found] == [sort_key(record) for record in everything]
