@@ -14,7 +14,7 @@ from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, check_limits
 from trainer.batching.plan_epoch import plan_epoch
 from trainer.batching.stateful import chunk_options, make_stateful_plan
-from trainer.config import Parts
+from trainer.config import Parts, TrainConfig
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.parts import choose_parts
 from trainer.data.target import Vocabularies, make_target
@@ -217,20 +217,20 @@ def evaluate(
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     opened_run = Run(os.fspath(run).rstrip("/"))
-    chunks = chunk_options(opened_run.config(), chunk_steps, reset_state)
+    config = opened_run.config()
+    chunks = chunk_options(config, chunk_steps, reset_state)
     if reset_state == "chunk" and chunks["chunk_steps"] is None:
         raise UserError(
             f"{opened_run.path}: reset_state chunk sets the state to zero at each chunk, but the records of this run "
             "are read whole. Give --chunk_steps too, or leave --reset_state out."
         )
-    return _evaluate(opened_run, opened, split, checkpoint, chunks, parts)
+    return _evaluate(opened_run, config, choose_parts(opened, parts or config.parts), split, checkpoint, chunks)
 
 
 def _evaluate(
-    run: Run, dataset: Dataset, split: str, checkpoint: str | None, chunks: dict[str, Any], parts: Parts | None
+    run: Run, config: TrainConfig, dataset: Dataset, split: str, checkpoint: str | None, chunks: dict[str, Any]
 ) -> dict[str, Any]:
-    config, trained_on, own = run.config(), run.manifest(), run.own_statistics()
-    dataset = choose_parts(dataset, parts or config.parts)
+    trained_on, own = run.manifest(), run.own_statistics()
     check_schemas(trained_on.record_schema.canonical(), dataset.schema.canonical(), run.path, dataset.path)
     if not dataset.split(split).records:
         raise UserError(f"{dataset.path}: the split {split!r} has no record. Splits with records: {_sizes(dataset)}.")
