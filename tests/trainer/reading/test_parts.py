@@ -76,23 +76,16 @@ def test_no_part_is_in_memory_that_is_not_read(monkeypatch):
 
 
 def slices_of(made, split):
-    """Returns the parts of the raw records of a split as records, with `after`: the next step's features, or None."""
+    """Returns the parts of the raw records of a split as records, with `after`: the word of the next step, if any.
+
+    A label must not be per step.
+    """
     found = []
     for record in made.of(split):
-        fields = [name for name in ("x", "word", "page", "bits", "y") if isinstance(record.get(name), list)]
-        if made.records[0].get("y") is not None and not isinstance(record["y"], list):
-            fields = [name for name in fields if name != "y"]
         for first in range(0, len(record["x"]), SIZE):
-            part = record | {
-                name: record[name][first : first + SIZE] for name in fields if name != "y" or per_step(made)
-            }
-            found.append(part | {"after": record["word"][first + SIZE : first + SIZE + 1]})
+            steps = {name: record[name][first : first + SIZE] for name in ("x", "word", "page", "bits")}
+            found.append(record | steps | {"after": record["word"][first + SIZE : first + SIZE + 1]})
     return found
-
-
-def per_step(made):
-    record = max(made.records, key=lambda record: len(record["x"]))
-    return isinstance(record.get("y"), list) and len(record["y"]) == len(record["x"])
 
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
@@ -129,7 +122,7 @@ def test_independent_parts_are_read_as_records_of_their_own(method):
             None if word is None else index[word] for word in after
         ]
 
-    key = sorted((words, *as_targets(after)) for words, after in [(w, a) for w, a in expected])
+    key = sorted((words, *as_targets(after)) for words, after in expected)
     ours = sorted(
         (words, weights, [target if weight else None for target, weight in zip(targets, weights, strict=True)])
         for words, targets, weights in found
