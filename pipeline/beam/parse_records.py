@@ -92,7 +92,8 @@ class _Parse(beam.DoFn):
             # Several steps may get the same element, and `parse_lines` removes the lines.
             batch = element._replace(lines=list(element.lines)) if self._keep_lines else element
             results = parse_lines(batch, self._schema, keep_raw=self._keep_raw, **self._options)
-            yield from self._first_records.watch(batch, results)
+            self._first_records.begin(batch)
+            yield from self._first_records.watch(results)
         elif not isinstance(element, str | bytes) or element.strip():
             raw = _raw_bytes(element)
             origin = Origin(None, 0, 0, 0, hashlib.sha256(raw).digest(), raw if self._keep_raw else None)

@@ -18,7 +18,7 @@ from pipeline.schema.schema import NEXT_STEP, Schema
 # Tags of length-delimited fields: the number of the field, shifted left by 3 bits, plus wire type 2.
 _FIELD_1 = b"\x0a"
 _FIELD_2 = b"\x12"
-_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
+BYTES_LIST, FLOAT_LIST, INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 
 _SEVEN_BITS = np.arange(10, dtype=np.uint64) * np.uint64(7)
 # An array of this size is not copied before it is joined with the rest of the Example.
@@ -65,21 +65,28 @@ def encode_example(features: dict[str, Values]) -> bytes:
     """
     parts: list[Any] = [b""]
     for name in feature_order(tuple(features)):
-        value = features[name]
-        if not isinstance(value, list):
-            if value.size == 1 and value.dtype.kind in "iu":
-                parts.append(_encode_integer(name, value.item()))
-            else:
-                kind, numbers = _encode_numbers(value)
-                parts += (_encode_header(name, kind, len(numbers)), numbers)
-        elif len(value) == 1:
-            parts += (_encode_header(name, _BYTES_LIST, len(value[0])), value[0])
-        else:
-            strings = _delimited(_BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
-            parts.append(_delimited(_FIELD_1, _delimited(feature_header(name), strings)))
+        parts += encode_feature(name, features[name])
     # All parts are joined only once, because a record may be large.
-    parts[0] = _FIELD_1 + _varint(sum(map(len, parts)))
+    parts[0] = encode_size(sum(map(len, parts)))
     return b"".join(parts)
+
+
+def encode_feature(name: str, value: Values) -> tuple[Any, ...]:
+    """Returns the entry of one feature in an Example as parts that must be joined."""
+    if not isinstance(value, list):
+        if value.size == 1 and value.dtype.kind in "iu":
+            return (encode_integer(name, value.item()),)
+        kind, numbers = _encode_numbers(value)
+        return encode_header(name, kind, len(numbers)), numbers
+    if len(value) == 1:
+        return encode_header(name, BYTES_LIST, len(value[0])), value[0]
+    strings = _delimited(BYTES_LIST, b"".join([_delimited(_FIELD_1, item) for item in value]))
+    return (_delimited(_FIELD_1, _delimited(feature_header(name), strings)),)
+
+
+def encode_size(num_bytes: int) -> bytes:
+    """Returns the bytes of an Example before its entries, which have `num_bytes` bytes in all."""
+    return _FIELD_1 + _varint(num_bytes)
 
 
 def replace_id(example: bytes, record_id: str) -> bytes:
@@ -99,7 +106,7 @@ def replace_id(example: bytes, record_id: str) -> bytes:
             parts: list[Any] = [
                 b"",
                 message[start:position],
-                _encode_header("id", _BYTES_LIST, len(new)),
+                encode_header("id", BYTES_LIST, len(new)),
                 new,
                 message[end:],
             ]
@@ -144,7 +151,7 @@ def decode_example(data: bytes) -> dict[str, Values]:
 
 # Cached, because most features of most records have a size that occurred before.
 @functools.lru_cache(maxsize=1 << 16)
-def _encode_header(name: str, kind: bytes, num_bytes: int) -> bytes:
+def encode_header(name: str, kind: bytes, num_bytes: int) -> bytes:
     """Returns the entry of a feature up to its packed numbers, or up to its only string, which end the entry.
 
     Args:
@@ -159,9 +166,10 @@ def _encode_header(name: str, kind: bytes, num_bytes: int) -> bytes:
 
 # Cached, because most lengths, classes and categories occurred before.
 @functools.lru_cache(maxsize=1 << 16)
-def _encode_integer(name: str, value: int) -> bytes:
+def encode_integer(name: str, value: int) -> bytes:
+    """Returns the entry of a feature that is one integer."""
     number = _varint(value) if value >= 0 else encode_varints(np.array([value]))
-    return _encode_header(name, _INT64_LIST, len(number)) + number
+    return encode_header(name, INT64_LIST, len(number)) + number
 
 
 def _encode_numbers(value: Array) -> tuple[bytes, bytes | memoryview]:
@@ -169,10 +177,10 @@ def _encode_numbers(value: Array) -> tuple[bytes, bytes | memoryview]:
     if value.dtype.kind == "f" and value.dtype.itemsize == 4:
         # The wire format is little-endian.
         value = value.astype("<f4", copy=False)
-        return _FLOAT_LIST, value.tobytes() if value.nbytes < _LARGE_BYTES else np.ravel(value).view(np.uint8).data
+        return FLOAT_LIST, value.tobytes() if value.nbytes < _LARGE_BYTES else np.ravel(value).view(np.uint8).data
     if value.dtype.kind not in "iu":
         raise TypeError(f"An Example cannot hold an array of dtype {value.dtype}, expected float32 or int64.")
-    return _INT64_LIST, encode_varints(value.ravel())
+    return INT64_LIST, encode_varints(value.ravel())
 
 
 def _decode_value(kind: int, message: memoryview) -> Values:

@@ -51,23 +51,34 @@ class FirstRecords:
         self._path: str | None = None
         self._rejects = self._bytes = 0
         self._first: Reject | None = None
+        # The file and the bytes of the batch.
+        self._batch: tuple[str | None, int] = None, 0
 
-    def watch(self, batch: LineBatch, results: Iterator[Result]) -> Iterator[Result]:
-        """Returns the same results. The batches of a file must be watched in their order, one file after another.
+    def begin(self, batch: LineBatch) -> None:
+        """Begins a batch. The batches of a file must follow in their order, one file after another."""
+        if self._stop is None:
+            return
+        if batch.offsets[0] == 0:
+            self._path = batch.path if batch.file_bytes > self._stop.file_bytes else None
+            self._rejects, self._bytes, self._first = 0, 0, None
+        self._batch = batch.path, batch.num_bytes
+
+    def watch(self, results: Iterator[Result], *, record: int | None = None) -> Iterator[Result]:
+        """Returns the same results, those of lines of the batch.
+
+        Args:
+            record: Number of the first line of the batch that is a record, if such lines are not in the results.
 
         Raises:
             UserError: The first records of a file were all rejected. Raised while the results are consumed.
         """
-        if self._stop is None:
-            return results
-        if batch.offsets[0] == 0:
-            self._path = batch.path if batch.file_bytes > self._stop.file_bytes else None
-            self._rejects, self._bytes, self._first = 0, 0, None
-        return self._count(results, batch.num_bytes) if batch.path == self._path else results
+        path, num_bytes = self._batch
+        is_watched = self._path is not None and path == self._path
+        return self._count(results, num_bytes, record) if is_watched else results
 
-    def _count(self, results: Iterator[Result], num_bytes: int) -> Iterator[Result]:
+    def _count(self, results: Iterator[Result], num_bytes: int, record: int | None) -> Iterator[Result]:
         for result in results:
-            if not isinstance(result, Reject):
+            if not isinstance(result, Reject) or (record is not None and result.origin.number > record):
                 self._path = None
             elif self._path is not None:
                 self._rejects += 1
@@ -76,6 +87,8 @@ class FirstRecords:
                     raise self._error(self._first)
             yield result
             del result  # frees the record before the next one is parsed
+        if record is not None:
+            self._path = None
         self._bytes += num_bytes
         if self._path is not None and self._first and self._rejects >= _LARGE_RECORDS and self._bytes >= _LARGE_BYTES:
             raise self._error(self._first)

@@ -19,12 +19,12 @@ import simdjson
 from pipeline.schema.features import Feature
 from pipeline.schema.record import Array
 
-_BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
+BUFFER_TYPES: dict[str, tuple[Any, str]] = {"float32": ("d", "<f8"), "int64": ("i", "<i8")}
 
 # A line above the first size is read in pieces of about the second size, in bytes.
 _LARGE_BYTES, _PIECE_BYTES = 4 * 2**20, 2**17
 # With more names than this, the time that simdjson's lookups take would be most of the time of the line.
-_MANY_NAMES = 256
+MANY_NAMES = 256
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 _COLON = re.compile(rb"\s*:")
 _QUOTE, _OPENING = ord('"'), b"[{"
@@ -76,12 +76,12 @@ def _read_object(line: bytes | bytearray, steps: Mapping[str, Feature]) -> dict[
     if line[:1] != b"{":  # includes a byte order mark, which simdjson would skip
         return None
     try:
-        document = _parse(line)
+        document = parse_document(line)
         names = list(document)
         if "\0" in "".join(names):  # simdjson's lookup ends a name at a null character
             return None
         # Each lookup searches all names. `items` does not, but converts lists to Python objects, too.
-        many = len(names) > _MANY_NAMES
+        many = len(names) > MANY_NAMES
         record = dict(document.items()) if many else {name: document[name] for name in names}
         if len(record) < len(document):  # of duplicate keys, simdjson returns the first, other parsers the last
             return None
@@ -122,7 +122,7 @@ def find_large_lists(
     """
     if not is_large(line):
         return []
-    depths = {name: len(feature.shape) for name, feature in steps.items() if feature.dtype in _BUFFER_TYPES}
+    depths = {name: len(feature.shape) for name, feature in steps.items() if feature.dtype in BUFFER_TYPES}
     depths |= others or {}
     return [
         LargeList(name, start, stop, depths[name])
@@ -206,7 +206,7 @@ def count_keys(line: bytes | bytearray) -> int:
         line: Valid JSON.
     """
     try:
-        return len(_parse(line))
+        return len(parse_document(line))
     except (TypeError, ValueError, RuntimeError):  # what simdjson does not read
         return len(list_keys(line))
 
@@ -224,7 +224,13 @@ def list_keys(line: bytes | bytearray) -> list[str]:
     return keys
 
 
-def _parse(line: bytes | bytearray) -> Any:
+def parse_document(line: bytes | bytearray) -> Any:
+    """Returns simdjson's view of a line, which must be dropped before the next line is parsed.
+
+    Raises:
+        ValueError: The line is not JSON, or has a number that simdjson does not read.
+        RuntimeError: As ValueError.
+    """
     try:
         return _local.parser.parse(line)
     except (AttributeError, RuntimeError):
@@ -244,7 +250,7 @@ def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, bracke
             views[name] = value
             found += 1
             feature = steps.get(name)
-            rows = None if feature is None else _count_rows(value, feature.shape)
+            rows = None if feature is None else count_rows(value, feature.shape)
             if rows is None:
                 record[name] = value.as_list()
             else:
@@ -259,12 +265,12 @@ def _with_arrays(record: dict[str, Any], steps: Mapping[str, Feature], *, bracke
     return record
 
 
-def _count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
+def count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
     """Returns the number of lists within the list of steps; None if one of them does not have the length of `shape`."""
     rows, level = 0, len(steps)
     try:
         for depth, dimension in enumerate(shape):
-            lists = list(_flatten(steps, depth))
+            lists = list(flatten(steps, depth))
             # A string or an object may have the same length as a row.
             if not (set(map(type, lists)) <= {simdjson.Array} and set(map(len, lists)) <= {dimension}):
                 return None
@@ -275,7 +281,8 @@ def _count_rows(steps: Any, shape: tuple[int, ...]) -> int | None:
     return rows
 
 
-def _flatten(steps: Any, depth: int) -> Any:
+def flatten(steps: Any, depth: int) -> Any:
+    """Returns an iterator over the values that are `depth` lists deep in the list of steps."""
     for _ in range(depth):
         steps = itertools.chain.from_iterable(steps)
     return steps
@@ -283,11 +290,11 @@ def _flatten(steps: Any, depth: int) -> Any:
 
 def _to_array(steps: Any, feature: Feature, flat: bool) -> Array | None:
     """Returns the numbers of a list whose rows have the right lengths; None if a value is not such a number."""
-    if feature.dtype not in _BUFFER_TYPES:
+    if feature.dtype not in BUFFER_TYPES:
         return None
-    if not flat and not set(map(type, _flatten(steps, len(feature.shape)))) <= {int, float}:
+    if not flat and not set(map(type, flatten(steps, len(feature.shape)))) <= {int, float}:
         return None
-    of_type, dtype = _BUFFER_TYPES[feature.dtype]
+    of_type, dtype = BUFFER_TYPES[feature.dtype]
     try:
         numbers = np.frombuffer(steps.as_buffer(of_type=of_type), dtype)
     except (TypeError, ValueError):  # a null, a string, or an integer that needs 64 bits without a sign

@@ -133,11 +133,11 @@ def _parse(
 ) -> ParsedRecord:
     if not isinstance(record, Mapping):
         raise RecordError("not_a_record", f"expected an object with fields, not {show(record)}")
-    record_id = _parse_id(record, schema) if record_id is None else record_id
+    record_id = parse_id(record, schema) if record_id is None else record_id
     try:
         parsed = _parse_fields(record, record_id, label, schema, labelled, limits)
         if windows is not None:
-            parsed.event_time = _parse_time(record, windows)
+            parsed.event_time = parse_time(record, windows)
         return parsed
     except RecordError as error:
         error.id = record_id
@@ -170,18 +170,42 @@ def _parse_fields(
         raise RecordError(
             "too_large", f"the record has {counted(num_steps, 'step')}, expected at most {limits.record_steps:,}"
         )
-    if label_field is not None and label is None:
-        label = parse_label(_field(record, label_field), schema.label, nan_is_missing=nan_is_missing)
-    parsed = ParsedRecord(record_id, num_steps, features, label)
+    parsed = parse_other_fields(record, record_id, num_steps, label, schema, labelled=labelled)
+    parsed.features = features
+    if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
+        _check_zeros_and_ones(features[schema.label.next_of], fields[schema.label.next_of])
+    if schema.max_length is not None and num_steps > schema.max_length and not schema.stores_parts:
+        _truncate(parsed, schema)
+    return parsed
+
+
+def parse_other_fields(
+    record: Mapping[str, Any],
+    record_id: str,
+    num_steps: int,
+    label: Array | None,
+    schema: Schema,
+    *,
+    labelled: bool = True,
+) -> ParsedRecord:
+    """Returns a record with all of its values except those of the step features.
+
+    Args:
+        label: The label, if it was read already.
+        labelled: As for `parse_record`.
+
+    Raises:
+        RecordError: A value does not fit the schema.
+    """
+    fields, nan_is_missing = schema.raw_fields, bool(schema.nan_is_missing)
+    if labelled and schema.label.name is not None and label is None:
+        label = parse_label(_field(record, schema.label.field), schema.label, nan_is_missing=nan_is_missing)
+    parsed = ParsedRecord(record_id, num_steps, {}, label)
     for name, feature in schema.context.items():
         # Programs that write JSON often leave out fields that are null.
         field = fields[name]
         value = record.get(field) if feature.allows_nulls else _field(record, field)
         parsed.context[name] = parse_context(value, field, feature, nan_is_missing=nan_is_missing)
-    if schema.label.next_of is not None and schema.label.kind == "step_multilabel":
-        _check_zeros_and_ones(features[schema.label.next_of], fields[schema.label.next_of])
-    if schema.max_length is not None and num_steps > schema.max_length and not schema.stores_parts:
-        _truncate(parsed, schema)
     if labelled and schema.group is not None:
         parsed.group = _parse_group(record, schema.group)
     if labelled and isinstance(schema.splits, SplitFromField):
@@ -197,7 +221,8 @@ def _check_zeros_and_ones(values: Values, name: str) -> None:
         raise RecordError("wrong_type", f"{name}: {show(float(wrong[0]))}, expected 0 or 1 for a multilabel next_of")
 
 
-def _parse_id(record: Mapping[str, Any], schema: Schema) -> str:
+def parse_id(record: Mapping[str, Any], schema: Schema) -> str:
+    """Returns the id of a record, or raises a RecordError."""
     if schema.id is None:
         return content_id(record)
     if schema.id not in record:
@@ -232,7 +257,8 @@ def _parse_split(record: Mapping[str, Any], name: str) -> str:
     return str(value)
 
 
-def _parse_time(record: Mapping[str, Any], windows: EventWindows) -> int:
+def parse_time(record: Mapping[str, Any], windows: EventWindows) -> int:
+    """Returns the event time of a record in microseconds since 1970, or raises a RecordError."""
     value = to_python(_field(record, windows.field))
     try:
         return parse_event_time(value, windows)

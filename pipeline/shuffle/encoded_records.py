@@ -4,18 +4,21 @@ In runs, a kept raw line follows the Example in the payload, because a merge hol
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
-import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.format.batch_encoding import encode_batch
 from pipeline.format.examples import encode_record
 from pipeline.format.models import TRAIN
+from pipeline.raw.json_lines import LineBatch
 from pipeline.raw.rejects import Origin
 from pipeline.schema.record import ParsedRecord, num_labels
+from pipeline.schema.record_batch import RecordBatch
 from pipeline.schema.schema import NamedSplits, Schema, SplitFromField
 from pipeline.shuffle.copies import first_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, order_key
@@ -102,6 +105,43 @@ def encode_for_shuffle(record: ParsedRecord, origin: Origin, schema: Schema, *, 
     )
 
 
+def encode_batch_for_shuffle(
+    batch: RecordBatch, lines: LineBatch, schema: Schema, *, seed: int, keep_raw: bool
+) -> Block:
+    """Encodes records as `encode_for_shuffle` does, and returns them as rows of RECORDS, not sorted.
+
+    Args:
+        batch: The records of a schema with an id and with one label per record.
+        lines: The line of each record.
+        keep_raw: Whether the lines follow the Examples in the payloads.
+    """
+    records, examples = batch.records, encode_batch(batch, schema)
+    number, nulls = len(records), functools.partial(pa.nulls, len(records))
+    columns = {
+        "path": pa.repeat(pa.scalar(lines.path), number),
+        "chunk": [lines.chunk] * number,
+        "byte_offset": lines.offsets,
+        "number": lines.numbers,
+        "sha256": lines.digests,
+        "raw_bytes": list(map(len, lines.lines)) if keep_raw else nulls(pa.int64()),
+        "input_split": nulls(pa.string()) if lines.split is None else pa.repeat(pa.scalar(lines.split), number),
+        "key": [order_key(record.id, seed=seed) for record in records],
+        "digest": [hashlib.sha256(example).digest() for example in examples],
+        "id": [record.id for record in records],
+        "group": nulls(pa.string()) if schema.group is None else [record.group for record in records],
+        "split": [find_split(record, schema, seed=seed) for record in records],
+        "num_steps": [record.num_steps for record in records],
+        "num_labels": [1] * number,
+        "truncated": [False] * number,
+        "event_time": [record.event_time for record in records],
+    }
+    fields = RECORDS.columns
+    rows = pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in fields], schema=fields)
+    if keep_raw:
+        examples = [example + line for example, line in zip(examples, lines.lines, strict=True)]
+    return Block(rows, examples)
+
+
 def find_split(record: ParsedRecord, schema: Schema, *, seed: int) -> str:
     """Returns the split of a record. Raises ValueError if the record lacks the split or the group that it needs."""
     if schema.group is not None and record.group is None:
@@ -133,13 +173,12 @@ _RAW = COLUMNS.get_field_index("raw")
 RECORDS = RowKind(COLUMNS.set(_RAW, pa.field("raw_bytes", pa.int64())), _sort_keys)
 
 
-def to_run_block(records: Iterable[EncodedRecord]) -> Block:
-    """Sorts records into a block of RECORDS."""
-    ordered = _sort(records)
-    raws = [record.origin.raw for record in ordered]
+def to_run_block(records: Sequence[EncodedRecord]) -> Block:
+    """Returns records as rows of RECORDS, in the same order."""
+    raws = [record.origin.raw for record in records]
     sizes = pa.array([None if raw is None else len(raw) for raw in raws], pa.int64())
-    rows = _to_rows([record._replace(origin=record.origin._replace(raw=None)) for record in ordered])
-    payloads = [record.example + raw if raw else record.example for record, raw in zip(ordered, raws, strict=True)]
+    rows = _to_rows([record._replace(origin=record.origin._replace(raw=None)) for record in records])
+    payloads = [record.example + raw if raw else record.example for record, raw in zip(records, raws, strict=True)]
     return Block(rows.set_column(_RAW, "raw_bytes", sizes), payloads)
 
 
@@ -162,19 +201,11 @@ def from_run_block(block: Block) -> Block:
 
 def to_block(records: Iterable[EncodedRecord]) -> Block:
     """Sorts records into a block with the columns COLUMNS, whose payloads are their Examples."""
-    ordered = _sort(records)
+    ordered = sorted(records, key=sort_key)
     return Block(_to_rows(ordered), [record.example for record in ordered])
 
 
-def _sort(records: Iterable[EncodedRecord]) -> list[EncodedRecord]:
-    ordered = sorted(records, key=operator.attrgetter("key"))
-    # Few records share a key, and to build the whole sort key of every record is the slowest step of this function.
-    if any(a.key == b.key for a, b in itertools.pairwise(ordered)):
-        ordered.sort(key=sort_key)
-    return ordered
-
-
-def _to_rows(records: list[EncodedRecord]) -> pa.Table:
+def _to_rows(records: Sequence[EncodedRecord]) -> pa.Table:
     """Returns a table with the columns COLUMNS."""
     columns = _transpose(EncodedRecord._fields, records)
     columns |= _transpose(Origin._fields, columns["origin"])

@@ -52,6 +52,14 @@ class RowKind:
         return order
 
 
+def sort_blocks(blocks: Sequence[Block], kind: RowKind) -> Block:
+    """Returns the rows of several blocks, which are not sorted, as one sorted block."""
+    rows = pa.concat_tables([block.rows for block in blocks]).combine_chunks()
+    payloads = [payload for block in blocks for payload in block.payloads]
+    order = kind.order(rows)
+    return Block(rows.take(pa.array(order)), [payloads[place] for place in order.tolist()])
+
+
 def key_numbers(keys: pa.ChunkedArray) -> Array:
     """Returns uint64[keys, 2] that sorts as the keys do: the `key_number` of each key, and its last 8 bytes."""
     array = keys.combine_chunks()

@@ -88,7 +88,8 @@ def collect_classes(
         for lines in read_chunk(item, record_bytes=limits.record_bytes) if isinstance(item, Chunk) else [item]:
             if isinstance(lines, ChunkSummary):
                 continue
-            for result in first_records.watch(lines, parse_lines(lines, schema, limits=limits, windows=windows)):
+            first_records.begin(lines)
+            for result in first_records.watch(parse_lines(lines, schema, limits=limits, windows=windows)):
                 if isinstance(result, Reject):
                     found.rejected += 1
                     found.example = found.example or f"{result.reason}: {result.message}"

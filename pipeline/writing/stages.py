@@ -11,14 +11,19 @@ from typing import NamedTuple
 from pipeline import progress
 from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
+from pipeline.raw.parse_batch import BatchParser
 from pipeline.raw.records import LIMITS, Limits
-from pipeline.raw.rejects import Origin, Reject
+from pipeline.raw.rejects import Reject
 from pipeline.raw.spooled_messages import MessageChunk, read_messages
-from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.copies import last_of_each, numbers_copies
-from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle, from_run_block
+from pipeline.shuffle.encoded_records import (
+    RECORDS,
+    encode_batch_for_shuffle,
+    encode_for_shuffle,
+    from_run_block,
+)
 from pipeline.shuffle.hashing import shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.record_runs import RunBuffer
@@ -78,6 +83,7 @@ def parse_into_runs(
     chunks: list[ChunkSummary] = []
     parsed = rejected = 0
     first_records = FirstRecords(stop)
+    batch_parser = BatchParser(schema, limits=limits, windows=windows) if BatchParser.can_parse(schema) else None
     buffer, again = RunBuffer(folder, windows), RejectBuffer(folder)
     with RejectRunWriter(folder) as reject_writer:
         for lines in _read_in_order(items, limits):
@@ -85,7 +91,22 @@ def parse_into_runs(
                 chunks.append(lines)
                 continue
             is_replayed = isinstance(lines, RejectsChunk)
-            for result in _parse(lines, schema, keep_raw, limits, first_records, windows):
+            if isinstance(lines, RejectsChunk):
+                results = parse_rejects(lines, schema, limits=limits, windows=windows)
+            else:
+                first_records.begin(lines)
+                first_record = None
+                if batch_parser is not None:
+                    batch, of_batch, lines = batch_parser.parse(lines)
+                    if batch.records:
+                        first_record = of_batch.numbers[0]
+                        parsed += len(batch.records)
+                        block = encode_batch_for_shuffle(batch, of_batch, schema, seed=seed, keep_raw=keep_raw)
+                        runs += buffer.add_block(block)
+                    del batch, of_batch
+                results = parse_lines(lines, schema, keep_raw=keep_raw, limits=limits, windows=windows)
+                results = first_records.watch(results, record=first_record)
+            for result in results:
                 if isinstance(result, Reject):
                     rejected += 1
                     if is_replayed:  # in the order of other raw files than those of this call
@@ -114,20 +135,6 @@ def _read_in_order(
             yield from read_messages(item, record_bytes=limits.record_bytes)
         else:
             yield item
-
-
-def _parse(
-    lines: LineBatch | RejectsChunk,
-    schema: Schema,
-    keep_raw: bool,
-    limits: Limits,
-    first_records: FirstRecords,
-    windows: EventWindows | None,
-) -> Iterator[tuple[ParsedRecord, Origin] | Reject]:
-    if isinstance(lines, RejectsChunk):
-        return parse_rejects(lines, schema, limits=limits, windows=windows)
-    parsed = parse_lines(lines, schema, keep_raw=keep_raw, limits=limits, windows=windows)
-    return first_records.watch(lines, parsed)
 
 
 class WrittenShards(NamedTuple):

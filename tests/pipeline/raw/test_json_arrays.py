@@ -15,11 +15,13 @@ from strategies import schemas_and_records
 from pipeline.raw import json_arrays as arrays
 from pipeline.raw import records
 from pipeline.raw.json_arrays import read_object
+from pipeline.raw.json_lines import LineBatch
+from pipeline.raw.parse_batch import BatchParser
 from pipeline.raw.records import parse_line
 from pipeline.raw.rejects import Origin, RecordError
 from pipeline.raw.values import parse_steps
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.encoded_records import encode_batch_for_shuffle, encode_for_shuffle, from_rows
 
 NOWHERE = Origin(None, 0, 0, 0, b"", None)
 SCHEMA = Schema.parse(
@@ -96,6 +98,20 @@ def outcome_in_pieces(line, schema):
         return outcome(line, schema)
 
 
+def outcome_in_batch(line, schema):
+    """Returns the encoded record of a line that `BatchParser` parses; None if it leaves the line."""
+    if not BatchParser.can_parse(schema):
+        return None
+    lines = LineBatch("raw", 0, [0], [0], [line], [b""], 0)
+    records, taken, rest = BatchParser(schema).parse(lines)
+    assert taken.lines + rest.lines == [line]
+    if rest.lines:
+        return None
+    rows, payloads = encode_batch_for_shuffle(records, taken, schema, seed=0, keep_raw=False)
+    (found,) = from_rows(rows)
+    return found._replace(origin=NOWHERE, example=payloads[0])
+
+
 def without_id(schema):
     """Returns the schema without an id, which is then a hash of the record."""
     return schema.model_copy(update={"id": None})
@@ -107,6 +123,7 @@ def same_outcome(line, schema):
     assert outcome(line, schema) == expected
     assert outcome(bytearray(line), schema) == expected
     check_object(line, schema)
+    assert outcome_in_batch(line, schema) in (None, expected)
     assert outcome_in_pieces(line, schema) == expected
     assert outcome_in_pieces(bytearray(line), schema) == expected
     with contextlib.suppress(UnicodeDecodeError):

@@ -11,7 +11,7 @@ import pipeline.shuffle.reduce_runs
 import pipeline.shuffle.runs
 from pipeline.format.tfrecord import frame
 from pipeline.raw.rejects import Origin
-from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, from_rows, from_run_block, sort_key
+from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, from_rows, from_run_block, sort_key, to_run_block
 from pipeline.shuffle.hashing import choose_shard, key_number, order_key, shard_range
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
 from pipeline.shuffle.record_runs import write_record_run
@@ -68,7 +68,7 @@ def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged
         patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_BYTES", 30)
         patch.setattr(pipeline.shuffle.merge_runs, "MAX_RUNS", 2)
         patch.setattr(pipeline.shuffle.reduce_runs, "MAX_RUNS", 2)
-        written = [write_record_run(part, folder) for part in parts]
+        written = [write_record_run([to_run_block(part)], folder) for part in parts]
         runs = reduce_runs(written, folder, RECORDS)
         assert len(runs) <= 2
         merged = [merge(runs, *shard_range(n, num_shards=num_shards)) for n in range(num_shards)]
@@ -104,7 +104,7 @@ def test_kept_raw_lines_are_not_in_the_rows_of_a_run(tmp_path):
         )
         for n, raw in enumerate([None, b"", b"line" * 10**5, None, b"xyz"] * 60)
     ]
-    run = write_record_run(records, str(tmp_path))
+    run = write_record_run([to_run_block(records)], str(tmp_path))
     assert (tmp_path / f"{run.path}.rows").stat().st_size < 10**5 < 24 * 10**6 < run.num_bytes
     assert run.totals == {("train", None): sum(len(frame(record.example)) for record in records)}
     blocks = list(merge_runs([run], 0, 2**64, RECORDS))
@@ -118,10 +118,10 @@ def test_a_run_that_cannot_be_written_leaves_no_partial_file(tmp_path):
         bytes(16), bytes(32), Origin(None, 0, 0, 0, b"", None), "a", None, "train", 1, 1, False, b"abc"
     )
     with pytest.raises(OverflowError):
-        write_record_run([record._replace(num_steps=2**80)], str(tmp_path))
+        write_record_run([to_run_block([record._replace(num_steps=2**80)])], str(tmp_path))
     assert not list(tmp_path.glob("*.rows"))
     with pytest.raises(FileExistsError):
-        run = write_record_run([record], str(tmp_path))
+        run = write_record_run([to_run_block([record])], str(tmp_path))
         with pipeline.shuffle.runs.create(f"{run.path}.rows"):
             pass
     assert merge([run], 0, 2**64) == [record]

@@ -34,7 +34,7 @@ from pipeline.shuffle.copies import (
     last_of_each,
     split_copy_id,
 )
-from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.encoded_records import encode_for_shuffle, to_run_block
 from pipeline.shuffle.hashing import choose_split, order_key
 from pipeline.shuffle.record_runs import write_record_run
 from pipeline.writing.compact import compact
@@ -213,7 +213,8 @@ def test_records_of_a_program_with_ids_of_their_own_are_still_duplicates(folder)
     ids = ["a", "a", HASH, f"{HASH}-7", "a-2"]
     rows = [ParsedRecord(name, 1, {"x": values}, values) for name in ids]
     origin = Origin(None, 0, 0, 0, b"", None)
-    run = write_record_run([encode_for_shuffle(row, origin, schema, seed=0) for row in rows], str(folder.path))
+    block = to_run_block([encode_for_shuffle(row, origin, schema, seed=0) for row in rows])
+    run = write_record_run([block], str(folder.path))
     written = merge_into_shards(0, 1, [run], ShardWriter(schema, str(folder.path), "new"), folder=str(folder.path))
     (summary,) = written.shards
     index = read_index((folder.path / summary.shard.index_path).read_bytes(), summary.shard)

@@ -26,7 +26,7 @@ from pipeline.raw.rejects import Origin
 from pipeline.schema.labels import Label
 from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
-from pipeline.shuffle.encoded_records import encode_for_shuffle
+from pipeline.shuffle.encoded_records import encode_for_shuffle, to_run_block
 from pipeline.shuffle.hashing import key_number, order_key, shard_range
 from pipeline.shuffle.record_runs import write_record_run
 from pipeline.writing import published_ids
@@ -173,7 +173,9 @@ def test_every_new_record_with_a_published_id_is_rejected(tmp_path_factory, gene
         patch.setattr(pipeline.writing.stages.RejectBuffer, "add", lambda self, reject: rejects.append(reject) or [])
         runs, number = [], 0
         for part in parts:
-            runs.append(write_record_run([encode(i, number + k) for k, i in enumerate(part)], str(folder)))
+            runs.append(
+                write_record_run([to_run_block([encode(i, number + k) for k, i in enumerate(part)])], str(folder))
+            )
             number += len(part)
         written = [
             shard.shard
