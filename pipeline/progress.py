@@ -5,7 +5,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipeline.errors import counted
 
@@ -49,10 +49,22 @@ def take_counts() -> dict[str, int]:
     return counts
 
 
+def read_counts() -> dict[str, int]:
+    """Returns the counts of this process."""
+    return dict(_counts)
+
+
 # rich.progress cannot replace this. On a pipe, rich 15 prints nothing while the work runs, and a single bar of box
 # characters at the end (tried). A log needs lines in this form while the command runs.
 @contextlib.contextmanager
-def report(command: str, *, total_bytes: int = 0, total_records: int = 0, second_pass: bool = False) -> Iterator[None]:
+def report(
+    command: str,
+    *,
+    total_bytes: int = 0,
+    total_records: int = 0,
+    second_pass: bool = False,
+    since: Mapping[str, int] | None = None,
+) -> Iterator[None]:
     """Prints a line to stderr every two seconds while the block runs, on a terminal or not.
 
     Args:
@@ -60,9 +72,10 @@ def report(command: str, *, total_bytes: int = 0, total_records: int = 0, second
         total_bytes: Bytes to read in all, to show the share that is done and the time left.
         total_records: Records to read in all; has the same purpose where the bytes are unknown.
         second_pass: Whether the records are written in a second pass after they are read.
+        since: The result of `read_counts` when the work began, if that was before the block.
     """
     ended = threading.Event()
-    begin, before = time.monotonic(), _counts.copy()
+    begin, before = time.monotonic(), collections.Counter(read_counts() if since is None else since)
 
     def print_lines() -> None:
         while not ended.wait(_INTERVAL_SECONDS):

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pipeline import progress
 from pipeline.beam.memory_budget import check_memory, count_workers
 from pipeline.beam.options import runs_in_this_process
+from pipeline.beam.parse_ahead import parse_ahead, parse_options
 from pipeline.beam.workers import WorkerPool, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
 from pipeline.files import absolute
@@ -249,33 +251,49 @@ def _run_job(
     beam_options: dict[str, Any],
     announce: bool = True,
 ) -> Manifest:
-    # Importing Beam takes a second. The workers start meanwhile.
-    from pipeline.beam.prepare_files import PrepareFiles
-    from pipeline.beam.runners import make_pipeline, run_job
-    from pipeline.beam.write_dataset import WriteDataset
-
     output, generation = job.files.output, job.files.generation
-    limits = Limits(options.max_record_bytes, options.max_record_steps)
-    pipeline = make_pipeline(beam_options, announce=announce)
-    write = WriteDataset(
-        schema,
-        output,
-        num_shards=options.num_shards,
-        max_rejected=options.max_rejected,
-        overwrite=options.overwrite,
-        append=options.append,
-        retain=options.retain,
-        lock_timeout=options.lock_timeout,
-        job=job,
-    )
+    limits, since = Limits(options.max_record_bytes, options.max_record_steps), progress.read_counts()
+
+    def build() -> Any:
+        # Importing Beam takes a second. The workers start meanwhile.
+        from pipeline.beam.prepare_files import PrepareFiles
+        from pipeline.beam.runners import make_pipeline
+        from pipeline.beam.write_dataset import WriteDataset
+
+        pipeline = make_pipeline(beam_options, announce=announce)
+        write = WriteDataset(
+            schema,
+            output,
+            num_shards=options.num_shards,
+            max_rejected=options.max_rejected,
+            overwrite=options.overwrite,
+            append=options.append,
+            retain=options.retain,
+            lock_timeout=options.lock_timeout,
+            job=job,
+        )
+        _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool, replay.files)
+        return pipeline
 
     def discard() -> None:
         if pool is not None:
             pool.close()  # before the files that its workers write are removed
         discard_generation(output, generation)
 
-    _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool, replay.files)
+    pipeline = build() if pool is None else None
     with file_errors(), mark_writer(output, generation, command="prepare"):
+        if pool is not None:
+            try:
+                of_job = parse_options(
+                    files, schema, keep_raw=options.keep_raw, limits=limits, max_rejected=options.max_rejected
+                )
+                parse_ahead(pool, files, job, of_job)
+                pipeline = build()
+            except BaseException:
+                discard()
+                raise
+        from pipeline.beam.runners import run_job
+
         return run_job(
             pipeline,
             "prepare",
@@ -284,6 +302,7 @@ def _run_job(
             output=output,
             read_published=functools.partial(find_published, output, generation, after=job.base.number),
             discard=discard,
+            since=since,
         )
 
 

@@ -8,11 +8,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipeline.beam.call_on_chunks import CallOnChunks
+from pipeline.beam.parse_ahead import parse_options
 from pipeline.beam.read_lines import CHUNKS, split_files
 from pipeline.beam.workers import WorkerPool
 from pipeline.beam.write_dataset import WriteDataset, copy_output
 from pipeline.beam.write_lists import REJECT_RUNS
-from pipeline.raw.early_stop import stop_early
 from pipeline.raw.find_files import RawFile, RawFiles, find_files
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.records import LIMITS, Limits
@@ -66,12 +66,10 @@ class PrepareFiles(beam.PTransform):
         if self.rejects:
             again = pipeline | "Rejects" >> beam.Create(self.rejects) | "SplitRejects" >> beam.FlatMap(split_rejects)
             chunks_to_read = (chunks_to_read, again | "SpreadRejects" >> beam.Reshuffle()) | "Join" >> beam.Flatten()
-        options = {
-            "keep_raw": self.keep_raw,
-            "limits": self.limits,
-            "stop": stop_early(raw, write.max_rejected),
-        }
-        make = beam.ParDo(_MakeRuns(options | {"schema": write.schema}, self.pool), job)
+        options = parse_options(
+            raw, write.schema, keep_raw=self.keep_raw, limits=self.limits, max_rejected=write.max_rejected
+        )
+        make = beam.ParDo(_MakeRuns(options, self.pool), job)
         made = chunks_to_read | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
         runs, reject_runs, chunks = (
             copy_output(made[tag], label)

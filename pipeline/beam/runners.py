@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -58,6 +58,7 @@ def run_job(
     output: str,
     read_published: Callable[[], Result | None],
     discard: Callable[[], None],
+    since: Mapping[str, int] | None = None,
 ) -> Result:
     """Runs a pipeline whose last step publishes the results, shows its progress, and returns what was published.
 
@@ -69,12 +70,14 @@ def run_job(
         read_published: Returns what the last step published, or None if it published nothing. Some runners only return
             the state in which a job ended. Raises a UserError if the answer cannot be determined.
         discard: Removes the files of a job that published nothing.
+        since: As for `progress.report`.
 
     Raises:
         UserError: The job failed for a reason that the user can fix.
     """
     try:
-        with progress.report(command, total_bytes=total_bytes, second_pass=second_pass), _errors_not_logged():
+        shown = progress.report(command, total_bytes=total_bytes, second_pass=second_pass, since=since)
+        with shown, _errors_not_logged():
             state = pipeline.run().wait_until_finish()
     except BaseException as error:
         _handle_failure(error, output, read_published, discard)

@@ -69,6 +69,8 @@ class WorkerPool:
             self._idle.put(worker)
         # One thread waits for each process.
         self._threads = concurrent.futures.ThreadPoolExecutor(num_workers)
+        # The calls that were started before they were needed: function, arguments, options and future.
+        self._started: list[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = []
         _pools[self._id] = self
 
     def __reduce__(self) -> tuple[Callable[[str], "WorkerPool | None"], tuple[str]]:
@@ -81,6 +83,24 @@ class WorkerPool:
         the worker process ended.
         """
         return self._threads.submit(self._call, [function, arguments])
+
+    def start(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Starts a call before the step that needs it runs. The first equal call of `PendingCalls` takes its result.
+
+        If no call is equal, the result is dropped, and so is an error.
+        """
+        future = self.submit(functools.partial(function, **options), *arguments)
+        self._started.append(((function, arguments, options), future))
+
+    def submit_or_take(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> concurrent.futures.Future[Any]:
+        """Submits a call, or returns the future of an equal one that was started."""
+        for place, (call, future) in enumerate(self._started):
+            if call == (function, arguments, options):
+                del self._started[place]
+                return future
+        return self.submit(functools.partial(function, **options), *arguments)
 
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
         """Yields the results of a module-level function for values, in order. Takes a few values ahead at most."""
@@ -242,8 +262,7 @@ class PendingCalls:
         if self._pool is None:
             yield function(*arguments, **options)
         else:
-            future = self._pool.submit(functools.partial(function, **options), *arguments)
-            self._futures.append((future, num_bytes))
+            self._futures.append((self._pool.submit_or_take(function, arguments, options), num_bytes))
 
     def finish(self) -> Iterator[Any]:
         """Yields the results of the remaining calls."""

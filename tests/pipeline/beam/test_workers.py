@@ -22,7 +22,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import progress
-from pipeline.beam import call_on_chunks, workers
+from pipeline.beam import call_on_chunks, parse_ahead, workers
 from pipeline.beam import prepare as prepare_module
 from pipeline.beam.prepare import PrepareOptions, _count_workers, _start_workers, prepare
 from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
@@ -171,6 +171,65 @@ def test_worker_processes_make_the_same_dataset(tmp_path, monkeypatch, compresse
         found.append((files, json.loads(json.dumps(manifest).replace(generation, ""))))
     assert found[0] == found[1]
     assert {"not_json", "missing_field", "duplicate_id"} == set(found[0][1]["rejected"]["by_reason"])
+
+
+def test_chunks_are_parsed_before_the_pipeline_runs_and_none_is_parsed_again(tmp_path, monkeypatch):
+    for module in (json_lines, call_on_chunks, parse_ahead):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 3000)
+    rows = [json.dumps({"id": n, "x": [[n, 0.5]] * (n % 5 + 1), "y": "ab"[n % 2]}) for n in range(500)]
+    rows[10::97] = ["no json", '{"id": 1}'] * 3
+    for name, lines in (("a", rows[:400]), ("b", rows[400:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "c.jsonl").write_bytes(gzip.compress("\n".join(rows).replace('"id": ', '"id": 5').encode()))
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    raw = tuple(f"{tmp_path}/{name}.jsonl" for name in "abc")
+    calls, pools = [], []
+
+    def submit(pool, function, *arguments):
+        calls.append(function.func.__name__)
+        return real_submit(pool, function, *arguments)
+
+    def start(pool, *arguments, **options):
+        pools.append(pool)
+        real_start(pool, *arguments, **options)
+
+    real_submit, real_start = WorkerPool.submit, WorkerPool.start
+    monkeypatch.setattr(WorkerPool, "submit", submit)
+    monkeypatch.setattr(WorkerPool, "start", start)
+    found = []
+    for processes in (0, 2):
+        output = tmp_path / str(processes)
+        prepare(PrepareOptions(raw, f"{tmp_path}/schema.yaml", str(output), max_rejected=0.5, processes=processes))
+        files, _ = contents(output)
+        found.append({name: data for name, data in files.items() if name.endswith(("tfrecord", "parquet"))})
+    assert found[0] == found[1] and len(found[0]) > 3
+    sizes = [(tmp_path / f"{name}.jsonl").stat().st_size for name in "ab"]
+    parsed = calls.count("parse_into_runs")
+    # The last chunks of both plain files share a call, and so do some batches of lines of the compressed one.
+    assert len(pools) == 6 < sum(size // 3000 for size in sizes) < parsed
+    assert sum(size // 3000 for size in sizes) + 1 + -(-sum(map(len, rows)) // 3000) >= parsed
+    assert pools[0]._started == []
+
+
+def test_a_job_that_fails_before_its_pipeline_runs_leaves_no_file_of_a_worker(tmp_path, monkeypatch):
+    for module in (json_lines, call_on_chunks, parse_ahead):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 200_000)
+    rows = [json.dumps({"id": n, "x": [[n, 0.5]] * 9, "y": "ab"[n % 2]}) for n in range(9000)]
+    (tmp_path / "raw").write_text("\n".join(rows))
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    data = tmp_path / "out/data"
+
+    def fail(*arguments, **options):
+        end = time.monotonic() + 60
+        while not list(data.rglob("*.rows")) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert list(data.rglob("*.rows"))
+        raise UserError("on purpose")
+
+    monkeypatch.setattr("pipeline.beam.runners.make_pipeline", fail)
+    with pytest.raises(UserError, match="on purpose"):
+        prepare(PrepareOptions((f"{tmp_path}/raw",), f"{tmp_path}/schema.yaml", f"{tmp_path}/out", processes=2))
+    assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_a_large_job_in_this_process_has_a_worker_for_each_core_if_it_has_work_for_them(monkeypatch):

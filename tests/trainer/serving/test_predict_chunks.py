@@ -78,7 +78,7 @@ def test_memory_holds_a_record_and_a_chunk_besides(monkeypatch):
     predictor = load_predictor(run_of("next_word"))
     (raw,) = datasets.every_feature_records([1], split="test", kind="next_word")
     chunks = ChunkPredictor(predictor, chunk_steps=200)
-    for steps in (200, 10_000):  # the first traces the model
+    for steps in (200, 20_000):  # the first traces the model
         longer = {name: raw[name] * steps for name in predictor.schema.steps}
         record = parse_record(raw | longer, predictor.schema, labelled=False)
         tracemalloc.start()
