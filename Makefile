@@ -43,8 +43,8 @@ demo: env
 		raise SystemExit(None if accuracy >= 0.95 else "Expected at least 95%: something is wrong.")'
 
 # Without the import rules, which `make check` runs. A test that does not end is stopped, named, and shown with the stacks
-# of its threads. No test takes a twentieth of this time.
-test: HANG = -o faulthandler_timeout=480 -o faulthandler_exit_on_timeout=true
+# of its threads. No test takes a tenth of this time.
+test: HANG = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 test: env
 	$(BIN)/python -m pytest -m "not proof and not gpu" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal $(HANG)
 

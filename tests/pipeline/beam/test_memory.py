@@ -88,9 +88,10 @@ def test_one_large_shard_takes_no_more_memory(tmp_path, measure):
 
 
 @pytest.mark.proof
-def test_the_largest_records_take_no_more_memory(tmp_path, measure):
+@pytest.mark.parametrize("flags", [(), ("--keep_raw",)])
+def test_the_largest_records_take_no_more_memory(tmp_path, measure, flags):
     write_huge(tmp_path / "raw", 16, 60_000_000)
-    status, stderr, peak = measure("16 records of 60 MB", ONE_SPLIT)
+    status, stderr, peak = measure("16 records of 60 MB", ONE_SPLIT, *flags)
     assert (status, peak < MOST_BYTES) == (0, True), stderr
 
 
