@@ -352,7 +352,7 @@ def parse_lines(
     batch.lines.reverse()
     for offset, number, digest in zip(batch.offsets, batch.numbers, batch.digests, strict=True):
         line = batch.lines.pop()
-        raw = bytes(line) if keep_raw else None
+        raw = line if keep_raw else None
         origin = Origin(batch.path, batch.chunk, offset, number, digest, raw, batch.split)
         try:
             record = parse_line(line, schema, labelled=labelled, limits=limits, windows=windows)

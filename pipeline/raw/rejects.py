@@ -60,7 +60,7 @@ class Origin(NamedTuple):
     byte_offset: int
     number: int
     sha256: bytes
-    raw: bytes | None
+    raw: bytes | bytearray | None
     input_split: str | None = None
 
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.format.batch_encoding import encode_batch
@@ -22,7 +23,7 @@ from pipeline.schema.record_batch import RecordBatch
 from pipeline.schema.schema import NamedSplits, Schema, SplitFromField
 from pipeline.shuffle.copies import first_id
 from pipeline.shuffle.hashing import choose_moved, choose_split, order_key
-from pipeline.shuffle.sorted_rows import KEY_COLUMN, Block, RowKind
+from pipeline.shuffle.sorted_rows import KEY_COLUMN, Block, RowKind, payload_size
 
 
 class EncodedRecord(NamedTuple):
@@ -169,8 +170,10 @@ def _sort_keys(rows: pa.Table) -> list[tuple[Any, ...]]:
 
 
 _RAW = COLUMNS.get_field_index("raw")
+# A raw line of this size, in bytes, is not copied.
+_LARGE_BYTES = 2**20
 # Encoded records as rows of runs. The payload is the Example, then the raw line, of `raw_bytes` (null: there is none).
-RECORDS = RowKind(COLUMNS.set(_RAW, pa.field("raw_bytes", pa.int64())), _sort_keys)
+RECORDS = RowKind(COLUMNS.set(_RAW, pa.field("raw_bytes", pa.int64())), _sort_keys, last_part="raw_bytes")
 
 
 def to_run_block(records: Sequence[EncodedRecord]) -> Block:
@@ -178,8 +181,14 @@ def to_run_block(records: Sequence[EncodedRecord]) -> Block:
     raws = [record.origin.raw for record in records]
     sizes = pa.array([None if raw is None else len(raw) for raw in raws], pa.int64())
     rows = _to_rows([record._replace(origin=record.origin._replace(raw=None)) for record in records])
-    payloads = [record.example + raw if raw else record.example for record, raw in zip(records, raws, strict=True)]
+    payloads = [
+        _join(record.example, raw) if raw else record.example for record, raw in zip(records, raws, strict=True)
+    ]
     return Block(rows.set_column(_RAW, "raw_bytes", sizes), payloads)
+
+
+def _join(example: bytes, raw: bytes | bytearray) -> bytes | tuple[bytes, bytes | bytearray]:
+    return example + raw if len(raw) < _LARGE_BYTES else (example, raw)
 
 
 def from_run_block(block: Block) -> Block:
@@ -191,12 +200,21 @@ def from_run_block(block: Block) -> Block:
         block.payloads.reverse()
         for size in sizes:
             payload = block.payloads.pop()
-            end = len(payload) - (size or 0)
-            examples.append(payload[:end])
-            lines.append(None if size is None else payload[end:])
-            del payload  # may be large
-        raws = pa.array(lines, pa.binary())
+            end = payload_size(payload) - (size or 0)
+            example, raw = payload if isinstance(payload, tuple) else (payload[:end], payload[end:])
+            examples.append(example)
+            lines.append(None if size is None else raw)
+            del payload, example, raw  # may be large
+        raws = _to_array(lines)
     return Block(block.rows.set_column(_RAW, "raw", raws), examples)
+
+
+def _to_array(lines: list[bytes | None]) -> pa.Array:
+    """Returns binary[lines]. A single large line is not copied."""
+    if len(lines) > 1 or lines[0] is None or len(lines[0]) < _LARGE_BYTES:
+        return pa.array(lines, pa.binary())
+    ends = np.array([0, len(lines[0])], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(lines[0])])
 
 
 def to_block(records: Iterable[EncodedRecord]) -> Block:

@@ -109,7 +109,15 @@ def _read_payloads(readers: "list[_RunReader]", rows: pa.Table, which: Array, ki
     while start < len(sizes):
         limit = ends[start] - sizes[start] + _MERGED_BYTES
         stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-        payloads: list[bytes] = [b""] * (stop - start)
+        payloads: list[Any] = [b""] * (stop - start)
+        if kind.last_part is not None and stop == start + 1 and sizes[start] >= _MERGED_BYTES:
+            last = rows[kind.last_part][start].as_py() or 0
+            first, offset = int(sizes[start]) - last, int(offsets[start])
+            read = readers[which[start]].read_payloads
+            payloads[0] = (read(offset, first), read(offset + first, last)) if last else read(offset, first)
+            yield Block(rows[start:stop], payloads)
+            start = stop
+            continue
         for number in np.unique(which[start:stop]).tolist():
             # The payloads of one run lie in the same order in its file, one directly after the other.
             places = np.flatnonzero(which[start:stop] == number)

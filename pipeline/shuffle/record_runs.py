@@ -11,7 +11,7 @@ from pipeline.schema.record import Array
 from pipeline.schema.windows import EventWindows, missing_time
 from pipeline.shuffle.encoded_records import RECORDS, EncodedRecord, to_run_block
 from pipeline.shuffle.runs import Run, new_run
-from pipeline.shuffle.sorted_rows import Block, sort_blocks
+from pipeline.shuffle.sorted_rows import Block, payload_size, sort_blocks
 
 # A buffer writes a run when it holds this number of bytes, or this number of records.
 BUFFER_BYTES, BUFFER_RECORDS = 16 * 2**20, 16_384
@@ -30,7 +30,7 @@ def write_record_run(blocks: Sequence[Block], folder: str, windows: EventWindows
     with new_run(folder, RECORDS) as writer:
         writer.add(block)
     raw_bytes = block.rows["raw_bytes"].fill_null(0).to_numpy()
-    sizes = np.array([len(payload) + FRAME_BYTES for payload in block.payloads], np.int64) - raw_bytes
+    sizes = np.array(list(map(payload_size, block.payloads)), np.int64) + FRAME_BYTES - raw_bytes
     return writer.run(_add_up(block.rows, sizes, windows))
 
 

@@ -61,7 +61,7 @@ def _sort_key(row: Row) -> tuple[Any, ...]:
     return row["file"] or "", row["byte_offset"] or 0, row["sha256"], row["message"]
 
 
-def _raw_field(line: bytes) -> dict[str, str]:
+def _raw_field(line: bytes | bytearray) -> dict[str, str]:
     try:
         return {"raw": line.decode()}
     except UnicodeDecodeError:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.files import create, join
-from pipeline.shuffle.sorted_rows import Block, RowKind
+from pipeline.shuffle.sorted_rows import Block, RowKind, payload_size
 
 # Rows in one block of a run's table, the unit in which a table is read.
 ROWS_PER_BLOCK = 256
@@ -51,8 +51,9 @@ class RunWriter:
 
     def add(self, block: Block) -> None:
         """Writes the next rows."""
-        rows, sizes = block.rows, np.array([len(payload) for payload in block.payloads], np.int64)
-        self._payloads.writelines(block.payloads)
+        rows, sizes = block.rows, np.array(list(map(payload_size, block.payloads)), np.int64)
+        for payload in block.payloads:
+            self._payloads.writelines(payload if isinstance(payload, tuple) else (payload,))
         ends = self._num_bytes + np.cumsum(sizes)
         for field, column in zip(PLACE_COLUMNS, (ends - sizes, sizes), strict=True):
             rows = rows.append_column(field, pa.array(column))

@@ -17,11 +17,16 @@ class Block(NamedTuple):
 
     Attributes:
         rows: A table with the columns of the kind of rows.
-        payloads: The payload of each row.
+        payloads: The payload of each row: bytes, or a tuple of its parts, so that large parts are not joined in memory.
     """
 
     rows: pa.Table
-    payloads: list[bytes]
+    payloads: list[Any]
+
+
+def payload_size(payload: bytes | tuple[bytes, ...]) -> int:
+    """Returns the bytes of a payload, which may be in several parts."""
+    return sum(map(len, payload)) if isinstance(payload, tuple) else len(payload)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +38,13 @@ class RowKind:
             hashes are.
         sort_keys: Returns the complete sort key of each row of a table. It begins with the key, and the rest decides
             between rows that share the key.
+        last_part: Column with the number of bytes of the last part of a payload, which may be null. A large payload is
+            read as a tuple of this part and what comes before. None if payloads are in one part.
     """
 
     columns: pa.Schema
     sort_keys: Callable[[pa.Table], Sequence[Any]]
+    last_part: str | None = None
 
     def order(self, rows: pa.Table) -> Array:
         """Returns int64[rows], the places of the rows in their order. Only rows that share a key get a sort key."""

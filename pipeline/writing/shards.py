@@ -92,6 +92,8 @@ class ShardWriter:
                     shards[split, window].add(rows, examples)
                     if self.schema.checks_groups:
                         groups.add(split, GROUP, rows["group"].cast(pa.binary()).to_pylist())
+                    del rows, examples
+                del block  # may be large, and would be held while the next one is read
                 if sum(shard.waiting_bytes for shard in shards.values()) > _WAITING_BYTES:
                     for shard in shards.values():
                         shard.flush()
@@ -150,14 +152,14 @@ def _reject_duplicates(
     Returns:
         bool[rows], whether each row is kept; and the last record that was kept.
     """
-    ids = rows["id"].to_pylist()
+    ids, without_raw = rows["id"].to_pylist(), rows.drop_columns(["raw"])
     is_kept = np.array([a != b for a, b in zip([last_kept and last_kept.id, *ids], ids, strict=False)], bool)
     # For each row, the place of the first row with its id; -1 if that is `last_kept`.
     first = np.maximum.accumulate(np.where(is_kept, np.arange(len(ids)), -1))
     duplicates = np.flatnonzero(~is_kept)
     if len(duplicates):
         firsts, which = np.unique(first[duplicates], return_inverse=True)
-        kept = from_rows(rows.take(pa.array(firsts[firsts >= 0])))
+        kept = from_rows(without_raw.take(pa.array(firsts[firsts >= 0])))
         if firsts[0] < 0:
             assert last_kept is not None
             kept = [last_kept, *kept]
@@ -165,7 +167,7 @@ def _reject_duplicates(
             message = f"the id {quote(record.id)} is also the id of {_describe(kept[number].origin)}, which is kept"
             reject(Reject("duplicate_id", message, record.id, record.origin))
     if is_kept.any():
-        (last_kept,) = from_rows(rows.slice(first[-1], 1))
+        (last_kept,) = from_rows(without_raw.slice(first[-1], 1))
     return is_kept, last_kept
 
 

@@ -195,5 +195,7 @@ def merge_into_shards(
 def _report_progress(blocks: Iterable[Block]) -> Iterator[Block]:
     """Yields the same blocks. Adds the records of each block to the progress line after it is consumed."""
     for block in blocks:
+        number = len(block.payloads)
         yield block
-        progress.add_written(len(block.payloads))
+        del block  # may be large, and would be held while the next one is read
+        progress.add_written(number)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.shuffle.encoded_records
 import pipeline.shuffle.merge_runs
 import pipeline.shuffle.reduce_runs
 import pipeline.shuffle.runs
@@ -55,17 +56,21 @@ def encoded_records(draw):
     )
 
 
-# With 1, more than 4 records in a part are merged record by record.
-@pytest.mark.parametrize("merged_records", [1, 5])
+# With 1 record, more than 4 records in a part are merged record by record. With 1 byte, every record is read alone, and
+# so is its kept raw line.
+@pytest.mark.parametrize(("merged_records", "merged_bytes"), [(1, 30), (5, 1)])
 @settings(max_examples=settings.default.max_examples // 8)
 @given(parts=st.lists(st.lists(encoded_records(), max_size=12), max_size=7), num_shards=st.integers(1, 5))
-def test_merged_runs_are_the_records_in_one_sorted_list(tmp_path_factory, merged_records, parts, num_shards):
+def test_merged_runs_are_the_records_in_one_sorted_list(
+    tmp_path_factory, merged_records, merged_bytes, parts, num_shards
+):
     folder = str(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.shuffle.runs, "ROWS_PER_BLOCK", 3)
         patch.setattr(pipeline.shuffle.merge_runs, "ROWS_PER_BLOCK", 3)
         patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_ROWS", merged_records)
-        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_BYTES", 30)
+        patch.setattr(pipeline.shuffle.merge_runs, "_MERGED_BYTES", merged_bytes)
+        patch.setattr(pipeline.shuffle.encoded_records, "_LARGE_BYTES", 3)
         patch.setattr(pipeline.shuffle.merge_runs, "MAX_RUNS", 2)
         patch.setattr(pipeline.shuffle.reduce_runs, "MAX_RUNS", 2)
         written = [write_record_run([to_run_block(part)], folder) for part in parts]
