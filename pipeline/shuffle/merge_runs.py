@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import heapq
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,8 +42,10 @@ def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iter
             if sum(reader.estimate(stop) for reader in readers) > 4 * _MERGED_ROWS:
                 # Keys are spread evenly, except that duplicates share a key.
                 yield from _merge_row_by_row(readers, stop, kind)
-            else:
-                yield from _read_payloads(readers, *_merge_rows([reader.take(stop) for reader in readers], kind), kind)
+                continue
+            tables = [reader.take(stop) for reader in readers]
+            if any(tables):
+                yield from _read_payloads(readers, *_merge_rows(tables, kind), kind)
 
 
 def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
@@ -57,17 +60,17 @@ def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
         yield first + (end - first) * part // parts
 
 
-def _merge_rows(tables: list[pa.Table], kind: RowKind) -> tuple[pa.Table, Array]:
+def _merge_rows(tables: list[list[pa.Table]], kind: RowKind) -> tuple[pa.Table, Array]:
     """Merges rows of runs by sorting them.
 
     Args:
-        tables: Rows of each run.
+        tables: Rows of each run, in any number of tables.
 
     Returns:
         All rows in their order, and int64[rows], the position in `tables` that each row came from.
     """
-    which = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    rows = pa.concat_tables(tables)
+    which = np.repeat(np.arange(len(tables)), [sum(map(len, of_run)) for of_run in tables])
+    rows = pa.concat_tables(itertools.chain.from_iterable(tables))
     order = kind.order(rows)
     return rows.take(pa.array(order)), which[order]
 
@@ -161,8 +164,9 @@ class _RunReader:
         self._open: dict[str, Any] = {}
         self._block_numbers = _block_numbers(run)
         self._next_block = 0
-        # The rows of the block before `_next_block` that were not read yet.
-        self._rows = kind.columns.empty_table()
+        # The rows of the block before `_next_block` that were not read yet, and their key numbers, uint64[rows].
+        self._rows: pa.Table | None = None
+        self._numbers = np.zeros(0, np.uint64)
 
     def close(self) -> None:
         self._files.close()
@@ -178,11 +182,11 @@ class _RunReader:
     def estimate(self, stop: int) -> int:
         """Returns about how many rows are left with a key number less than `stop`: those of whole blocks."""
         blocks = count_less(self._block_numbers, stop)
-        return len(self._rows) + max(0, blocks - self._next_block - 1) * ROWS_PER_BLOCK
+        return len(self._numbers) + max(0, blocks - self._next_block - 1) * ROWS_PER_BLOCK
 
-    def take(self, stop: int) -> pa.Table:
-        """Returns the next rows, those whose key number is less than `stop`."""
-        return pa.concat_tables([self._table.schema.empty_table(), *self._parts(stop)])
+    def take(self, stop: int) -> list[pa.Table]:
+        """Returns the next rows, those whose key number is less than `stop`. No table is empty."""
+        return [part for part in self._parts(stop) if len(part)]
 
     def sorted_rows(self, stop: int) -> "Iterator[tuple[Any, pa.Table, int, _RunReader]]":
         """Yields the same rows as `take`, one by one: (sort key, table with the row, its place in the table, self)."""
@@ -202,22 +206,24 @@ class _RunReader:
     def _parts(self, stop: int) -> Iterator[pa.Table]:
         """Yields the next rows, those whose key number is less than `stop`, block by block."""
         while True:
-            if not len(self._rows):
+            if not len(self._numbers):
                 if self._next_block >= len(self._block_numbers):
                     return
                 self._read_block()
             yield self._take_rows(stop)
-            if len(self._rows):
+            if len(self._numbers):
                 return
 
     def _take_rows(self, stop: int) -> pa.Table:
         """Removes the rows before `stop` from the current block and returns them."""
-        count = count_less(key_numbers(self._rows["key"])[:, 0], stop)
-        part, self._rows = self._rows[:count], self._rows[count:]
+        assert self._rows is not None
+        count = count_less(self._numbers, stop)
+        part, self._rows, self._numbers = self._rows[:count], self._rows[count:], self._numbers[count:]
         return part
 
     def _read_block(self) -> None:
         self._rows = pa.Table.from_batches([self._table.get_batch(self._next_block)])
+        self._numbers = key_numbers(self._rows["key"])[:, 0]
         self._next_block += 1
 
     @functools.cached_property
