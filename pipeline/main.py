@@ -35,6 +35,14 @@ def sample(arguments: list[str]) -> None:
 def prepare(arguments: list[str]) -> None:
     """Runs `lengthwise prepare`."""
     flags = parse_prepare(arguments)
+    if flags.stream is None and not flags.beam and not flags.options["append"]:
+        from pipeline.beam.early_workers import start_early_workers
+
+        start_early_workers(
+            [path for name in ("raw", "train", "validation", "test") for path in flags.options[name]],
+            processes=flags.options["processes"],
+            memory=flags.options["memory"],
+        )
     from pipeline.beam.prepare import PrepareOptions
     from pipeline.beam.prepare import prepare as run
     from pipeline.schema.windows import EventWindows

@@ -12,6 +12,10 @@ from pipeline.errors import UserError, counted
 PARENT_BYTES, WORKER_BYTES = 300_000_000, 150_000_000
 # The smallest budget by default, which is enough for two workers.
 _LEAST_BYTES = PARENT_BYTES + 2 * WORKER_BYTES
+# Smaller inputs are done before worker processes have started.
+_SMALL_BYTES = 16 * 2**20
+# Beside the first two, there is a worker for each so many bytes of input: less is done before it has started.
+_BYTES_PER_WORKER = 16 * 2**20
 
 
 def count_workers(processes: int | None, memory: int | None) -> int:
@@ -32,6 +36,12 @@ def count_workers(processes: int | None, memory: int | None) -> int:
     if memory is None:
         memory = _LEAST_BYTES if cores <= 2 else max(_LEAST_BYTES, free_memory() // 2)
     return min(cores, (memory - PARENT_BYTES) // WORKER_BYTES)
+
+
+def workers_for(num_bytes: int, memory: int | None) -> int:
+    """Returns the number of worker processes of a job over an input of this size, without compression."""
+    most = count_workers(None, memory)
+    return 0 if not most or num_bytes < _SMALL_BYTES else min(most, max(2, num_bytes // _BYTES_PER_WORKER))
 
 
 def check_memory(processes: int | None, memory: int | None) -> None:

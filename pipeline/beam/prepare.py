@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pipeline import progress
-from pipeline.beam.memory_budget import check_memory, count_workers
+from pipeline.beam.early_workers import STAGES
+from pipeline.beam.memory_budget import check_memory, workers_for
 from pipeline.beam.options import runs_in_this_process
 from pipeline.beam.parse_ahead import parse_ahead, parse_options
 from pipeline.beam.workers import WorkerPool, start_workers
@@ -37,10 +38,6 @@ from pipeline.writing.paths import is_of_dataset
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, discard_generation
 from pipeline.writing.retention import DEFAULT_RETAIN
 
-# Smaller inputs are done before worker processes have started.
-_SMALL_BYTES = 16 * 2**20
-# Beside the first two, there is a worker for each so many bytes of input: less is done before it has started.
-_BYTES_PER_WORKER = 16 * 2**20
 # How often a job is done before it gives up because others added the same records meanwhile.
 _ATTEMPTS = 4
 
@@ -310,15 +307,11 @@ def _start_workers(
     options: PrepareOptions, files: Sequence[RawFile], beam_options: dict[str, Any]
 ) -> contextlib.AbstractContextManager[WorkerPool | None]:
     """Starts the processes that parse and write."""
-    return start_workers(_count_workers(options, files, beam_options), "pipeline.writing.stages")
+    return start_workers(_count_workers(options, files, beam_options), STAGES)
 
 
 def _count_workers(options: PrepareOptions, files: Sequence[RawFile], beam_options: dict[str, Any]) -> int:
     """Returns the number of processes to start: by default 0 if Beam starts its own or the input is small."""
     if options.processes is not None:
         return options.processes
-    most = count_workers(None, options.memory)
-    if not most or not runs_in_this_process(beam_options):
-        return 0
-    num_bytes = estimate_memory(files)
-    return 0 if num_bytes < _SMALL_BYTES else min(most, max(2, num_bytes // _BYTES_PER_WORKER))
+    return workers_for(estimate_memory(files), options.memory) if runs_in_this_process(beam_options) else 0

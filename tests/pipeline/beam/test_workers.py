@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+import pipeline.main
 from pipeline import progress
-from pipeline.beam import call_on_chunks, parse_ahead, workers
+from pipeline.beam import call_on_chunks, early_workers, parse_ahead, workers
 from pipeline.beam import prepare as prepare_module
+from pipeline.beam.early_workers import start_early_workers
 from pipeline.beam.prepare import PrepareOptions, _count_workers, _start_workers, prepare
 from pipeline.beam.workers import PendingCalls, WorkerPool, WorkerTraceback
 from pipeline.errors import UserError
@@ -242,6 +244,37 @@ def test_a_large_job_in_this_process_has_a_worker_for_each_core_if_it_has_work_f
     for of_beam in ({"direct_num_workers": 2}, {"runner": "FlinkRunner"}):
         assert _count_workers(options, large, of_beam) == 0
         assert _count_workers(dataclasses.replace(options, processes=3), [], of_beam) == 3
+
+
+def test_workers_that_were_started_early_are_those_of_the_next_pool(tmp_path, monkeypatch):
+    (tmp_path / "raw").write_bytes(bytes(1000))
+    monkeypatch.setattr("pipeline.beam.memory_budget.count_cores", lambda: 2)
+    started, module = [], early_workers.STAGES
+    monkeypatch.setattr(early_workers, "start_early", lambda number, module: started.append(number))
+    raw = [str(tmp_path / "raw"), str(tmp_path), str(tmp_path / "none")]
+    for small, processes in ((1001, None), (1000, None), (10**9, 1), (0, 0)):
+        monkeypatch.setattr("pipeline.beam.memory_budget._SMALL_BYTES", small)
+        start_early_workers(raw, processes=processes, memory=None)
+    assert started == [0, 2, 1, 0]
+    workers.start_early(2, module)
+    early = list(workers._early[module])
+    pools = [WorkerPool(1, module), WorkerPool(1, module)]
+    assert pools[0]._workers == early[1:] and pools[1]._workers[0] not in early
+    assert early[0]._process.returncode == -signal.SIGKILL and not workers._early
+    assert [pool.submit(abs, -1).result() for pool in pools] == [1, 1]
+    for pool in pools:
+        pool.close()
+
+
+@pytest.mark.parametrize("flags", [(), ("--append",), ("--direct_num_workers", "2"), ("--streaming", "--once")])
+def test_the_command_starts_workers_early_for_a_new_dataset_in_this_process(tmp_path, monkeypatch, flags):
+    def stop(*arguments, **options):
+        raise UserError(f"started {arguments}")
+
+    monkeypatch.setattr(early_workers, "start_early", stop)
+    command = ["prepare", str(tmp_path / "none"), "--schema", "none", "--output", str(tmp_path / "out"), *flags]
+    with pytest.raises(UserError, match="started" if not flags else "none"):
+        pipeline.main.prepare([*command[1:], "--processes", "2"])
 
 
 def test_a_small_compressed_file_of_many_records_is_done_by_workers(tmp_path, monkeypatch):
