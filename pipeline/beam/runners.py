@@ -32,6 +32,22 @@ _level_lock = threading.Lock()
 _num_quiet = _level_before = 0
 
 
+class _Options(PipelineOptions):
+    """Beam's options, which make each view of themselves once.
+
+    Beam asks for a view at each step of a pipeline, and each time makes a parser of flags for it: 0.1 s for a job.
+    """
+
+    def view_as(self, cls: Any) -> Any:
+        views = self.__dict__.setdefault("_views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_views"}
+
+
 def make_pipeline(beam_options: dict[str, Any], *, announce: bool = True) -> beam.Pipeline:
     """Returns a pipeline on the runner that Beam's options name, by default and for DirectRunner in this process.
 
@@ -42,7 +58,7 @@ def make_pipeline(beam_options: dict[str, Any], *, announce: bool = True) -> bea
         UserError: There is no such runner, or one of its own options is missing.
     """
     beam_options = complete_options(beam_options)
-    options = PipelineOptions([], **{name: value for name, value in beam_options.items() if name != "runner"})
+    options = _Options([], **{name: value for name, value in beam_options.items() if name != "runner"})
     try:
         return beam.Pipeline(runner=_choose_runner(beam_options, announce), options=options)
     except (ValueError, ImportError, AttributeError) as error:  # no such runner, or one of its options is missing

@@ -1,10 +1,11 @@
 """A job's errors: an error that the user can fix becomes a UserError, any other exception stays what it is."""
 
 import logging
+import pickle
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import DirectOptions
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.beam.options import complete_options, runs_in_this_process
@@ -123,3 +124,17 @@ def test_several_local_workers_run_in_processes_unless_another_mode_is_given(run
         where = {"multi_processing": "processes of this machine", "multi_threading": "threads of this process"}
         assert capsys.readouterr().err == f"Running in {where.get(mode, 'this process')} (FnApiRunner).\n"
     assert complete_options({"runner": "FlinkRunner", "direct_num_workers": 4}).get("direct_running_mode") is None
+
+
+def test_a_view_of_the_options_of_a_pipeline_is_made_once_and_shows_their_values():
+    options = make_pipeline({"direct_num_workers": 3}).options
+    view = options.view_as(DirectOptions)
+    assert view is options.view_as(DirectOptions) and view.direct_num_workers == 3
+    view.direct_num_workers = 5
+    options.view_as(StandardOptions).streaming = True
+    copy = pickle.loads(pickle.dumps(options))
+    for same in (options, copy):
+        assert {"direct_num_workers": 5, "streaming": True}.items() <= same.get_all_options().items()
+        assert same.view_as(DirectOptions).direct_num_workers == 5
+    copy.view_as(DirectOptions).direct_num_workers = 7
+    assert view.direct_num_workers == 5
