@@ -342,5 +342,6 @@ def _return_memory() -> None:
 
 
 def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock Python needs when it ends
+        pass
     os._exit(1)

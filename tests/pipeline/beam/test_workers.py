@@ -266,6 +266,20 @@ def test_workers_that_were_started_early_are_those_of_the_next_pool(tmp_path, mo
         pool.close()
 
 
+def test_workers_of_a_command_that_fails_at_once_end_without_a_word(tmp_path):
+    command = ["prepare", "none", "--schema", "none", "--output", str(tmp_path)]
+    for delay in ("pass", "time.sleep(1)"):  # before and after the workers are ready
+        program = (
+            "import sys, time, lengthwise; from pipeline.beam import early_workers as e; e.start_early(2, e.STAGES); "
+            f"{delay}; sys.exit(lengthwise.main(sys.argv[1:]))"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "lengthwise prepare: none: cannot be read: No such file or directory.\n",
+        )
+
+
 @pytest.mark.parametrize("flags", [(), ("--append",), ("--direct_num_workers", "2"), ("--streaming", "--once")])
 def test_the_command_starts_workers_early_for_a_new_dataset_in_this_process(tmp_path, monkeypatch, flags):
     def stop(*arguments, **options):
