@@ -5,6 +5,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.beam.parse_ahead import job_options
 from pipeline.beam.workers import PendingCalls, WorkerPool
 from pipeline.beam.write_dataset import in_global_window
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
@@ -45,8 +46,7 @@ class CallOnChunks(beam.DoFn):
 
     def process(self, chunk: Chunk | MessageChunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
         if job is not None:
-            of_job = {"seed": job.base.seed, "folder": job.files.folder, "windows": job.base.windows}
-            self._options = self._options | of_job
+            self._options = self._options | job_options(job)
         if not isinstance(chunk, Chunk) or not chunk.compressed or self._pool is None:
             num_bytes = chunk.num_bytes if isinstance(chunk, MessageChunk) else chunk.stop - chunk.start
             yield from self._add(chunk, max(_MIN_BYTES, num_bytes))

@@ -28,15 +28,20 @@ def parse_options(
     return {"keep_raw": keep_raw, "limits": limits, "stop": stop_early(files, max_rejected), "schema": schema}
 
 
+def job_options(job: DatasetJob) -> dict[str, Any]:
+    """Returns the arguments of `parse_into_runs` that the job gives: equal ones make the calls of a step equal, too."""
+    return {"seed": job.base.seed, "folder": job.files.folder, "windows": job.base.windows}
+
+
 def parse_ahead(pool: WorkerPool, files: Sequence[RawFile], job: DatasetJob, options: dict[str, Any]) -> None:
     """Starts calls of `parse_into_runs`, whose results the step that makes the same calls takes.
 
     Args:
         options: The result of `parse_options`.
     """
-    of_job = {"seed": job.base.seed, "folder": job.files.folder, "windows": job.base.windows}
+    options = options | job_options(job)
     for chunk in itertools.islice(_full_chunks(files), _CHUNKS_PER_WORKER * pool.num_workers):
-        pool.start(parse_into_runs, [chunk], **options | of_job)
+        pool.start(parse_into_runs, [chunk], **options)
 
 
 def _full_chunks(files: Iterable[RawFile]) -> Iterator[Chunk]:
