@@ -32,6 +32,8 @@ TENSORBOARD = "tensorboard"
 BEAM = "apache-beam>=2.65"
 # `prepare --streaming --kafka` needs it. Before 2.4, it cannot ask for the offsets of many partitions at once.
 KAFKA = "confluent-kafka>=2.4"
+# `s3://`. Before 1.35.2, it cannot create an object only if there is none, which a commit needs.
+BOTO = "boto3>=1.35.2"
 
 setup(
     name="lengthwise",
@@ -68,13 +70,18 @@ setup(
     extras_require={
         "pipeline": [BEAM],
         "kafka": [KAFKA],
+        # What Beam's file systems, the commits and the trainer need for s3:// and gs://.
+        "aws": [BOTO],
+        "gcp": ["apache-beam[gcp]>=2.65"],
         # One of the two, never both: each owns the folder tensorflow/.
         "cpu": ["tensorflow-cpu>=2.21", KERAS, TENSORBOARD],
         "gpu": ["tensorflow[and-cuda]>=2.21", KERAS, TENSORBOARD],
         "dev": [
+            BOTO,
             KAFKA,
             "hypothesis",
             "matplotlib",
+            "moto[server]",
             "mypy",
             "pytest",
             "pytest-xdist",
