@@ -94,5 +94,7 @@ setup(
             "wheel",
         ],
     },
-    entry_points={"console_scripts": ["lengthwise = lengthwise:main"]},
+    entry_points={
+        "console_scripts": ["lengthwise = lengthwise:main", "lengthwise-worker = pipeline.beam.start_worker:main"]
+    },
 )
