@@ -272,7 +272,7 @@ class _PlanShards(beam.DoFn):
 
         for run in reduce_runs(runs, files.folder, RECORDS, call=call):
             yield beam.pvalue.TaggedOutput(RUNS, run)
-        num_shards = choose_num_shards(runs) if num_shards is None else num_shards
+        num_shards = choose_num_shards(run.totals for run in runs) if num_shards is None else num_shards
         yield from ((number, num_shards) for number in range(num_shards))
 
 

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,13 @@ _FEW_ROWS = 32
 MAX_RUNS = 64
 
 
+class PayloadReader(Protocol):
+    """Reads payloads of sorted rows, which follow one another in the order of their rows."""
+
+    def read_payloads(self, offset: int, num_bytes: int) -> bytes:
+        """Returns the payload of one row, or those of several that follow one another."""
+
+
 def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iterator[Block]:
     """Yields the rows of at most MAX_RUNS runs whose `key_number` is in [first, end), in the order of their kind."""
     if len(runs) > MAX_RUNS:
@@ -45,7 +52,7 @@ def merge_runs(runs: Sequence[Run], first: int, end: int, kind: RowKind) -> Iter
                 continue
             tables = [reader.take(stop) for reader in readers]
             if any(tables):
-                yield from _read_payloads(readers, *_merge_rows(tables, kind), kind)
+                yield from read_payloads(readers, *merge_rows(tables, kind), kind)
 
 
 def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
@@ -60,7 +67,7 @@ def _cut_range(runs: Sequence[Run], first: int, end: int) -> Iterator[int]:
         yield first + (end - first) * part // parts
 
 
-def _merge_rows(tables: list[list[pa.Table]], kind: RowKind) -> tuple[pa.Table, Array]:
+def merge_rows(tables: list[list[pa.Table]], kind: RowKind) -> tuple[pa.Table, Array]:
     """Merges rows of runs by sorting them.
 
     Args:
@@ -84,10 +91,10 @@ def _merge_row_by_row(readers: "list[_RunReader]", stop: int, kind: RowKind) -> 
         found.append((table, place, reader))
         num_bytes += table["num_bytes"][place].as_py()
         if len(found) >= _MERGED_ROWS or num_bytes >= _MERGED_BYTES:
-            yield from _read_payloads(readers, *_take_rows(found, readers), kind)
+            yield from read_payloads(readers, *_take_rows(found, readers), kind)
             found, num_bytes = [], 0
     if found:
-        yield from _read_payloads(readers, *_take_rows(found, readers), kind)
+        yield from read_payloads(readers, *_take_rows(found, readers), kind)
 
 
 def _take_rows(found: "list[tuple[pa.Table, int, _RunReader]]", readers: "list[_RunReader]") -> tuple[pa.Table, Array]:
@@ -99,7 +106,7 @@ def _take_rows(found: "list[tuple[pa.Table, int, _RunReader]]", readers: "list[_
     return rows, np.array([position[id(reader)] for _, _, reader in found])
 
 
-def _read_payloads(readers: "list[_RunReader]", rows: pa.Table, which: Array, kind: RowKind) -> Iterator[Block]:
+def read_payloads(readers: Sequence[PayloadReader], rows: pa.Table, which: Array, kind: RowKind) -> Iterator[Block]:
     """Yields sorted rows together with their payloads, at most _MERGED_BYTES of payloads (or one row) at a time.
 
     Args:

@@ -24,6 +24,8 @@ SortKey: TypeAlias = Callable[[Row], Any]
 
 # A buffer writes a run when it holds this number of rows, or this number of bytes of them as JSON.
 _BUFFER_VALUES, _BUFFER_BYTES = 32_768, 8 * 2**20
+# Bytes of the rows that one block of lines has.
+LINES_BYTES = 2**20
 # Files that are merged at the same time. Some systems allow a process 256 open files.
 _MAX_OPEN = 64
 # Fewer are merged at the same time if their largest rows have more bytes than this together.
@@ -108,6 +110,31 @@ class RowBuffer(Generic[Value]):
             for _, line in rows:
                 writer.add_line(line)
         return writer.runs
+
+
+def read_line_blocks(runs: Iterable[RowRun]) -> Iterator[bytes]:
+    """Yields the rows of runs as blocks of about LINES_BYTES, or of one row: lines, each with its end, in any order."""
+    for run in runs:
+        lines, num_bytes = list[bytes](), 0
+        with open_read(run.path) as file:
+            for line in file:
+                lines.append(line)
+                num_bytes += len(line)
+                if num_bytes >= LINES_BYTES:
+                    yield b"".join(lines)
+                    lines, num_bytes = [], 0
+        if lines:
+            yield b"".join(lines)
+
+
+def write_lines(rows: Iterable[Row]) -> bytes:
+    """Returns rows as one block of lines."""
+    return b"".join(_serialize(row) + b"\n" for row in rows)
+
+
+def read_lines(block: bytes) -> Iterator[Row]:
+    """Yields the rows of a block of lines."""
+    return map(_parse, block.split(b"\n")[:-1])
 
 
 def _serialize(row: Row) -> bytes:

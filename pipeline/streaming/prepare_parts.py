@@ -206,7 +206,7 @@ class _Round:
         """Merges sorted runs into shards."""
         output, generation, folder = self._job.files
         runs = reduce_runs(runs, folder, RECORDS, call=self._call)
-        num_shards = self._options.num_shards or choose_num_shards(runs)
+        num_shards = self._options.num_shards or choose_num_shards(run.totals for run in runs)
         published, windows = self._job.base.published, self._job.base.windows
         if published:
             published = self._kept.keys.narrow(published, read_key_numbers(runs, 0, END_NUMBER, RECORDS))

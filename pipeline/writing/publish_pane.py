@@ -135,7 +135,7 @@ class PanePublisher:
     def _write(self, name: str, pane: _Sorted, base: Base, generation: str) -> Manifest:
         writer = ShardWriter(self.schema, self.output, generation, base.published, base.windows)
         folder = runs_folder(self.output, generation)
-        num_shards = self.num_shards or choose_num_shards(pane.runs)
+        num_shards = self.num_shards or choose_num_shards(run.totals for run in pane.runs)
         runs = reduce_runs(pane.runs, folder, RECORDS)
         parts = [merge_into_shards(n, num_shards, runs, writer, folder=folder) for n in range(num_shards)]
         reject_runs = [*pane.reject_runs, *(run for part in parts for run in part.reject_runs)]

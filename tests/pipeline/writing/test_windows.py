@@ -29,7 +29,6 @@ from pipeline.schema.windows import EventWindows
 from pipeline.shuffle.encoded_records import encode_for_shuffle
 from pipeline.shuffle.hashing import choose_split
 from pipeline.shuffle.record_runs import RunBuffer
-from pipeline.shuffle.runs import Run
 from pipeline.writing import choose_generations, many_files, shards
 from pipeline.writing.collect_classes import collect_classes
 from pipeline.writing.commit_log import read_summaries
@@ -378,5 +377,5 @@ def test_a_record_of_a_program_needs_an_event_time(tmp_path):
 )
 def test_the_number_of_shards_follows_from_the_largest_window(by_window, expected):
     total = 640 * 2**20
-    assert choose_num_shards([Run("", 1, total, (), by_window or {("train", None): total})]) == expected
+    assert choose_num_shards([by_window or {("train", None): total}]) == expected
     assert total / expected <= _MAX_SHARDS_BYTES
