@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lengthwise: {_explain_unknown(name)}", file=sys.stderr)
         return 2
     module, function = COMMANDS[name][0].split(":")
-    from pipeline.errors import UserError
+    from pipeline.errors import Terminated, UserError
 
     try:
         return int(getattr(importlib.import_module(module), function)(arguments[1:]) or 0)
@@ -144,6 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # for example a full disk or a missing permission
         print(f"lengthwise {name}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         return 1
+    except Terminated:
+        print(f"lengthwise {name}: terminated.", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"lengthwise {name}: interrupted.", file=sys.stderr)
         return 130

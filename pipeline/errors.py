@@ -35,6 +35,21 @@ class TryAgain(UserError):
     status = 75  # EX_TEMPFAIL of sysexits.h
 
 
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM, and ends as after Ctrl-C."""
+
+
+def make_error(kind: str, message: str) -> UserError:
+    """Returns the error of the class with this name, UserError or a subclass, for an error that came as text."""
+    return next((each for each in _with_subclasses(UserError) if each.__name__ == kind), UserError)(message)
+
+
+def _with_subclasses(kind: type[UserError]) -> Iterator[type[UserError]]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
 def check_unpublished(
     output: str, error: BaseException, read_published: Callable[[], Any], *, done: str = "published"
 ) -> None:

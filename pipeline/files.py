@@ -113,6 +113,16 @@ def size(path: str) -> int:
     )
 
 
+def modified(path: str) -> float | None:
+    """Returns the time of the last change of a file in seconds since 1970, or None if there is no such file."""
+    if not is_local(path):
+        return float(beam_filesystems().last_updated(path)) if exists(path) else None
+    try:
+        return os.stat(path).st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _open_new(path: str) -> IO[bytes]:
     """Creates a local file, and the folders that contain it. The file must not exist yet."""
     for _ in range(9):
@@ -328,6 +338,14 @@ def remove(paths: list[str]) -> None:
     remote = [path for path in paths if not is_local(path)]
     if remote:
         beam_filesystems().delete(remote)
+
+
+def remove_empty(folder: str) -> None:
+    """Removes a local folder if it is empty, and then its parent folder if that is empty."""
+    if is_local(folder):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+            os.rmdir(os.path.dirname(folder))
 
 
 def remove_folder(folder: str) -> None:

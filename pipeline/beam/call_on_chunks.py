@@ -5,9 +5,9 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.beam.outputs import in_global_window
 from pipeline.beam.parse_ahead import job_options
 from pipeline.beam.workers import PendingCalls, WorkerPool
-from pipeline.beam.write_dataset import in_global_window
 from pipeline.raw.json_lines import CHUNK_BYTES, COMPRESSED_BATCH_BYTES, Chunk, ChunkSummary, LineBatch, read_chunk
 from pipeline.raw.spooled_messages import MessageChunk
 from pipeline.writing.job import DatasetJob
@@ -23,8 +23,8 @@ class CallOnChunks(beam.DoFn):
     Args:
         function: Takes a list of chunks (of a compressed file, batches of its lines) and the options. It is defined in
             a module.
-        options: Keyword arguments of the function; `limits` must be one of them. If the step gets a job, its `seed`,
-            `folder` and `windows` are arguments too.
+        options: Keyword arguments of the function; `limits` must be one of them. If the step gets a job, what `of_job`
+            returns is added.
         pool: Worker processes that call the function. None calls it in the workers of Beam.
     """
 
@@ -38,6 +38,10 @@ class CallOnChunks(beam.DoFn):
         """Yields the outputs for a result of the function, or for the ChunkSummary of a chunk that was read before."""
         raise NotImplementedError
 
+    def of_job(self, job: DatasetJob) -> dict[str, Any]:
+        """Returns the arguments of the function that the job gives."""
+        return job_options(job)
+
     def start_bundle(self) -> None:
         self._calls = PendingCalls(self._pool)
         # Input of the next call, and its size in bytes.
@@ -46,7 +50,7 @@ class CallOnChunks(beam.DoFn):
 
     def process(self, chunk: Chunk | MessageChunk | RejectsChunk, job: DatasetJob | None = None) -> Iterator[Any]:
         if job is not None:
-            self._options = self._options | job_options(job)
+            self._options = self._options | self.of_job(job)
         if not isinstance(chunk, Chunk) or not chunk.compressed or self._pool is None:
             num_bytes = chunk.num_bytes if isinstance(chunk, MessageChunk) else chunk.stop - chunk.start
             yield from self._add(chunk, max(_MIN_BYTES, num_bytes))

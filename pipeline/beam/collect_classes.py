@@ -10,8 +10,11 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.beam.call_on_chunks import CallOnChunks
+from pipeline.beam.fenced import while_wanted
+from pipeline.beam.options import runs_on_engine
 from pipeline.beam.read_lines import split_files
-from pipeline.beam.runners import make_pipeline, run_job
+from pipeline.beam.run_job import run_job
+from pipeline.beam.runners import make_pipeline
 from pipeline.beam.workers import WorkerPool
 from pipeline.errors import UserError, counted, file_errors, show
 from pipeline.files import exists, join, read_bytes, replace
@@ -23,7 +26,7 @@ from pipeline.schema.auto_classes import fix_classes
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.writing.collect_classes import FoundClasses, collect_classes, merge_classes
-from pipeline.writing.job import name_files
+from pipeline.writing.job import DatasetJob, JobFiles, name_files
 from pipeline.writing.marker import mark_writer
 from pipeline.writing.paths import CLASSES_ENDING
 from pipeline.writing.publish import discard_generation
@@ -56,24 +59,24 @@ def find_classes(
     Raises:
         UserError: There is no class, there are too many, or the files cannot be read.
     """
-    job = name_files(output)
+    job = name_files(output, is_fenced=runs_on_engine(beam_options))
     path = join(job.folder, f"{uuid.uuid4().hex}{CLASSES_ENDING}")
     options: dict[str, Any] = {"schema": schema, "seed": seed, "limits": limits, "windows": windows}
     options |= {"stop": stop_early(files, max_rejected)}
     pipeline = make_pipeline(beam_options, announce=False)
     _ = (
         split_files(pipeline, files)
-        | "CollectClasses" >> beam.ParDo(_CollectClasses(collect_classes, options, pool))
+        | "CollectClasses" >> beam.ParDo(_CollectClasses(collect_classes, options, pool, job))
         | "MergeClasses" >> beam.CombineGlobally(merge_classes)
-        | "WriteClasses" >> beam.Map(_write, path)
+        | "WriteClasses" >> beam.FlatMap(_write, path, job)
     )
     with file_errors(), mark_writer(output, job.generation, command="prepare"):
         try:
             found = run_job(
                 pipeline,
                 "prepare: collecting classes (pass 1 of 2)",
+                job,
                 total_bytes=sum(file.num_bytes for file in files),
-                output=output,
                 read_published=functools.partial(_read, path),
                 discard=lambda: None,
             )
@@ -97,12 +100,26 @@ def find_classes(
 class _CollectClasses(CallOnChunks):
     """Collects classes: Chunk -> FoundClasses."""
 
+    def __init__(self, function: Any, options: dict[str, Any], pool: WorkerPool | None, files: JobFiles) -> None:
+        super().__init__(function, options, pool)
+        self._files = files
+
+    def process(self, chunk: Any, job: DatasetJob | None = None) -> Iterator[Any]:
+        yield from while_wanted(self._files, super().process(chunk, job))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from while_wanted(self._files, super().finish_bundle())
+
     def outputs(self, result: FoundClasses | ChunkSummary) -> Iterator[FoundClasses]:
         if isinstance(result, FoundClasses):
             yield result
 
 
-def _write(found: FoundClasses, path: str) -> None:
+def _write(found: FoundClasses, path: str, files: JobFiles) -> Iterator[None]:
+    return while_wanted(files, _write_now(found, path))
+
+
+def _write_now(found: FoundClasses, path: str) -> Iterator[None]:
     values = {
         "classes": found.ordered(),
         "records": found.records,
@@ -111,6 +128,7 @@ def _write(found: FoundClasses, path: str) -> None:
     }
     with replace(path) as file:
         file.write(json.dumps(values).encode())
+    yield None
 
 
 def _read(path: str) -> dict[str, Any] | None:

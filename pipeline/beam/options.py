@@ -27,6 +27,11 @@ def complete_options(beam_options: dict[str, Any]) -> dict[str, Any]:
     return {"direct_running_mode": "multi_processing"} | beam_options if local and several else beam_options
 
 
+def runs_on_engine(beam_options: dict[str, Any]) -> bool:
+    """Returns whether a job with these Beam options runs on another runner than the one of this machine."""
+    return beam_options.get("runner") not in LOCAL_RUNNERS
+
+
 def runs_in_this_process(beam_options: dict[str, Any]) -> bool:
     """Returns whether a job with these Beam options runs in this process and in one thread."""
     mode = complete_options(beam_options).get("direct_running_mode", _IN_MEMORY)

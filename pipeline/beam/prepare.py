@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline import progress
 from pipeline.beam.early_workers import STAGES
 from pipeline.beam.memory_budget import check_memory, workers_for
-from pipeline.beam.options import runs_in_this_process
+from pipeline.beam.options import runs_in_this_process, runs_on_engine
 from pipeline.beam.parse_ahead import parse_ahead, parse_options
 from pipeline.beam.workers import WorkerPool, start_workers
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
@@ -62,6 +62,7 @@ class PrepareOptions:
             each worker process. None is half of the free memory, at least 600 MB, and 600 MB on two cores or fewer.
             Beam's own workers do not count.
         windows: The windows to label the shards with. None takes those of the dataset that is added to, if it has any.
+        shuffle: See WriteDataset.
     """
 
     raw: tuple[str, ...]
@@ -85,6 +86,7 @@ class PrepareOptions:
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     windows: EventWindows | None = None
+    shuffle: Literal["files", "engine"] | None = None
 
     def __post_init__(self) -> None:
         """Raises a UserError if `memory` is too small for `processes`."""
@@ -146,7 +148,9 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
         if schema.label.is_open:
             schema = _find_classes(files, schema, output, base, options, pool, beam_options)
             check_free_space(files, schema, output)
-        job = DatasetJob(name_files(output), base, replay.rejects, LeftOut.of(left_out))
+        job = DatasetJob(
+            name_files(output, is_fenced=runs_on_engine(beam_options)), base, replay.rejects, LeftOut.of(left_out)
+        )
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
 
 
@@ -268,6 +272,7 @@ def _run_job(
             retain=options.retain,
             lock_timeout=options.lock_timeout,
             job=job,
+            shuffle=options.shuffle,
         )
         _ = pipeline | "PrepareFiles" >> PrepareFiles(files, write, options.keep_raw, limits, pool, replay.files)
         return pipeline
@@ -289,14 +294,14 @@ def _run_job(
             except BaseException:
                 discard()
                 raise
-        from pipeline.beam.runners import run_job
+        from pipeline.beam.run_job import run_job
 
         return run_job(
             pipeline,
             "prepare",
+            job.files,
             total_bytes=total_bytes,
             second_pass=True,
-            output=output,
             read_published=functools.partial(find_published, output, generation, after=job.base.number),
             discard=discard,
             since=since,

@@ -1,27 +1,22 @@
 """Turns raw files into a published dataset, without passing any record through Beam."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
-from pipeline.beam.call_on_chunks import CallOnChunks
 from pipeline.beam.parse_ahead import parse_options
-from pipeline.beam.read_lines import CHUNKS, split_files
+from pipeline.beam.read_lines import split_files
 from pipeline.beam.workers import WorkerPool
-from pipeline.beam.write_dataset import WriteDataset, copy_output
-from pipeline.beam.write_lists import REJECT_RUNS
+from pipeline.beam.write_dataset import WriteDataset
 from pipeline.raw.find_files import RawFile, RawFiles, find_files
-from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.records import LIMITS, Limits
 from pipeline.raw.refuse_output import refuse_output
 from pipeline.writing.base import choose_mode
 from pipeline.writing.open_base import take_inputs
 from pipeline.writing.parse_rejects import split_rejects
 from pipeline.writing.paths import is_of_dataset
-from pipeline.writing.stages import ParsedRuns, parse_into_runs
 
 
 @dataclasses.dataclass
@@ -69,30 +64,5 @@ class PrepareFiles(beam.PTransform):
         options = parse_options(
             raw, write.schema, keep_raw=self.keep_raw, limits=self.limits, max_rejected=write.max_rejected
         )
-        make = beam.ParDo(_MakeRuns(options, self.pool), job)
-        made = chunks_to_read | "MakeRuns" >> make.with_outputs(REJECT_RUNS, CHUNKS, main="runs")
-        runs, reject_runs, chunks = (
-            copy_output(made[tag], label)
-            for tag, label in (("runs", "MadeRuns"), (REJECT_RUNS, "MadeSpills"), (CHUNKS, "MadeChunks"))
-        )
-        return write.publish(job, files, runs, reject_runs, chunks, self.pool)
-
-
-class _MakeRuns(CallOnChunks):
-    """Parses and sorts chunks: Chunk or RejectsChunk -> Run, and under tags RejectRun and ChunkSummary."""
-
-    def __init__(self, options: dict[str, Any], pool: WorkerPool | None) -> None:
-        super().__init__(parse_into_runs, options, pool)
-        self._parsed = Metrics.counter("lengthwise", "records_parsed")
-        self._rejected = Metrics.counter("lengthwise", "records_rejected")
-
-    def outputs(self, result: ParsedRuns | ChunkSummary) -> Iterator[Any]:
-        if isinstance(result, ChunkSummary):
-            yield beam.pvalue.TaggedOutput(CHUNKS, result)
-            return
-        self._parsed.inc(result.parsed)
-        self._rejected.inc(result.rejected)
-        yield from result.runs
-        for tag, values in ((REJECT_RUNS, result.reject_runs), (CHUNKS, result.chunks)):
-            for value in values:
-                yield beam.pvalue.TaggedOutput(tag, value)
+        shuffle = write.make_shuffle(pipeline.pipeline, job, files, self.pool)
+        return write.publish(job, shuffle.write(shuffle.parse(chunks_to_read, options), write.num_shards))

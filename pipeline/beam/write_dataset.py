@@ -6,42 +6,30 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.beam.begin_run import begin_run
+from pipeline.beam.engine_shuffle import EngineShuffle
+from pipeline.beam.fenced import publish_if_wanted
+from pipeline.beam.file_shuffle import FileShuffle
 from pipeline.beam.parse_records import REJECTS
 from pipeline.beam.read_lines import CHUNKS
-from pipeline.beam.sort_rows import SortRows
-from pipeline.beam.workers import PendingCalls, WorkerPool
-from pipeline.beam.write_lists import REJECT_RUNS, WriteRejects, WriteSources
+from pipeline.beam.shuffle import Shuffle, ShuffleName, Written, choose_shuffle
+from pipeline.beam.workers import WorkerPool
+from pipeline.beam.write_lists import WrittenLists
 from pipeline.beam.write_panes import check_panes, write_panes
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
-from pipeline.format.sources import SourcesFile
-from pipeline.raw.rejects import Origin
-from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
-from pipeline.shuffle.chunk_runs import ChunkBuffer
-from pipeline.shuffle.encoded_records import RECORDS, encode_for_shuffle
-from pipeline.shuffle.record_runs import RunBuffer
-from pipeline.shuffle.reduce_runs import group_runs, merge_group, reduce_runs
-from pipeline.shuffle.reject_runs import RejectBuffer
-from pipeline.shuffle.runs import Run
+from pipeline.shuffle.spooled_blocks import SPOOL_BYTES
 from pipeline.writing.base import choose_mode
-from pipeline.writing.job import DatasetJob, JobFiles, begin_job
+from pipeline.writing.job import DatasetJob, begin_job
 from pipeline.writing.lock import DEFAULT_LOCK_TIMEOUT
 from pipeline.writing.open_shard import ShardSummary
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED, Publisher
 from pipeline.writing.publish_pane import PanePublisher
-from pipeline.writing.rejects import RejectsFile
 from pipeline.writing.retention import DEFAULT_RETAIN
-from pipeline.writing.shards import ShardWriter
-from pipeline.writing.stages import WrittenShards, choose_num_shards, merge_into_shards
-
-# The tag of an output of runs.
-RUNS = "runs"
 
 
 @dataclasses.dataclass
@@ -70,6 +58,10 @@ class WriteDataset(beam.PTransform):
         windows: The windows of event time to label the shards with. Each record then needs an event time, which
             `ParseRecords` reads if it gets the same windows. By default those of the dataset that is added to, if it
             has any.
+        shuffle: How the records are sorted: through `files`, or by the shuffle of the `engine`. By default, a pipeline
+            in this process sorts through files, and any other runner by its own shuffle. Both give the same bytes.
+        spool_bytes: With the engine's shuffle, the bytes of a shard that a worker holds in memory. More of them go to
+            its local disk.
         job: The names of the files, and the dataset as it was when the job began. By default each run of the pipeline
             begins with new names and looks at the dataset. With a job, the pipeline may run only once.
 
@@ -91,6 +83,8 @@ class WriteDataset(beam.PTransform):
     lock_timeout: float = DEFAULT_LOCK_TIMEOUT
     job: DatasetJob | None = None
     windows: EventWindows | None = None
+    shuffle: ShuffleName | None = None
+    spool_bytes: int = SPOOL_BYTES
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -111,9 +105,9 @@ class WriteDataset(beam.PTransform):
         pipeline = inputs["sequences"].pipeline
         job, files = self.begin(pipeline)
         nothing = pipeline | "Nothing" >> beam.Create([], reshuffle=False)
-        runs = inputs["sequences"] | "WriteRuns" >> beam.ParDo(_WriteRuns(self.schema), job)
-        reject_runs = inputs.get(REJECTS, nothing) | "Spill" >> beam.ParDo(SortRows(RejectBuffer), files)
-        return self.publish(job, files, runs, reject_runs, inputs.get(CHUNKS, nothing))
+        shuffle = self.make_shuffle(pipeline, job, files)
+        parsed = shuffle.encode(inputs["sequences"], inputs.get(REJECTS, nothing), inputs.get(CHUNKS, nothing))
+        return self.publish(job, shuffle.write(parsed, self.num_shards))
 
     def _write_panes(self, inputs: Mapping[str, Any]) -> Any:
         check_panes(inputs, self.output, append=self.append)
@@ -143,46 +137,23 @@ class WriteDataset(beam.PTransform):
         begin()  # an error is better now than when the pipeline runs
         return begin_run(pipeline, begin)
 
-    def publish(
-        self, job: Any, files: Any, runs: Any, reject_runs: Any, chunks: Any, pool: WorkerPool | None = None
-    ) -> Any:
-        """Merges sorted runs into shards and publishes the dataset.
+    def make_shuffle(self, pipeline: Any, job: Any, files: Any, pool: WorkerPool | None = None) -> Shuffle:
+        """Returns what sorts the records of the pipeline.
 
         Args:
             job, files: The results of `begin`.
-            runs, reject_runs, chunks: PCollections of Run, RejectRun and ChunkSummary.
-            pool: Worker processes that write the shards. None writes them in the workers of Beam.
-
-        Returns:
-            A PCollection of one Manifest.
+            pool: Worker processes that parse and write. None parses and writes in the workers of Beam.
         """
-        pipeline = runs.pipeline
-        if not isinstance(pipeline.runner, FnApiRunner):  # which has the pool, and which a shuffle takes 0.1 s
-            runs = (
-                pipeline
-                | "OnceForRuns" >> beam.Create([None], reshuffle=False)
-                | "GroupRuns" >> beam.FlatMap(lambda _, runs: group_runs(runs), beam.pvalue.AsList(runs))
-                | "SpreadGroups" >> beam.Reshuffle()
-                | "MergeGroups" >> beam.Map(lambda group, files: merge_group(group, files.folder, RECORDS), files)
-            )
-        planned = (
-            pipeline
-            | "OnceForAll" >> beam.Create([self.num_shards], reshuffle=False)
-            | "Shards"
-            >> beam.ParDo(_PlanShards(pool), beam.pvalue.AsList(runs), files).with_outputs(RUNS, main="numbers")
-        )
-        all_runs = beam.pvalue.AsList(copy_output(planned[RUNS], "Reduced"))
-        write = beam.ParDo(_WriteShards(self.schema, pool), all_runs, job)
-        written = (
-            planned["numbers"]
-            | "SpreadShards" >> beam.Reshuffle()
-            | "WriteShards" >> write.with_outputs(REJECT_RUNS, main="shards")
-        )
-        shards = copy_output(written["shards"], "Written")
-        chunk_runs = chunks | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
-        all_reject_runs = (reject_runs, written[REJECT_RUNS]) | "Flatten" >> beam.Flatten()
-        rejects_files = {"reject_runs": all_reject_runs, "chunk_runs": chunk_runs} | WriteRejects(files)
-        sources_files = chunk_runs | WriteSources(files)
+        if (self.shuffle or choose_shuffle(pipeline)) == "files":
+            return FileShuffle(self.schema, job, files, pool)
+        return EngineShuffle(self.schema, job, files, spool_bytes=self.spool_bytes)
+
+    def publish(self, job: Any, written: Written) -> Any:
+        """Publishes the dataset: one Manifest, or none if the job was ended.
+
+        Args:
+            job: The first result of `begin`.
+        """
         make_publisher = functools.partial(
             Publisher,
             self.schema,
@@ -192,16 +163,10 @@ class WriteDataset(beam.PTransform):
             lock_timeout=self.lock_timeout,
         )
         return (
-            pipeline
+            written.shards.pipeline
             | "Once" >> beam.Create([make_publisher], reshuffle=False)
             | "Publish"
-            >> beam.Map(
-                _publish,
-                job,
-                beam.pvalue.AsList(shards),
-                beam.pvalue.AsList(rejects_files),
-                beam.pvalue.AsList(sources_files),
-            )
+            >> beam.FlatMap(_publish, job, beam.pvalue.AsList(written.shards), beam.pvalue.AsList(written.lists))
         )
 
 
@@ -212,99 +177,10 @@ def _in_one_window(values: Any, name: str) -> Any:
 
 
 def _publish(
-    make_publisher: Callable[..., Publisher],
-    job: DatasetJob,
-    shards: list[ShardSummary],
-    rejects: list[RejectsFile],
-    sources: list[SourcesFile],
-) -> Manifest:
+    make_publisher: Callable[..., Publisher], job: DatasetJob, shards: list[ShardSummary], lists: list[WrittenLists]
+) -> Iterator[Manifest]:
     more = {name: getattr(job, name) for name in ("replayed", "left_out", "recent", "keep_vocabularies")}
     publisher = make_publisher(job.files.generation, job.base, **more)
-    return publisher.publish(shards, rejects, sources)
-
-
-def copy_output(output: Any, label: str) -> Any:
-    """Returns a copy of one of several outputs of a step, for use as a side input.
-
-    Beam's older direct runner (BundleBasedDirectRunner) takes one output of a step for another when the output itself
-    is the side input.
-    """
-    return output | label >> beam.Map(lambda element: element)
-
-
-class _WriteRuns(beam.DoFn):
-    """Sorts the sequences of a bundle: ParsedRecord or lists of (ParsedRecord, Origin) -> Run."""
-
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
-
-    def start_bundle(self) -> None:
-        self._buffer: RunBuffer | None = None
-
-    def process(self, element: Any, job: DatasetJob) -> Iterator[Run]:
-        if self._buffer is None:
-            self._buffer = RunBuffer(job.files.folder, job.base.windows)
-        batch = [(element, Origin(None, 0, 0, 0, b"", None))] if isinstance(element, ParsedRecord) else element
-        for sequence, origin in batch:
-            yield from self._buffer.add(encode_for_shuffle(sequence, origin, self._schema, seed=job.base.seed))
-
-    def finish_bundle(self) -> Iterator[Any]:
-        if self._buffer is not None:
-            yield from map(GlobalWindows.windowed_value, self._buffer.flush())
-
-
-class _PlanShards(beam.DoFn):
-    """Merges runs until few enough are left for a merge to keep all of them open, and numbers the shards.
-
-    The number of shards of a split or None -> (shard number, number of shards) of each shard, and under a tag each Run.
-    """
-
-    def __init__(self, pool: WorkerPool | None) -> None:
-        self._pool = pool
-
-    def process(self, num_shards: int | None, runs: list[Run], files: JobFiles) -> Iterator[Any]:
-        calls = PendingCalls(self._pool)
-
-        def call(function: Callable[[list[Run]], Run], groups: list[list[Run]]) -> Iterator[Run]:
-            for group in groups:
-                yield from calls.call(function, group)
-            yield from calls.finish()
-
-        for run in reduce_runs(runs, files.folder, RECORDS, call=call):
-            yield beam.pvalue.TaggedOutput(RUNS, run)
-        num_shards = choose_num_shards(run.totals for run in runs) if num_shards is None else num_shards
-        yield from ((number, num_shards) for number in range(num_shards))
-
-
-class _WriteShards(beam.DoFn):
-    """Merges runs: (shard number, number of shards) -> ShardSummary, and under a tag the RejectRun of duplicates."""
-
-    def __init__(self, schema: Schema, pool: WorkerPool | None) -> None:
-        self._schema = schema
-        self._pool = pool
-
-    def start_bundle(self) -> None:
-        self._calls = PendingCalls(self._pool)
-
-    def process(self, element: tuple[int, int], runs: list[Run], job: DatasetJob) -> Iterator[Any]:
-        output, generation, folder = job.files
-        writer = ShardWriter(self._schema, output, generation, job.base.published, job.base.windows)
-        for written in self._calls.call(merge_into_shards, *element, runs, writer, folder=folder):
-            yield from _outputs(written)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        for written in self._calls.finish():
-            yield from map(in_global_window, _outputs(written))
-
-
-def _outputs(written: WrittenShards) -> Iterator[Any]:
-    yield from written.shards
-    for reject_run in written.reject_runs:
-        yield beam.pvalue.TaggedOutput(REJECT_RUNS, reject_run)
-
-
-def in_global_window(output: Any) -> Any:
-    """Returns an output in the form in which `finish_bundle` must yield it."""
-    if isinstance(output, beam.pvalue.TaggedOutput):
-        return beam.pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
-    return GlobalWindows.windowed_value(output)
+    rejects = [each.rejects for each in lists if each.rejects is not None]
+    sources = [each.sources for each in lists if each.sources is not None]
+    return publish_if_wanted(job.files, lambda: publisher.publish(shards, rejects, sources))

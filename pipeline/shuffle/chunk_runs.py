@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pipeline.raw.find_files import FileRange
 from pipeline.raw.json_lines import ChunkSummary
-from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, merge_row_runs
+from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, merge_row_runs, write_lines
 
 CHUNK_RUN_ENDING = ".chunks"
 ChunkRun: TypeAlias = RowRun
@@ -18,6 +18,18 @@ class ChunkBuffer(RowBuffer[ChunkSummary]):
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, CHUNK_RUN_ENDING, _to_row)
+
+
+class ChunkLinesBuffer(RowBuffer[Row]):
+    """Buffers rows of `write_chunk_lines` in any order, and writes runs to a folder."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, CHUNK_RUN_ENDING, lambda row: row)
+
+
+def write_chunk_lines(chunks: Iterable[ChunkSummary]) -> bytes:
+    """Returns summaries of chunks as a block of lines."""
+    return write_lines(map(_to_row, chunks))
 
 
 @contextlib.contextmanager

@@ -39,6 +39,12 @@ class PackedBlock:
         start = self._payloads + offset
         return self._data[start : start + num_bytes]
 
+    def unpack(self) -> Block:
+        """Returns the rows with the columns of their kind, and the payload of each row."""
+        places = zip(*(self.rows[field.name].to_pylist() for field in PLACE_COLUMNS), strict=True)
+        names = self.rows.column_names[: -len(PLACE_COLUMNS)]
+        return Block(self.rows.select(names), [self.read_payloads(*place) for place in places])
+
 
 def pack_block(block: Block) -> bytes:
     """Returns sorted rows and their payloads as bytes: a table in the stream format of Arrow IPC, and the payloads."""

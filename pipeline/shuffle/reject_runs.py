@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 from pipeline.raw.rejects import Reject
-from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, RowRunWriter, merge_row_runs
+from pipeline.shuffle.row_runs import Row, RowBuffer, RowRun, RowRunWriter, merge_row_runs, write_lines
 
 REJECT_RUN_ENDING = ".rejects"
 RejectRun: TypeAlias = RowRun
@@ -28,6 +28,18 @@ class RejectBuffer(RowBuffer[Reject]):
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, REJECT_RUN_ENDING, _to_row, _sort_key)
+
+
+class RejectLinesBuffer(RowBuffer[Row]):
+    """Buffers rows of `write_reject_lines` in any order, and writes runs to a folder."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, REJECT_RUN_ENDING, lambda row: row, _sort_key)
+
+
+def write_reject_lines(rejects: Iterable[Reject]) -> bytes:
+    """Returns rejects as a block of lines."""
+    return write_lines(map(_to_row, rejects))
 
 
 def merge_reject_runs(reject_runs: Iterable[RejectRun]) -> AbstractContextManager[Iterator[Row]]:

@@ -101,7 +101,7 @@ def prepare_parts(
         return prepare_parts_with_beam(options, schema, files, job, beam_options, announce=announce)
     check_kinds([file for file in files if file.spool is None and not file.start])
     check_free_space(files, schema, job.files.output)
-    output, generation, _ = job.files
+    output, generation = job.files.output, job.files.generation
     num_bytes = sum(file.num_bytes for file in files)
     with file_errors(), mark_writer(output, generation, command="prepare"):
         try:
@@ -124,7 +124,7 @@ class _Round:
 
     def run(self, files: Sequence[RawFile], num_bytes: int) -> Manifest:
         """Does the round, and returns the manifest of its commit."""
-        options, base, (output, generation, folder) = self._options, self._job.base, self._job.files
+        options, base, (output, generation, folder, _) = self._options, self._job.base, self._job.files
         wanted = num_bytes // (_CALLS * self._pool.num_workers) if self._pool is not None else CHUNK_BYTES
         call_bytes = min(max(wanted, _MIN_CALL_BYTES), CHUNK_BYTES)
         whole: dict[Place, int] = {}
@@ -204,7 +204,7 @@ class _Round:
 
     def _merge(self, runs: list[Run]) -> list[WrittenShards]:
         """Merges sorted runs into shards."""
-        output, generation, folder = self._job.files
+        output, generation, folder, _ = self._job.files
         runs = reduce_runs(runs, folder, RECORDS, call=self._call)
         num_shards = self._options.num_shards or choose_num_shards(run.totals for run in runs)
         published, windows = self._job.base.published, self._job.base.windows

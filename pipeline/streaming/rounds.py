@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from pipeline.beam.options import runs_on_engine
 from pipeline.beam.prepare import PrepareOptions, announce_windows
 from pipeline.beam.workers import start_workers
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError, counted
@@ -225,7 +226,7 @@ class _Stream:
         self._source.look(self._positions)
         max_bytes, max_records = self._options.max_bytes, self._options.max_records
         while True:
-            names = name_files(self._output)
+            names = name_files(self._output, is_fenced=runs_on_engine(self._beam_options))
             files = list(self._source.plan(names, max_bytes=max_bytes, max_records=max_records))
             if not files or files == self._barren:
                 if base.vocabularies_of is not None and self._refresh.is_due(base):

@@ -17,11 +17,13 @@ class JobFiles(NamedTuple):
         output: Folder of the results.
         generation: Name of the run, which no other run has.
         folder: Folder of its temporary files.
+        is_fenced: Whether the process that submitted the run keeps a fence (see fence.py) while it waits.
     """
 
     output: str
     generation: str
     folder: str
+    is_fenced: bool = False
 
 
 class Recent(NamedTuple):
@@ -58,10 +60,10 @@ class DatasetJob(NamedTuple):
     keep_vocabularies: bool = False
 
 
-def name_files(output: str) -> JobFiles:
+def name_files(output: str, *, is_fenced: bool = False) -> JobFiles:
     """Returns the names for a new generation of the dataset in a folder."""
     generation = new_generation()
-    return JobFiles(output, generation, runs_folder(output, generation))
+    return JobFiles(output, generation, runs_folder(output, generation), is_fenced)
 
 
 def begin_job(

@@ -89,6 +89,12 @@ def marker_path(generation: str) -> str:
     return f"data/{generation}/writer.json"
 
 
+# The files in the folder of a job that runs on an engine: see fence.py.
+FENCE, DECISION, REFUSAL = "fence.json", "decision.json", "refusal.json"
+FENCE_PATTERN = rf"({re.escape(FENCE)}|{re.escape(DECISION)}|{re.escape(REFUSAL)})({TEMPORARY_PATTERN}){{0,2}}"
+_FENCE_PATTERN = rf"data/{GENERATION_PATTERN}/{FENCE_PATTERN}"
+
+
 _SHARD_PATTERN = rf"data/{GENERATION_PATTERN}/\w+-(\d{{8}}T\d{{6}}Z-)?\d+-of-\d+\.(tfrecord|index\.parquet)"
 
 
@@ -186,6 +192,7 @@ _WRITTEN = paths_pattern(
     # A second ending: a probe for hard links is a temporary file, too.
     f"{_COMMIT_PATTERN}({TEMPORARY_PATTERN}){{1,2}}",
     f"{_MARKER_PATTERN}({TEMPORARY_PATTERN})?",
+    _FENCE_PATTERN,
     f"{_SHARD_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_STRINGS_PATTERN}({TEMPORARY_PATTERN})?",
     f"{_SUMMARY_PATTERN}({TEMPORARY_PATTERN})?",

@@ -18,12 +18,24 @@ import numpy as np
 import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
+from pipeline.beam.fenced import publish_if_wanted, while_wanted
+from pipeline.beam.options import runs_on_engine
+from pipeline.beam.outputs import copy_output, in_global_window
 from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.read_lines import ReadLines
-from pipeline.beam.runners import make_pipeline, run_job
+from pipeline.beam.run_job import run_job
+from pipeline.beam.runners import make_pipeline
+from pipeline.beam.shuffle import choose_shuffle
 from pipeline.beam.sort_rows import SortRows
-from pipeline.beam.write_dataset import copy_output, in_global_window
-from pipeline.beam.write_lists import WriteRejects
+from pipeline.beam.write_lists import (
+    CHUNK_LINES,
+    REJECT_LINES,
+    PackChunks,
+    PackRejects,
+    WriteLists,
+    WriteListsByKey,
+    WrittenLists,
+)
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.early_stop import stop_early
@@ -36,6 +48,7 @@ from pipeline.schema.record import ParsedRecord
 from pipeline.schema.schema import Schema
 from pipeline.shuffle.chunk_runs import ChunkBuffer
 from pipeline.shuffle.reject_runs import RejectBuffer
+from pipeline.writing.fence import is_wanted, remove_if_unwanted
 from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import new_generation
 from pipeline.writing.publish import DEFAULT_MAX_REJECTED
@@ -50,7 +63,7 @@ from trainer.serving.chunk_predictor import ChunkPredictor
 from trainer.serving.duplicate_ids import describe_duplicates
 from trainer.serving.predictions import BatchOutputs, PartWriter
 from trainer.serving.predictor import BatchBuffer, Predictor, choose_batch_steps, load_predictor
-from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions
+from trainer.serving.publish import Part, PredictionsPublisher, is_of_predictions, read_published
 from trainer.serving.step_lines import StepLines
 
 # Batches that may wait for the model or for being written: about those of one full buffer of records.
@@ -132,15 +145,16 @@ def predict(
         keep_lines=False,
     )
     parsed = read["lines"] | "ParseRecords" >> parse
-    predict_records = _PredictRecords(predictor, run, batch_steps, publisher.staging, chunks)
+    names = JobFiles(output, publisher.generation, publisher.staging, is_fenced=runs_on_engine(beam_options or {}))
+    predict_records = _PredictRecords(predictor, run, batch_steps, names, chunks)
     parts = parsed["sequences"] | "PredictRecords" >> predict_records
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}
-    _ = outputs | "PublishPredictions" >> _PublishPredictions(publisher)
+    _ = outputs | "PublishPredictions" >> _PublishPredictions(publisher, names)
     summary = run_job(
         pipeline,
         "predict",
+        names,
         total_bytes=sum(file.num_bytes for file in files),
-        output=output,
         read_published=publisher.read_published,
         discard=publisher.discard,
     )
@@ -165,22 +179,22 @@ class _PredictRecords(beam.PTransform):
         predictor: The model. Only what describes it goes to the workers, which load it themselves.
         run: Folder of the run.
         batch_steps: Budget of padded steps of a batch; None chooses it.
-        folder: Folder of the parts.
+        files: The names of what the job writes.
         chunks: What `chunk_options` returned.
     """
 
     def __init__(
-        self, predictor: Predictor, run: str, batch_steps: int | None, folder: str, chunks: dict[str, Any]
+        self, predictor: Predictor, run: str, batch_steps: int | None, files: JobFiles, chunks: dict[str, Any]
     ) -> None:
         super().__init__()
         self._chunks = chunks
         self._schema, self._target = predictor.schema, predictor.target
         self._batch_steps = batch_steps or choose_batch_steps(predictor.schema, predictor.target)
         self._load = RunLoader(run, predictor.checkpoint, predictor.weights_sha256)
-        self._folder = folder
+        self._files = files
 
     def expand(self, sequences: Any) -> Any:
-        predict = _Predict(self._schema, self._target, self._batch_steps, self._load, self._folder, self._chunks)
+        predict = _Predict(self._schema, self._target, self._batch_steps, self._load, self._files, self._chunks)
         return sequences | "Predict" >> beam.ParDo(predict)
 
 
@@ -225,24 +239,19 @@ class _Predict(beam.DoFn):
         target: Target,
         batch_steps: int,
         loader: RunLoader,
-        folder: str,
+        files: JobFiles,
         chunks: dict[str, Any],
     ) -> None:
         self._schema, self._target, self._batch_steps = schema, target, batch_steps
-        self._loader, self._folder, self._chunks = loader, folder, chunks
+        self._loader, self._files, self._chunks = loader, files, chunks
         self._shared = Shared()
 
     def setup(self) -> None:
-        def load() -> Any:
-            predictor = self._loader.load()
-            return predictor if self._chunks["chunk_steps"] is None else ChunkPredictor(predictor, **self._chunks)
-
-        # The threads of a worker share the model.
-        self._predictor = self._shared.acquire(load)
+        self._predictor: Any = None
 
     def start_bundle(self) -> None:
         self._buffer = BatchBuffer(self._schema, self._batch_steps, self._chunks["chunk_steps"])
-        self._writer = PartWriter(self._target, self._folder)
+        self._writer = PartWriter(self._target, self._files.folder)
         cores = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(cores)
         # The batches that are not written yet, in order. In chunks, a batch may be most of the memory.
@@ -250,14 +259,28 @@ class _Predict(beam.DoFn):
         self._most = _PENDING_BATCHES if self._chunks["chunk_steps"] is None else cores
 
     def process(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[Part]:
+        yield from while_wanted(self._files, self._add(element))
+
+    def _load(self) -> Any:
+        predictor = self._loader.load()
+        return predictor if self._chunks["chunk_steps"] is None else ChunkPredictor(predictor, **self._chunks)
+
+    def _add(self, element: list[tuple[ParsedRecord, Origin]]) -> Iterator[Part]:
+        if self._predictor is None:  # not in `setup`, whose errors an engine would retry
+            # The threads of a worker share the model.
+            self._predictor = self._shared.acquire(self._load)
         for record, _ in element:
             yield from self._predict(self._buffer.add(record))
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from map(in_global_window, self._predict(self._buffer.flush()))
-        yield from map(in_global_window, self._write(leave=0))
-        yield from map(in_global_window, self._writer.flush())
-        self._pool.shutdown()
+        yield from map(in_global_window, while_wanted(self._files, self._finish()))
+        self._pool.shutdown(wait=not self._files.is_fenced or is_wanted(self._files), cancel_futures=True)
+
+    def _finish(self) -> Iterator[Part]:
+        yield from self._predict(self._buffer.flush())
+        yield from self._write(leave=0)
+        yield from self._writer.flush()
+        remove_if_unwanted(self._files, lambda: read_published(self._files) is not None)
 
     def teardown(self) -> None:
         if hasattr(self, "_pool"):  # after an error, batches may be pending
@@ -293,16 +316,29 @@ class _PublishPredictions(beam.PTransform):
     """Publishes predictions: {"parts": Part, "rejects": Reject, "chunks": ChunkSummary} -> the summary as a dict."""
 
     publisher: PredictionsPublisher
+    files: JobFiles
 
     def expand(self, inputs: Any) -> Any:
+        files = self.files
         parts = copy_output(inputs["parts"], "Parts")
-        files = JobFiles(self.publisher.output, self.publisher.generation, self.publisher.staging)
-        reject_runs = inputs["rejects"] | "SortRejects" >> beam.ParDo(SortRows(RejectBuffer), files)
-        chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
-        rejects_files = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteRejects(files)
+        if choose_shuffle(parts.pipeline) == "files":
+            reject_runs = inputs["rejects"] | "SortRejects" >> beam.ParDo(SortRows(RejectBuffer), files)
+            chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
+            lists = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteLists(files, lists_sources=False)
+        else:
+            reject_lines = inputs["rejects"] | "PackRejects" >> beam.ParDo(PackRejects())
+            chunk_lines = inputs["chunks"] | "PackChunks" >> beam.ParDo(PackChunks())
+            lines = {REJECT_LINES: reject_lines, CHUNK_LINES: chunk_lines}
+            lists = lines | WriteListsByKey(files, lists_sources=False)
         return (
             parts.pipeline
             | "Once" >> beam.Create([self.publisher], reshuffle=False)
-            | "Publish"
-            >> beam.Map(PredictionsPublisher.publish, beam.pvalue.AsList(parts), beam.pvalue.AsList(rejects_files))
+            | "Publish" >> beam.FlatMap(_publish, files, beam.pvalue.AsList(parts), beam.pvalue.AsList(lists))
         )
+
+
+def _publish(
+    publisher: PredictionsPublisher, files: JobFiles, parts: list[Part], lists: list[WrittenLists]
+) -> Iterator[dict[str, Any]]:
+    rejects = [each.rejects for each in lists if each.rejects is not None]
+    return publish_if_wanted(files, lambda: publisher.publish(parts, rejects))

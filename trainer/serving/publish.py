@@ -26,7 +26,9 @@ from pipeline.format.manifest import FILE_NAME as MANIFEST
 from pipeline.format.merge_counts import COUNTS_RUN_ENDING
 from pipeline.shuffle.chunk_runs import CHUNK_RUN_ENDING
 from pipeline.shuffle.reject_runs import REJECT_RUN_ENDING
+from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import (
+    FENCE_PATTERN,
     GENERATION_PATTERN,
     HEX32_PATTERN,
     REJECTS_PATTERN,
@@ -50,7 +52,8 @@ _STAGED_PATTERN = (
     rf"{re.escape(_STAGING)}/{GENERATION_PATTERN}/{HEX32_PATTERN}"
     rf"(\.jsonl|{re.escape(REJECT_RUN_ENDING)}|{re.escape(CHUNK_RUN_ENDING)}|{re.escape(COUNTS_RUN_ENDING)})({TEMPORARY_PATTERN})?"
 )
-_WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
+_FENCE_PATTERN = rf"{re.escape(_STAGING)}/{GENERATION_PATTERN}/{FENCE_PATTERN}"
+_WRITTEN = paths_pattern(_PART_PATTERN, _STAGED_PATTERN, _FENCE_PATTERN, f"{REJECTS_PATTERN}({TEMPORARY_PATTERN})?")
 
 
 def is_of_predictions(path: str) -> bool:
@@ -162,14 +165,7 @@ class PredictionsPublisher:
         Raises:
             UserError: There is a summary, but it cannot be read.
         """
-        path = join(self.output, SUMMARY)
-        if not exists(path):
-            return None
-        try:
-            summary = json.loads(read_bytes(path))
-        except ValueError:
-            return None
-        return summary if isinstance(summary, dict) and summary.get("generation") == self.generation else None
+        return _read_published(self.output, self.generation)
 
     def discard(self) -> None:
         """Removes the files of this job, which was not published, except its rejects files, which users may read."""
@@ -198,6 +194,26 @@ class PredictionsPublisher:
 
     def _path_inside(self, path: str) -> str:
         return path.removeprefix(join(self.output, ""))
+
+
+def read_published(files: JobFiles) -> dict[str, Any] | None:
+    """Returns the summary in the output folder of a job if the job wrote it, else None.
+
+    Raises:
+        UserError: There is a summary, but it cannot be read.
+    """
+    return _read_published(files.output, files.generation)
+
+
+def _read_published(output: str, generation: str) -> dict[str, Any] | None:
+    path = join(output, SUMMARY)
+    if not exists(path):
+        return None
+    try:
+        summary = json.loads(read_bytes(path))
+    except ValueError:
+        return None
+    return summary if isinstance(summary, dict) and summary.get("generation") == generation else None
 
 
 def print_summary(summary: dict[str, Any], output: str) -> None:

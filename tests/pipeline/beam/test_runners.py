@@ -9,7 +9,9 @@ from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.beam.options import complete_options, runs_in_this_process
-from pipeline.beam.runners import _errors_not_logged, make_pipeline, user_error
+from pipeline.beam.run_job import _errors_not_logged
+from pipeline.beam.runners import make_pipeline
+from pipeline.beam.worker_errors import user_error
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError
 
 FRAMES = 'Traceback (most recent call last):\n  File "common.py", line 1, in process\n    function(element)\n'

@@ -1,0 +1,175 @@
+"""Lets the command that submitted a job to an engine end it: its tasks then stop, and cannot publish.
+
+An engine may go on with a job after its driver was interrupted, after the job was cancelled, or when an old worker is
+slow to end. So the driver keeps a file, the fence, in the folder of the job while it waits for the job. Tasks that do
+not find it stop quietly. Who decides what becomes of the job, the step that publishes or the driver that discards,
+creates one more file, which only one of them can do.
+
+A refusal, an error that the user must fix, is a file too: an engine would retry an exception many times, and would
+return it as the text of a traceback.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from pipeline.errors import UserError, make_error
+from pipeline.files import (
+    create_once,
+    exists,
+    join,
+    modified,
+    read_bytes,
+    remove,
+    remove_empty,
+    remove_folder,
+    replace,
+    supports_create_once,
+)
+from pipeline.locks import describe_this_process
+from pipeline.writing.job import JobFiles
+from pipeline.writing.paths import DECISION, FENCE, REFUSAL
+
+_REFRESH_SECONDS = 60.0
+# A driver that has not refreshed its fence for this time counts as killed. Its clock may differ from that of a worker.
+_FRESH_SECONDS = 600.0
+
+Decision = Literal["publish", "discard"]
+
+
+class Fence:
+    """The fence of one job, in the process that submits it.
+
+    Args:
+        command: Name of the command, for people who look into the folder.
+    """
+
+    def __init__(self, files: JobFiles, command: str) -> None:
+        self._files, self._command = files, command
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, daemon=True)
+
+    def put_up(self) -> None:
+        """Creates the fence, and refreshes it from now on."""
+        self._write()
+        self._thread.start()
+
+    def take_down(self) -> bool:
+        """Ends the job, and removes the fence. Returns False, and does nothing, if the job is being published."""
+        self._stop()
+        if not decide(self._files, "discard"):
+            return False
+        _remove(self._files, FENCE)
+        return True
+
+    def clear(self) -> None:
+        """Removes all files of this module, after the job was published or its files were removed."""
+        self._stop()
+        _remove(self._files, FENCE, DECISION, REFUSAL)
+        remove_empty(self._files.folder)
+
+    def _stop(self) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _write(self) -> None:
+        with replace(_path(self._files, FENCE)) as file:
+            file.write(describe_this_process(self._command))
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(_REFRESH_SECONDS):
+            # The next attempt may succeed. If none does, the job counts as abandoned.
+            with contextlib.suppress(OSError):
+                # A worker may have removed it, with a refusal.
+                if exists(_path(self._files, FENCE)):
+                    self._write()
+
+
+def is_wanted(files: JobFiles) -> bool:
+    """Whether the driver of a job still waits for it. A job without a fence always is."""
+    if not files.is_fenced:
+        return True
+    written = modified(_path(files, FENCE))
+    return written is not None and time.time() - written < _FRESH_SECONDS
+
+
+def decide(files: JobFiles, decision: Decision) -> bool:
+    """Decides what becomes of a job, unless it is decided. Returns whether that is `decision`.
+
+    A store that cannot create a file only if it does not exist takes the last decision; `is_wanted` alone then
+    protects, except in the moment in which the job is published.
+    """
+    path = _path(files, DECISION)
+    try:
+        if supports_create_once(path):
+            create_once(path, decision.encode())
+        else:
+            with replace(path) as file:
+                file.write(decision.encode())
+    except FileExistsError:
+        return read_bytes(path) == decision.encode()
+    return True
+
+
+def may_publish(files: JobFiles) -> bool:
+    """Whether the step that publishes may go on. If it may, the driver can no longer discard the job."""
+    if not files.is_fenced:
+        return True
+    return is_wanted(files) and not exists(_path(files, REFUSAL)) and decide(files, "publish")
+
+
+def refuse(files: JobFiles, error: UserError, *, decision: Decision = "discard") -> None:
+    """Stores an error that ends a job, and tells all of its tasks to stop. Does nothing if the job is being published.
+
+    Args:
+        decision: `publish` in the step that publishes.
+    """
+    if decide(files, decision) and not exists(_path(files, REFUSAL)):
+        with replace(_path(files, REFUSAL)) as file:
+            file.write(json.dumps({"kind": type(error).__name__, "message": str(error)}).encode())
+        _remove(files, FENCE)
+
+
+def read_refusal(files: JobFiles) -> UserError | None:
+    """Returns the error that a task stored, or None."""
+    path = _path(files, REFUSAL)
+    if not exists(path):
+        return None
+    stored = json.loads(read_bytes(path))
+    return make_error(stored["kind"], stored["message"])
+
+
+def remove_if_unwanted(files: JobFiles, is_published: Callable[[], bool]) -> None:
+    """Removes what a task wrote while, or after, the driver removed the files of the job.
+
+    Args:
+        is_published: Whether the job was published: a task of it that ran twice must not remove what it published.
+    """
+    if files.is_fenced and not exists(_path(files, FENCE)) and not is_published():
+        remove_folder(files.folder)
+
+
+@contextlib.contextmanager
+def fence(files: JobFiles, command: str) -> Iterator[Fence | None]:
+    """Keeps a fence inside the block, if the job has one."""
+    if not files.is_fenced:
+        yield None
+        return
+    kept = Fence(files, command)
+    try:
+        kept.put_up()
+        yield kept
+    finally:
+        kept.clear()
+
+
+def _remove(files: JobFiles, *names: str) -> None:
+    remove([path for name in names if exists(path := _path(files, name))])
+
+
+def _path(files: JobFiles, name: str) -> str:
+    return join(files.folder, name)
