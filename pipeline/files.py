@@ -1,4 +1,4 @@
-"""Opens, lists, moves and removes files on any file system that Beam supports. Local files do not need Beam."""
+"""Opens, lists, moves and removes files on any file system that Beam supports. Local files and S3 do not need Beam."""
 
 import contextlib
 import errno
@@ -9,8 +9,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
+from pipeline import s3
+from pipeline.beam_files import beam_filesystems, store_errors
 from pipeline.errors import UserError
 
 
@@ -29,25 +31,22 @@ def join(folder: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/") or "/", *parts])
 
 
-def beam_filesystems() -> Any:
-    """Returns Beam's class `FileSystems`."""
-    # Imported here because the import takes a second, and only remote paths and globs need it.
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems
-
-
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[IO[bytes]]:
     """Opens the stored bytes of `path` for reading and seeking."""
     if is_local(path):
         with open(path, "rb") as file:
             yield file
+    elif s3.is_s3(path):
+        with s3.open_read(path) as file:
+            yield file
     else:
         from apache_beam.io.filesystem import CompressionTypes
 
         # AUTO would decompress by the ending of the name, but offsets here are offsets of stored bytes.
-        with beam_filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with store_errors(path):
+            stored = beam_filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        with stored as file:
             yield file
 
 
@@ -101,29 +100,41 @@ def stream_sha256(file: IO[bytes]) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is a file or a folder at `path`."""
-    return os.path.exists(path) if is_local(path) else bool(beam_filesystems().exists(path))
+    if is_local(path):
+        return os.path.exists(path)
+    if s3.is_s3(path):
+        return s3.exists(path)
+    with store_errors(path):
+        return bool(beam_filesystems().exists(path))
 
 
 def size(path: str) -> int:
     """Returns the size of a file in bytes."""
-    return (
-        os.path.getsize(path)
-        if is_local(path)
-        else int(beam_filesystems().match([path])[0].metadata_list[0].size_in_bytes)
-    )
+    if is_local(path):
+        return os.path.getsize(path)
+    if s3.is_s3(path):
+        return s3.size(path)
+    with store_errors(path):
+        found = beam_filesystems().match([path])[0].metadata_list
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "no such file", path)
+    return int(found[0].size_in_bytes)
 
 
 def modified(path: str) -> float | None:
     """Returns the time of the last change of a file in seconds since 1970, or None if there is no such file."""
+    if s3.is_s3(path):
+        return s3.modified(path)
     if not is_local(path):
-        return float(beam_filesystems().last_updated(path)) if exists(path) else None
+        with store_errors(path):
+            return float(beam_filesystems().last_updated(path)) if exists(path) else None
     try:
         return os.stat(path).st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _open_new(path: str) -> IO[bytes]:
+def open_new(path: str) -> IO[bytes]:
     """Creates a local file, and the folders that contain it. The file must not exist yet."""
     for _ in range(9):
         # Another process may remove a folder while it is still empty. `makedirs` raises FileExistsError if it does so
@@ -139,10 +150,10 @@ def _open_new(path: str) -> IO[bytes]:
 def create(path: str) -> Iterator[IO[bytes]]:
     """Opens a new file for writing. Removes a local file if the block raises. A local file must not exist yet."""
     if not is_local(path):
-        with beam_filesystems().create(path, "application/octet-stream") as file:
+        with replace(path) as file:
             yield file
         return
-    with _open_new(path) as file:
+    with open_new(path) as file:
         try:
             yield file
         except BaseException:
@@ -160,7 +171,7 @@ def replace(path: str) -> Iterator[IO[bytes]]:
     if is_local(path):
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
-            with _open_new(temporary) as file:
+            with open_new(temporary) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())  # else a power failure may keep the new name and lose the bytes
@@ -175,103 +186,44 @@ def replace(path: str) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            with beam_filesystems().create(path, "application/octet-stream") as file:
-                shutil.copyfileobj(spool, file)
+            _upload(path, spool)
 
 
-# What os.link raises on a file system without hard links.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# Schemes of file systems where a file that is written has its name before it is complete, and can be renamed at once.
+_RENAMED = ("hdfs://",)
 
 
-def create_once(path: str, data: bytes) -> None:
-    """Creates a local file with all of its content, or raises FileExistsError if there is a file at `path`.
-
-    Of several processes that call this at once, exactly one succeeds. A killed process never leaves an incomplete file
-    at `path`, and the name of its temporary file is that of `replace`. (Opening `path` with O_EXCL and replacing it
-    would not do: a process that is killed in between leaves an empty file, and no one else could use the name.)
-
-    Raises:
-        FileExistsError: There is a file at `path` already.
-        UserError: The file system has no hard links, or `path` is not local.
-        OSError: The file could not be written, or, after it was created, its folder could not be synced.
-    """
-    if not is_local(path):
-        raise UserError(f"{path}: this store has no writes that only create a file. Choose a local folder.")
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with _open_new(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _link(temporary, path)
-    finally:
-        # The link decides. A temporary file that cannot be removed does no harm.
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    _sync_folder(os.path.dirname(path))
-
-
-def _link(temporary: str, path: str) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        # NFS repeats a request whose answer was lost, and then reports the link that it made itself.
-        if not os.path.samefile(temporary, path):
-            raise
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            raise UserError(
-                f"{path}: cannot be created, since the file system has no hard links ({error.strerror}). Choose a "
-                "folder on another file system."
-            ) from None
-        raise
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes a new name in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def supports_create_once(path: str) -> bool:
-    """Whether `create_once(path, ...)` works there; found out by a link between two temporary files beside `path`.
-
-    An object store would need a conditional put, which Beam's FileSystems do not have. Some local file systems have no
-    hard links, for example FAT, and many of those that mount an object store.
-    """
-    if not is_local(path):
-        return False
-    probe = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        create_once(probe, b"")
-    except UserError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(probe)
-    return True
+def _upload(path: str, content: IO[bytes]) -> None:
+    """Writes a remote file. Readers see it when it is complete."""
+    if s3.is_s3(path):
+        s3.upload(path, content)
+        return
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp" if path.startswith(_RENAMED) else path
+    with store_errors(path):
+        with beam_filesystems().create(temporary, "application/octet-stream") as file:
+            shutil.copyfileobj(content, file)
+        if temporary != path:
+            move(temporary, path)
 
 
 def move(source: str, target: str) -> None:
     """Renames a file within a file system. Replaces a file at `target`."""
     if is_local(source):
         os.replace(source, target)
+    elif s3.is_s3(source):
+        s3.move(source, target)
     else:
-        beam_filesystems().rename([source], [target])
+        with store_errors(source):
+            if target.startswith(_RENAMED) and exists(target):  # which they do not replace
+                beam_filesystems().delete([target])
+            beam_filesystems().rename([source], [target])
 
 
 def list_files(folder: str) -> list[str]:
     """Returns the paths of all files below `folder`, sorted. The list is empty if the folder does not exist."""
     if is_local(folder):
         return sorted(join(root, name) for root, _, names in os.walk(folder) for name in names)
-    matches = beam_filesystems().match([join(folder, "**")])
-    return sorted(metadata.path for match in matches for metadata in match.metadata_list)
+    return [found.path for found in list_matches(join(folder, "**"))]
 
 
 class FileDetails(NamedTuple):
@@ -304,21 +256,30 @@ def list_details(folder: str, *, skip: Callable[[str], bool] = lambda path: Fals
                         status = os.lstat(path)
                         found.append(FileDetails(path, status.st_size, status.st_mtime))
     else:
-        for match in beam_filesystems().match([join(folder, "**")]):
-            for metadata in match.metadata_list:
-                if not skip(metadata.path):
-                    modified = metadata.last_updated_in_seconds or None
-                    found.append(FileDetails(metadata.path, metadata.size_in_bytes, modified))
+        found = [file for file in list_matches(join(folder, "**")) if not skip(file.path)]
     return sorted(found)
+
+
+def list_matches(pattern: str) -> list[FileDetails]:
+    """Returns the files that a path or a glob of a remote file system matches, sorted by path.
+
+    As in Beam, `*` and `?` match within a folder, and `**` also the folders in it.
+
+    Raises:
+        UserError, OSError: The files cannot be listed.
+    """
+    if s3.is_s3(pattern):
+        return [FileDetails(*found) for found in s3.find(pattern)]
+    with store_errors(pattern):
+        matches = [m for match in beam_filesystems().match([pattern]) for m in match.metadata_list]
+    return sorted(FileDetails(m.path, m.size_in_bytes, m.last_updated_in_seconds or None) for m in matches)
 
 
 def list_named(prefix: str, suffix: str) -> list[str]:
     """Returns the paths that begin with `prefix` and end with `suffix`, without a slash in between, sorted."""
     if is_local(prefix):
         return sorted(glob.glob(f"{glob.escape(prefix)}*{suffix}"))
-    return sorted(
-        metadata.path for match in beam_filesystems().match([f"{prefix}*{suffix}"]) for metadata in match.metadata_list
-    )
+    return [found.path for found in list_matches(f"{prefix}*{suffix}")]
 
 
 def list_temporary(path: str) -> list[str]:
@@ -335,9 +296,11 @@ def remove(paths: list[str]) -> None:
     for folder in sorted({os.path.dirname(path) for path in local}, key=len, reverse=True):
         with contextlib.suppress(OSError):
             os.rmdir(folder)
-    remote = [path for path in paths if not is_local(path)]
+    s3.remove([path for path in paths if s3.is_s3(path)])
+    remote = [path for path in paths if not is_local(path) and not s3.is_s3(path)]
     if remote:
-        beam_filesystems().delete(remote)
+        with store_errors(remote[0]):
+            beam_filesystems().delete(remote)
 
 
 def remove_empty(folder: str) -> None:

@@ -11,6 +11,7 @@ from paths import ROOT
 # What each package may import of ours, beside itself and the modules at the top of its own side. Data flows down this
 # list, and so do imports.
 TOP = {"pipeline.errors", "pipeline.files", "pipeline.flags", "pipeline.locks", "pipeline.progress", "pipeline.tables"}
+TOP |= {"pipeline.beam_files", "pipeline.create_once", "pipeline.gcs", "pipeline.s3", "pipeline.s3_client"}
 TOP |= {"pipeline.yaml_document"}
 CONTRACT = {"pipeline.schema", "pipeline.format"}
 MAY_IMPORT = {

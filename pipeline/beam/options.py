@@ -4,6 +4,7 @@ This module imports Beam only if a flag of Beam is given, so that the other comm
 """
 
 import logging
+import sys
 from typing import Any
 
 from pipeline.flags import FlagParser
@@ -13,6 +14,8 @@ from pipeline.flags import FlagParser
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner", "apache_beam.runners.direct.DirectRunner")
 
 
+# Flags of Beam that hold a secret.
+_SECRETS = ("s3_secret_access_key", "s3_session_token")
 # The value of --direct_running_mode with which the local runner has one worker, a thread of this process.
 _IN_MEMORY = "in_memory"
 
@@ -50,7 +53,21 @@ def parse_with_beam(parser: FlagParser, arguments: list[str]) -> tuple[dict[str,
     # Beam warns about extras that are not installed and not needed.
     logging.disable(logging.WARNING)
     beam_values = {name: values.pop(name) for name in list(values) if name not in ours}
-    return values, {name: value for name, value in beam_values.items() if value != parser.get_default(name)}
+    given = {name: value for name, value in beam_values.items() if value != parser.get_default(name)}
+    _warn_of_secrets(parser, given)
+    return values, given
+
+
+def _warn_of_secrets(parser: FlagParser, given: dict[str, Any]) -> None:
+    """Prints a line if a secret is given by a flag, with other ways to give it."""
+    secrets = [f"--{name}" for name in _SECRETS if given.get(name)]
+    if secrets:
+        command = parser.prog.removeprefix("lengthwise ")
+        print(
+            f"{command}: warning: {' and '.join(secrets)} can be seen in the list of processes and in the options of "
+            "the job. Use AWS_PROFILE, or AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or a role instead.",
+            file=sys.stderr,
+        )
 
 
 def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from pipeline.beam.memory_budget import check_memory, workers_for
 from pipeline.beam.options import runs_in_this_process, runs_on_engine
 from pipeline.beam.parse_ahead import parse_ahead, parse_options
 from pipeline.beam.workers import WorkerPool, start_workers
+from pipeline.beam_files import set_store_options
 from pipeline.errors import NothingNew, TryAgain, UserError, counted, file_errors
 from pipeline.files import absolute
 from pipeline.format.manifest import Manifest
@@ -115,6 +116,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         TryAgain: With `append`, other jobs added the same records again and again.
         LockTimeout: The lock of the dataset could not be had in time.
     """
+    set_store_options(beam_options or {})
     for attempt in range(2, _ATTEMPTS + 1):
         try:
             return _prepare_once(options, beam_options or {})

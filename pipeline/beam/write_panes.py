@@ -9,8 +9,9 @@ from apache_beam.transforms.trigger import AccumulationMode, DefaultTrigger
 from apache_beam.transforms.window import GlobalWindows, SlidingWindows
 
 from pipeline.beam.parse_records import REJECTS
+from pipeline.create_once import supports_create_once
 from pipeline.errors import NothingNew, UserError
-from pipeline.files import join, supports_create_once
+from pipeline.files import join
 from pipeline.format.commit import commit_path
 from pipeline.raw.rejects import Origin, Reject
 from pipeline.schema.record import ParsedRecord
@@ -60,7 +61,7 @@ def check_panes(inputs: Mapping[str, Any], output: str, *, append: bool) -> None
     if not supports_create_once(join(output, commit_path(1))):
         raise UserError(
             f"{output}: an unbounded input needs an output folder in which a file is created only if it does not "
-            "exist, as every commit after the first one must be. Write to a local folder."
+            "exist, as every commit after the first one must be. Write to a local folder, to s3:// or to gs://."
         )
     for name, values in inputs.items():
         windowing = values.windowing

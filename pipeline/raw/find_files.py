@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.errors import UserError, counted, show
-from pipeline.files import absolute, beam_filesystems, is_local, list_files
+from pipeline.files import absolute, is_local, list_files, list_matches
 from pipeline.raw.compression import ENDINGS as COMPRESSED
 from pipeline.schema.schema import FIELD_SPLITS
 
@@ -214,16 +214,16 @@ def _list_matches(pattern: str) -> FoundFiles:
     folder = pattern.rstrip("/") or "/"
     if _is_folder(folder):
         return _select((RawFile(path, -1) for path in list_files(folder)), folder)
-    filesystems = beam_filesystems()
     try:
-        direct = [m for result in filesystems.match([folder]) for m in result.metadata_list]
-        files = [RawFile(m.path, m.size_in_bytes) for m in direct if not _is_folder(m.path)]
+        direct = list_matches(folder)
+        files = [RawFile(found.path, found.num_bytes) for found in direct if not _is_folder(found.path)]
         if files:
             return FoundFiles(files, [])
-        inside = [m for result in filesystems.match([f"{folder}/**"]) for m in result.metadata_list]
-    except Exception as error:  # each file system raises its own; Beam wraps only some of them
-        raise UserError(f"{pattern}: cannot be listed: {' '.join(str(error).split())}.") from None
-    return _select((RawFile(m.path, m.size_in_bytes) for m in inside if not _is_folder(m.path)), folder)
+        inside = list_matches(f"{folder}/**")
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{pattern}: cannot be listed: {reason.removesuffix('.')}.") from None
+    return _select((RawFile(found.path, found.num_bytes) for found in inside if not _is_folder(found.path)), folder)
 
 
 def _select(inside: Iterable[RawFile], folder: str) -> FoundFiles:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.beam.options import runs_on_engine
 from pipeline.beam.prepare import PrepareOptions, announce_windows
 from pipeline.beam.workers import start_workers
+from pipeline.beam_files import set_store_options
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError, counted
 from pipeline.files import absolute, exists, is_local, join
 from pipeline.format.commit import commit_path
@@ -101,6 +102,7 @@ def stream(options: StreamOptions, beam_options: dict[str, Any] | None = None) -
         UserError: Input, options or file system are wrong, or too many records were rejected. All commits before stay.
         NothingNew: With `once`, there was nothing new.
     """
+    set_store_options(beam_options or {})
     with StopSignals() as stop:
         return _Stream(options, beam_options or {}, stop).run()
 
@@ -112,8 +114,8 @@ class _Stream:
         self._output = absolute(shared.output)
         if not is_local(self._output):
             raise UserError(
-                f"{self._output}: a stream needs an --output in a local folder: this kind of storage cannot create a "
-                "file only if it does not exist, as every commit after the first one must."
+                f"{self._output}: a stream needs an --output in a local folder. For an object store, run "
+                "`prepare --append` from time to time."
             )
         self._schema = self._read_schema()
         self._source = self._open_source()

@@ -68,8 +68,7 @@ def _build_split(schema: Schema, shards: Sequence[ShardSummary]) -> Split:
         labels=sum(s.labels for s in shards),
         truncated=sum(s.truncated for s in shards),
         copies=sum(s.copies for s in shards),
-        # A split without records lists no shard. Its empty files are removed with all other files that are not listed.
-        shards=tuple(s.shard for s in shards) if records else (),
+        shards=tuple(s.shard for s in shards),
         length_counts=dict(sorted(add_counts(s.length_counts for s in shards).items())),
         label_counts={n: labels.get(n, 0) for n in map(class_name, schema.label.classes)} if labels else {},
         missing={n: sum(s.missing[n] for s in shards) for n, f in schema.features.items() if f.allows_nulls},

@@ -5,18 +5,9 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import TryAgain, UserError
-from pipeline.files import (
-    create_once,
-    exists,
-    join,
-    list_files,
-    list_temporary,
-    read_bytes,
-    remove,
-    replace,
-    supports_create_once,
-)
+from pipeline.files import exists, is_local, join, list_files, list_temporary, read_bytes, remove, replace
 from pipeline.format.commit import (
     FOLDER,
     MAX_BYTES,
@@ -128,7 +119,8 @@ def recover(output: str, *, after: int = 0) -> Head:
     """Returns the state of an output folder, after its manifest was rebuilt if it is behind the log.
 
     A writer that is killed between its commit and the manifest leaves the manifest one commit behind, and the copies of
-    the vocabularies. Call it under the lock of the dataset.
+    the vocabularies. Call it under the lock of the dataset. On an object store, which has no lock, another writer may
+    publish a commit meanwhile: whoever writes a manifest there looks once more, so that the last one is the newest.
 
     Args:
         after: See `newest_commit`.
@@ -137,8 +129,11 @@ def recover(output: str, *, after: int = 0) -> Head:
         UserError: The log is damaged.
     """
     head, is_behind = _read_state(output, after)
-    if is_behind and head.manifest is not None:
+    while is_behind and head.manifest is not None:
         _show(output, head.manifest)
+        if is_local(output):
+            break
+        head, is_behind = _read_state(output, head.number)
     return head
 
 
@@ -181,6 +176,21 @@ def commit(
         TryAgain: The same, and the same command will work when it is repeated.
         LockTimeout: The lock could not be had in time.
     """
+    while True:
+        try:
+            return _commit(output, change, lock_timeout=lock_timeout, retain=retain, known=known)
+        except _NumberTaken:  # on an object store, which has no lock
+            continue
+
+
+class _NumberTaken(TryAgain):
+    """Another process created the commit with this number first."""
+
+
+def _commit(
+    output: str, change: Change, *, lock_timeout: float, retain: float | None, known: SummaryCache | None
+) -> Manifest:
+    """Adds a commit, as `commit` does. Raises _NumberTaken if another process was faster; then nothing is published."""
     with lock_dataset(output, timeout=lock_timeout):
         head = recover(output, after=change.base.number)
         if change.pane is not None:
@@ -250,6 +260,8 @@ def publish_commit(
     # The copies of the vocabularies belong to the newest commit: a job that is refused or killed before must not leave
     # copies of its own vocabularies.
     _show(output, manifest)
+    if not is_local(output):
+        recover(output, after=made.number)
     if retain is not None:
         remove_old(output, manifest, retain=retain)
     return manifest
@@ -323,7 +335,7 @@ def write_summary(output: str, summary: GenerationSummary) -> None:
 
 
 def _create(output: str, made: Commit, data: bytes) -> None:
-    """Creates the file of a commit, if there is none.
+    """Creates the file of a commit, if there is none. Raises _NumberTaken if there is one.
 
     A store that cannot create a file only if it does not exist gets one commit, but no second one.
     """
@@ -340,7 +352,7 @@ def _create(output: str, made: Commit, data: bytes) -> None:
                 "this kind of storage cannot do. Choose another --output, or delete the folder first."
             )
     except FileExistsError:
-        raise TryAgain(
+        raise _NumberTaken(
             f"{output}: another job published commit {made.number} meanwhile. Nothing was published. Run the same "
             "command again."
         ) from None

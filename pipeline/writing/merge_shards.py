@@ -56,7 +56,7 @@ def merge_shards(
         shards: Shards of several generations, all of one window or all without a window. No id is in two generations.
             Copies of a record may be in several.
         schema, seed: Those of the dataset.
-        num_shards: Number of shards to write. Of a window, those without a record are left out.
+        num_shards: Number of shards to write. Those without a record are left out.
 
     Raises:
         ValueError: An index is damaged.
@@ -73,7 +73,7 @@ def merge_shards(
             for shard, (begin, stop) in sources
             if begin < end and first < stop and (slice := _read_slice(output, shard, first, end)).rows.num_rows
         ]
-        if window is not None and not slices:
+        if not slices:
             continue
         paths = shard_paths(generation, split, number, num_shards=num_shards, window=window)
         shard = _write_shard(output, *paths, slices, seed=seed, empty=empty, copies=copies)

@@ -194,7 +194,7 @@ class Publisher:
                     )
 
     def _remove_temporary_files(self, summary: GenerationSummary) -> None:
-        """Removes the files of the generation that its summary does not list: runs, and the shards of empty splits."""
+        """Removes the files of the generation that its summary does not list: for example runs."""
         folder = join(self.output, "data", self.generation)
         inside = {path.removeprefix(join(self.output, "")) for path in list_files(folder)}
         listed = summary.paths() | {marker_path(self.generation)}

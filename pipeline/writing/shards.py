@@ -36,7 +36,7 @@ _WAITING_BYTES = 32 * 2**20
 class ShardWriter:
     """Writes the shards of a generation. All shards of one number are written together.
 
-    There is one for each split; with windows, one for each split and window that has a record.
+    There is one for each split, and with windows for each window, that has a record: no shard is empty.
 
     Attributes:
         output: Folder of the dataset.
@@ -82,8 +82,6 @@ class ShardWriter:
                 file = files.open(join(self.output, path))
                 return OpenShard(self.schema, split, number, window, path, index_path, file, statistics)
 
-            if self.windows is None:  # with windows, most splits and numbers have no record in most of them
-                shards = {(split, None): open_shard(split, None) for split in splits}
             for block in blocks:
                 is_kept, kept = _reject_duplicates(block.rows, kept, reject)
                 for (split, window), rows, examples in self._partition(block, is_kept):

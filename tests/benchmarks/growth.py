@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from measure import Row, print_rows, run_command, run_program
 
-from pipeline.files import create_once, file_sha256, join, remove, replace
+from pipeline.create_once import create_once
+from pipeline.files import file_sha256, join, remove, replace
 from pipeline.format.commit import AddedGeneration, Commit, commit_path, sha256_of
 from pipeline.format.manifest import read_manifest
 from pipeline.format.sources import SourceRow, SourcesFile, write_sources

@@ -10,8 +10,9 @@ import pytest
 from paths import ROOT
 
 from pipeline import files
+from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError
-from pipeline.files import create, create_once, list_details, list_temporary, replace, supports_create_once
+from pipeline.files import create, list_details, list_temporary, replace
 
 
 def test_a_file_is_created_once_with_its_content(tmp_path):
@@ -26,7 +27,7 @@ def test_a_file_is_created_once_with_its_content(tmp_path):
 # Tries to create each file that a line of the input names, and answers whether it did.
 COMPETE = """
 import sys
-from pipeline.files import create_once
+from pipeline.create_once import create_once
 for line in sys.stdin:
     try:
         create_once(line.strip(), sys.argv[1].encode() * 100_000)
@@ -76,8 +77,8 @@ def test_an_error_leaves_no_file(tmp_path, monkeypatch, call):
 @pytest.mark.parametrize(("call", "complete"), [("fsync", False), ("link", False), ("unlink", True)])
 def test_a_kill_leaves_no_incomplete_file(tmp_path, call, complete):
     program = (
-        "import os, sys\nfrom pipeline import files\n"
-        f"os.{call} = lambda *arguments: os._exit(9)\nfiles.create_once(sys.argv[1], b'content')"
+        "import os, sys\nfrom pipeline.create_once import create_once\n"
+        f"os.{call} = lambda *arguments: os._exit(9)\ncreate_once(sys.argv[1], b'content')"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "file")], cwd=ROOT)
     assert done.returncode == 9
@@ -146,7 +147,7 @@ def test_looking_for_links_leaves_no_file_if_its_folder_cannot_be_synced(tmp_pat
     def fail(folder):
         raise OSError(errno.EIO, os.strerror(errno.EIO), folder)
 
-    monkeypatch.setattr(files, "_sync_folder", fail)
+    monkeypatch.setattr("pipeline.create_once._sync_folder", fail)
     with pytest.raises(OSError, match="Input/output error"):
         supports_create_once(str(tmp_path / "file"))
     assert list(tmp_path.iterdir()) == []

@@ -36,6 +36,7 @@ from pipeline.beam.write_lists import (
     WriteListsByKey,
     WrittenLists,
 )
+from pipeline.beam_files import set_store_options
 from pipeline.errors import UserError
 from pipeline.files import absolute, join
 from pipeline.raw.early_stop import stop_early
@@ -115,6 +116,7 @@ def predict(
         ValueError: chunk_steps is below 1.
     """
     check_limits(chunk_steps=chunk_steps)
+    set_store_options(beam_options or {})
     _start_tensorflow()
     # The working folder of a Beam worker is a different one.
     run, output = absolute(os.fspath(run)), absolute(os.fspath(output))
