@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Protocol, TypeVar
 
-from pipeline.files import create, join, open_read, remove, replace
+from pipeline.files import create, is_local, join, open_read, remove, replace
 from pipeline.writing.paths import PARTS_ENDING
 
 # Files that are written directly. Some systems allow a process 256 open files.
@@ -47,7 +48,7 @@ class ManyFiles(contextlib.ExitStack):
     and opened again.
 
     Args:
-        folder: Folder for the temporary file.
+        folder: Folder for the temporary file. That of a remote folder is on the local disk.
     """
 
     def __init__(self, folder: str) -> None:
@@ -87,6 +88,8 @@ class _Parts:
     """A temporary file with the parts of many files."""
 
     def __init__(self, folder: str) -> None:
+        # Each part of a file on an object store would be read with a request.
+        folder = folder if is_local(folder) else tempfile.gettempdir()
         self._path = join(folder, f"{uuid.uuid4().hex}{PARTS_ENDING}")
         self._files = contextlib.ExitStack()
         self._file = self._files.enter_context(create(self._path))
