@@ -171,7 +171,7 @@ def create_once(path: str, data: bytes) -> None:
                 raise
             return
         except OSError as error:
-            if error.errno != errno.EAGAIN or not left:
+            if error.errno != errno.EBUSY or not left:
                 raise
 
 

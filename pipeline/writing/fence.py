@@ -16,19 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError, make_error
-from pipeline.files import (
-    create_once,
-    exists,
-    join,
-    modified,
-    read_bytes,
-    remove,
-    remove_empty,
-    remove_folder,
-    replace,
-    supports_create_once,
-)
+from pipeline.files import exists, join, modified, read_bytes, remove, remove_empty, remove_folder, replace
 from pipeline.locks import describe_this_process
 from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import DECISION, FENCE, REFUSAL
