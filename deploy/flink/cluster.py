@@ -150,7 +150,7 @@ class Cluster:
             java.append(f"--add-opens=java.base/{full}=ALL-UNNAMED")
         if name == "job_server":
             address = ["--job-host=127.0.0.1", f"--job-port={options['job_port']}"]
-            address += [f"--artifact-port={options['artifact_port']}", "--expansion-port=0"]
+            address += [f"--artifact-port={options['artifact_port']}", "--expansion-port=-1"]
             master = [f"--flink-master=127.0.0.1:{options['rest_port']}", f"--flink-conf-dir={self.folder}/conf"]
             artifacts = f"--artifacts-dir={self.folder}/artifacts"
             return [*java, "-Xmx768m", "-jar", options["jar"], *address, *master, artifacts]

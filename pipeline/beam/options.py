@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import Any
 
+from pipeline.beam.runner_options import add_runner_flags
 from pipeline.flags import FlagParser
 
 # Names of the runner on this machine. Beam's `DirectRunner` first downloads a program to run the job, and falls back to
@@ -44,7 +45,8 @@ def runs_in_this_process(beam_options: dict[str, Any]) -> bool:
 def parse_with_beam(parser: FlagParser, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the values of the parser's flags, and the values of Beam's flags that are not defaults, by name.
 
-    A flag that neither has ends the process with status 2. Beam's own parser only logs a warning.
+    With a runner that is not local, Beam's flags include those of the runner itself, such as --faster_copy for Flink. A
+    flag that nobody has ends the process with status 2. Beam's own parser only logs a warning.
     """
     ours = {action.dest for action in parser._actions}
     if not {"-h", "--help"} & set(arguments):
@@ -71,7 +73,10 @@ def _warn_of_secrets(parser: FlagParser, given: dict[str, Any]) -> None:
 
 
 def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
-    """Adds all flags of Beam to the parser if a flag is given that the parser does not have."""
+    """Adds all flags of Beam to the parser if a flag is given that the parser does not have.
+
+    If there is one that Beam does not have either, the flags of the runner itself are added, too.
+    """
     given = {word.split("=")[0] for word in arguments if word.startswith("--")}
     if given <= set(parser.flags):
         return
@@ -81,6 +86,8 @@ def _add_beam_flags(parser: FlagParser, arguments: list[str]) -> None:
     beam_parser = _BeamFlags(parser)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(beam_parser)
+    if not given <= set(parser.flags):
+        add_runner_flags(parser, arguments, LOCAL_RUNNERS)
 
 
 class _BeamFlags:
