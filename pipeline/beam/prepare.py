@@ -117,6 +117,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
         LockTimeout: The lock of the dataset could not be had in time.
     """
     set_store_options(beam_options or {})
+    warn_of_local_files(options, beam_options or {})
     for attempt in range(2, _ATTEMPTS + 1):
         try:
             return _prepare_once(options, beam_options or {})
@@ -181,6 +182,17 @@ def prepare_parts_with_beam(
     total_bytes = sum(file.num_bytes for file in files)
     with _start_workers(options, files, beam_options) as pool:
         return _run_job(options, schema, files, total_bytes, job, Replay(), pool, beam_options, announce)
+
+
+def warn_of_local_files(options: PrepareOptions, beam_options: dict[str, Any]) -> None:
+    """Prints a line if a job of an engine reads or writes local files."""
+    if not runs_on_engine(beam_options):
+        return
+    from pipeline.beam.local_paths import warn_of_local_paths  # imports Beam
+
+    paths = {"RAW": options.raw, "--output": [options.output]}
+    paths |= {f"--{name}": getattr(options, name) for name in (*FIELD_SPLITS, "replay")}
+    warn_of_local_paths("prepare", beam_options, paths)
 
 
 def announce_windows(base: Base, output: str, windows: EventWindows | None) -> None:

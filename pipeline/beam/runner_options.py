@@ -62,13 +62,22 @@ def add_runner_flags(parser: FlagParser, arguments: list[str], local_runners: It
             parser.add_argument(*new, dest=name, help="", **details)
 
 
+def runner_kind(runner: str | None) -> str:
+    """Returns the short name of a runner in lower case, as Beam accepts it, too.
+
+    >>> runner_kind("FlinkRunner"), runner_kind("apache_beam.runners.portability.flink_runner.FlinkRunner")
+    ('flink', 'flink')
+    """
+    return (runner or "").rpartition(".")[2].lower().removesuffix("runner")
+
+
 def list_options(runner: str | None) -> dict[str, dict[str, Any]]:
     """Returns the options that a runner is known to have: how an argument parser reads each, by name."""
-    name = (runner or "").rpartition(".")[2]  # a runner may be named with its module
+    name = runner_kind(runner)
     strings, integers, booleans = [], [_PORTABLE_INTEGERS], [_PORTABLE_BOOLEANS]
-    if name in ("FlinkRunner", "PortableRunner"):
+    if name in ("flink", "portable"):
         strings, integers, booleans = [_FLINK], [*integers, _FLINK_INTEGERS], [*booleans, _FLINK_BOOLEANS]
-    if name in ("SparkRunner", "PortableRunner"):
+    if name in ("spark", "portable"):
         strings, integers, booleans = [*strings, _SPARK], [*integers, _SPARK_INTEGERS], [*booleans, _SPARK_BOOLEANS]
     kinds: list[tuple[dict[str, Any], list[str]]] = [({}, strings), (_INTEGER, integers), (_BOOLEAN, booleans)]
     return {option: kind for kind, words in kinds for option in " ".join(words).split()}

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from pipeline.beam.options import runs_on_engine
-from pipeline.beam.prepare import PrepareOptions, announce_windows
+from pipeline.beam.prepare import PrepareOptions, announce_windows, warn_of_local_files
 from pipeline.beam.workers import start_workers
 from pipeline.beam_files import set_store_options
 from pipeline.errors import LockTimeout, NothingNew, TryAgain, UserError, counted
@@ -103,6 +103,7 @@ def stream(options: StreamOptions, beam_options: dict[str, Any] | None = None) -
         NothingNew: With `once`, there was nothing new.
     """
     set_store_options(beam_options or {})
+    warn_of_local_files(options.prepare, beam_options or {})
     with StopSignals() as stop:
         return _Stream(options, beam_options or {}, stop).run()
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 from apache_beam.utils.shared import Shared
 
 from pipeline.beam.fenced import publish_if_wanted, while_wanted
+from pipeline.beam.local_paths import warn_of_local_paths
 from pipeline.beam.options import runs_on_engine
 from pipeline.beam.outputs import copy_output, in_global_window
 from pipeline.beam.parse_records import ParseRecords
@@ -116,8 +117,12 @@ def predict(
         ValueError: chunk_steps is below 1.
     """
     check_limits(chunk_steps=chunk_steps)
-    set_store_options(beam_options or {})
+    beam_options = beam_options or {}
+    set_store_options(beam_options)
     _start_tensorflow()
+    named = [raw] if isinstance(raw, str | os.PathLike) else raw
+    paths = {"RUN": [os.fspath(run)], "RAW": [os.fspath(path) for path in named], "--output": [os.fspath(output)]}
+    warn_of_local_paths("predict", beam_options, paths)
     # The working folder of a Beam worker is a different one.
     run, output = absolute(os.fspath(run)), absolute(os.fspath(output))
     predictor = load_predictor(run, checkpoint)
@@ -135,7 +140,7 @@ def predict(
     if left_out:
         print(f"predict: {describe_left_out(left_out)}", file=sys.stderr)
     check_kinds(files)
-    pipeline = make_pipeline(beam_options or {})
+    pipeline = make_pipeline(beam_options)
     limits = Limits(max_record_bytes, max_record_steps)
     read = pipeline | "ReadLines" >> ReadLines(files, limits)
     parse = ParseRecords(
@@ -147,7 +152,7 @@ def predict(
         keep_lines=False,
     )
     parsed = read["lines"] | "ParseRecords" >> parse
-    names = JobFiles(output, publisher.generation, publisher.staging, is_fenced=runs_on_engine(beam_options or {}))
+    names = JobFiles(output, publisher.generation, publisher.staging, is_fenced=runs_on_engine(beam_options))
     predict_records = _PredictRecords(predictor, run, batch_steps, names, chunks)
     parts = parsed["sequences"] | "PredictRecords" >> predict_records
     outputs = {"parts": parts, "rejects": parsed["rejects"], "chunks": read["chunks"]}

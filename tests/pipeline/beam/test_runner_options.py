@@ -1,41 +1,21 @@
 """Flags of the runner itself are accepted for that runner only, and a misspelt flag is still an error."""
 
-from concurrent import futures
-
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from engines import job_server
 
 from pipeline.beam.options import parse_with_beam
-from pipeline.beam.runner_options import list_options
+from pipeline.beam.runner_options import list_options, runner_kind
 from pipeline.flags import FlagParser
-
-KINDS = beam_job_api_pb2.PipelineOptionType
-
-
-class JobServer(beam_job_api_pb2_grpc.JobServiceServicer):
-    """A job server with options of its own."""
-
-    def DescribePipelineOptions(self, request, context):
-        options = [("retries", KINDS.INTEGER, "-1"), ("stop_early", KINDS.BOOLEAN, "true")]
-        options += [("labels", KINDS.ARRAY, ""), ("parallelism", KINDS.INTEGER, "-1")]
-        described = [
-            beam_job_api_pb2.PipelineOptionDescriptor(name=name, type=kind, default_value=default)
-            for name, kind, default in options
-        ]
-        return beam_job_api_pb2.DescribePipelineOptionsResponse(options=described)
 
 
 @pytest.fixture
 def endpoint():
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(JobServer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None)
+    with job_server() as address:
+        yield address
 
 
 def parse(*arguments):
@@ -103,6 +83,13 @@ def test_beam_sends_the_options_of_the_runner_to_the_job_server(endpoint):
         handle = JobServiceHandle(beam_job_api_pb2_grpc.JobServiceStub(channel), options)
         sent = dict(handle.get_pipeline_options())
     assert (sent["beam:option:retries:v1"], sent["beam:option:stop_early:v1"]) == ("3", False)
+
+
+def test_a_runner_is_known_by_all_names_that_beam_accepts():
+    full = "apache_beam.runners.portability.flink_runner.FlinkRunner"
+    assert [runner_kind(name) for name in ("FlinkRunner", "flink", "flinkrunner", full)] == ["flink"] * 4
+    assert runner_kind(None) == ""
+    assert list_options(full) == list_options("FlinkRunner")
 
 
 def test_every_known_option_is_there_for_the_runner_that_nobody_names():
