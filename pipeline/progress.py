@@ -12,6 +12,8 @@ from pipeline.errors import counted
 # Counts of this process since it started. A worker's counts arrive with its results. They are only for display: the
 # numbers in a manifest come from Beam.
 _counts: collections.Counter[str] = collections.Counter()
+# What the work does if it is not counted yet, or something else than usual.
+_WORKING = _state = "working"
 _INTERVAL_SECONDS = 2.0
 # Share of the time that reading takes in a job that reads and parses records, and then writes them. Measured.
 _SHARE_OF_READING = 0.7
@@ -54,6 +56,12 @@ def read_counts() -> dict[str, int]:
     return dict(_counts)
 
 
+def show_state(state: str) -> None:
+    """Sets the word for what the work does, for example restarting. Usually it is working."""
+    global _state
+    _state = state
+
+
 # rich.progress cannot replace this. On a pipe, rich 15 prints nothing while the work runs, and a single bar of box
 # characters at the end (tried). A log needs lines in this form while the command runs.
 @contextlib.contextmanager
@@ -82,11 +90,13 @@ def report(
             seconds = time.monotonic() - begin
             counts = {name: _counts[name] - before[name] for name in ("records", "bytes", "rejects", "written")}
             records = counts["records"]
-            text = f"{command}: {counted(records, 'record')}" if records else f"{command}: working"
+            text = f"{command}: {counted(records, 'record') if records else _state}"
             if total_bytes and counts["bytes"]:
                 text += f", {_megabytes(counts['bytes'])} of {_megabytes(total_bytes)} MB"
             if counts["rejects"]:
                 text += f", {counts['rejects']:,} rejected"
+            if records and _state != _WORKING:
+                text += f", {_state}"
             share = counts["bytes"] / total_bytes if total_bytes else records / max(total_records, 1)
             if second_pass:
                 written = counts["written"] / max(records, 1)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 
 from pipeline import progress
+from pipeline.beam.job_progress import follow
 from pipeline.beam.worker_errors import last_exception, user_error
 from pipeline.errors import Terminated, UserError, check_unpublished
 from pipeline.writing.fence import Fence, fence, read_refusal
@@ -55,7 +56,7 @@ def run_job(
         UserError: The job failed for a reason that the user can fix.
         Terminated: This process got SIGTERM. Nothing was published.
     """
-    output, job = files.output, _Job(pipeline)
+    output, job = files.output, _Job(pipeline, command)
     with fence(files, command) as kept:
         try:
             shown = progress.report(command, total_bytes=total_bytes, second_pass=second_pass, since=since)
@@ -102,14 +103,15 @@ def run_job(
 class _Job:
     """A job that runs, or does not yet."""
 
-    def __init__(self, pipeline: beam.Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: beam.Pipeline, command: str) -> None:
+        self._pipeline, self._command = pipeline, command
         self._result: Any = None
 
     def run(self) -> Any:
         """Runs the job, and returns the state in which it ended."""
         self._result = self._pipeline.run()
-        return self._result.wait_until_finish()
+        with follow(self._result, self._pipeline.options, self._command):
+            return self._result.wait_until_finish()
 
     def cancel(self) -> None:
         """Asks the engine to cancel the job, without waiting for it. Some engines go on nevertheless."""

@@ -7,6 +7,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipeline.beam.check_runner import check_runner
 from pipeline.beam.options import LOCAL_RUNNERS, complete_options
 from pipeline.errors import UserError
 
@@ -34,9 +35,10 @@ def make_pipeline(beam_options: dict[str, Any], *, announce: bool = True) -> bea
         announce: Whether a line on stderr says where a local pipeline runs.
 
     Raises:
-        UserError: There is no such runner, or one of its own options is missing.
+        UserError: There is no such runner, it does not answer, or one of its own options is missing.
     """
     beam_options = complete_options(beam_options)
+    check_runner(beam_options)
     options = _Options([], **{name: value for name, value in beam_options.items() if name != "runner"})
     try:
         return beam.Pipeline(runner=_choose_runner(beam_options, announce), options=options)

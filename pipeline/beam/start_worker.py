@@ -6,6 +6,8 @@ packages, which this one does not: all that a job needs is installed beside it.
 """
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import threading
@@ -37,17 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if values.id is None or values.provision_endpoint is None:
         parser.exit(2, "lengthwise-worker: --id and --provision_endpoint are missing: only a runner starts a worker.\n")
     try:
-        os.environ.update(ask_runner(values.id, values.provision_endpoint))
-    except ValueError as error:
+        info = ask_runner(values.id, values.provision_endpoint)
+    except ConnectionError as error:
         sys.exit(f"lengthwise-worker: {error}")
+    os.environ.update(worker_environment(values.id, info))
+    names = [name for name in map(_staged_name, info.dependencies) if name != _LIST_OF_PACKAGES]
+    if names:
+        message = (
+            f"lengthwise-worker: the job wants {', '.join(names)} installed, and this command installs nothing. "
+            "Install the packages where the workers run, and leave out --setup_file, --requirements_file, --extra_package and "
+            "--save_main_session."
+        )
+        _log_to_runner(info, message)  # nobody sees what a worker prints
+        sys.exit(message)
     threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
     from apache_beam.runners.worker import sdk_worker_main  # reads the environment when it is imported
 
     sdk_worker_main.main([])
 
 
-def ask_runner(worker_id: str, endpoint: str, timeout: float = _TIMEOUT) -> dict[str, str]:
-    """Returns the variables of the environment that Beam's worker reads.
+def ask_runner(worker_id: str, endpoint: str, timeout: float = _TIMEOUT) -> Any:
+    """Returns the ProvisionInfo that a runner has for a worker.
 
     Args:
         worker_id: Name of the worker.
@@ -55,7 +67,7 @@ def ask_runner(worker_id: str, endpoint: str, timeout: float = _TIMEOUT) -> dict
         timeout: Seconds until the runner must have answered.
 
     Raises:
-        ValueError: The runner does not answer, or the job wants packages installed.
+        ConnectionError: The runner does not answer.
     """
     try:
         with grpc.insecure_channel(endpoint) as channel:
@@ -63,16 +75,19 @@ def ask_runner(worker_id: str, endpoint: str, timeout: float = _TIMEOUT) -> dict
                 grpc.intercept_channel(channel, WorkerIdInterceptor(worker_id))
             )
             request = beam_provision_api_pb2.GetProvisionInfoRequest()
-            info = service.GetProvisionInfo(request, timeout=timeout, wait_for_ready=True).info
+            return service.GetProvisionInfo(request, timeout=timeout, wait_for_ready=True).info
     except grpc.RpcError as error:
-        raise ValueError(f"the runner at {endpoint} does not say what to run: {error.code().name}.") from None
-    names = [name for name in map(_staged_name, info.dependencies) if name != _LIST_OF_PACKAGES]
-    if names:
-        raise ValueError(
-            f"the job wants {', '.join(names)} installed, and this command installs nothing. Install the packages "
-            "where the workers run, and leave out --setup_file, --requirements_file, --extra_package and "
-            "--save_main_session."
-        )
+        message = f"the runner at {endpoint} does not say what to run: {error.code().name}."
+        raise ConnectionError(message) from None
+
+
+def worker_environment(worker_id: str, info: Any) -> dict[str, str]:
+    """Returns the variables of the environment that Beam's worker reads.
+
+    Args:
+        worker_id: Name of the worker.
+        info: What `ask_runner` returned.
+    """
     found = {
         "WORKER_ID": worker_id,
         "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
@@ -83,6 +98,17 @@ def ask_runner(worker_id: str, endpoint: str, timeout: float = _TIMEOUT) -> dict
             text = text_format.MessageToString(getattr(info, f"{name}_endpoint"), as_one_line=True)
             found[f"{name.upper()}_API_SERVICE_DESCRIPTOR"] = text
     return found
+
+
+def _log_to_runner(info: Any, message: str) -> None:
+    """Writes an error to the log of the runner. The environment must be that of `worker_environment`."""
+    from apache_beam.runners.worker.log_handler import FnApiLogRecordHandler  # reads the environment as well
+
+    with (
+        contextlib.suppress(grpc.FutureTimeoutError),
+        contextlib.closing(FnApiLogRecordHandler(info.logging_endpoint)) as log,
+    ):
+        log.emit(logging.LogRecord("lengthwise-worker", logging.ERROR, __file__, 0, message, None, None))
 
 
 def _staged_name(artifact: Any) -> str:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import (
+    beam_fn_api_pb2_grpc,
     beam_provision_api_pb2,
     beam_provision_api_pb2_grpc,
     beam_runner_api_pb2,
@@ -21,20 +22,22 @@ from google.protobuf import struct_pb2, text_format
 from paths import ROOT
 
 from pipeline.beam import start_worker
-from pipeline.beam.start_worker import ask_runner, main
+from pipeline.beam.start_worker import ask_runner, main, worker_environment
 
 
-class Runner(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
+class Runner(beam_provision_api_pb2_grpc.ProvisionServiceServicer, beam_fn_api_pb2_grpc.BeamFnLoggingServicer):
     """A runner that has a job for a worker.
 
     Attributes:
         staged: Names of the files that the job has sent along.
         asked: Names of the workers that have asked.
-        endpoint: Where the service is.
+        logged: Messages that a worker has logged.
+        endpoint: Where the services are.
     """
 
     def __init__(self, server):
-        self.staged, self.asked = ["submission_environment_dependencies.txt"], []
+        self.staged, self.asked, self.logged = ["submission_environment_dependencies.txt"], [], []
+        beam_fn_api_pb2_grpc.add_BeamFnLoggingServicer_to_server(self, server)
         beam_provision_api_pb2_grpc.add_ProvisionServiceServicer_to_server(self, server)
         self.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
 
@@ -47,7 +50,7 @@ class Runner(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
         info = beam_provision_api_pb2.ProvisionInfo(
             pipeline_options=options,
             control_endpoint=endpoints_pb2.ApiServiceDescriptor(url="127.0.0.1:1"),
-            logging_endpoint=endpoints_pb2.ApiServiceDescriptor(url="127.0.0.1:2"),
+            logging_endpoint=endpoints_pb2.ApiServiceDescriptor(url=self.endpoint),
             runner_capabilities=["beam:one:v1", "beam:two:v1"],
             dependencies=[
                 beam_runner_api_pb2.ArtifactInformation(role_urn=role, role_payload=payload.SerializeToString())
@@ -56,10 +59,15 @@ class Runner(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
         )
         return beam_provision_api_pb2.GetProvisionInfoResponse(info=info)
 
+    def Logging(self, request_iterator, context):
+        for entries in request_iterator:
+            self.logged += [entry.message for entry in entries.log_entries]
+        yield from ()
+
 
 @pytest.fixture
 def runner():
-    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server = grpc.server(futures.ThreadPoolExecutor(2))
     found = Runner(server)
     server.start()
     yield found
@@ -67,7 +75,7 @@ def runner():
 
 
 def test_a_worker_learns_from_the_runner_what_the_worker_of_beam_reads(runner):
-    found = ask_runner("1-1", runner.endpoint)
+    found = worker_environment("1-1", ask_runner("1-1", runner.endpoint))
     assert runner.asked == ["1-1"]
     assert json.loads(found.pop("PIPELINE_OPTIONS"))["beam:option:parallelism:v1"] == "2"
     addresses = {}
@@ -75,14 +83,14 @@ def test_a_worker_learns_from_the_runner_what_the_worker_of_beam_reads(runner):
         addresses[name] = text_format.Parse(
             found.pop(f"{name}_API_SERVICE_DESCRIPTOR"), endpoints_pb2.ApiServiceDescriptor()
         ).url
-    assert addresses == {"CONTROL": "127.0.0.1:1", "LOGGING": "127.0.0.1:2"}
+    assert addresses == {"CONTROL": "127.0.0.1:1", "LOGGING": runner.endpoint}
     assert found == {"WORKER_ID": "1-1", "RUNNER_CAPABILITIES": "beam:one:v1 beam:two:v1"}
 
 
 def test_the_worker_of_beam_accepts_what_the_runner_said(runner):
     """Beam's own code reads the variables as far as it can without a connection to the runner."""
     level, handlers = logging.root.level, list(logging.root.handlers)
-    found = ask_runner("1-1", runner.endpoint)
+    found = worker_environment("1-1", ask_runner("1-1", runner.endpoint))
     del found["LOGGING_API_SERVICE_DESCRIPTOR"]  # it would connect
     try:
         assert sdk_worker_main.create_harness(found, dry_run=True) is None
@@ -100,14 +108,19 @@ def test_the_command_runs_the_worker_of_beam_in_that_environment(runner, monkeyp
     assert (ran, watched) == (["7"], [os.getppid()])
 
 
-def test_a_job_that_wants_packages_installed_is_refused(runner):
+def test_a_job_that_wants_packages_installed_is_refused_also_in_the_log_of_the_runner(runner, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     runner.staged.append("requirements.txt")
-    with pytest.raises(SystemExit, match=r"^lengthwise-worker: the job wants requirements.txt installed, and [^\n]+$"):
+    line = r"^lengthwise-worker: the job wants requirements.txt installed, and this command installs nothing. [^\n]+$"
+    with pytest.raises(SystemExit, match=line) as exit:
         main(["--id=1-1", f"--provision_endpoint={runner.endpoint}"])
+    assert runner.logged == [str(exit.value)]
 
 
 def test_a_runner_that_does_not_answer_is_an_error(runner):
-    with pytest.raises(ValueError, match=r"^the runner at 127.0.0.1:1 does not say what to run: DEADLINE_EXCEEDED.$"):
+    with pytest.raises(
+        ConnectionError, match=r"^the runner at 127.0.0.1:1 does not say what to run: DEADLINE_EXCEEDED.$"
+    ):
         ask_runner("1-1", "127.0.0.1:1", timeout=0.1)
 
 

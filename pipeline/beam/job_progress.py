@@ -1,0 +1,112 @@
+"""Shows the job of an engine while a command waits for it: its id, its state and its counters."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+
+from pipeline import progress
+from pipeline.beam.flink_rest import EMBEDDED, FlinkRest
+
+_INTERVAL_SECONDS = 2.0
+# Seconds until the id is printed without that of Flink. A job server sends 157 MB to Flink before a job begins there.
+_PATIENCE = 30.0
+# Counters of the workers, and the counts in which `progress` shows them.
+_SHOWN = {"records_parsed": "records", "records_rejected": "rejects"}
+
+
+@contextlib.contextmanager
+def follow(result: Any, options: PipelineOptions, command: str) -> Iterator[None]:
+    """Shows a job while the block waits for it. Does nothing for a job of a runner in this process.
+
+    A line on stderr says the id of the job. `progress.report` shows its state and, on a Flink cluster with a REST
+    service at --flink_master, the records that were parsed and rejected.
+
+    Args:
+        result: What `Pipeline.run` returned.
+        options: The options of the pipeline.
+        command: First word of the lines.
+    """
+    job_id = _job_id(result)
+    if job_id is None:
+        yield
+        return
+    address = options.view_as(FlinkRunnerOptions).flink_master
+    job = _Followed(result, job_id, None if address in EMBEDDED else FlinkRest(address), command)
+    ended = threading.Event()
+
+    def look() -> None:
+        waited = 0.0
+        while not ended.wait(_INTERVAL_SECONDS):
+            waited += _INTERVAL_SECONDS
+            job.look()
+            if job.is_found or waited >= _PATIENCE:
+                job.announce()
+
+    thread = threading.Thread(target=look, daemon=True)
+    if job.rest is None:
+        job.announce()
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        job.announce()
+        progress.show_state("working")
+
+
+class _Followed:
+    """A job of an engine, as it was when it was looked at last."""
+
+    def __init__(self, result: Any, job_id: str, rest: FlinkRest | None, command: str) -> None:
+        self._result, self._job_id, self.rest, self._command = result, job_id, rest, command
+        self._flink_id: str | None = None
+        self._counted: dict[str, int] = {}
+        self._announced = False
+        self._lock = threading.Lock()
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the job has begun on Flink."""
+        return self._flink_id is not None
+
+    def announce(self) -> None:
+        """Prints the line with the id of the job, the first time."""
+        with self._lock:
+            if not self._announced:
+                self._announced = True
+                where = f" (Flink {self._flink_id})" if self._flink_id else ""
+                where += f" at {self.rest.url}" if self.rest else ""
+                print(f"{self._command}: job {self._job_id}{where}", file=sys.stderr, flush=True)
+
+    def look(self) -> None:
+        """Takes over the state and the counters, if the engine says them."""
+        # Progress is no reason to end a job: nothing is shown of a service that does not answer.
+        with contextlib.suppress(Exception):
+            if self.rest is None:
+                self._show(str(self._result.state))
+                return
+            # The job server adds a number of its own to the name that the job has in Flink.
+            job = self.rest.find_job(self._job_id.rpartition("_")[0])
+            if job is None:
+                self._show("STARTING")
+                return
+            self._flink_id = job.id
+            self._show(job.state)
+            counters = self.rest.read_counters(job.id)
+            counts = {shown: counters.get(name, 0) for name, shown in _SHOWN.items()}
+            progress.add_counts({name: count - self._counted.get(name, 0) for name, count in counts.items()})
+            self._counted = counts
+
+    def _show(self, state: str) -> None:
+        progress.show_state("working" if state == "RUNNING" else state.lower())
+
+
+def _job_id(result: Any) -> str | None:
+    """Returns the id of a job, or None if it runs in this process."""
+    found = getattr(result, "job_id", None)  # a method of the result of Dataflow
+    found = found() if callable(found) else getattr(result, "_job_id", None)  # a portable runner
+    return found if isinstance(found, str) and found else None
