@@ -23,8 +23,8 @@ def warn_of_local_paths(command: str, beam_options: dict[str, Any], paths: Mappi
     if local:
         shown = ", ".join(local[:3]) + (f" and {len(local) - 3:,} more" if len(local) > 3 else "")
         print(
-            f"{command}: warning: local paths on {beam_options['runner']}: {shown}. Every machine that runs workers must "
-            "see the same files there, and this machine too, as on a network file system; otherwise use s3:// or gs:// "
-            "paths.",
+            f"{command}: warning: local paths on {beam_options['runner']}: {shown}. Every machine that runs workers "
+            "must see the same files there, and this machine too, as on a network file system; otherwise use s3:// or "
+            "gs:// paths.",
             file=sys.stderr,
         )

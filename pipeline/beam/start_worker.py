@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if names:
         message = (
             f"lengthwise-worker: the job wants {', '.join(names)} installed, and this command installs nothing. "
-            "Install the packages where the workers run, and leave out --setup_file, --requirements_file, --extra_package and "
-            "--save_main_session."
+            "Install the packages where the workers run, and leave out --setup_file, --requirements_file, "
+            "--extra_package and --save_main_session."
         )
         _log_to_runner(info, message)  # nobody sees what a worker prints
         sys.exit(message)
