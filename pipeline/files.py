@@ -305,10 +305,9 @@ def remove(paths: list[str]) -> None:
 
 def remove_empty(folder: str) -> None:
     """Removes a local folder if it is empty, and then its parent folder if that is empty."""
-    if is_local(folder):
+    for path in (folder, os.path.dirname(folder)) if is_local(folder) else ():
         with contextlib.suppress(OSError):
-            os.rmdir(folder)
-            os.rmdir(os.path.dirname(folder))
+            os.rmdir(path)
 
 
 def remove_folder(folder: str) -> None:
