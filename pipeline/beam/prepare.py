@@ -127,6 +127,7 @@ def prepare(options: PrepareOptions, beam_options: dict[str, Any] | None = None)
 
 
 def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Manifest:
+    _check_for_engine(options, beam_options)
     schema = read_schema(options.schema)
     output = absolute(options.output)
     mode = choose_mode(append=options.append, overwrite=options.overwrite)
@@ -155,6 +156,16 @@ def _prepare_once(options: PrepareOptions, beam_options: dict[str, Any]) -> Mani
             name_files(output, is_fenced=runs_on_engine(beam_options)), base, replay.rejects, LeftOut.of(left_out)
         )
         return _run_job(options, schema, files, total_bytes, job, replay, pool, beam_options)
+
+
+def _check_for_engine(options: PrepareOptions, beam_options: dict[str, Any]) -> None:
+    """Raises a UserError if options are set that a job on an engine does not have."""
+    for name in ("processes", "memory"):
+        if runs_on_engine(beam_options) and getattr(options, name) is not None:
+            raise UserError(
+                f"--{name} belongs to jobs in this process. The workers of --runner {beam_options['runner']} parse and "
+                "write here: set their number and their memory on the engine, for example with --parallelism."
+            )
 
 
 def prepare_parts_with_beam(

@@ -14,6 +14,19 @@ RUNNER = "engine.EngineRunner"
 while_waiting = None
 
 
+class Gate:
+    """Lets threads wait until another one opens it."""
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def open(self):
+        self._event.set()
+
+    def wait(self):
+        assert self._event.wait(60)
+
+
 class EngineRunner(PipelineRunner):
     """Runs a job in a thread. An error comes as a traceback in text, as portable runners give it."""
 

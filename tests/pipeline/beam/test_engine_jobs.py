@@ -7,7 +7,7 @@ import threading
 
 import engine
 import pytest
-from engine import RUNNER, EngineResult
+from engine import RUNNER, EngineResult, Gate
 from prepare_jobs import contents, read_whole, snapshot
 
 from pipeline.beam import engine_shuffle, fenced
@@ -20,7 +20,6 @@ id: id
 steps: {x: {dtype: float32}}
 label: {name: y, kind: class, classes: [a, b]}
 """
-WAIT = 60
 
 
 def rows_of(number, wrong=()):
@@ -90,12 +89,12 @@ def test_an_error_of_a_task_is_a_result_too(run, write_raw, tmp_path, waiting):
 
 
 def stop_at(monkeypatch, moment):
-    """Makes a task wait at a moment. Returns the events that say so, and that let it go on."""
-    arrived, go_on = threading.Event(), threading.Event()
+    """Makes a task wait at a moment. Returns the gates that say so, and that let it go on."""
+    arrived, go_on = Gate(), Gate()
 
     def hold():
-        arrived.set()
-        assert go_on.wait(WAIT)
+        arrived.open()
+        go_on.wait()
 
     def after(function):
         def call(*arguments, **options):
@@ -136,7 +135,7 @@ def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_p
     arrived, go_on = stop_at(monkeypatch, moment)
 
     def leave(result):
-        assert arrived.wait(WAIT)
+        arrived.wait()
         if end == "Ctrl-C":
             raise KeyboardInterrupt
         if end == "SIGTERM":
@@ -150,7 +149,7 @@ def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_p
         output = tmp_path / "dataset"
         assert str(raised.value) == f"{output}: the job was cancelled on the engine. Nothing was published."
     assert left(tmp_path) == []
-    go_on.set()
+    go_on.open()
     (result,) = results
     result.join()
     assert result.cancelled and result.attempts == 1 and result.error is None
@@ -161,8 +160,8 @@ def test_a_job_that_is_being_published_is_waited_for(run, write_raw, tmp_path, w
     arrived, go_on = stop_at(monkeypatch, "publishing")
 
     def leave(result):
-        assert arrived.wait(WAIT)
-        threading.Timer(0.2, go_on.set).start()
+        arrived.wait()
+        threading.Timer(0.2, go_on.open).start()
         raise KeyboardInterrupt
 
     results = waiting(leave)
@@ -190,3 +189,10 @@ def test_a_job_that_ends_without_a_result_leaves_nothing(run, write_raw, tmp_pat
     with pytest.raises(UserError, match="the runner ended as DONE, but nothing was published"):
         run(write_raw(rows_of(50)))
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", [{"processes": 2}, {"memory": 10**9}])
+def test_options_of_jobs_in_this_process_are_refused(run, write_raw, option):
+    (name,) = option
+    with pytest.raises(UserError, match=f"^--{name} belongs to jobs in this process"):
+        run(write_raw(rows_of(5)), **option)
