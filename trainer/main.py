@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, positive
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
+from trainer.runs.contents import refuse_unwritable_store
 
 
 def train(arguments: list[str]) -> int:
@@ -31,6 +32,7 @@ def train(arguments: list[str]) -> int:
         parser.error(str(error))
     if config.follow and commit is not None:
         parser.error(f"argument --commit: {commit} is not allowed with --follow, which reads the newest commit")
+    refuse_unwritable_store(output)
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
         from trainer.data.dataset import open_dataset
 
@@ -185,7 +187,7 @@ def export(arguments: list[str]) -> None:
         "  lengthwise export run --output export --checkpoint last --overwrite --json",
     )
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the export, on a local disk")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the export")
     _add_checkpoint(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
     parser.add_argument("--json", action="store_true", help="print the contents of export.json, as JSON")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from pipeline import s3
 from pipeline.errors import UserError
 from pipeline.files import check_max_bytes
 from pipeline.format.history import view_of
@@ -16,7 +17,15 @@ from pipeline.format.models import Shard, Split, Vocabulary
 from pipeline.format.vocabulary import parse_terms
 from pipeline.schema.record import Array
 from pipeline.schema.schema import Schema
-from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_file
+from trainer.data.dataset_files import (
+    damage_error,
+    open_file,
+    read_checked,
+    read_errors,
+    read_file,
+    reason,
+    refuse_unknown_store,
+)
 from trainer.data.shard_index import (
     ShardIndex,
     check_headers,
@@ -129,7 +138,7 @@ def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> 
     """Returns the dataset in a folder.
 
     Args:
-        path: A folder on a local disk, or on any file system that TensorFlow supports.
+        path: A folder on a local disk, on S3, or on any file system that TensorFlow supports.
         commit: Number of the commit to open. None opens the newest one. An older commit can be opened while the files
             of its generations exist.
 
@@ -138,11 +147,14 @@ def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> 
     """
     path = os.fspath(path).rstrip("/") or "/"
     manifest_path = f"{path}/{FILE_NAME}"
+    refuse_unknown_store(path)
     try:
         with open_file(manifest_path) as file:
             check_max_bytes(file, MAX_BYTES, path=manifest_path)
             data = file.read()
-    except read_errors(path):
+    except read_errors(path) as error:
+        if s3.is_s3(path) and not isinstance(error, FileNotFoundError):
+            raise UserError(f"{manifest_path}: cannot be read: {reason(error)}.") from None
         raise UserError(
             f"{path}: not a dataset: it has no {FILE_NAME} that can be read. Make one with `lengthwise prepare`."
         ) from None

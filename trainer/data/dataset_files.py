@@ -1,4 +1,8 @@
-"""Reads the files of a dataset from a local disk, or from any file system that TensorFlow supports."""
+"""Reads the files of a dataset from a local disk, from S3, or from any file system that TensorFlow supports.
+
+TensorFlow supports gs:// itself, and had a file system for s3:// in another package, which does not fit the versions of
+today. So S3 is read with boto3, as `prepare` writes it.
+"""
 
 import hashlib
 import os
@@ -6,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import IO, Any
 
+from pipeline import s3
 from pipeline.errors import UserError
 from pipeline.files import check_max_bytes
 
@@ -14,6 +19,8 @@ def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
     """Opens a file for reading."""
     if "://" not in path:
         return open(path, "rb")
+    if s3.is_s3(path):
+        return s3.open_read(path)
     # Imported here because TensorFlow takes three seconds to load, and local files do not need it.
     import tensorflow as tf
 
@@ -23,7 +30,7 @@ def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
 
 def read_errors(path: str) -> tuple[type[Exception], ...]:
     """Returns the exceptions that reading a file at this path may raise."""
-    if "://" not in path:
+    if "://" not in path or s3.is_s3(path):
         return (OSError,)
     import tensorflow as tf
 
@@ -34,6 +41,8 @@ def file_exists(path: str) -> bool:
     """Returns whether there is a file at a path."""
     if "://" not in path:
         return os.path.exists(path)
+    if s3.is_s3(path):
+        return s3.exists(path)
     import tensorflow as tf
 
     return bool(tf.io.gfile.exists(path))
@@ -71,6 +80,8 @@ def read_checked(folder: str, path: str, sha256: str) -> bytes:
 
 def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> bytes:
     """Returns the bytes of the ranges (begin, end) of a file, joined. They are fewer if the file ends early."""
+    if s3.is_s3(path):
+        return b"".join([s3.read_range(path, begin, end) for begin, end in ranges])
     if "://" in path:
         with open_file(path) as file:
             parts = []
@@ -83,6 +94,22 @@ def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> bytes:
         return b"".join([os.pread(descriptor, end - begin, begin) for begin, end in ranges])
     finally:
         os.close(descriptor)
+
+
+def refuse_unknown_store(path: str) -> None:
+    """Raises a UserError if a path is on a store that neither this module nor TensorFlow can read."""
+    scheme, separator, _ = path.partition("://")
+    if not separator or s3.is_s3(path):
+        return
+    import tensorflow as tf
+
+    known = [name for name in map(tf.compat.as_str, tf.io.gfile.get_registered_schemes()) if name != "ram"]
+    if scheme not in known:
+        stores = ", ".join(f"{name}://" for name in sorted({"s3", *known} - {"", "file"}))
+        raise UserError(
+            f"{path}: TensorFlow has no file system for {scheme}://, expected a local folder, or one of {stores}. Copy "
+            "the folder to one of them."
+        )
 
 
 def damage_error(path: str, problem: str) -> UserError:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from pipeline import progress
 from pipeline.errors import UserError, show
+from pipeline.files import join, replace
 from pipeline.format.models import FeatureStatistics, Vocabulary
 from trainer.batching.cut import DEFAULT_BATCH_STEPS, check_limits
 from trainer.batching.plan_epoch import plan_epoch
@@ -30,6 +31,7 @@ from trainer.model.losses import column_scales, compute_losses
 from trainer.reading.batches import planned_batches
 from trainer.reading.chunk_reader import ChunkReader
 from trainer.runs.checkpoints import read_state, restore_weights
+from trainer.runs.local_copy import local_copy
 from trainer.runs.run import Run
 
 
@@ -216,15 +218,23 @@ def evaluate(
         ValueError: chunk_steps is below 1.
     """
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    opened_run = Run(os.fspath(run).rstrip("/"))
-    config = opened_run.config()
-    chunks = chunk_options(config, chunk_steps, reset_state)
-    if reset_state == "chunk" and chunks["chunk_steps"] is None:
-        raise UserError(
-            f"{opened_run.path}: reset_state chunk sets the state to zero at each chunk, but the records of this run "
-            "are read whole. Give --chunk_steps too, or leave --reset_state out."
-        )
-    return _evaluate(opened_run, config, choose_parts(opened, parts or config.parts), split, checkpoint, chunks)
+    path = os.fspath(run).rstrip("/")
+    with local_copy(path) as folder:
+        opened_run = Run(folder)
+        config = opened_run.config()
+        chunks = chunk_options(config, chunk_steps, reset_state)
+        if reset_state == "chunk" and chunks["chunk_steps"] is None:
+            raise UserError(
+                f"{path}: reset_state chunk sets the state to zero at each chunk, but the records of this run are read "
+                "whole. Give --chunk_steps too, or leave --reset_state out."
+            )
+        with_parts = choose_parts(opened, parts or config.parts)
+        evaluation = _evaluate(opened_run, config, with_parts, split, checkpoint, chunks)
+        if folder != path:
+            name = f"evaluation-{split}.json"
+            with replace(join(path, name)) as file:
+                file.write(opened_run.read(name))
+    return evaluation
 
 
 def _evaluate(

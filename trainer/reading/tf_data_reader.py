@@ -1,10 +1,12 @@
 """Reads batches with the means of tf.data: records one by one, shuffled, each batch from one bucket of lengths."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from pipeline import s3
 from pipeline.schema.schema import NEXT_STEP, Schema
 from trainer.batching.bucket import BucketPlan
 from trainer.data.dataset import Dataset
@@ -19,6 +21,8 @@ from trainer.data.target import Vocabularies
 # because the records of a dataset are in the order of their hashes.
 _SHUFFLE_BYTES = 64 * 2**20
 _SHUFFLE_RECORDS = 16_384
+# Bytes of a shard on S3 that one request reads.
+_BLOCK_BYTES = 4 * 2**20
 
 
 def bucket_batches(
@@ -49,7 +53,7 @@ def bucket_batches(
     plan = plan.with_lengths(lengths)
 
     # The lengths are known from the index. So serialized records are batched, and a whole batch is parsed at once.
-    records = tf.data.TFRecordDataset([shard.path for shard in shards]).shard(num_readers, reader_index)
+    records = _read_examples(shards).shard(num_readers, reader_index)
     records = tf.data.Dataset.zip(records, *map(tf.data.Dataset.from_tensor_slices, (lengths, row)))
     shuffle_seed = int(np.random.default_rng([seed, epoch, 1]).integers(2**31))
     records = records.shuffle(_shuffle_size(shards), seed=shuffle_seed, reshuffle_each_iteration=False)
@@ -66,6 +70,22 @@ def bucket_batches(
 
     parsed = batched.skip(first_batch).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return parsed.apply(tf.data.experimental.assert_cardinality(plan.num_batches - first_batch))
+
+
+def _read_examples(shards: list[ShardIndex]) -> tf.data.Dataset:
+    """Returns the Examples of shards, one by one: string[]."""
+    if not any(s3.is_s3(shard.path) for shard in shards):
+        return tf.data.TFRecordDataset([shard.path for shard in shards])
+
+    def examples() -> Iterator[bytes]:
+        for shard in shards:
+            blocks = shard.offset[:-1] // _BLOCK_BYTES
+            for records in np.split(np.arange(len(blocks)), np.flatnonzero(np.diff(blocks)) + 1):
+                data, begin, end = shard.read(records)
+                yield from (data[start:stop] for start, stop in zip(begin.tolist(), end.tolist(), strict=True))
+
+    # TensorFlow's own reader cannot open these files.
+    return tf.data.Dataset.from_generator(examples, output_signature=tf.TensorSpec([], tf.string))
 
 
 def parse_batch(

@@ -8,8 +8,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 
+from pipeline import s3
 from pipeline.errors import UserError
-from pipeline.files import is_local
+from pipeline.files import is_local, join, list_files
 from pipeline.format.manifest import FILE_NAME as MANIFEST
 from trainer.runs.lock import LOCK
 
@@ -71,6 +72,15 @@ def names_to_clear(names: Iterable[str]) -> list[str]:
     return found
 
 
+def refuse_unwritable_store(run: str) -> None:
+    """Raises a UserError if the folder of a run is on S3, where TensorFlow can neither write nor read checkpoints."""
+    if s3.is_s3(run):
+        raise UserError(
+            f"{run}: a run cannot be on s3://, since TensorFlow writes no checkpoints there. Train into a local folder "
+            f"and copy it afterwards: aws s3 cp --recursive RUN {run}"
+        )
+
+
 def refuse_foreign_files(run: str) -> None:
     """Checks that a run's folder holds only files that a run writes.
 
@@ -90,6 +100,11 @@ def refuse_foreign_files(run: str) -> None:
             f"{run}: holds files that no run writes: {listed}{more}. Move them elsewhere if you know what they are; "
             "otherwise train again into another folder."
         )
+
+
+def is_needed_to_read(path: str) -> bool:
+    """Returns whether a file of a run is needed to load its model: not logs, and not the copy of a split."""
+    return _belongs(path) and not path.startswith((f"{LOGS}/", f"{VALIDATION_COPY}/"))
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -123,6 +138,10 @@ def _find_foreign_local(run: str, inner: str = "") -> Iterator[str]:
 
 
 def _find_foreign_remote(run: str) -> Iterator[str]:
+    if s3.is_s3(run):
+        inside = (path.removeprefix(join(run, "")) for path in list_files(run))
+        yield from (_printable(path) for path in inside if not _belongs(path))
+        return
     import tensorflow as tf
 
     for folder, _, names in tf.io.gfile.walk(run):

@@ -18,6 +18,7 @@ from pipeline.schema.schema import VALIDATION
 from pipeline.yaml_document import parse_yaml
 from trainer.config import TrainConfig, make_config
 from trainer.data.dataset import Dataset, read_vocabularies
+from trainer.data.dataset_files import open_file
 from trainer.runs.contents import (
     CHECKPOINTS,
     CONFIG,
@@ -31,6 +32,9 @@ from trainer.runs.contents import (
     names_to_clear,
 )
 from trainer.runs.statistics import RunStatistics, keep_statistics
+
+# Bytes that are copied at once.
+_COPY_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +162,9 @@ class Run:
             for path in (shard.path, shard.index_path):
                 copy = self.file(f"{VALIDATION_COPY}/{path}")
                 tf.io.gfile.makedirs(os.path.dirname(copy))
-                tf.io.gfile.copy(f"{dataset.path}/{path}", copy, overwrite=True)
+                with open_file(f"{dataset.path}/{path}") as stored, tf.io.gfile.GFile(copy, "wb") as file:
+                    while data := stored.read(_COPY_BYTES):
+                        file.write(data)
 
     def inputs_sha256(self) -> str:
         """Returns the SHA-256 of everything that the model is built from: manifest, configuration and statistics."""

@@ -7,15 +7,17 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.files import is_local
+from pipeline.files import is_local, join, list_files, open_read, remove, replace
 from trainer.devices.subprocess_call import call_in_subprocess
 from trainer.runs.contents import refuse_foreign_files, unfinished_error
+from trainer.runs.local_copy import local_copy
 
 EXPORT_JSON = "export.json"
 # The files and folders at the top of an export. --overwrite removes no others.
@@ -41,7 +43,7 @@ def export(
 
     Args:
         run: Folder of the run.
-        output: Folder of the export, on a local disk.
+        output: Folder of the export, on a local disk, on S3 or on any file system that Beam supports.
         checkpoint: `best` by validation loss, or `last`. By default the best one, or the last one if the run has no
             best one.
         overwrite: Replaces an existing export. Without it, an existing export is an error.
@@ -56,16 +58,16 @@ def export(
     """
     run, output = os.fspath(run).rstrip("/") or "/", os.fspath(output)
     if not is_local(output):
-        raise UserError(f"{output}: an export is made on a local disk. Choose a local --output, and copy it there.")
+        return _export_to_store(run, output.rstrip("/"), checkpoint=checkpoint, overwrite=overwrite)
     output = os.path.abspath(output)
     _check_output(run, output, overwrite=overwrite)
     refuse_foreign_files(run)
     _check_finished(run)
-    with _temporary_folder(output) as folder:
+    with local_copy(run) as copy, _temporary_folder(output) as folder:
         made, golden = os.path.join(folder, "export"), os.path.join(folder, "golden.npz")
         _print_step("Making the model, in a separate process on the CPU.")
         with progress.report("export"):
-            call_in_subprocess(_MAKE, run, made, golden, checkpoint)
+            call_in_subprocess(_MAKE, copy, made, golden, checkpoint)
         _print_step("Checking it, in another process that compares its outputs with those of the run's model.")
         with progress.report("export"):
             differences = call_in_subprocess(_CHECK, made, golden)
@@ -73,6 +75,33 @@ def export(
             description = json.load(file)
         _publish(made, output, overwrite=overwrite)
     return {**description, "differences": differences}
+
+
+def _export_to_store(run: str, output: str, *, checkpoint: str | None, overwrite: bool) -> dict[str, Any]:
+    """Makes an export on the local disk, and copies it to an object store.
+
+    A store cannot rename a folder. So export.json is removed first and comes back last: an export with it is complete.
+    """
+    inside = join(output, "")
+    if join(run, "") == inside or inside.startswith(join(run, "")):
+        raise UserError(f"{output}: is in the folder of the run. Choose an --output outside of {run}.")
+    before = [path.removeprefix(inside) for path in list_files(output)]
+    if before and not overwrite:
+        raise UserError(
+            f"{output}: exists already. Choose another --output, or replace an existing export with --overwrite."
+        )
+    foreign = [name for name in before if name.split("/")[0] not in _CONTENTS]
+    if foreign:
+        raise UserError(f"{output}: is not an export: it contains {foreign[0]!r}. Choose another --output.")
+    with tempfile.TemporaryDirectory(prefix="lengthwise-export-") as folder:
+        made = os.path.join(folder, "export")
+        exported = export(run, made, checkpoint=checkpoint)
+        names = sorted(path.removeprefix(join(made, "")) for path in list_files(made))
+        remove([join(output, name) for name in before if name == EXPORT_JSON or name not in names])
+        for name in sorted(names, key=lambda name: name == EXPORT_JSON):
+            with open_read(join(made, name)) as file, replace(join(output, name)) as target:
+                shutil.copyfileobj(file, target)
+    return exported
 
 
 def summarize(exported: dict[str, Any]) -> str:

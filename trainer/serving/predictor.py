@@ -17,6 +17,7 @@ from trainer.data.target import Target, make_target
 from trainer.devices.tensorflow_setup import allow_tf32
 from trainer.model.build import build_model
 from trainer.runs.checkpoints import restore_weights, weights_sha256
+from trainer.runs.local_copy import local_copy
 from trainer.runs.run import Run
 
 # Padded steps per batch. On a CPU, larger batches are not faster, and they contain more padding.
@@ -141,7 +142,11 @@ def load_predictor(run_path: str, checkpoint: str | None = None) -> Predictor:
     Raises:
         UserError: There is no run or no such checkpoint, or the checkpoint is damaged.
     """
-    run = Run(run_path)
+    with local_copy(run_path.rstrip("/") or "/") as folder:
+        return _load(Run(folder), checkpoint)
+
+
+def _load(run: Run, checkpoint: str | None) -> Predictor:
     config, schema, vocabularies = run.config(), run.manifest().record_schema, run.vocabularies()
     allow_tf32(config.tf32)
     model = build_model(schema, run.statistics(), config, vocabularies=vocabularies)

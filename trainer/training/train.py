@@ -25,6 +25,7 @@ from trainer.devices.tensorflow_setup import allow_tf32, make_deterministic
 from trainer.evaluation.evaluate import check_schemas
 from trainer.model.build import check_config
 from trainer.runs.checkpoints import read_state
+from trainer.runs.contents import refuse_unwritable_store
 from trainer.runs.lock import lock_run
 from trainer.runs.run import Run
 from trainer.runs.state import CLIP_RULE, State
@@ -75,6 +76,9 @@ def train(
         RunLocked: A UserError; another process trains into `output`.
     """
     config = config or TrainConfig()
+    refuse_unwritable_store(os.fspath(output))
+    if config.warm_start is not None:
+        refuse_unwritable_store(config.warm_start)
     if config.local_workers > 1 and not os.environ.get(TF_CONFIG):
         raise UserError(
             f"local_workers is {config.local_workers}: only the command `lengthwise train` starts workers. In Python, "
