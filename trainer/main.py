@@ -13,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.flags import FlagParser, add_commit_flag, add_limit_flags, duration, fraction, positive
 from trainer.devices.tensorflow_errors import explain_tensorflow_errors
 from trainer.devices.tensorflow_setup import start_tensorflow
-from trainer.runs.contents import refuse_unwritable_store
 
 
 def train(arguments: list[str]) -> int:
@@ -32,6 +31,8 @@ def train(arguments: list[str]) -> int:
         parser.error(str(error))
     if config.follow and commit is not None:
         parser.error(f"argument --commit: {commit} is not allowed with --follow, which reads the newest commit")
+    from trainer.runs.contents import refuse_unwritable_store
+
     refuse_unwritable_store(output)
     if config.local_workers > 1 and not os.environ.get("TF_CONFIG"):
         from trainer.data.dataset import open_dataset

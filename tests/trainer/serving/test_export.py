@@ -222,7 +222,11 @@ def test_a_damaged_run_prints_one_line_and_leaves_no_files(tmp_path):
         ("run/export", [], "run/export: is in the folder of the run. Choose an --output outside of "),
         ("there/../run/export", [], "run/export: is in the folder of the run. Choose an --output outside of "),
         ("to-run/export", [], "to-run/export: is in the folder of the run. Choose an --output outside of "),
-        ("gs://bucket/export", [], "gs://bucket/export/**: no file system for gs:// is installed. It needs: pip install"),
+        (
+            "gs://bucket/export",
+            [],
+            "gs://bucket/export/**: no file system for gs:// is installed. It needs: pip install",
+        ),
     ],
 )
 def test_an_unsuitable_output_is_refused_and_unchanged(tmp_path, monkeypatch, capsys, output, flags, message):
