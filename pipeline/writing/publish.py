@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.errors import NothingNew, UserError, counted
-from pipeline.files import join, list_files, remove, remove_folder, size
+from pipeline.files import join, list_details, list_files, remove, remove_folder
 from pipeline.format.commit import Operation
 from pipeline.format.manifest import Manifest
 from pipeline.format.models import Rejected
@@ -186,9 +186,11 @@ class Publisher:
         )
 
     def _check_shard_sizes(self, summary: GenerationSummary) -> None:
+        # One list of the folder: there may be a hundred thousand shards on an object store.
+        found = {file.path: file.num_bytes for file in list_details(join(self.output, "data", self.generation))}
         for split in summary.splits.values():
             for shard in split.shards:
-                if size(join(self.output, shard.path)) != shard.bytes:
+                if found.get(join(self.output, shard.path)) != shard.bytes:
                     raise UserError(
                         f"{self.output}: {shard.path} changed while the dataset was made. Run prepare again."
                     )
