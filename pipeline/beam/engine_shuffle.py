@@ -34,8 +34,9 @@ from pipeline.writing.stages import ParsedBlocks, choose_num_shards, parse_into_
 
 # The tags of the outputs of steps, and the names of the PCollections between the steps.
 BLOCKS, TOTALS = "blocks", "totals"
-# A worker sorts this number of bytes of packed blocks at a time into shards.
-_KEYED_BYTES = 32 * 2**20
+# A worker sorts this number of bytes of packed blocks at a time into shards: at least the first, at most the second,
+# and so many that each shard gets _BYTES_PER_SHARD of them.
+_MIN_KEYED_BYTES, _MAX_KEYED_BYTES, _BYTES_PER_SHARD = 32 * 2**20, 128 * 2**20, 64 * 2**10
 
 
 class EngineShuffle(Shuffle):
@@ -72,7 +73,7 @@ class EngineShuffle(Shuffle):
         write = beam.ParDo(_WriteGroup(self._schema, self._spool_bytes), number, self._job)
         written = (
             parsed[BLOCKS]
-            | "KeyByShard" >> beam.ParDo(_KeyByShard(), number).with_output_types(tuple[int, bytes])
+            | "KeyByShard" >> beam.ParDo(KeyByShard(), number).with_output_types(tuple[int, bytes])
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShards" >> write.with_outputs(REJECT_LINES, main="shards")
         )
@@ -142,7 +143,12 @@ def _tagged(found: Iterable[SortedBlocks]) -> Iterator[Any]:
         yield beam.pvalue.TaggedOutput(TOTALS, dict(totals))
 
 
-class _KeyByShard(beam.DoFn):
+def keyed_bytes(num_shards: int) -> int:
+    """Returns the bytes of packed blocks that a worker sorts at a time."""
+    return min(max(_MIN_KEYED_BYTES, num_shards * _BYTES_PER_SHARD), _MAX_KEYED_BYTES)
+
+
+class KeyByShard(beam.DoFn):
     """Sorts packed blocks into shards: packed blocks -> (number of the shard, packed block)."""
 
     def start_bundle(self) -> None:
@@ -151,7 +157,7 @@ class _KeyByShard(beam.DoFn):
 
     def process(self, data: bytes, num_shards: int) -> Iterator[tuple[int, bytes]]:
         self._num_shards = num_shards
-        if self._blocks and self._num_bytes + len(data) > _KEYED_BYTES:
+        if self._blocks and self._num_bytes + len(data) > keyed_bytes(num_shards):
             yield from self._flush()
         self._blocks.append(PackedBlock(data).unpack())
         self._num_bytes += len(data)

@@ -17,8 +17,10 @@ from pipeline.shuffle.sorted_rows import Block, RowKind, key_numbers, payload_si
 PACKED_BYTES = 2**20
 # The first bytes of a packed block: the size of its table, little-endian. The table and the payloads follow.
 _SIZE_BYTES = 8
-# The names of the raw files, and much else, repeat from row to row.
-_WRITE_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+# The names of the raw files, and much else, repeat from row to row. To compress each column of a few rows takes longer
+# than all the rest, and gains nothing.
+_COMPRESSED, _PLAIN = pa.ipc.IpcWriteOptions(compression="lz4"), pa.ipc.IpcWriteOptions()
+_FEW_ROWS = 64
 
 
 class PackedBlock:
@@ -52,8 +54,8 @@ def pack_block(block: Block) -> bytes:
     rows = block.rows
     for field, column in zip(PLACE_COLUMNS, (np.cumsum(sizes) - sizes, sizes), strict=True):
         rows = rows.append_column(field, pa.array(column))
-    table = io.BytesIO()
-    with pa.ipc.new_stream(table, rows.schema, options=_WRITE_OPTIONS) as stream:
+    table, options = io.BytesIO(), _COMPRESSED if len(rows) >= _FEW_ROWS else _PLAIN
+    with pa.ipc.new_stream(table, rows.schema, options=options) as stream:
         stream.write_table(rows)
     parts: list[bytes | memoryview] = [table.tell().to_bytes(_SIZE_BYTES, "little"), table.getbuffer()]
     for payload in block.payloads:

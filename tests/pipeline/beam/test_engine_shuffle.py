@@ -122,7 +122,7 @@ def test_blocks_are_cut_and_a_shard_is_spooled(run_prepare, write_raw, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(spooled))
     monkeypatch.setattr(tempfile, "TemporaryDirectory", record)
     monkeypatch.setattr(packed_blocks, "PACKED_BYTES", 2**17)
-    monkeypatch.setattr(engine_shuffle, "_KEYED_BYTES", 2**19)
+    monkeypatch.setattr(engine_shuffle, "keyed_bytes", lambda num_shards: 2**19)
     output = str(tmp_path / "engine")
     write = WriteDataset(Schema.parse(NUMBERS), output, num_shards=1, shuffle="engine", spool_bytes=2**20)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
