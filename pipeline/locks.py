@@ -10,6 +10,7 @@ import socket
 from filelock import FileLock, Timeout
 
 from pipeline.errors import UserError
+from pipeline.files import open_read
 
 # What flock raises on a file system without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -73,7 +74,7 @@ def read_process(path: str) -> str:
     For example: prepare, process 4711 on node-3 since 2026-01-31T12:00:00Z
     """
     try:
-        with open(path, "rb") as file:
+        with open_read(path) as file:
             fields = json.loads(file.read(_MAX_BYTES))
         text = "{command}, process {pid} on {host} since {started}".format_map(fields)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

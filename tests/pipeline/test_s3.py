@@ -12,8 +12,11 @@ from apache_beam.io.filesystem import FileSystem
 
 import lengthwise
 from pipeline import files, s3, s3_client
+from pipeline.beam.options import parse_with_beam
+from pipeline.beam_files import set_store_options
 from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError
+from pipeline.flags import FlagParser
 
 pytest.importorskip("moto")
 
@@ -273,3 +276,27 @@ def test_a_wrong_setting_is_named(client, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=re.escape(message)):
         files.exists(f"{FOLDER}/none")
+
+
+def test_the_client_has_the_options_of_beam_here_and_in_worker_processes(client, monkeypatch):
+    from apache_beam.io.filesystems import FileSystems
+
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    assert s3_client.client_arguments() == s3_client.environment_of_workers() == {}
+    set_store_options({"runner": "DirectRunner", "s3_endpoint_url": "http://x:1", "s3_disable_ssl": True})
+    expected = {"endpoint_url": "http://x:1", "use_ssl": False}
+    assert s3_client.client_arguments() == expected
+    for name, value in s3_client.environment_of_workers().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)  # as in a worker process, which has no Beam
+    assert s3_client.client_arguments() == expected
+
+
+def test_a_secret_in_a_flag_gives_a_warning(capsys):
+    parser = FlagParser("prepare", "", examples="")
+    parse_with_beam(parser, ["--s3_secret_access_key=abc", "--s3_endpoint_url=http://x"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prepare: warning: --s3_secret_access_key can be seen in the list of processes and in the")
+    assert "abc" not in line
+    parse_with_beam(FlagParser("prepare", "", examples=""), ["--s3_endpoint_url=http://x"])
+    assert capsys.readouterr().err == ""

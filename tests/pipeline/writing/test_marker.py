@@ -4,6 +4,7 @@ import os
 import time
 
 import holders
+import object_store
 import pytest
 
 from pipeline.writing import marker
@@ -94,7 +95,24 @@ def test_other_files_are_not_writers(tmp_path):
     assert writers_at_work(str(tmp_path)) == [f"{SECOND}: unknown"]
 
 
-def test_an_object_store_has_no_marks():
-    with mark_writer("store://bucket/dataset", FIRST, command="prepare"):
-        assert not is_at_work("store://bucket/dataset", FIRST)
-        assert writers_at_work("store://bucket/dataset") == []
+def test_a_mark_on_an_object_store_is_written_again_while_the_writer_lives(monkeypatch):
+    output, written = "store://bucket/marked", []
+    path = f"{output}/{marker_path(FIRST)}"
+    monkeypatch.setattr(object_store, "OBJECTS", {})
+    monkeypatch.setattr(object_store.ObjectStore, "last_updated", lambda self, path: written[-1])
+    monkeypatch.setattr(marker, "_REWRITE_SECONDS", 0.001)
+    store = object_store.ObjectStore.create
+
+    def create(self, *arguments):
+        written.append(time.time() - (1000 if len(written) < 3 else 0))
+        return store(self, *arguments)
+
+    monkeypatch.setattr(object_store.ObjectStore, "create", create)
+    assert not is_at_work(output, FIRST)
+    with mark_writer(output, FIRST, command="prepare"):
+        while len(written) < 4:
+            time.sleep(0.001)
+        assert is_at_work(output, FIRST) and not is_at_work(output, SECOND)
+        (description,) = writers_at_work(output)
+        assert description.startswith(f"{FIRST}: prepare, process {os.getpid()} on ")
+    assert path not in object_store.OBJECTS and writers_at_work(output) == []
