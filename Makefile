@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test check format proof soak benchmark gpu lock clean
+.PHONY: env demo test check format proof soak cluster benchmark gpu lock clean
 
 env: .venv/.complete
 
@@ -44,9 +44,9 @@ demo: env
 
 # Without the import rules, which `make check` runs. A test that does not end is stopped, named, and shown with the stacks
 # of its threads. No test takes a tenth of this time.
-test: HANG = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+test cluster: HANG = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 test: env
-	$(BIN)/python -m pytest -m "not proof and not gpu" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal $(HANG)
+	$(BIN)/python -m pytest -m "not proof and not gpu and not cluster" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal $(HANG)
 
 check: env
 	$(BIN)/ruff format --check .
@@ -61,12 +61,17 @@ format: env
 # The slow proofs: real data over three seeds, kills, gigabytes, damaged input, a bare worker environment. They include
 # the tests of Hypothesis that `make test` runs too, with eight times the examples.
 proof: env
-	$(BIN)/python -m pytest -m "proof or hypothesis" --hypothesis-profile proof
+	$(BIN)/python -m pytest -m "(proof or hypothesis) and not cluster" --hypothesis-profile proof
 
 # A stream at 2,000 records a second for MINUTES: memory and open files stay flat, and every id is there once.
 soak: MINUTES = 60
 soak: env
 	LENGTHWISE_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s -m proof tests/pipeline/streaming/test_soak.py
+
+# `prepare` and `predict` on a Flink cluster of this machine, in less than 15 minutes after the first download; skipped
+# without Java 11 or 17.
+cluster: env
+	$(BIN)/python -m pytest -m cluster -rs --durations 0 $(HANG)
 
 # What is claimed of speed and memory, each against the textbook way in the same run; goes to build/benchmarks.
 benchmark: env

@@ -50,18 +50,17 @@ class FlinkRest:
         newest = max(jobs, key=lambda job: job["start-time"], default=None)
         return newest and FlinkJob(newest["jid"], newest["state"])
 
-    def read_counters(self, job_id: str) -> dict[str, int]:
-        """Returns the counters of Beam in a job, each summed over the steps that have it.
+    def read_counters(self, job_id: str) -> dict[str, dict[str, int]]:
+        """Returns the counters of Beam in a job: the value of each counter that is not zero, for each step.
 
         They are attempted values: what a step counted that failed and was run again is in them, until Flink starts the
         job again, which sets them to zero.
         """
-        accumulators = self._get(f"/jobs/{job_id}/accumulators", "user-task-accumulators")
-        found: dict[str, int] = {}
-        for accumulator in accumulators:
+        found: dict[str, dict[str, int]] = {}
+        for accumulator in self._get(f"/jobs/{job_id}/accumulators", "user-task-accumulators"):
             if accumulator["name"] == _METRICS:
-                for name, value in _read_metrics(accumulator["value"]):
-                    found[name] = found.get(name, 0) + value
+                for step, name, value in _read_metrics(accumulator["value"]):
+                    found.setdefault(step, {})[name] = value
         return found
 
     def _get(self, path: str, key: str) -> Any:
@@ -73,13 +72,13 @@ class FlinkRest:
             raise ConnectionError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from None
 
 
-def _read_metrics(text: str) -> list[tuple[str, int]]:
-    """Returns the counters in Beam's JSON of its metrics: name and value of each step."""
+def _read_metrics(text: str) -> list[tuple[str, str, int]]:
+    """Returns the counters in Beam's JSON of its metrics: step, name and value."""
     try:
         attempted = json.loads(text)["metrics"]["attempted"]
-        counters = [metric for metric in attempted if metric["urn"] == _USER_COUNTER]
-        return [(metric["labels"]["NAME"], _read_varint(metric["payload"])) for metric in counters]
-    except (ValueError, KeyError, TypeError, IndexError):  # another version of Beam writes it in another way
+        labels = [(each["labels"], each["payload"]) for each in attempted if each["urn"] == _USER_COUNTER]
+        return [(label["PTRANSFORM"], label["NAME"], _read_varint(payload)) for label, payload in labels]
+    except (ValueError, KeyError, TypeError):  # another version of Beam writes it in another way
         return []
 
 

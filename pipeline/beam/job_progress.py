@@ -14,8 +14,6 @@ from pipeline.beam.flink_rest import EMBEDDED, FlinkRest
 _INTERVAL_SECONDS = 2.0
 # Seconds until the id is printed without that of Flink. A job server sends 157 MB to Flink before a job begins there.
 _PATIENCE = 30.0
-# Counters of the workers, and the counts in which `progress` shows them.
-_SHOWN = {"records_parsed": "records", "records_rejected": "rejects"}
 
 
 @contextlib.contextmanager
@@ -96,13 +94,21 @@ class _Followed:
                 return
             self._flink_id = job.id
             self._show(job.state)
-            counters = self.rest.read_counters(job.id)
-            counts = {shown: counters.get(name, 0) for name, shown in _SHOWN.items()}
+            counts = _count(self.rest.read_counters(job.id))
             progress.add_counts({name: count - self._counted.get(name, 0) for name, count in counts.items()})
             self._counted = counts
 
     def _show(self, state: str) -> None:
         progress.show_state("working" if state == "RUNNING" else state.lower())
+
+
+def _count(counters: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Returns the counts for `progress` from the counters of each step: the records that were read, and the rejects."""
+    rejects = sum(step.get("records_rejected", 0) for step in counters.values())
+    # The step that writes rejects duplicates, which were counted when they were parsed.
+    parsing = [step for step in counters.values() if "records_written" not in step]
+    records = sum(step.get(name, 0) for step in parsing for name in ("records_parsed", "records_rejected"))
+    return {"records": records, "rejects": rejects}
 
 
 def _job_id(result: Any) -> str | None:

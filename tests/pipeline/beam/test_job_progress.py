@@ -45,13 +45,15 @@ def accumulators(*metrics):
 
 @pytest.fixture
 def flink():
-    """Answers of a cluster with a job that has parsed 3,258 records and rejected 3, and its address."""
+    """Answers of a cluster, and its address. A job has read 3,258 records and rejected 3, one as a duplicate."""
     answers = {
         "/jobs/overview": {"jobs": [job("job_of-mine", 1, job_id="old"), job("job_of-mine", 5), job("other", 9)]},
         f"/jobs/{ID}/accumulators": accumulators(
             counter("records_parsed", b"\xb7\x19", "a"),
-            counter("records_parsed", b"\x03", "b"),
-            counter("records_rejected", b"\x03", "a"),
+            counter("records_parsed", b"\x01", "b"),
+            counter("records_rejected", b"\x02", "b"),
+            counter("records_rejected", b"\x01", "write"),
+            counter("records_written", b"\x02", "write"),
         ),
     }
     with rest_service(answers) as address:
@@ -81,9 +83,13 @@ def test_the_newest_job_with_a_name_is_found(flink):
     assert rest.find_job("job") is None
 
 
-def test_counters_are_summed_over_the_steps(flink):
+def test_counters_are_read_for_each_step(flink):
     answers, address = flink
-    assert FlinkRest(f"http://{address}/").read_counters(ID) == {"records_parsed": 3258, "records_rejected": 3}
+    assert FlinkRest(f"http://{address}/").read_counters(ID) == {
+        "a": {"records_parsed": 3255},
+        "b": {"records_parsed": 1, "records_rejected": 2},
+        "write": {"records_rejected": 1, "records_written": 2},
+    }
     answers[f"/jobs/{ID}/accumulators"] = {"user-task-accumulators": []}
     assert FlinkRest(address).read_counters(ID) == {}
     answers[f"/jobs/{ID}/accumulators"] = {
