@@ -63,12 +63,24 @@ class FlinkRest:
                     found.setdefault(step, {})[name] = value
         return found
 
+    def cancel_job(self, job_id: str) -> None:
+        """Asks for the end of a job, without waiting for it."""
+        self._ask(f"/jobs/{job_id}?mode=cancel", "PATCH")
+
     def _get(self, path: str, key: str) -> Any:
         """Returns the value of a key of the answer to a request."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=_TIMEOUT) as answer:
-                return json.load(answer)[key]
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+            return self._ask(path, "GET")[key]
+        except (KeyError, TypeError) as error:
+            raise ConnectionError(f"{self.url}{path}: the answer lacks {error}") from None
+
+    def _ask(self, path: str, method: str) -> Any:
+        """Returns the answer to a request."""
+        request = urllib.request.Request(self.url + path, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                return json.load(answer)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ConnectionError(f"{self.url}{path}: {getattr(error, 'reason', error)}") from None
 
 

@@ -56,6 +56,21 @@ def follow(result: Any, options: PipelineOptions, command: str) -> Iterator[None
         progress.show_state("working")
 
 
+def cancel_on_flink(result: Any, options: PipelineOptions) -> None:
+    """Cancels a job on the Flink cluster at --flink_master, if there is one. Does nothing if that cannot be done.
+
+    The job server of Flink only forgets a job that it is told to cancel. One that fails and starts again would keep its
+    slots until Flink gives up.
+    """
+    job_id, address = _job_id(result), options.view_as(FlinkRunnerOptions).flink_master
+    if job_id is not None and address not in EMBEDDED:
+        with contextlib.suppress(ConnectionError):
+            rest = FlinkRest(address)
+            job = rest.find_job(_flink_name(job_id))
+            if job is not None:
+                rest.cancel_job(job.id)
+
+
 class _Followed:
     """A job of an engine, as it was when it was looked at last."""
 
@@ -87,8 +102,7 @@ class _Followed:
             if self.rest is None:
                 self._show(str(self._result.state))
                 return
-            # The job server adds a number of its own to the name that the job has in Flink.
-            job = self.rest.find_job(self._job_id.rpartition("_")[0])
+            job = self.rest.find_job(_flink_name(self._job_id))
             if job is None:
                 self._show("STARTING")
                 return
@@ -109,6 +123,11 @@ def _count(counters: dict[str, dict[str, int]]) -> dict[str, int]:
     parsing = [step for step in counters.values() if "records_written" not in step]
     records = sum(step.get(name, 0) for step in parsing for name in ("records_parsed", "records_rejected"))
     return {"records": records, "rejects": rejects}
+
+
+def _flink_name(job_id: str) -> str:
+    """Returns the name of a job in Flink, to which the job server adds a number of its own."""
+    return job_id.rpartition("_")[0]
 
 
 def _job_id(result: Any) -> str | None:

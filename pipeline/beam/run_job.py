@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 
 from pipeline import progress
-from pipeline.beam.job_progress import follow
+from pipeline.beam.job_progress import cancel_on_flink, follow
 from pipeline.beam.worker_errors import last_exception, user_error
 from pipeline.errors import Terminated, UserError, check_unpublished
 from pipeline.writing.fence import Fence, fence, read_refusal
@@ -70,6 +70,7 @@ def run_job(
             if kept is not None:
                 job.cancel()
                 _take_down(kept, output, read_published)
+                job.cancel_on_flink()
             check_unpublished(output, error, read_published)
             discard()
             if signalled:
@@ -90,6 +91,7 @@ def run_job(
             refused = read_refusal(files) if kept is not None else None
             if refused is None and kept is not None:
                 _take_down(kept, output, read_published)
+                job.cancel_on_flink()
             discard()
             if refused is not None:
                 raise refused
@@ -119,6 +121,11 @@ class _Job:
             thread = threading.Thread(target=self._cancel, daemon=True)
             thread.start()
             thread.join(_CANCEL_SECONDS)
+
+    def cancel_on_flink(self) -> None:
+        """Cancels a job that did not end with `cancel`. It must not be called before the job can no longer publish."""
+        if self._result is not None:
+            cancel_on_flink(self._result, self._pipeline.options)
 
     def _cancel(self) -> None:
         # The fence is what ends the job. An engine that does not answer, or has ended the job, is no error here.

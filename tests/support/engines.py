@@ -39,10 +39,11 @@ def job_server():
 
 @contextlib.contextmanager
 def rest_service(answers):
-    """Yields the address of a service that answers GET requests.
+    """Yields the address of a service that answers requests.
 
     Args:
-        answers: What it answers, by path: a value that becomes JSON, or bytes. The dict may change.
+        answers: What it answers, by path: a value that becomes JSON, or bytes. The dict may change. A PATCH request is
+            answered with {}, and its path is appended to the list `patched`.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -51,6 +52,12 @@ def rest_service(answers):
             self.send_response(404 if answer is None else 200)
             self.end_headers()
             self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+        def do_PATCH(self):
+            answers.setdefault("patched", []).append(self.path)
+            self.send_response(202)
+            self.end_headers()
+            self.wfile.write(b"{}")
 
         def log_message(self, *arguments):
             pass

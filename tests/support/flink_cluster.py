@@ -69,6 +69,16 @@ class FlinkCluster:
         self._call("kill", name)
         self._call("start", name)
 
+    @contextlib.contextmanager
+    def without(self, name):
+        """Ends a task manager, and starts it again after the block."""
+        self._call("kill", name)
+        try:
+            wait_until(lambda: self.get("/overview")["slots-total"] == 1)
+            yield
+        finally:
+            self._call("start", name)
+
     def get(self, path):
         """Returns the answer of Flink's REST service."""
         with urllib.request.urlopen(self._rest.url + path, timeout=10) as answer:

@@ -48,11 +48,12 @@ def place(tmp_path_factory):
         for number in range(num_files):
             (folder / name / f"{number:03}.jsonl").write_bytes(b"".join(lines[:6000][number::num_files]))
         prepare_here(folder, name, f"{name}-here")
-    # Five files, and then the sixth.
+    # Five files, and then the sixth. The rejects of an append name the generation that has a record already.
     (folder / "first").mkdir()
     for path in sorted((folder / "few").iterdir())[:5]:
         shutil.copy(path, folder / "first")
-    prepare_here(folder, "first", "appended-here")
+    prepare_here(folder, "first", "first-here")
+    shutil.copytree(folder / "first-here", folder / "appended-here")
     prepare_here(folder, "few/005.jsonl", "appended-here", append=True)
     return folder
 
@@ -93,22 +94,22 @@ def test_the_dataset_of_500_files_has_the_bytes_of_this_process(flink, place):
 
 
 def test_an_append_has_the_bytes_of_this_process(flink, place):
-    prepare_here(place, "first", "appended-flink")
+    shutil.copytree(place / "first-here", place / "appended-flink")
     run(place, "prepare", "few", "--output", "appended-flink", "--append", *on(flink))
     check_equal(place, "appended-flink", "appended-here")
 
 
 def test_workers_of_a_worker_pool_write_the_bytes_of_this_process(flink, place):
-    """The environment EXTERNAL: a worker pool starts the workers."""
+    """The environment EXTERNAL: a worker pool starts the workers. Two task managers must not share a pool."""
     (port,) = free_ports(1)
     pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-    with subprocess.Popen([*pool, f"--container_executable={flink.worker}"], stderr=subprocess.DEVNULL) as process:
-        try:
-            external = ["--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"]
-            run(place, "prepare", "few", "--output", "pool", *on(flink, environment=external))
-        finally:
-            process.terminate()
-            flink.wait_idle()
+    external = ["--environment_type=EXTERNAL", f"--environment_config=localhost:{port}", "--parallelism=1"]
+    with flink.without("task_manager_1"):
+        with subprocess.Popen([*pool, f"--container_executable={flink.worker}"], stderr=subprocess.DEVNULL) as process:
+            try:
+                run(place, "prepare", "few", "--output", "pool", *on(flink, environment=external))
+            finally:
+                process.terminate()
     check_equal(place, "pool", "few-here")
 
 
@@ -176,7 +177,7 @@ def test_an_interrupted_job_publishes_nothing_and_leaves_nothing(flink, place, h
 
 
 def test_an_interrupted_replacement_keeps_the_dataset(flink, place):
-    prepare_here(place, "first", "kept")
+    shutil.copytree(place / "first-here", place / "kept")
     before = contents(place / "kept")
     with Command(place, "prepare", "few", "--output", "kept", "--overwrite", *on(flink)) as command:
         command.wait_for(lambda: flink.records() > 0)

@@ -11,7 +11,7 @@ from engines import rest_service, unused_address
 from pipeline import progress
 from pipeline.beam import job_progress
 from pipeline.beam.flink_rest import FlinkJob, FlinkRest
-from pipeline.beam.job_progress import follow
+from pipeline.beam.job_progress import cancel_on_flink, follow
 
 ID = "f66083bdda9823fcc6f94e9dcdd4bfdc"
 
@@ -166,3 +166,15 @@ def test_a_job_whose_result_has_a_method_for_its_id_is_named(capsys):
     with follow(Dataflow(), PipelineOptions([]), "prepare"):
         pass
     assert capsys.readouterr().err == "prepare: job 2026-11-29_1\n"
+
+
+def test_a_job_is_cancelled_on_flink(flink):
+    answers, address = flink
+    cancel_on_flink(Result(), PipelineOptions([f"--flink_master={address}"]))
+    assert answers["patched"] == [f"/jobs/{ID}?mode=cancel"]
+    answers["/jobs/overview"] = {"jobs": []}
+    cancel_on_flink(Result(), PipelineOptions([f"--flink_master={address}"]))
+    cancel_on_flink(Result(), PipelineOptions([f"--flink_master={unused_address()}"]))
+    cancel_on_flink(Result(), PipelineOptions([]))
+    cancel_on_flink(object(), PipelineOptions([f"--flink_master={address}"]))
+    assert len(answers["patched"]) == 1
