@@ -15,6 +15,7 @@ from pipeline.beam.parse_records import ParseRecords
 from pipeline.beam.prepare_files import PrepareFiles
 from pipeline.beam.read_lines import ReadLines
 from pipeline.beam.write_dataset import WriteDataset
+from pipeline.format.manifest import read_manifest
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
 from pipeline.shuffle import packed_blocks
@@ -154,3 +155,17 @@ def test_records_that_come_from_no_file_are_written(tmp_path):
             output = str(tmp_path / name)
             _ = parsed | WriteDataset(Schema.parse(NUMBERS), output, max_rejected=0.5, num_shards=2, shuffle=name)
     assert contents(tmp_path / "files") == contents(tmp_path / "engine")
+
+
+@pytest.mark.parametrize("shuffle", ["files", "engine"])
+def test_the_metric_of_rejects_counts_duplicates(write_raw, tmp_path, shuffle):
+    raw, schema = write_raw(rows_of(0, 50)), Schema.parse(WORDS)
+    write = WriteDataset(schema, str(tmp_path / "dataset"), num_shards=2, max_rejected=0.5, shuffle=shuffle)
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    _ = pipeline | PrepareFiles(raw, write)
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = {each.key.metric.name: each.committed for each in result.metrics().query()["counters"]}
+    rejected = read_manifest(str(tmp_path / "dataset")).rejected
+    assert rejected.by_reason["duplicate_id"] == 2
+    assert (found["records_parsed"], found["records_rejected"]) == (52, rejected.total)
