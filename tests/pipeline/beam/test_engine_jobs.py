@@ -1,10 +1,12 @@
 """Jobs on an engine: a job that was interrupted, cancelled or refused publishes nothing and leaves nothing."""
 
+import itertools
 import os
 import pathlib
 import signal
 import threading
 
+import datasets
 import engine
 import pytest
 from engine import RUNNER, EngineResult, Gate
@@ -67,7 +69,7 @@ def left(tmp_path):
     return [str(path.relative_to(tmp_path / "dataset")) for path in (tmp_path / "dataset").rglob("*")]
 
 
-@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("replaces", datasets.some([False, True], [True]))
 def test_too_many_rejects_are_a_result_that_the_engine_does_not_retry(run, write_raw, tmp_path, waiting, replaces):
     results = waiting(None)
     before = run(write_raw(rows_of(9), "before.jsonl")) if replaces else None
@@ -124,11 +126,12 @@ def stop_at(monkeypatch, moment):
     return arrived, go_on
 
 
-MOMENTS = ["parsing", "writing_shards", "shards_written", "before_publishing"]
+OFTEN = [("parsing", "SIGTERM"), ("writing_shards", "Ctrl-C"), ("shards_written", "cancelled")]
+OFTEN += [("before_publishing", "Ctrl-C")]
+ALL_ENDS = list(itertools.product([moment for moment, _ in OFTEN], ["Ctrl-C", "SIGTERM", "cancelled"]))
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("end", ["Ctrl-C", "SIGTERM", "cancelled"])
+@pytest.mark.parametrize(("moment", "end"), datasets.some(ALL_ENDS, OFTEN, unpack=True))
 def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_path, waiting, monkeypatch, moment, end):
     """Its tasks go on after the driver has left, as those of some engines do."""
     raw = write_raw(rows_of(50))
