@@ -5,6 +5,7 @@ import os
 import object_store
 import pytest
 
+from pipeline.beam.fenced import while_wanted
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import exists, join, list_files, replace
 from pipeline.writing import fence as fences
@@ -114,3 +115,18 @@ def test_the_names_of_the_files_show_who_wrote_them():
         path = f"data/20260101T000000-00000000/{name}"
         assert is_written_by_prepare(path) and is_written_by_prepare(f"{path}.{'0' * 32}.tmp")
     assert JobFiles("a", "b", "c").is_fenced is False
+
+
+def test_an_error_of_a_task_is_quiet_after_the_job_was_ended(tmp_path):
+    def fail():
+        yield 1
+        kept.take_down()
+        raise FileNotFoundError("removed by the driver")
+
+    files = name_files(str(tmp_path / "dataset"), is_fenced=True)
+    with fence(files, "prepare") as kept:
+        assert list(while_wanted(files, fail())) == [1]
+        assert list(while_wanted(files, fail())) == []
+    files = name_files(str(tmp_path / "other"), is_fenced=True)
+    with fence(files, "prepare"), pytest.raises(ZeroDivisionError):
+        list(while_wanted(files, (1 // 0 for _ in "a")))
