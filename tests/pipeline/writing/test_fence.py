@@ -86,6 +86,10 @@ def test_the_first_refusal_is_kept_and_ends_the_job(files):
         found = read_refusal(files)
         assert (type(found), str(found)) == (TryAgain, "dataset: changed.")
         assert not is_wanted(files) and not may_publish(files)
+    with fence(files, "prepare") as kept:
+        refuse(files, UserError("wrong."))
+        kept._write()  # as the driver may do at the same moment
+        assert not may_publish(files)
 
 
 def test_a_late_task_cannot_refuse_a_job_that_is_being_published(tmp_path):
