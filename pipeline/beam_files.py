@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.s3_client import give_to_children
 
 
 def set_store_options(options: Mapping[str, Any]) -> None:
-    """Gives the options of a Beam job to the file systems of this process, before they read the first remote path.
+    """Gives the options of a Beam job to the file systems of this process and of those that it starts.
 
-    Beam does so itself when it makes the pipeline, which is after a job has looked at its raw files and its output.
+    Beam gives them to its file systems when it makes the pipeline, which is after a job has looked at its raw files and
+    its output.
 
     Args:
-        options: Beam's pipeline options by name. If there are none, nothing changes.
+        options: Beam's pipeline options by name. If there are none, the file systems keep theirs.
     """
+    give_to_children(options)
     if options:
         from apache_beam.options.pipeline_options import PipelineOptions
 

@@ -22,7 +22,9 @@ def is_local(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns a local path as an absolute path, and any other path unchanged."""
+    """Returns a local path as an absolute path, and any other path unchanged. Raises a UserError for a bare scheme."""
+    if path.endswith("://"):
+        raise UserError(f"{path}: has no bucket or host, expected {path}BUCKET/PATH.")
     return os.path.abspath(path) if is_local(path) else path
 
 

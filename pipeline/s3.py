@@ -246,9 +246,12 @@ def find(pattern: str) -> list[ObjectDetails]:
     Raises:
         UserError, OSError: The bucket does not exist, or cannot be listed.
     """
-    prefix = _GLOB.split(pattern, maxsplit=1)[0]
-    if len(prefix) <= len(SCHEME) + len(split_path(pattern)[0]):
+    bucket, key = split_path(pattern)
+    if _GLOB.search(bucket):
         raise UserError(f"{pattern}: the name of a bucket cannot be a glob, expected s3://BUCKET/PATH.")
+    if not key:
+        return []
+    prefix = _GLOB.split(pattern, maxsplit=1)[0]
     matches = re.compile(translate_glob(pattern)).fullmatch
     found = list(list_objects(prefix))
     return [item for item in found if item.path == pattern] or [item for item in found if matches(item.path)]

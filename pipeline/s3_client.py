@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from pipeline.errors import UserError
 
 SCHEME = "s3://"
-# Environment variable with the options of Beam, from this process to the worker processes that it starts.
-OPTIONS_VARIABLE = "LENGTHWISE_STORE_OPTIONS"
+# Environment variable with the options of Beam, from this process to the processes that it starts on this machine: our
+# own workers have no Beam, and the runner of Beam that starts processes does not give them its options. An engine does.
+_VARIABLE = "LENGTHWISE_S3_OPTIONS"
 # The options of Beam that a client of boto3 takes, by the name of its argument.
 _ARGUMENTS = {
     "aws_access_key_id": "s3_access_key_id",
@@ -131,22 +132,23 @@ def _beam_options() -> Mapping[str, Any]:
     global _read_options
     beam = sys.modules.get("apache_beam.io.filesystems")
     options = None if beam is None else beam.FileSystems._pipeline_options
-    if options is None:
-        return dict(json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
-    if isinstance(options, Mapping):
-        return options
-    if _read_options[0] is not options:
+    if options is not None and _read_options[0] is not options:
         from apache_beam.options.pipeline_options import S3Options
 
         view = options.view_as(S3Options)
-        _read_options = options, {name: getattr(view, name) for name in (*_ARGUMENTS.values(), "s3_disable_ssl")}
-    return _read_options[1]
+        found = {name: getattr(view, name) for name in (*_ARGUMENTS.values(), "s3_disable_ssl")}
+        _read_options = options, {name: value for name, value in found.items() if value}
+    if options is not None and _read_options[1]:
+        return _read_options[1]
+    return dict(json.loads(os.environ.get(_VARIABLE, "{}")))
 
 
-def environment_of_workers() -> dict[str, str]:
-    """Returns the environment variables that give the options of this process to the worker processes it starts."""
-    options = {name: value for name, value in _beam_options().items() if name.startswith("s3_") and value is not None}
-    return {OPTIONS_VARIABLE: json.dumps(options)} if options else {}
+def give_to_children(options: Mapping[str, Any]) -> None:
+    """Gives the options of S3 among Beam's options to the processes that this process starts from now on."""
+    given = {name: value for name, value in options.items() if name.startswith("s3_")}
+    os.environ.pop(_VARIABLE, None)
+    if given:
+        os.environ[_VARIABLE] = json.dumps(given)
 
 
 def _has_bucket(client: Any, path: str) -> bool:

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 from pipeline import progress
 from pipeline.errors import UserError
-from pipeline.s3_client import environment_of_workers
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.beam.workers import serve; serve(*sys.argv[2:])"
 
@@ -171,7 +170,7 @@ class _Worker:
                 [sys.executable, "-P", "-c", _START, folder, module, str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends
                 pass_fds=[theirs.fileno()],
-                env=_ENVIRONMENT | os.environ | environment_of_workers(),
+                env=_ENVIRONMENT | os.environ,
             )
 
     def call(self, call: list[Any]) -> Any:

@@ -205,6 +205,7 @@ def test_a_glob_matches_what_it_matches_in_beam(client):
 def test_a_key_with_the_characters_of_a_glob_is_found_by_its_name(client):
     put(client, **dict.fromkeys(NAMES, b""))
     assert [file.path for file in files.list_matches(f"{FOLDER}/[x].json")] == [f"{FOLDER}/[x].json"]
+    assert files.list_matches(f"s3://{support.BUCKET}") == []
 
 
 def fail_with(monkeypatch, error):
@@ -258,6 +259,8 @@ def test_a_missing_bucket_object_or_package_is_named(client, monkeypatch):
             files.exists(path)
     with pytest.raises(UserError, match="the name of a bucket cannot be a glob"):
         files.list_matches("s3://buck*/a")
+    with pytest.raises(UserError, match="s3://: has no bucket or host, expected s3://BUCKET/PATH"):
+        files.absolute("s3://")
     monkeypatch.setattr(s3_client, "_clients", {})
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"needs boto3, which is not installed: pip install 'lengthwise\[aws\]'"):
@@ -282,14 +285,14 @@ def test_the_client_has_the_options_of_beam_here_and_in_worker_processes(client,
     from apache_beam.io.filesystems import FileSystems
 
     monkeypatch.setattr(FileSystems, "_pipeline_options", None)
-    assert s3_client.client_arguments() == s3_client.environment_of_workers() == {}
+    assert s3_client.client_arguments() == {}
     set_store_options({"runner": "DirectRunner", "s3_endpoint_url": "http://x:1", "s3_disable_ssl": True})
     expected = {"endpoint_url": "http://x:1", "use_ssl": False}
     assert s3_client.client_arguments() == expected
-    for name, value in s3_client.environment_of_workers().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(FileSystems, "_pipeline_options", None)  # as in a worker process, which has no Beam
     assert s3_client.client_arguments() == expected
+    set_store_options({"direct_num_workers": 2})
+    assert s3_client.client_arguments() == {}
 
 
 def test_a_secret_in_a_flag_gives_a_warning(capsys):

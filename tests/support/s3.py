@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_MAX_ATTEMPTS": "2",
 }
-_REQUESTS = "/requests-so-far"
+_REQUESTS, _HOLD, _HELD, _DROP = "/requests-so-far", "/hold", "/held", "/drop"
 
 
 def forget_clients():
@@ -76,8 +76,23 @@ class Server(NamedTuple):
 
     def take_requests(self):
         """Returns the requests since the last call as (kind, key): PUT, GET, HEAD, LIST, DELETE, COPY or MULTIPART."""
-        with urllib.request.urlopen(self.endpoint + _REQUESTS) as answer:
-            return [tuple(request) for request in json.load(answer)]
+        return [tuple(request) for request in self._ask(_REQUESTS)]
+
+    def hold(self, ending):
+        """Lets the server answer no PUT of a key with this ending, until `drop`."""
+        self._ask(f"{_HOLD}?{ending}")
+
+    def is_holding(self):
+        """Returns whether such a request has come."""
+        return self._ask(_HELD)
+
+    def drop(self):
+        """Answers the requests that are held with an error, and all later ones as usual."""
+        self._ask(_DROP)
+
+    def _ask(self, path):
+        with urllib.request.urlopen(self.endpoint + path) as answer:
+            return json.load(answer)
 
     def count_requests(self):
         return collections.Counter(kind for kind, _ in self.take_requests())
@@ -111,23 +126,48 @@ def _kind(environ):
     return "LIST" if "list-type" in query else "DELETE" if method == "POST" else method
 
 
+class _Application:
+    """moto behind a lock, with a list of the requests, and with requests that wait."""
+
+    def __init__(self):
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
+        self.moto, self.lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+        self.seen, self.ending, self.dropped, self.held = [], None, threading.Event(), 0
+
+    def __call__(self, environ, start_response):
+        path = environ["PATH_INFO"]
+        if path in (_REQUESTS, _HOLD, _HELD, _DROP):
+            answer = json.dumps(self._control(path, environ["QUERY_STRING"])).encode()
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+            return [answer]
+        kind = _kind(environ)
+        self.seen.append((kind, path.removeprefix(f"/{BUCKET}/")))
+        if kind == "PUT" and self.ending and path.endswith(self.ending):
+            self.held += 1
+            self.dropped.wait()
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        # S3 checks the condition of a request and writes in one step, and moto does not.
+        with self.lock if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
+            return self.moto(environ, start_response)
+
+    def _control(self, path, query):
+        if path == _HOLD:
+            self.ending, self.held, self.dropped = query, 0, threading.Event()
+        elif path == _DROP:
+            self.ending = None
+            self.dropped.set()
+        elif path == _REQUESTS:
+            seen, self.seen = self.seen, []
+            return seen
+        return self.held > 0
+
+
 def _serve():
-    from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    moto, lock, seen = DomainDispatcherApplication(create_backend_app), threading.Lock(), []
-
-    def application(environ, start_response):
-        if environ["PATH_INFO"] == _REQUESTS:
-            answer, seen[:] = json.dumps(seen).encode(), []
-            start_response("200 OK", [("Content-Type", "application/json")])
-            return [answer]
-        seen.append((_kind(environ), environ["PATH_INFO"].removeprefix(f"/{BUCKET}/")))
-        # S3 checks the condition of a request and writes in one step, and moto does not.
-        with lock if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
-            return moto(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, application, threaded=True)
+    server = make_server("127.0.0.1", 0, _Application(), threaded=True)
     print(server.port, flush=True)
     server.serve_forever()
 

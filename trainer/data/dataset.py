@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from pipeline import s3
 from pipeline.errors import UserError
-from pipeline.files import check_max_bytes
+from pipeline.files import check_max_bytes, is_local
 from pipeline.format.history import view_of
 from pipeline.format.manifest import FILE_NAME, MAX_BYTES, Manifest
 from pipeline.format.models import Shard, Split, Vocabulary
@@ -153,7 +152,7 @@ def open_dataset(path: str | os.PathLike[str], *, commit: int | None = None) -> 
             check_max_bytes(file, MAX_BYTES, path=manifest_path)
             data = file.read()
     except read_errors(path) as error:
-        if s3.is_s3(path) and not isinstance(error, FileNotFoundError):
+        if not is_local(path) and type(error).__name__ not in ("FileNotFoundError", "NotFoundError"):
             raise UserError(f"{manifest_path}: cannot be read: {reason(error)}.") from None
         raise UserError(
             f"{path}: not a dataset: it has no {FILE_NAME} that can be read. Make one with `lengthwise prepare`."
