@@ -233,7 +233,7 @@ def test_errors_are_one_line(server, folder):
     assert "matches no file" in fails("prepare", f"{BUCKET}/raw/9.jsonl", *schema, "--output", "out")
     assert "a dataset is there already" in fails(*prepare(0, f"{BUCKET}/dataset"))
     assert "not a dataset" in fails("plan", f"{BUCKET}/none")
-    assert "no such object" in fails("inspect", f"{BUCKET}/none")
+    assert "not a dataset: there is no such folder" in fails("inspect", f"{BUCKET}/none")
     assert "a run cannot be on s3://" in fails("train", f"{BUCKET}/dataset", "--output", f"{BUCKET}/run")
     unreachable = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     for arguments in (

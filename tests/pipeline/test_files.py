@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import object_store
 import pytest
 from paths import ROOT
 
@@ -171,3 +172,20 @@ def test_an_object_store_cannot_create_once():
     assert not supports_create_once("store://bucket/file")
     with pytest.raises(UserError, match="store://bucket/file: this store has no writes that only create a file"):
         create_once("store://bucket/file", b"")
+
+
+def test_a_file_system_that_shows_incomplete_files_gets_them_by_renaming(monkeypatch):
+    monkeypatch.setattr(files, "_RENAMED", ("store://",))
+    monkeypatch.setattr(object_store, "OBJECTS", {})
+    created, create_object = [], object_store.ObjectStore.create
+    monkeypatch.setattr(
+        object_store.ObjectStore,
+        "create",
+        lambda self, path, *more: (created.append(path), create_object(self, path))[1],
+    )
+    for content in (b"first", b"second"):
+        with replace("store://bucket/file") as file:
+            file.write(content)
+        assert object_store.OBJECTS == {"store://bucket/file": content}
+    assert len({*created}) == 2 and all(path.startswith("store://bucket/file.") for path in created)
+    assert list_temporary("store://bucket/file") == []
