@@ -264,7 +264,7 @@ prepare(PrepareOptions((raw,), "raw.schema.yaml", "s3://bucket/dataset", process
 """
 
 
-@pytest.mark.parametrize(("shuffle", "most"), [("engine", 2.1), ("files", 8.1)])
+@pytest.mark.parametrize(("shuffle", "most"), [("engine", 3.1), ("files", 12)])
 def test_a_shard_takes_few_requests(server, folder, shuffle, most):
     """Prints the requests of a job, by kind, for two numbers of shards: the difference is what a shard takes."""
     found = {}

@@ -89,7 +89,7 @@ class _Parts:
 
     def __init__(self, folder: str) -> None:
         # Each part of a file on an object store would be read with a request.
-        folder = folder if is_local(folder) else tempfile.gettempdir()
+        folder = folder if is_local(folder) else tempfile.mkdtemp(prefix="lengthwise-")
         self._path = join(folder, f"{uuid.uuid4().hex}{PARTS_ENDING}")
         self._files = contextlib.ExitStack()
         self._file = self._files.enter_context(create(self._path))
@@ -111,7 +111,7 @@ class _Parts:
         return open_read(self._path)
 
     def close(self) -> None:
-        """Removes the file."""
+        """Removes the file, and a folder that becomes empty."""
         self._files.close()
         remove([self._path])
 

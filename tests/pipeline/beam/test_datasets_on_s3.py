@@ -99,7 +99,7 @@ def sum_records(manifest):
     return sum(split.records for split in manifest.splits.values())
 
 
-def test_a_writer_that_finds_its_number_taken_commits_on_top_of_the_other(write, tmp_path, monkeypatch):
+def test_a_writer_that_finds_its_number_taken_commits_on_top_of_the_other(write, tmp_path, monkeypatch, capsys):
     for number in range(4):
         write(number)
     plain_prepare.prepare(on_s3(tmp_path, 0))
@@ -117,6 +117,7 @@ def test_a_writer_that_finds_its_number_taken_commits_on_top_of_the_other(write,
     monkeypatch.setattr(commit_log, "create_once", be_late)
     manifest = prepare(on_s3(tmp_path, 3, append=True))
     assert (manifest.commit, sum_records(manifest), len(manifest.generations)) == (4, 48, 4)
+    assert "Run the same command again" not in capsys.readouterr().err  # the records are not parsed again
     assert read_manifest(DATASET) == manifest
     assert [sum_records(read_manifest_at(DATASET, number)) for number in range(1, 5)] == [12, 24, 36, 48]
     assert verify(DATASET).faults == []
