@@ -151,7 +151,7 @@ def test_a_killed_writer_loses_nothing_and_the_next_one_completes_its_work(serve
     server.hold(ending)
     append = prepare(1, dataset, "--append", "--processes", "0")
     with subprocess.Popen(**command(server, folder, *append), stderr=subprocess.DEVNULL) as killed:
-        while not server.is_holding():
+        while not server.count_held():
             assert killed.poll() is None
             time.sleep(0.05)
         killed.send_signal(signal.SIGKILL)
@@ -180,7 +180,7 @@ def test_of_writers_at_once_each_gets_a_commit_of_its_own(server, folder):
     lengthwise(server, folder, *prepare(0, dataset))
     for number in range(4):
         lengthwise(server, folder, *prepare(number, "dataset", "--append"))
-    server.hold(".json")  # of the summary, which is the last object before the commit
+    server.hold("summary.json")  # the last object before the commit
     with contextlib.ExitStack() as stack:
         jobs = [
             stack.enter_context(
@@ -193,7 +193,9 @@ def test_of_writers_at_once_each_gets_a_commit_of_its_own(server, folder):
             )
             for number in (1, 2, 3)
         ]
-        time.sleep(8)
+        while server.count_held() < 3:
+            assert [job.poll() for job in jobs] == [None] * 3
+            time.sleep(0.05)
         server.drop()
         ended = [job.communicate(timeout=300) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], ended

@@ -37,6 +37,9 @@ from pipeline.writing.retention import remove_old
 from pipeline.writing.summary_cache import SummaryCache
 from pipeline.writing.vocabularies import are_copied, choose_and_write, copy_vocabularies, keep_vocabularies
 
+# How often a writer tries to commit on an object store while others are faster.
+_MAX_RACES = 100
+
 
 class Head(NamedTuple):
     """The state of an output folder.
@@ -107,8 +110,8 @@ def read_head(output: str) -> Head:
 
 def _read_state(output: str, after: int = 0) -> tuple[Head, bool]:
     """Returns the state of an output folder, and whether its manifest is behind the log."""
+    manifest = _read_valid_manifest(output)  # first: another writer may add a commit, and then its manifest
     number = newest_commit(output, after=after)
-    manifest = _read_valid_manifest(output)
     is_behind = number > 0 and (manifest is None or manifest.commit != number)
     if is_behind:
         manifest = read_view(reader(output), number, origin=output)
@@ -176,11 +179,13 @@ def commit(
         TryAgain: The same, and the same command will work when it is repeated.
         LockTimeout: The lock could not be had in time.
     """
-    while True:
+    for left in reversed(range(_MAX_RACES)):
         try:
             return _commit(output, change, lock_timeout=lock_timeout, retain=retain, known=known)
         except _NumberTaken:  # on an object store, which has no lock
-            continue
+            if not left:
+                raise
+    raise AssertionError("not reached")
 
 
 class _NumberTaken(TryAgain):

@@ -82,8 +82,8 @@ class Server(NamedTuple):
         """Lets the server answer no PUT of a key with this ending, until `drop`."""
         self._ask(f"{_HOLD}?{ending}")
 
-    def is_holding(self):
-        """Returns whether such a request has come."""
+    def count_held(self):
+        """Returns how many such requests wait."""
         return self._ask(_HELD)
 
     def drop(self):
@@ -161,7 +161,7 @@ class _Application:
         elif path == _REQUESTS:
             seen, self.seen = self.seen, []
             return seen
-        return self.held > 0
+        return self.held
 
 
 def _serve():
