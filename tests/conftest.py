@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import hypothesis
@@ -49,6 +49,16 @@ def quick_beam() -> None:
     import quick_beam
 
     quick_beam.install()
+
+
+@pytest.fixture(scope="session")
+def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Flink cluster, for the tests that are marked `cluster`."""
+    from flink_cluster import FlinkCluster
+
+    cluster = FlinkCluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="session")
