@@ -27,6 +27,11 @@ class FlinkJob(NamedTuple):
     id: str
     state: str
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        return self.state in ("FINISHED", "CANCELED", "FAILED")
+
 
 class FlinkRest:
     """The REST service of a job manager.

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from pipeline.beam.flink_rest import EMBEDDED, FlinkRest
 _INTERVAL_SECONDS = 2.0
 # Seconds until the id is printed without that of Flink. A job server sends 157 MB to Flink before a job begins there.
 _PATIENCE = 30.0
+# Seconds that a cancelled job may take to end.
+_CANCEL_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -57,18 +60,23 @@ def follow(result: Any, options: PipelineOptions, command: str) -> Iterator[None
 
 
 def cancel_on_flink(result: Any, options: PipelineOptions) -> None:
-    """Cancels a job on the Flink cluster at --flink_master, if there is one. Does nothing if that cannot be done.
+    """Cancels a job on the Flink cluster at --flink_master, if there is one, and waits a little for its end.
 
     The job server of Flink only forgets a job that it is told to cancel. One that fails and starts again would keep its
-    slots until Flink gives up.
+    slots until Flink gives up. Does nothing if Flink does not answer.
     """
     job_id, address = _job_id(result), options.view_as(FlinkRunnerOptions).flink_master
-    if job_id is not None and address not in EMBEDDED:
-        with contextlib.suppress(ConnectionError):
-            rest = FlinkRest(address)
+    if job_id is None or address in EMBEDDED:
+        return
+    rest, end = FlinkRest(address), time.monotonic() + _CANCEL_SECONDS
+    with contextlib.suppress(ConnectionError):
+        job = rest.find_job(_flink_name(job_id))
+        if job is not None and not job.has_ended:
+            rest.cancel_job(job.id)
+        # A worker that is ended while it writes leaves a file, which the driver can only remove after that.
+        while job is not None and not job.has_ended and time.monotonic() < end:
+            time.sleep(0.2)
             job = rest.find_job(_flink_name(job_id))
-            if job is not None:
-                rest.cancel_job(job.id)
 
 
 class _Followed:

@@ -25,6 +25,8 @@ _level_lock = threading.Lock()
 _num_quiet = _level_before = 0
 # How long a command that was interrupted waits for the end of a step that publishes, in seconds.
 _PUBLISH_SECONDS = 60.0
+# What the error of a cancelled job has: that of a job server, and that of Flink.
+_CANCELLED = "in state CANCELLED", "JobCancellationException"
 # How long it waits for the engine to take notice that the job is cancelled.
 _CANCEL_SECONDS = 10.0
 
@@ -153,9 +155,9 @@ def _take_down(kept: Fence, output: str, read_published: Callable[[], Any]) -> N
 
 def _engine_error(output: str, error: Exception) -> UserError:
     """Returns the error for a job that the engine could not complete, in one line."""
-    if "CANCELLED" in str(error):
+    if any(text in str(error) for text in _CANCELLED):
         return UserError(f"{output}: the job was cancelled on the engine. Nothing was published.")
-    reason = " ".join(last_exception(str(error) or type(error).__name__).split())
+    reason = " ".join(last_exception(str(error) or type(error).__name__).split()).rstrip(".")
     return UserError(
         f"{output}: the engine could not complete the job: {reason}. Nothing was published. The logs of the engine's "
         "workers say more."

@@ -43,7 +43,7 @@ def rest_service(answers):
 
     Args:
         answers: What it answers, by path: a value that becomes JSON, or bytes. The dict may change. A PATCH request is
-            answered with {}, and its path is appended to the list `patched`.
+            answered with {}, its path is appended to the list `patched`, and the function `on_patch` is called.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -55,6 +55,7 @@ def rest_service(answers):
 
         def do_PATCH(self):
             answers.setdefault("patched", []).append(self.path)
+            answers.get("on_patch", lambda: None)()
             self.send_response(202)
             self.end_headers()
             self.wfile.write(b"{}")

@@ -13,6 +13,7 @@ from engine import RUNNER, EngineResult, Gate
 from prepare_jobs import contents, read_whole, snapshot
 
 from pipeline.beam import engine_shuffle, fenced
+from pipeline.beam.run_job import _engine_error
 from pipeline.errors import Terminated, UserError
 from pipeline.writing import fence as fences
 from pipeline.writing.publish import Publisher
@@ -157,6 +158,25 @@ def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_p
     result.join()
     assert result.cancelled and result.attempts == 1 and result.error is None
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Pipeline a_b failed in state CANCELLED: unknown error", "the job was cancelled on the engine."),
+        (
+            "Pipeline a_b failed in state FAILED: x.JobCancellationException: Job was cancelled.",
+            "the job was cancelled on ",
+        ),
+        (
+            "Pipeline a_b failed in state FAILED: io.grpc.StatusRuntimeException: CANCELLED: client cancelled.",
+            "the engine could not complete the job: Pipeline a_b failed in state FAILED: io.grpc.StatusRuntimeException: "
+            "CANCELLED: client cancelled. Nothing was published. The logs",
+        ),
+    ],
+)
+def test_only_a_cancelled_job_is_called_cancelled(text, message):
+    assert str(_engine_error("out", RuntimeError(text))).startswith(f"out: {message}")
 
 
 def test_a_job_that_is_being_published_is_waited_for(run, write_raw, tmp_path, waiting, monkeypatch):

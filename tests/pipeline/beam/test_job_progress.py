@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 import time
 
 import pytest
@@ -168,13 +169,29 @@ def test_a_job_whose_result_has_a_method_for_its_id_is_named(capsys):
     assert capsys.readouterr().err == "prepare: job 2026-11-29_1\n"
 
 
-def test_a_job_is_cancelled_on_flink(flink):
+def test_a_job_is_cancelled_on_flink_and_waited_for(flink):
     answers, address = flink
+
+    def end():
+        threading.Timer(
+            0.5, answers.update, [{"/jobs/overview": {"jobs": [job("job_of-mine", 5, "CANCELED")]}}]
+        ).start()
+
+    answers["on_patch"] = end
+    begin = time.monotonic()
     cancel_on_flink(Result(), PipelineOptions([f"--flink_master={address}"]))
+    assert time.monotonic() - begin >= 0.5
     assert answers["patched"] == [f"/jobs/{ID}?mode=cancel"]
+    # The job has ended.
+    cancel_on_flink(Result(), PipelineOptions([f"--flink_master={address}"]))
+    assert len(answers["patched"]) == 1
+
+
+def test_nothing_is_cancelled_where_there_is_no_job(flink):
+    answers, address = flink
     answers["/jobs/overview"] = {"jobs": []}
     cancel_on_flink(Result(), PipelineOptions([f"--flink_master={address}"]))
     cancel_on_flink(Result(), PipelineOptions([f"--flink_master={unused_address()}"]))
     cancel_on_flink(Result(), PipelineOptions([]))
     cancel_on_flink(object(), PipelineOptions([f"--flink_master={address}"]))
-    assert len(answers["patched"]) == 1
+    assert "patched" not in answers
