@@ -163,14 +163,14 @@ def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Pipeline a_b failed in state CANCELLED: unknown error", "the job was cancelled on the engine."),
+        ("Pipeline a failed in state CANCELLED: unknown error", "the job was cancelled on the engine."),
         (
-            "Pipeline a_b failed in state FAILED: x.JobCancellationException: Job was cancelled.",
+            "Pipeline a failed in state FAILED: x.JobCancellationException: Job was cancelled.",
             "the job was cancelled on ",
         ),
         (
-            "Pipeline a_b failed in state FAILED: io.grpc.StatusRuntimeException: CANCELLED: client cancelled.",
-            "the engine could not complete the job: Pipeline a_b failed in state FAILED: io.grpc.StatusRuntimeException: "
+            "Pipeline a failed in state FAILED: io.grpc.StatusRuntimeException: CANCELLED: client cancelled.",
+            "the engine could not complete the job: Pipeline a failed in state FAILED: io.grpc.StatusRuntimeException: "
             "CANCELLED: client cancelled. Nothing was published. The logs",
         ),
     ],
