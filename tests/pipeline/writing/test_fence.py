@@ -1,6 +1,7 @@
 """The fence of a job: its driver can end the job until the job is being published, and an error is stored once."""
 
 import os
+import time
 
 import object_store
 import pytest
@@ -61,6 +62,7 @@ def test_the_driver_refreshes_the_fence_but_does_not_put_it_up_again(tmp_path, m
         while not is_wanted(files):
             pass
         refuse(files, UserError("wrong."))
+        time.sleep(0.1)  # several refreshes
         assert not is_wanted(files)
     assert list_files(files.output) == []
 
