@@ -15,6 +15,7 @@ from pipeline import progress
 from pipeline.beam.job_progress import cancel_on_flink, follow
 from pipeline.beam.worker_errors import last_exception, user_error
 from pipeline.errors import Terminated, UserError, check_unpublished
+from pipeline.files import list_files
 from pipeline.writing.fence import Fence, fence, read_refusal
 from pipeline.writing.job import JobFiles
 
@@ -27,6 +28,9 @@ _num_quiet = _level_before = 0
 _PUBLISH_SECONDS = 60.0
 # What the error of a cancelled job has: that of a job server, and that of Flink.
 _CANCELLED = "in state CANCELLED", "JobCancellationException"
+# How long it looks for files of tasks that were at work when the job ended, in seconds. An engine may kill a worker while
+# it writes, some seconds after it has said that the job has ended.
+_LATE_SECONDS = 3.0
 # How long it waits for the engine to take notice that the job is cancelled.
 _CANCEL_SECONDS = 10.0
 
@@ -59,6 +63,12 @@ def run_job(
         Terminated: This process got SIGTERM. Nothing was published.
     """
     output, job = files.output, _Job(pipeline, command)
+
+    def discard_all() -> None:
+        discard()
+        if files.is_fenced:
+            _discard_late(files, discard)
+
     with fence(files, command) as kept:
         try:
             shown = progress.report(command, total_bytes=total_bytes, second_pass=second_pass, since=since)
@@ -67,14 +77,14 @@ def run_job(
         except BaseException as error:
             refused = read_refusal(files) if kept is not None else None
             if isinstance(error, Exception) and refused is not None:
-                discard()
+                discard_all()
                 raise refused from None
             if kept is not None:
                 job.cancel()
                 _take_down(kept, output, read_published)
                 job.cancel_on_flink()
             check_unpublished(output, error, read_published)
-            discard()
+            discard_all()
             if signalled:
                 raise Terminated from None
             if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
@@ -94,7 +104,7 @@ def run_job(
             if refused is None and kept is not None:
                 _take_down(kept, output, read_published)
                 job.cancel_on_flink()
-            discard()
+            discard_all()
             if refused is not None:
                 raise refused
             raise UserError(
@@ -151,6 +161,15 @@ def _take_down(kept: Fence, output: str, read_published: Callable[[], Any]) -> N
                 "the dataset with `lengthwise inspect`, and run the command again if it lacks the new records."
             )
         time.sleep(0.5)
+
+
+def _discard_late(files: JobFiles, discard: Callable[[], None]) -> None:
+    """Removes the files that tasks of an ended job still write."""
+    end = time.monotonic() + _LATE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        if list_files(files.folder):
+            discard()
 
 
 def _engine_error(output: str, error: Exception) -> UserError:

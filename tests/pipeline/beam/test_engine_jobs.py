@@ -12,7 +12,7 @@ import pytest
 from engine import RUNNER, EngineResult, Gate
 from prepare_jobs import contents, read_whole, snapshot
 
-from pipeline.beam import engine_shuffle, fenced
+from pipeline.beam import engine_shuffle, fenced, run_job
 from pipeline.beam.run_job import _engine_error
 from pipeline.errors import Terminated, UserError
 from pipeline.writing import fence as fences
@@ -46,6 +46,11 @@ def waiting(monkeypatch):
         return results
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def no_late_files(monkeypatch):
+    monkeypatch.setattr(run_job, "_LATE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -177,6 +182,28 @@ def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_p
 )
 def test_only_a_cancelled_job_is_called_cancelled(text, message):
     assert str(_engine_error("out", RuntimeError(text))).startswith(f"out: {message}")
+
+
+def test_what_a_killed_worker_left_after_the_job_is_removed(run, write_raw, tmp_path, waiting, monkeypatch):
+    monkeypatch.setattr(run_job, "_LATE_SECONDS", 1.0)
+    arrived, go_on = stop_at(monkeypatch, "writing_shards")
+
+    def write(folder):
+        folder.mkdir(parents=True)
+        (folder / "train-00000-of-00001.tfrecord").touch()
+
+    def leave(result):
+        arrived.wait()
+        (folder,) = (tmp_path / "dataset" / "data").iterdir()
+        threading.Timer(0.5, write, [folder]).start()
+        raise RuntimeError("JobCancellationException: Job was cancelled.")
+
+    results = waiting(leave)
+    with pytest.raises(UserError, match="the job was cancelled on the engine"):
+        run(write_raw(rows_of(50)))
+    assert left(tmp_path) == []
+    go_on.open()
+    results[0].join()
 
 
 def test_a_job_that_is_being_published_is_waited_for(run, write_raw, tmp_path, waiting, monkeypatch):

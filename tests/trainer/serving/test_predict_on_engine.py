@@ -8,7 +8,7 @@ import pytest
 from engine import RUNNER, EngineResult, Gate
 from predict_runs import by_id, check_complete, lines_of, run_of, snapshot
 
-from pipeline.beam import fenced
+from pipeline.beam import fenced, run_job
 from pipeline.errors import UserError
 from trainer.serving import predict as predict_module
 from trainer.serving.predict import predict
@@ -24,6 +24,11 @@ def raw(tmp_path):
     path = tmp_path / "raw.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in made.records))
     return str(path), run, len(made.records)
+
+
+@pytest.fixture(autouse=True)
+def no_late_files(monkeypatch):
+    monkeypatch.setattr(run_job, "_LATE_SECONDS", 0.0)
 
 
 @pytest.fixture
