@@ -28,8 +28,8 @@ _num_quiet = _level_before = 0
 _PUBLISH_SECONDS = 60.0
 # What the error of a cancelled job has: that of a job server, and that of Flink.
 _CANCELLED = "in state CANCELLED", "JobCancellationException"
-# How long it looks for files of tasks that were at work when the job ended, in seconds. An engine may kill a worker while
-# it writes, some seconds after it has said that the job has ended.
+# How long it looks for files of tasks that were at work when the job was ended, in seconds. An engine may kill a worker
+# while it writes, some seconds after it has said that the job has ended.
 _LATE_SECONDS = 3.0
 # How long it waits for the engine to take notice that the job is cancelled.
 _CANCEL_SECONDS = 10.0
@@ -104,7 +104,7 @@ def run_job(
             if refused is None and kept is not None:
                 _take_down(kept, output, read_published)
                 job.cancel_on_flink()
-            discard_all()
+            discard()
             if refused is not None:
                 raise refused
             raise UserError(
