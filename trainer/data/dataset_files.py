@@ -4,9 +4,10 @@ TensorFlow supports gs:// itself, and had a file system for s3:// in another pac
 today. So S3 is read with boto3, as `prepare` writes it.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
     if "://" not in path:
         return open(path, "rb")
     if s3.is_s3(path):
-        return s3.open_read(path)
+        return _open_s3(path)
     # Imported here because TensorFlow takes three seconds to load, and local files do not need it.
     import tensorflow as tf
 
@@ -28,8 +29,25 @@ def open_file(path: str) -> AbstractContextManager[IO[bytes]]:
     return opener(path, "rb")
 
 
+@contextlib.contextmanager
+def _open_s3(path: str) -> Iterator[IO[bytes]]:
+    with _no_answer(path), s3.open_read(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _no_answer(path: str) -> Iterator[None]:
+    """Turns the error of a store that does not answer into a UserError: the dataset is not damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}.") from None
+
+
 def read_errors(path: str) -> tuple[type[Exception], ...]:
-    """Returns the exceptions that reading a file at this path may raise."""
+    """Returns the exceptions that reading a file at this path may raise if the file is missing or damaged."""
     if "://" not in path or s3.is_s3(path):
         return (OSError,)
     import tensorflow as tf
@@ -42,7 +60,8 @@ def file_exists(path: str) -> bool:
     if "://" not in path:
         return os.path.exists(path)
     if s3.is_s3(path):
-        return s3.exists(path)
+        with _no_answer(path):
+            return s3.exists(path)
     import tensorflow as tf
 
     return bool(tf.io.gfile.exists(path))
@@ -81,7 +100,8 @@ def read_checked(folder: str, path: str, sha256: str) -> bytes:
 def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> bytes:
     """Returns the bytes of the ranges (begin, end) of a file, joined. They are fewer if the file ends early."""
     if s3.is_s3(path):
-        return b"".join([s3.read_range(path, begin, end) for begin, end in ranges])
+        with _no_answer(path):
+            return b"".join([s3.read_range(path, begin, end) for begin, end in ranges])
     if "://" in path:
         with open_file(path) as file:
             parts = []

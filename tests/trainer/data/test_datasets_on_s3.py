@@ -16,6 +16,9 @@ from trainer.training.train import train
 
 pytest.importorskip("moto")
 
+from botocore.client import BaseClient  # noqa: E402
+from botocore.exceptions import EndpointConnectionError  # noqa: E402
+
 PLACE = f"s3://{support.BUCKET}"
 
 
@@ -61,6 +64,28 @@ def test_a_damaged_missing_or_unknown_place_is_one_line(copy, dataset):
     copy.put_object(Bucket=support.BUCKET, Key=f"dataset/{shard.path}", Body=b"short")
     with pytest.raises(UserError, match=f"{shard.path} has 5 bytes, expected"):
         list(batches(f"{PLACE}/dataset", "test"))
+
+
+def test_a_store_that_does_not_answer_is_no_damage(copy, monkeypatch):
+    opened = open_dataset(f"{PLACE}/dataset")
+    error = EndpointConnectionError(endpoint_url="http://x")
+
+    def fail(self, operation, arguments):
+        if fails(operation):
+            raise error
+        return call(self, operation, arguments)
+
+    call = BaseClient._make_api_call
+    monkeypatch.setattr(BaseClient, "_make_api_call", fail)
+    fails = lambda operation: True  # noqa: E731
+    expected = (
+        "cannot be read: the endpoint .* cannot be reached: Could not connect to the endpoint URL: .http://x.\\.$"
+    )
+    with pytest.raises(UserError, match=f"^{PLACE}/dataset/manifest.json: {expected}"):
+        open_dataset(f"{PLACE}/dataset")
+    fails = lambda operation: operation == "GetObject"  # noqa: E731
+    with pytest.raises(UserError, match=f"^{PLACE}/dataset/data/.*: {expected}"):
+        opened.size_checked_indexes("validation")[0].read(np.array([0]))
 
 
 def test_a_run_is_not_trained_on_s3(dataset):
