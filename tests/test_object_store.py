@@ -91,7 +91,7 @@ def test_every_command_gives_on_s3_what_it_gives_on_a_disk(server, folder):
     assert {key.replace(generation, of_disk) for key in server.keys("dataset/")} == names - {"dataset/commits/lock"}
     assert both("plan", dataset, "--json") == lengthwise(server, folder, "plan", "dataset", "--json")
 
-    for batching in ("window", "bucket", "stateful"):
+    for batching in ("window", "bucket"):
         flags = ["--epochs", "1", "--units", "8", "--batching", batching, "--overwrite", "--json"]
         ours, of_disk = (
             json.loads(lengthwise(server, folder, "train", name, "--output", "run", *flags))
