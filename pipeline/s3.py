@@ -53,14 +53,13 @@ class ObjectDetails(NamedTuple):
 
 
 def open_read(path: str) -> IO[bytes]:
-    """Opens an object for reading and seeking.
+    """Opens an object for reading and seeking. This reads its first bytes, and so all of a small object.
 
     Raises:
         FileNotFoundError: There is no such object.
         UserError, OSError: It cannot be read; reading the file raises them too.
     """
-    num_bytes = _head(path)["ContentLength"]
-    return io.BufferedReader(_Object(path, num_bytes), _LEAST_BYTES)
+    return io.BufferedReader(_Object(path), _LEAST_BYTES)
 
 
 def read_range(path: str, begin: int, end: int) -> bytes:
@@ -69,20 +68,29 @@ def read_range(path: str, begin: int, end: int) -> bytes:
     Raises:
         UserError, OSError: The object cannot be read.
     """
-    if end <= begin:
-        return b""
-    bucket, key = split_path(path)
+    return _get(path, begin, end)[0] if begin < end else b""
 
-    def read(client: Any) -> bytes:
-        with client.get_object(Bucket=bucket, Key=key, Range=f"bytes={begin}-{end - 1}")["Body"] as body:
-            return bytes(body.read())
+
+def _get(path: str, begin: int, end: int) -> tuple[bytes, int]:
+    """Returns the bytes of a range, and the size of the object; (b"", 0) if the object ends before `begin`."""
+    bucket, key = split_path(path)
+    if not key:
+        raise FileNotFoundError(errno.ENOENT, "is a bucket, expected an object in it", path)
+
+    def read(client: Any) -> tuple[bytes, int]:
+        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={begin}-{end - 1}")
+        with answer["Body"] as body:
+            # A store that ignores the range returns the whole object.
+            in_range = answer.get("ContentRange", "")
+            data = bytes(body.read())
+            return (data, int(in_range.rpartition("/")[2])) if in_range else (data[begin:end], len(data))
 
     for left in reversed(range(_READS)):
         try:
             return call(path, read)
         except OSError as error:
-            if error.errno == errno.ESPIPE:  # the object ends before `begin`
-                return b""
+            if error.errno == errno.ESPIPE:
+                return b"", 0
             if error.errno != errno.EIO or not left:
                 raise
     raise AssertionError("not reached")
@@ -91,11 +99,11 @@ def read_range(path: str, begin: int, end: int) -> bytes:
 class _Object(io.RawIOBase):
     """The bytes of an object. Reading from front to back takes few requests, and reading here and there few bytes."""
 
-    def __init__(self, path: str, num_bytes: int) -> None:
+    def __init__(self, path: str) -> None:
         super().__init__()
-        self._path, self._num_bytes = path, num_bytes
+        self._path = path
         self._position = self._start = 0
-        self._data = b""
+        self._data, self._num_bytes = _get(path, 0, _LEAST_BYTES)
         self._next_bytes = _LEAST_BYTES
 
     def readable(self) -> bool:
@@ -129,9 +137,11 @@ class _Object(io.RawIOBase):
         return len(found)
 
     def readall(self) -> bytes:
-        data = read_range(self._path, self._position, self._num_bytes)
-        self._position += len(data)
-        return data
+        begin, end = self._position - self._start, self._start + len(self._data)
+        data = self._data[begin:] if 0 <= begin <= len(self._data) else b""
+        rest = read_range(self._path, end if data else self._position, self._num_bytes)
+        self._position += len(data) + len(rest)
+        return data + rest
 
 
 def upload(path: str, file: IO[bytes]) -> None:

@@ -120,14 +120,25 @@ def test_an_object_is_read_as_a_local_file_is(client):
 
 def test_a_file_that_is_read_from_front_to_back_takes_few_requests(client, monkeypatch):
     put(client, object=bytes(20_000_000))
-    ranges, read_range = [], s3.read_range
-    monkeypatch.setattr(s3, "read_range", lambda *range: (ranges.append(range), read_range(*range))[1])
+    ranges, get = [], s3._get
+    monkeypatch.setattr(s3, "_get", lambda *range: (ranges.append(range), get(*range))[1])
     with files.open_read(f"{FOLDER}/object") as file:
         while file.read(100_000):
             pass
     assert len(ranges) < 10
     assert sum(end - begin for _, begin, end in ranges) == 20_000_000
     assert max(end - begin for _, begin, end in ranges) <= 2**23
+    with files.open_read(f"{FOLDER}/object") as file:
+        assert (file.seek(15_000_000), len(file.read(10)), file.seek(-1, 1), len(file.read())) == (
+            15_000_000,
+            10,
+            15_000_009,
+            4_999_991,
+        )
+    ranges.clear()
+    put(client, small=b"small")
+    assert files.read_bytes(f"{FOLDER}/small", max_bytes=10) == b"small"
+    assert ranges == [(f"{FOLDER}/small", 0, 2**18)]
 
 
 def test_an_answer_that_breaks_off_is_read_again(client, monkeypatch):

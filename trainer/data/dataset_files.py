@@ -97,6 +97,15 @@ def read_checked(folder: str, path: str, sha256: str) -> bytes:
     return data
 
 
+def file_size(path: str) -> int:
+    """Returns the size of a file in bytes."""
+    if s3.is_s3(path):
+        with _no_answer(path):
+            return s3.size(path)
+    with open_file(path) as file:
+        return file.seek(0, 2) or file.tell()
+
+
 def read_ranges(path: str, ranges: Iterable[tuple[int, int]]) -> bytes:
     """Returns the bytes of the ranges (begin, end) of a file, joined. They are fewer if the file ends early."""
     if s3.is_s3(path):

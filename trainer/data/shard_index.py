@@ -20,7 +20,15 @@ from pipeline.format.tfrecord import (
     check_large_frame,
 )
 from pipeline.schema.record import Array
-from trainer.data.dataset_files import damage_error, open_file, read_checked, read_errors, read_ranges, reason
+from trainer.data.dataset_files import (
+    damage_error,
+    file_size,
+    open_file,
+    read_checked,
+    read_errors,
+    read_ranges,
+    reason,
+)
 
 # Number of headers that are compared together.
 _BLOCK_RECORDS = 1 << 16
@@ -192,8 +200,7 @@ def count_shard(folder: str, shard: Shard, *, per_step: bool) -> tuple[int, dict
 def check_size(folder: str, shard: Shard) -> None:
     """Raises a UserError if the shard's file is missing or has another size."""
     try:
-        with open_file(f"{folder}/{shard.path}") as file:
-            size = file.seek(0, 2) or file.tell()
+        size = file_size(f"{folder}/{shard.path}")
     except read_errors(folder) as error:
         raise damage_error(folder, f"{shard.path} cannot be read: {reason(error)}") from None
     if size != shard.bytes:
