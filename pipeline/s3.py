@@ -23,7 +23,7 @@ from pipeline.s3_client import SCHEME, call, client_arguments, explain, request,
 # Bytes of a request: the first one after a seek, and the largest one of a file that is read from front to back.
 _LEAST_BYTES, _MOST_BYTES = 2**18, 2**23
 # An object of more bytes is uploaded in parts of this size. S3 takes 10,000 parts.
-_PART_BYTES = 2**25
+_PART_BYTES = 2**24
 # Objects that one request can remove.
 _MAX_DELETED = 1000
 # A store answers so if another request changes the same object at the same time.
