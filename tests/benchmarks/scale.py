@@ -40,8 +40,10 @@ from pipeline.writing.write_sources import list_sources
 STAGES = ("parse", "key", "write", "publish")
 # Number of shards in the measurement of the step that cuts blocks by shard.
 _NUM_SHARDS = 1_000
-# Requests to an object store for one shard of one split: of its file, and of its index.
+# Requests to S3 for one shard of one split: of its file, and of its index.
 _PUTS_PER_SHARD = 2
+# Requests to S3 for a chunk of a raw file: its size, and pieces that grow from 256 KiB to 8 MiB.
+_GETS_PER_CHUNK = 10
 
 
 def main() -> None:
@@ -293,7 +295,8 @@ def estimate(found: Constants, raw_bytes: int, num_shards: int | None, cores: in
         "records in a block, bytes of a shard": f"{per_block:,.1f}, {example_bytes / shards / 1e6:,.0f} MB",
         "bytes shuffled": f"{shuffled / 1e9:,.0f} GB ({shuffled / example_bytes:.2f} of the shards)",
         f"seconds on {cores} cores, without the network": steps,
-        "requests: GET of raw files, PUT of shards": f"{chunks:,.0f}, {_PUTS_PER_SHARD * shards:,}",
+        "requests to S3 to read raw files": f"{_GETS_PER_CHUNK * chunks:,.0f}",
+        "requests to S3 to write shards": f"{_PUTS_PER_SHARD * shards:,}",
         "manifest": f"{shards * found.manifest_bytes / 1e6:,.1f} MB",
         "summary of the generation": f"{shards * found.summary_bytes / 1e6:,.1f} MB",
         "messages about shards": f"{shards * found.shard_bytes / 1e6:,.1f} MB",
