@@ -23,7 +23,7 @@ from data import schema_text, write_raw
 from measure import run_program
 
 from pipeline.beam.engine_shuffle import KeyByShard, keyed_bytes
-from pipeline.format.manifest import FILE_NAME
+from pipeline.format.manifest import FILE_NAME, read_manifest
 from pipeline.format.summary import NO_REJECTS, summary_path
 from pipeline.raw.json_lines import CHUNK_BYTES, Chunk
 from pipeline.schema.schema import Schema
@@ -93,6 +93,7 @@ class Constants:
     manifest_bytes: float  # of a shard in the manifest
     summary_bytes: float  # of a shard in the summary of its generation
     publish_seconds: float  # of a shard
+    open_seconds: float  # of a shard, for each reader
     publish_memory: float  # of a shard
     publish_start_memory: float
 
@@ -121,6 +122,7 @@ def measure(folder: pathlib.Path, num_records: int, shards: tuple[int, int]) -> 
         manifest_bytes=per_shard["manifest_bytes"],
         summary_bytes=per_shard["summary_bytes"],
         publish_seconds=per_shard["seconds"],
+        open_seconds=per_shard["open_seconds"],
         publish_memory=per_shard["peak_mebibytes"],
         publish_start_memory=few["peak_mebibytes"] - per_shard["peak_mebibytes"] * shards[0],
     )
@@ -224,9 +226,12 @@ def run_publish(folder: pathlib.Path, num_shards: int) -> dict[str, Any]:
     write_summary(files.output, summary)
     commit(files.output, Change("create", Base("create"), summary), lock_timeout=60, retain=None)
     seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    read_manifest(files.output)
     output = pathlib.Path(files.output)
     return {
         "seconds": seconds,
+        "open_seconds": time.perf_counter() - begin,
         "shard_bytes": len(pickle.dumps(shards[0])),
         "manifest_bytes": (output / FILE_NAME).stat().st_size,
         "summary_bytes": (output / summary_path(files.generation)).stat().st_size,
@@ -297,7 +302,9 @@ def estimate(found: Constants, raw_bytes: int, num_shards: int | None, cores: in
         f"seconds on {cores} cores, without the network": steps,
         "requests to S3 to read raw files": f"{_GETS_PER_CHUNK * chunks:,.0f}",
         "requests to S3 to write shards": f"{_PUTS_PER_SHARD * shards:,}",
-        "manifest": f"{shards * found.manifest_bytes / 1e6:,.1f} MB",
+        "manifest, and seconds to open it": (
+            f"{shards * found.manifest_bytes / 1e6:,.1f} MB, {shards * found.open_seconds:,.2f}"
+        ),
         "summary of the generation": f"{shards * found.summary_bytes / 1e6:,.1f} MB",
         "messages about shards": f"{shards * found.shard_bytes / 1e6:,.1f} MB",
         "memory: parse, cut, write": ", ".join(
