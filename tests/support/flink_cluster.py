@@ -20,6 +20,7 @@ from paths import ROOT
 
 from pipeline.beam.flink_rest import FlinkRest
 from trainer.devices.local_workers import free_ports
+from trainer.devices.tensorflow_setup import LOG_LEVEL
 
 DOWNLOADS = ROOT / "build" / "flink"
 JAR = DOWNLOADS / "beam-flink-job-server-2.62.0.jar"
@@ -122,12 +123,14 @@ class Command:
     """
 
     def __init__(self, folder, *arguments):
+        # TensorFlow sets the variable in this process, and would print more in another one.
+        inherited = {name: value for name, value in os.environ.items() if name != LOG_LEVEL}
         self._paths = [folder / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
         with open(self._paths[0], "wb") as out, open(self._paths[1], "wb") as err:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lengthwise", *map(str, arguments)],
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=inherited | {"PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
