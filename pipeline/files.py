@@ -305,6 +305,22 @@ def remove(paths: list[str]) -> None:
             beam_filesystems().delete(remote)
 
 
+@contextlib.contextmanager
+def local_folder(prefix: str) -> Iterator[str]:
+    """Gives the path of a temporary folder of this machine, which is removed after the block.
+
+    Whoever writes a file there makes the folder: most blocks need none, and a process that is killed leaves none then.
+
+    Args:
+        prefix: Beginning of its name.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"{prefix}{uuid.uuid4().hex}")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_empty(folder: str) -> None:
     """Removes a local folder if it is empty, and then its parent folder if that is empty."""
     for path in (folder, os.path.dirname(folder)) if is_local(folder) else ():

@@ -14,7 +14,6 @@ import pytest
 import s3 as support
 from paths import ROOT
 
-pytest.importorskip("moto")
 pytestmark = pytest.mark.proof
 
 BUCKET = f"s3://{support.BUCKET}"

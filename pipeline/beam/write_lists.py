@@ -1,7 +1,6 @@
 """Writes the two lists of a job, each to one file sorted by place: the rejects, and the raw files."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import apache_beam as beam
 
 from pipeline.beam.fenced import while_wanted
 from pipeline.beam.outputs import in_global_window
+from pipeline.files import local_folder
 from pipeline.format.sources import SourcesFile
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import Reject
@@ -103,7 +103,7 @@ class _WriteGroupedLists(beam.DoFn):
         yield from while_wanted(files, self._write(element[1], files))
 
     def _write(self, blocks: Iterable[tuple[str, bytes]], files: JobFiles) -> Iterator[WrittenLists]:
-        with tempfile.TemporaryDirectory(prefix="lengthwise-lists-") as folder:
+        with local_folder("lengthwise-lists-") as folder:
             buffers: dict[str, RowBuffer[Any]] = {
                 REJECT_LINES: RejectLinesBuffer(folder),
                 CHUNK_LINES: ChunkLinesBuffer(folder),

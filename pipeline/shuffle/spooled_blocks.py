@@ -1,10 +1,10 @@
 """Collects the packed blocks of one shard: in memory up to a bound, and beyond it in sorted runs on the local disk."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.files import local_folder
 from pipeline.schema.record import Array
 from pipeline.shuffle.hashing import END_NUMBER
 from pipeline.shuffle.merge_runs import merge_runs, read_key_numbers
@@ -68,7 +68,7 @@ class SpooledBlocks:
     def _spool(self) -> None:
         """Writes the blocks in memory to a run."""
         if self._folder is None:
-            self._folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix="lengthwise-shard-"))
+            self._folder = self._files.enter_context(local_folder("lengthwise-shard-"))
         blocks, self._blocks, self._num_bytes = self._blocks, [], 0
         with new_run(self._folder, self._kind) as writer:
             for block in merge_packed(blocks, self._kind):

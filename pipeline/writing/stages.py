@@ -8,11 +8,11 @@ values, so that a worker process can run them as well as a Beam step.
 import collections
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple
 
 from pipeline import progress
+from pipeline.files import local_folder
 from pipeline.raw.early_stop import EarlyStop, FirstRecords
 from pipeline.raw.json_lines import Chunk, ChunkSummary, LineBatch, parse_lines, read_chunk
 from pipeline.raw.parse_batch import BatchParser
@@ -134,7 +134,7 @@ def parse_into_blocks(
     The rejects are on the local disk until the end.
     """
     more: dict[str, Any] = {"seed": seed, "keep_raw": keep_raw, "limits": limits, "stop": stop, "windows": windows}
-    with tempfile.TemporaryDirectory(prefix="lengthwise-rejects-") as folder:
+    with local_folder("lengthwise-rejects-") as folder:
         found = _parse(items, schema, BlockBuffer(windows), folder, **more)
         blocks = [block for each in found.records for block in each.blocks]
         totals = add_totals(each.totals for each in found.records)
@@ -279,7 +279,7 @@ def write_grouped(
     """
     with (
         SpooledBlocks(RECORDS, max_bytes=spool_bytes) as spooled,
-        tempfile.TemporaryDirectory(prefix="lengthwise-rejects-") as folder,
+        local_folder("lengthwise-rejects-") as folder,
     ):
         for block in blocks:
             spooled.add(block)

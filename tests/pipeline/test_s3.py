@@ -9,6 +9,7 @@ import sys
 import pytest
 import s3 as support
 from apache_beam.io.filesystem import FileSystem
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 import lengthwise
 from pipeline import files, s3, s3_client
@@ -17,10 +18,6 @@ from pipeline.beam_files import set_store_options
 from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError
 from pipeline.flags import FlagParser
-
-pytest.importorskip("moto")
-
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError  # noqa: E402
 
 FOLDER = f"s3://{support.BUCKET}/folder"
 

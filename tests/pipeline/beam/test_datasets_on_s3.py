@@ -20,8 +20,6 @@ from pipeline.writing.compact import compact
 from pipeline.writing.job import begin_job
 from pipeline.writing.marker import mark_writer
 
-pytest.importorskip("moto")
-
 SCHEMA = """\
 id: id
 steps: {x: {dtype: float32}}
@@ -63,6 +61,7 @@ def on_s3(tmp_path, number, **more):
     return options(tmp_path, f"s3://{support.BUCKET}/raw/{number}.jsonl", **more)
 
 
+@pytest.mark.proof
 def test_it_is_the_dataset_that_is_made_on_a_disk(write, tmp_path):
     for number in range(2):
         write(number)
@@ -128,6 +127,7 @@ def test_a_writer_that_finds_its_number_taken_commits_on_top_of_the_other(write,
     assert verify(DATASET).faults == []
 
 
+@pytest.mark.proof
 def test_a_replacement_is_refused_if_another_writer_was_faster(write, tmp_path, monkeypatch):
     for number in range(2):
         write(number)

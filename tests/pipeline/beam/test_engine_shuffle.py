@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import re
 import tempfile
 
@@ -20,7 +21,7 @@ from pipeline.beam.write_dataset import WriteDataset
 from pipeline.format.manifest import read_manifest
 from pipeline.schema.schema import Schema
 from pipeline.schema.windows import EventWindows
-from pipeline.shuffle import packed_blocks
+from pipeline.shuffle import packed_blocks, spooled_blocks
 from pipeline.writing import shards
 
 WORDS = """\
@@ -121,14 +122,14 @@ def test_blocks_are_cut_and_a_shard_is_spooled(run_prepare, write_raw, monkeypat
     raw, spooled, made = write_raw(rows), tmp_path / "spooled", []
     run_prepare(raw, schema=NUMBERS, output="files", num_shards=1, plain=True)
     spooled.mkdir()
-    make = tempfile.TemporaryDirectory
+    make = spooled_blocks.new_run
 
-    def record(prefix=""):
-        made.append(prefix)
-        return make(prefix=prefix)
+    def record(folder, kind):
+        made.append(folder)
+        return make(folder, kind)
 
     monkeypatch.setattr(tempfile, "tempdir", str(spooled))
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", record)
+    monkeypatch.setattr(spooled_blocks, "new_run", record)
     monkeypatch.setattr(packed_blocks, "PACKED_BYTES", 2**17)
     monkeypatch.setattr(engine_shuffle, "keyed_bytes", lambda num_shards: 2**19)
     output = str(tmp_path / "engine")
@@ -136,7 +137,8 @@ def test_blocks_are_cut_and_a_shard_is_spooled(run_prepare, write_raw, monkeypat
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = pipeline | PrepareFiles(raw, write)
     assert contents(tmp_path / "files") == contents(tmp_path / "engine")
-    assert "lengthwise-shard-" in made and list(spooled.iterdir()) == []
+    assert len(made) > 2 and {os.path.dirname(folder) for folder in made} == {str(spooled)}
+    assert list(spooled.iterdir()) == []
 
 
 @pytest.mark.parametrize("transforms", datasets.some(["one", "three"], ["three"]))
