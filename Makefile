@@ -44,7 +44,7 @@ demo: env
 
 # Without the import rules, which `make check` runs. A test that does not end is stopped, named, and shown with the stacks
 # of its threads. No test takes a tenth of this time.
-test cluster: HANG = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+test: HANG = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 test: env
 	$(BIN)/python -m pytest -m "not proof and not gpu and not cluster" --ignore tests/test_imports.py -n auto --maxprocesses 4 --dist worksteal $(HANG)
 
@@ -71,7 +71,7 @@ soak: env
 # `prepare` and `predict` on a Flink cluster of this machine, in less than 15 minutes after the first download; skipped
 # without Java 11 or 17.
 cluster: env
-	$(BIN)/python -m pytest -m cluster -rs --durations 0 $(HANG)
+	$(BIN)/python -m pytest -m cluster -rs --durations 0
 
 # What is claimed of speed and memory, each against the textbook way in the same run; goes to build/benchmarks.
 benchmark: env
