@@ -78,8 +78,15 @@ class EngineShuffle(Shuffle):
             | "WriteShards" >> write.with_outputs(REJECT_LINES, main="shards")
         )
         reject_lines = (parsed[REJECT_LINES], written[REJECT_LINES]) | "Flatten" >> beam.Flatten()
-        lists = {REJECT_LINES: reject_lines, CHUNK_LINES: parsed[CHUNK_LINES]} | WriteListsByKey(self._files)
+        lists = {REJECT_LINES: reject_lines, CHUNK_LINES: parsed[CHUNK_LINES]} | WriteListsByKey(
+            self._files, is_published
+        )
         return Written(copy_output(written["shards"], "Written"), lists)
+
+
+def is_published(files: JobFiles) -> bool:
+    """Whether a commit has the generation of a job."""
+    return find_published(files.output, files.generation, after=0) is not None
 
 
 class _MakeBlocks(CallOnChunks):
@@ -188,7 +195,7 @@ class _WriteGroup(beam.DoFn):
         output, generation = job.files.output, job.files.generation
         writer = ShardWriter(self._schema, output, generation, job.base.published, job.base.windows)
         written = write_grouped(number, num_shards, blocks, writer, spool_bytes=self._spool_bytes)
-        remove_if_unwanted(job.files, lambda: find_published(output, generation, after=job.base.number) is not None)
+        remove_if_unwanted(job.files, is_published)
         self._rejected.inc(written.num_rejects)
         self._written.inc(sum(shard.shard.records for shard in written.shards))
         yield from written.shards

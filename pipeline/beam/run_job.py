@@ -15,9 +15,10 @@ from pipeline import progress
 from pipeline.beam.job_progress import cancel_on_flink, follow
 from pipeline.beam.worker_errors import last_exception, user_error
 from pipeline.errors import Terminated, UserError, check_unpublished
-from pipeline.files import list_files
+from pipeline.files import exists, join, list_files, remove
 from pipeline.writing.fence import Fence, fence, read_refusal
 from pipeline.writing.job import JobFiles
+from pipeline.writing.paths import rejects_path
 
 Result = TypeVar("Result")
 
@@ -64,10 +65,17 @@ def run_job(
     """
     output, job = files.output, _Job(pipeline, command)
 
-    def discard_all() -> None:
-        discard()
+    def discard_all(*, with_rejects: bool = False) -> None:
+        rejects = join(output, rejects_path(files.generation))
+
+        def remove_files() -> None:
+            discard()
+            if with_rejects and exists(rejects):
+                remove([rejects])
+
+        remove_files()
         if files.is_fenced:
-            _discard_late(files, discard)
+            _discard_late(files, remove_files)
 
     with fence(files, command) as kept:
         try:
@@ -84,10 +92,11 @@ def run_job(
                 _take_down(kept, output, read_published)
                 job.cancel_on_flink()
             check_unpublished(output, error, read_published)
-            discard_all()
+            # After an error, a user may want to see the rejects; after an interruption, they are those of half a job.
+            discard_all(with_rejects=_is_interrupt(error) or _is_cancelled(error))
             if signalled:
                 raise Terminated from None
-            if str(error).startswith("KeyboardInterrupt"):  # raised in a worker in this process, then turned into text
+            if not isinstance(error, KeyboardInterrupt) and _is_interrupt(error):
                 raise KeyboardInterrupt from None
             from_worker = user_error(error)
             if from_worker is None and kept is not None and isinstance(error, Exception):
@@ -163,18 +172,27 @@ def _take_down(kept: Fence, output: str, read_published: Callable[[], Any]) -> N
         time.sleep(0.5)
 
 
-def _discard_late(files: JobFiles, discard: Callable[[], None]) -> None:
+def _discard_late(files: JobFiles, remove_files: Callable[[], None]) -> None:
     """Removes the files that tasks of an ended job still write."""
     end = time.monotonic() + _LATE_SECONDS
     while time.monotonic() < end:
         time.sleep(0.2)
         if list_files(files.folder):
-            discard()
+            remove_files()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C ended a job. Beam turns the KeyboardInterrupt of a worker in this process into text."""
+    return isinstance(error, KeyboardInterrupt) or str(error).startswith("KeyboardInterrupt")
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    return any(text in str(error) for text in _CANCELLED)
 
 
 def _engine_error(output: str, error: Exception) -> UserError:
     """Returns the error for a job that the engine could not complete, in one line."""
-    if any(text in str(error) for text in _CANCELLED):
+    if _is_cancelled(error):
         return UserError(f"{output}: the job was cancelled on the engine. Nothing was published.")
     reason = " ".join(last_exception(str(error) or type(error).__name__).split()).rstrip(".")
     return UserError(

@@ -8,13 +8,14 @@ import apache_beam as beam
 
 from pipeline.beam.fenced import while_wanted
 from pipeline.beam.outputs import in_global_window
-from pipeline.files import local_folder
+from pipeline.files import join, local_folder
 from pipeline.format.sources import SourcesFile
 from pipeline.raw.json_lines import ChunkSummary
 from pipeline.raw.rejects import Reject
 from pipeline.shuffle.chunk_runs import ChunkLinesBuffer, ChunkRun, write_chunk_lines
 from pipeline.shuffle.reject_runs import RejectLinesBuffer, RejectRun, write_reject_lines
 from pipeline.shuffle.row_runs import LINES_BYTES, RowBuffer, read_lines
+from pipeline.writing.fence import IsPublished, remove_if_unwanted
 from pipeline.writing.job import JobFiles
 from pipeline.writing.rejects import RejectsFile, write_rejects
 from pipeline.writing.write_sources import list_sources
@@ -72,9 +73,11 @@ class WriteListsByKey(beam.PTransform):
 
     Attributes:
         files, lists_sources: As for WriteLists.
+        is_published: As for `remove_if_unwanted`.
     """
 
     files: Any
+    is_published: IsPublished
     lists_sources: bool = True
 
     def expand(self, inputs: Any) -> Any:
@@ -89,15 +92,15 @@ class WriteListsByKey(beam.PTransform):
             | "AllLines" >> beam.Flatten()
             | "OneKey" >> beam.Map(lambda tagged: (0, tagged)).with_output_types(tuple[int, tuple[str, bytes]])
             | "GroupLines" >> beam.GroupByKey()
-            | "WriteLists" >> beam.ParDo(_WriteGroupedLists(self.lists_sources), self.files)
+            | "WriteLists" >> beam.ParDo(_WriteGroupedLists(self.lists_sources, self.is_published), self.files)
         )
 
 
 class _WriteGroupedLists(beam.DoFn):
     """Writes the lists: (key, (REJECT_LINES or CHUNK_LINES, lines)) -> WrittenLists."""
 
-    def __init__(self, lists_sources: bool) -> None:
-        self._lists_sources = lists_sources
+    def __init__(self, lists_sources: bool, is_published: IsPublished) -> None:
+        self._lists_sources, self._is_published = lists_sources, is_published
 
     def process(self, element: tuple[int, Iterable[tuple[str, bytes]]], files: JobFiles) -> Iterator[WrittenLists]:
         yield from while_wanted(files, self._write(element[1], files))
@@ -114,7 +117,10 @@ class _WriteGroupedLists(beam.DoFn):
                     runs[name] += buffers[name].add(row)
             for name, buffer in buffers.items():
                 runs[name] += buffer.flush()
-            yield _write_lists(self._lists_sources, files, runs[REJECT_LINES], runs[CHUNK_LINES])
+            lists = _write_lists(self._lists_sources, files, runs[REJECT_LINES], runs[CHUNK_LINES])
+            rejects = [] if lists.rejects is None else [join(files.output, lists.rejects.path)]
+            remove_if_unwanted(files, self._is_published, *rejects)
+            yield lists
 
 
 class _Pack(beam.DoFn):

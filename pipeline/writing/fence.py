@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError, make_error
@@ -28,6 +28,8 @@ _REFRESH_SECONDS = 60.0
 _FRESH_SECONDS = 600.0
 
 Decision = Literal["publish", "discard"]
+# Whether a job was published.
+IsPublished: TypeAlias = Callable[[JobFiles], bool]
 
 
 class Fence:
@@ -133,13 +135,16 @@ def read_refusal(files: JobFiles) -> UserError | None:
     return make_error(stored["kind"], stored["message"])
 
 
-def remove_if_unwanted(files: JobFiles, is_published: Callable[[], bool]) -> None:
+def remove_if_unwanted(files: JobFiles, is_published: IsPublished, *more: str) -> None:
     """Removes what a task wrote while, or after, the driver removed the files of the job.
 
     Args:
-        is_published: Whether the job was published: a task of it that ran twice must not remove what it published.
+        is_published: Returns whether the job was published: a task of it that ran twice must not remove what it
+            published.
+        more: Files outside the folder of the job that the task wrote.
     """
-    if files.is_fenced and not exists(_path(files, FENCE)) and not is_published():
+    if files.is_fenced and not exists(_path(files, FENCE)) and not is_published(files):
+        remove([path for path in more if exists(path)])
         remove_folder(files.folder)
 
 

@@ -287,7 +287,7 @@ class _Predict(beam.DoFn):
         yield from self._predict(self._buffer.flush())
         yield from self._write(leave=0)
         yield from self._writer.flush()
-        remove_if_unwanted(self._files, lambda: read_published(self._files) is not None)
+        remove_if_unwanted(self._files, _is_published)
 
     def teardown(self) -> None:
         if hasattr(self, "_pool"):  # after an error, batches may be pending
@@ -318,6 +318,10 @@ class _Predict(beam.DoFn):
                     yield from self._writer.add_lines(outputs)
 
 
+def _is_published(files: JobFiles) -> bool:
+    return read_published(files) is not None
+
+
 @dataclasses.dataclass
 class _PublishPredictions(beam.PTransform):
     """Publishes predictions: {"parts": Part, "rejects": Reject, "chunks": ChunkSummary} -> the summary as a dict."""
@@ -336,7 +340,7 @@ class _PublishPredictions(beam.PTransform):
             reject_lines = inputs["rejects"] | "PackRejects" >> beam.ParDo(PackRejects())
             chunk_lines = inputs["chunks"] | "PackChunks" >> beam.ParDo(PackChunks())
             lines = {REJECT_LINES: reject_lines, CHUNK_LINES: chunk_lines}
-            lists = lines | WriteListsByKey(files, lists_sources=False)
+            lists = lines | WriteListsByKey(files, _is_published, lists_sources=False)
         return (
             parts.pipeline
             | "Once" >> beam.Create([self.publisher], reshuffle=False)

@@ -140,7 +140,7 @@ ALL_ENDS = list(itertools.product([moment for moment, _ in OFTEN], ["Ctrl-C", "S
 @pytest.mark.parametrize(("moment", "end"), datasets.some(ALL_ENDS, OFTEN, unpack=True))
 def test_an_ended_job_publishes_nothing_and_leaves_nothing(run, write_raw, tmp_path, waiting, monkeypatch, moment, end):
     """Its tasks go on after the driver has left, as those of some engines do."""
-    raw = write_raw(rows_of(50))
+    raw = write_raw(rows_of(500, wrong=(3,)))
     arrived, go_on = stop_at(monkeypatch, moment)
 
     def leave(result):

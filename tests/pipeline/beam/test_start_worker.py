@@ -134,8 +134,8 @@ def test_without_a_runner_the_command_says_who_starts_it(capsys):
 
 
 def test_a_worker_ends_when_the_process_that_started_it_is_killed():
-    child = "import os; from pipeline.beam.start_worker import _end_with_parent; print('up', flush=True)\n"
-    child += "_end_with_parent(os.getppid())"
+    child = "import os; from pipeline.beam.start_worker import _end_with_parent; parent = os.getppid()\n"
+    child += "print('up', flush=True); _end_with_parent(parent)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE) as process:

@@ -112,7 +112,7 @@ def test_a_task_removes_what_it_wrote_after_the_driver_but_nothing_that_is_publi
                 file.write(b"x")
             if step != "wanted":
                 kept.take_down()
-            remove_if_unwanted(files, lambda step=step: step == "published")
+            remove_if_unwanted(files, lambda _, step=step: step == "published")
             assert exists(written) == remains
 
 
