@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from pipeline import files
+from pipeline import create_once, files
 from pipeline.writing import lock, marker, retention
 
 # The calls that need free space, and all that can fail.
@@ -60,6 +60,7 @@ def watch_file_system(before_call):
     in_files.path = types.SimpleNamespace(**vars(os.path) | {"getsize": watched(os.path.getsize)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "os", in_files)
+        patch.setattr(create_once, "os", in_files)
         patch.setattr(files, "open", open_watched, raising=False)
         patch.setattr(files, "shutil", types.SimpleNamespace(**vars(shutil) | {"rmtree": watched(shutil.rmtree)}))
         patch.setattr(marker, "os", replaced(os.stat, os.unlink, os.rmdir))
