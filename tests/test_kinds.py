@@ -166,9 +166,8 @@ def outputs(model, features):
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        ("class", {}),
         ("step_class", {}),
-        *(pytest.param(kind, {}, marks=pytest.mark.proof) for kind in sorted(set(KINDS) - {"class", "step_class"})),
+        *(pytest.param(kind, {}, marks=pytest.mark.proof) for kind in sorted(set(KINDS) - {"step_class"})),
         pytest.param("class", {"pooling": "mean"}, marks=pytest.mark.proof),
         pytest.param("class", {"pooling": "max"}, marks=pytest.mark.proof),
         pytest.param("multilabel", {"pooling": "mean", "bidirectional": True}, marks=pytest.mark.proof),

@@ -132,7 +132,7 @@ def test_a_worker_that_is_killed_ends_the_stream_and_publishes_nothing(tmp_path)
     assert sum(split.records for split in read_whole(place.dataset).splits.values()) == 2
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.proof)])
 def test_workers_end_with_a_stream_that_gets_a_signal(tmp_path, name):
     place = Place(tmp_path)
     place.append("a.jsonl", lines(range(5)))

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import datasets
 import numpy as np
 import pytest
 import s3 as support
@@ -37,7 +36,8 @@ def equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
-@pytest.mark.parametrize("batching", datasets.some(["window", "bucket"], ["window"]))
+@pytest.mark.proof
+@pytest.mark.parametrize("batching", ["window", "bucket"])
 def test_the_batches_are_those_of_a_disk(copy, dataset, batching, monkeypatch):
     monkeypatch.setattr("trainer.reading.tf_data_reader._BLOCK_BYTES", 10_000)  # several requests for a shard
     plans = [plan_epoch(open_dataset(path), "train", batching=batching) for path in (f"{PLACE}/dataset", dataset)]

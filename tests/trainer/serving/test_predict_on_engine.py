@@ -56,6 +56,7 @@ def test_predictions_and_rejects_are_those_of_a_run_in_this_process(raw, tmp_pat
     assert found[0] == found[1] and found[0][0] == number
 
 
+@pytest.mark.proof
 def test_too_many_rejects_are_a_result_that_the_engine_does_not_retry(raw, tmp_path, results):
     path, run, number = raw
     with open(path, "a") as file:

@@ -178,6 +178,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path, kills):
     kill_and_resume(tmp_path, 2, kills)
 
 
+@pytest.mark.proof
 def test_a_stateful_run_that_is_killed_within_records_resumes_to_the_same_bits(tmp_path):
     plan = plan_next_epoch(open_dataset(dataset()), STATEFUL, State())
     within_a_record = next(itertools.islice(plan.chunks(), EVERY, None))  # the chunks of the first update that is lost
