@@ -290,7 +290,7 @@ def check_missed(missed):
 
 
 def test_verify_handles_damaged_files(fuzz, tiny, tmp_path):
-    check_missed(damage_files(fuzz, 80, 0, tiny, tmp_path))
+    check_missed(damage_files(fuzz, 40, 0, tiny, tmp_path))
 
 
 @pytest.mark.proof
