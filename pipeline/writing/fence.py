@@ -11,21 +11,16 @@ return it as the text of a traceback.
 
 import contextlib
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
 from pipeline.create_once import create_once, supports_create_once
 from pipeline.errors import UserError, make_error
-from pipeline.files import exists, join, modified, read_bytes, remove, remove_empty, remove_folder, replace
+from pipeline.files import exists, join, read_bytes, remove, remove_empty, remove_folder, replace
 from pipeline.locks import describe_this_process
 from pipeline.writing.job import JobFiles
 from pipeline.writing.paths import DECISION, FENCE, REFUSAL
-
-_REFRESH_SECONDS = 60.0
-# A driver that has not refreshed its fence for this time counts as killed. Its clock may differ from that of a worker.
-_FRESH_SECONDS = 600.0
+from pipeline.writing.refreshed_file import RefreshedFile, is_fresh
 
 Decision = Literal["publish", "discard"]
 # Whether a job was published.
@@ -40,18 +35,16 @@ class Fence:
     """
 
     def __init__(self, files: JobFiles, command: str) -> None:
-        self._files, self._command = files, command
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, daemon=True)
+        self._files = files
+        self._file = RefreshedFile(_path(files, FENCE), describe_this_process(command))
 
     def put_up(self) -> None:
         """Creates the fence, and refreshes it from now on."""
-        self._write()
-        self._thread.start()
+        self._file.start()
 
     def take_down(self) -> bool:
         """Ends the job, and removes the fence. Returns False, and does nothing, if the job is being published."""
-        self._stop()
+        self._file.stop()
         if not decide(self._files, "discard"):
             return False
         _remove(self._files, FENCE)
@@ -59,34 +52,14 @@ class Fence:
 
     def clear(self) -> None:
         """Removes all files of this module, after the job was published or its files were removed."""
-        self._stop()
+        self._file.stop()
         _remove(self._files, FENCE, DECISION, REFUSAL)
         remove_empty(self._files.folder)
-
-    def _stop(self) -> None:
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _write(self) -> None:
-        with replace(_path(self._files, FENCE)) as file:
-            file.write(describe_this_process(self._command))
-
-    def _refresh(self) -> None:
-        while not self._ended.wait(_REFRESH_SECONDS):
-            # The next attempt may succeed. If none does, the job counts as abandoned.
-            with contextlib.suppress(OSError):
-                # A worker may have removed it, with a refusal.
-                if exists(_path(self._files, FENCE)):
-                    self._write()
 
 
 def is_wanted(files: JobFiles) -> bool:
     """Whether the driver of a job still waits for it. A job without a fence always is."""
-    if not files.is_fenced:
-        return True
-    written = modified(_path(files, FENCE))
-    return written is not None and time.time() - written < _FRESH_SECONDS
+    return not files.is_fenced or is_fresh(_path(files, FENCE))
 
 
 def decide(files: JobFiles, decision: Decision) -> bool:

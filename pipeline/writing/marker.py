@@ -7,38 +7,28 @@ may run on another host, or in another container, that shares the folder.
 import contextlib
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator
 
 from pipeline.errors import UserError
-from pipeline.files import is_local, join, list_files, modified, remove, replace
+from pipeline.files import is_local, join, list_files, remove
 from pipeline.locks import describe_this_process, read_process
 from pipeline.writing.paths import GENERATION_PATTERN, marker_path
-
-# An object store cannot touch an object, which is written again: one small request.
-_REFRESH_SECONDS, _REWRITE_SECONDS = 20.0, 60.0
-# A writer whose mark is older counts as killed. It may have been suspended, or its file system may have been slow, for
-# less than that.
-_FRESH_SECONDS = 600.0
+from pipeline.writing.refreshed_file import RefreshedFile, is_fresh
 
 
 @contextlib.contextmanager
 def mark_writer(output: str, generation: str, *, command: str) -> Iterator[None]:
     """Marks a generation inside the block. The mark of a process that is killed remains, and becomes old."""
-    path, description = join(output, marker_path(generation)), describe_this_process(command)
-    with replace(path) as file:
-        file.write(description)
-    process, ended = os.getpid(), threading.Event()
-    thread = threading.Thread(target=_refresh, args=(path, description, ended), daemon=True)
-    thread.start()
+    path = join(output, marker_path(generation))
+    mark = RefreshedFile(path, describe_this_process(command))
+    mark.start()
+    process = os.getpid()
     try:
         yield
     finally:
         # A forked child that leaves the block must not remove the mark of its parent.
         if os.getpid() == process:
-            ended.set()
-            thread.join()
+            mark.stop()
             _remove_mark(output, path)
 
 
@@ -54,22 +44,9 @@ def _remove_mark(output: str, path: str) -> None:
         os.rmdir(join(output, "data"))
 
 
-def _refresh(path: str, description: bytes, ended: threading.Event) -> None:
-    while not ended.wait(_REFRESH_SECONDS if is_local(path) else _REWRITE_SECONDS):
-        # Nothing to do about an error here: if the writer's own files have a problem, the writer reports it.
-        with contextlib.suppress(OSError, UserError):
-            if is_local(path):
-                os.utime(path)
-            else:
-                with replace(path) as file:
-                    file.write(description)
-
-
 def is_at_work(output: str, generation: str) -> bool:
-    """Whether a generation is marked and its mark was refreshed in the last ten minutes, or in the future: the clocks
-    of two hosts differ."""
-    refreshed = modified(join(output, marker_path(generation)))
-    return refreshed is not None and time.time() - refreshed < _FRESH_SECONDS
+    """Whether a generation is marked, and its mark is fresh."""
+    return is_fresh(join(output, marker_path(generation)))
 
 
 def writers_at_work(output: str) -> list[str]:

@@ -15,7 +15,7 @@ from prepare_jobs import contents, read_whole, snapshot
 from pipeline.beam import engine_shuffle, fenced, run_job
 from pipeline.beam.run_job import _engine_error
 from pipeline.errors import Terminated, UserError
-from pipeline.writing import fence as fences
+from pipeline.writing import refreshed_file
 from pipeline.writing.publish import Publisher
 
 SCHEMA = """\
@@ -235,7 +235,7 @@ def test_an_internal_error_is_one_line_and_leaves_nothing(run, write_raw, tmp_pa
 
 def test_a_job_that_ends_without_a_result_leaves_nothing(run, write_raw, tmp_path, monkeypatch):
     """The fence counts as that of a killed driver."""
-    monkeypatch.setattr(fences, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(refreshed_file, "_FRESH_SECONDS", 0.0)
     with pytest.raises(UserError, match="the runner ended as DONE, but nothing was published"):
         run(write_raw(rows_of(50)))
     assert left(tmp_path) == []

@@ -9,7 +9,7 @@ import pytest
 from pipeline.beam.fenced import while_wanted
 from pipeline.errors import TryAgain, UserError
 from pipeline.files import exists, join, list_files, replace
-from pipeline.writing import fence as fences
+from pipeline.writing import refreshed_file
 from pipeline.writing.fence import (
     Fence,
     decide,
@@ -55,7 +55,7 @@ def test_a_job_whose_driver_was_killed_is_not_wanted(tmp_path, monkeypatch):
 
 
 def test_the_driver_refreshes_the_fence_but_does_not_put_it_up_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fences, "_REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(refreshed_file, "_REFRESH_SECONDS", 0.01)
     files = name_files(str(tmp_path / "dataset"), is_fenced=True)
     with fence(files, "prepare"):
         os.utime(join(files.folder, FENCE), (0, 0))
@@ -90,7 +90,7 @@ def test_the_first_refusal_is_kept_and_ends_the_job(files):
         assert not is_wanted(files) and not may_publish(files)
     with fence(files, "prepare") as kept:
         refuse(files, UserError("wrong."))
-        kept._write()  # as the driver may do at the same moment
+        kept._file._write()  # as the driver may do at the same moment
         assert not may_publish(files)
 
 

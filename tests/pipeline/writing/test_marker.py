@@ -7,7 +7,7 @@ import holders
 import object_store
 import pytest
 
-from pipeline.writing import marker
+from pipeline.writing import marker, refreshed_file
 from pipeline.writing.marker import is_at_work, mark_writer, writers_at_work
 from pipeline.writing.paths import is_written_by_prepare, marker_path
 
@@ -51,7 +51,7 @@ def test_the_mark_of_a_killed_writer_becomes_old(tmp_path):
 
 
 def test_a_mark_is_refreshed_while_the_writer_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(marker, "_REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(refreshed_file, "_REFRESH_SECONDS", 0.01)
     path = tmp_path / marker_path(FIRST)
     with mark_writer(str(tmp_path), FIRST, command="prepare"):
         for _ in range(2):
@@ -62,7 +62,7 @@ def test_a_mark_is_refreshed_while_the_writer_lives(tmp_path, monkeypatch):
 
 def test_a_mark_that_is_removed_or_cannot_be_refreshed_is_no_error(tmp_path, monkeypatch):
     """Warnings are errors in the tests, also that of an exception in a thread."""
-    monkeypatch.setattr(marker, "_REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(refreshed_file, "_REFRESH_SECONDS", 0.01)
     calls = []
 
     def refuse(path):
@@ -100,7 +100,7 @@ def test_a_mark_on_an_object_store_is_written_again_while_the_writer_lives(monke
     path = f"{output}/{marker_path(FIRST)}"
     monkeypatch.setattr(object_store, "OBJECTS", {})
     monkeypatch.setattr(object_store.ObjectStore, "last_updated", lambda self, path: written[-1])
-    monkeypatch.setattr(marker, "_REWRITE_SECONDS", 0.001)
+    monkeypatch.setattr(refreshed_file, "_REWRITE_SECONDS", 0.001)
     store = object_store.ObjectStore.create
 
     def create(self, *arguments):
