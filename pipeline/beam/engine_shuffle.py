@@ -16,7 +16,7 @@ from pipeline.beam.file_shuffle import with_origins
 from pipeline.beam.outputs import copy_output, in_global_window
 from pipeline.beam.read_lines import CHUNKS
 from pipeline.beam.shuffle import Shuffle, Written
-from pipeline.beam.write_lists import CHUNK_LINES, REJECT_LINES, PackChunks, PackRejects, WriteListsByKey
+from pipeline.beam.write_lists import CHUNK_LINES, REJECT_LINES, WriteListsByKey, pack_chunks, pack_rejects
 from pipeline.raw.json_lines import Chunk
 from pipeline.raw.spooled_messages import MessageChunk
 from pipeline.schema.schema import Schema
@@ -52,7 +52,7 @@ class EngineShuffle(Shuffle):
     def parse(self, chunks: Any, options: dict[str, Any]) -> dict[str, Any]:
         make = beam.ParDo(_MakeBlocks(options), self._job).with_outputs(TOTALS, REJECT_LINES, CHUNKS, main=BLOCKS)
         made = chunks | "MakeBlocks" >> make
-        chunk_lines = made[CHUNKS] | "PackChunks" >> beam.ParDo(PackChunks())
+        chunk_lines = pack_chunks(made[CHUNKS])
         return {tag: made[tag] for tag in (BLOCKS, TOTALS, REJECT_LINES)} | {CHUNK_LINES: chunk_lines}
 
     def encode(self, sequences: Any, rejects: Any, chunks: Any) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class EngineShuffle(Shuffle):
         return {
             BLOCKS: encoded[BLOCKS],
             TOTALS: encoded[TOTALS],
-            REJECT_LINES: rejects | "PackRejects" >> beam.ParDo(PackRejects()),
-            CHUNK_LINES: chunks | "PackChunks" >> beam.ParDo(PackChunks()),
+            REJECT_LINES: pack_rejects(rejects),
+            CHUNK_LINES: pack_chunks(chunks),
         }
 
     def write(self, parsed: Mapping[str, Any], num_shards: int | None) -> Written:

@@ -10,8 +10,6 @@ from pipeline.beam.fenced import while_wanted
 from pipeline.beam.outputs import in_global_window
 from pipeline.files import join, local_folder
 from pipeline.format.sources import SourcesFile
-from pipeline.raw.json_lines import ChunkSummary
-from pipeline.raw.rejects import Reject
 from pipeline.shuffle.chunk_runs import ChunkLinesBuffer, ChunkRun, write_chunk_lines
 from pipeline.shuffle.reject_runs import RejectLinesBuffer, RejectRun, write_reject_lines
 from pipeline.shuffle.row_runs import LINES_BYTES, RowBuffer, read_lines
@@ -123,6 +121,16 @@ class _WriteGroupedLists(beam.DoFn):
             yield lists
 
 
+def pack_rejects(rejects: Any) -> Any:
+    """Returns a PCollection of Reject as blocks of lines."""
+    return rejects | "PackRejects" >> beam.ParDo(_Pack(write_reject_lines))
+
+
+def pack_chunks(chunks: Any) -> Any:
+    """Returns a PCollection of ChunkSummary as blocks of lines."""
+    return chunks | "PackChunks" >> beam.ParDo(_Pack(write_chunk_lines))
+
+
 class _Pack(beam.DoFn):
     """Packs the elements of a bundle into blocks of lines.
 
@@ -151,23 +159,3 @@ class _Pack(beam.DoFn):
     def _flush(self) -> bytes:
         lines, self._lines, self._num_bytes = self._lines, [], 0
         return b"".join(lines)
-
-
-class PackRejects(_Pack):
-    """Packs rejects: Reject -> blocks of lines."""
-
-    def __init__(self) -> None:
-        super().__init__(write_reject_lines)
-
-    def process(self, element: Reject) -> Iterator[bytes]:
-        yield from super().process(element)
-
-
-class PackChunks(_Pack):
-    """Packs the summaries of chunks: ChunkSummary -> blocks of lines."""
-
-    def __init__(self) -> None:
-        super().__init__(write_chunk_lines)
-
-    def process(self, element: ChunkSummary) -> Iterator[bytes]:
-        yield from super().process(element)

@@ -24,11 +24,8 @@ FOLDER = f"s3://{support.BUCKET}/folder"
 
 @pytest.fixture(scope="module")
 def store():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in support.ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with support.in_this_process() as made:
-            yield made
+    with support.with_environment() as made:
+        yield made
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import threading
 import urllib.request
 from typing import NamedTuple
 
+import pytest
+
 BUCKET = "bucket"
 # No test reads the credentials of this machine, or asks for a role.
 ENVIRONMENT = {
@@ -96,6 +98,16 @@ class Server(NamedTuple):
 
     def count_requests(self):
         return collections.Counter(kind for kind, _ in self.take_requests())
+
+
+@contextlib.contextmanager
+def with_environment():
+    """As `in_this_process`, with the environment variables of the store inside the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with in_this_process() as client:
+            yield client
 
 
 @contextlib.contextmanager

@@ -31,11 +31,11 @@ from pipeline.beam.sort_rows import SortRows
 from pipeline.beam.write_lists import (
     CHUNK_LINES,
     REJECT_LINES,
-    PackChunks,
-    PackRejects,
     WriteLists,
     WriteListsByKey,
     WrittenLists,
+    pack_chunks,
+    pack_rejects,
 )
 from pipeline.beam_files import set_store_options
 from pipeline.errors import UserError
@@ -337,9 +337,7 @@ class _PublishPredictions(beam.PTransform):
             chunk_runs = inputs["chunks"] | "SortChunks" >> beam.ParDo(SortRows(ChunkBuffer), files)
             lists = {"reject_runs": reject_runs, "chunk_runs": chunk_runs} | WriteLists(files, lists_sources=False)
         else:
-            reject_lines = inputs["rejects"] | "PackRejects" >> beam.ParDo(PackRejects())
-            chunk_lines = inputs["chunks"] | "PackChunks" >> beam.ParDo(PackChunks())
-            lines = {REJECT_LINES: reject_lines, CHUNK_LINES: chunk_lines}
+            lines = {REJECT_LINES: pack_rejects(inputs["rejects"]), CHUNK_LINES: pack_chunks(inputs["chunks"])}
             lists = lines | WriteListsByKey(files, _is_published, lists_sources=False)
         return (
             parts.pipeline

@@ -31,11 +31,8 @@ DATASET = f"s3://{support.BUCKET}/some/dataset"
 
 @pytest.fixture(scope="module")
 def store():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in support.ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with support.in_this_process() as client:
-            yield client
+    with support.with_environment() as client:
+        yield client
 
 
 @pytest.fixture

@@ -22,14 +22,11 @@ PLACE = f"s3://{support.BUCKET}"
 @pytest.fixture(scope="module")
 def copy(dataset):
     """The path of a copy of the dataset on S3."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in support.ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with support.in_this_process() as client:
-            for path in pathlib.Path(dataset).rglob("*"):
-                if path.is_file():
-                    client.upload_file(str(path), support.BUCKET, f"dataset/{path.relative_to(dataset)}")
-            yield client
+    with support.with_environment() as client:
+        for path in pathlib.Path(dataset).rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), support.BUCKET, f"dataset/{path.relative_to(dataset)}")
+        yield client
 
 
 def equal(one, other):
